@@ -1,0 +1,38 @@
+"""Errors that a person can act on, and how a command ends with one.
+
+Every check that guards against bad input raises `UserError` with one sentence: what was wrong, what was found, what
+to do. Commands wrap their main function in `command`, which prints that sentence and exits with code 2. Anything else
+is a defect of this project and keeps its traceback.
+"""
+
+import errno
+import functools
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """One sentence for the person at the keyboard: what was wrong, what was found, what to do."""
+
+
+def command(main: Callable[..., None]) -> Callable[..., None]:
+    """Make `main` end as a command should: exit 2 on bad input or a full disk, 130 on Ctrl-C, one line on stderr."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            print(f"error: no space left on the disk while writing {error.filename or 'a file'}; nothing half-written"
+                  " was kept: free some space and run the same command again", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return run

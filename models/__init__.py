@@ -1,0 +1,1 @@
+"""The frozen text-to-video backbone and everything that is attached to it."""

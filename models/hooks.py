@@ -1,0 +1,101 @@
+"""Reversible patches on somebody else's model.
+
+Nothing here edits or subclasses diffusers. A patch changes the forward of named modules, hands back a `Patch`, and
+`Patch.remove()` (or leaving its `with` block) restores the model bit for bit, in whatever order patches are removed.
+
+Two patches live here because every method needs them: the one-frame bypass of the temporal layers (the U-Net of the
+paper's release skipped them at one frame, today's diffusers runs them) and activation checkpointing (which the stock
+U-Net refuses to switch on). Hidden states are [(b f) c h w] inside the U-Net.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+TEMPORAL_LAYERS = (TemporalConvLayer, TransformerTemporalModel)
+CHECKPOINTED_LAYERS = (ResnetBlock2D, Transformer2DModel, *TEMPORAL_LAYERS)
+
+
+class Patch:
+    """What undoes a change: call `remove()`, or use it as a context manager. Removing twice is harmless."""
+
+    def __init__(self, undo: Iterable[Callable[[], None]] = ()):
+        self._undo = list(undo)
+
+    def remove(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def __enter__(self) -> "Patch":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.remove()
+
+
+def wrap_forward(module: nn.Module, wrapper: Callable) -> Callable[[], None]:
+    """Call `wrapper(forward, *args, **kwargs)` in place of `module.forward`; returns the function that undoes it.
+
+    Wrappers stack (the last one added is outermost) and can be taken off in any order, which plain reassignment of
+    `forward` would get wrong.
+    """
+    wrappers = module.__dict__.setdefault("_forward_wrappers", [])
+    entry = (wrapper,)  # a new tuple each time: the same wrapper may be added twice and removed once
+    wrappers.append(entry)
+    _compose(module)
+
+    def undo() -> None:
+        wrappers[:] = [other for other in wrappers if other is not entry]
+        _compose(module)
+
+    return undo
+
+
+def _compose(module: nn.Module) -> None:
+    forward = type(module).forward.__get__(module)
+    wrappers = module.__dict__["_forward_wrappers"]
+    if not wrappers:
+        del module.__dict__["forward"], module.__dict__["_forward_wrappers"]
+        return
+    for (wrapper,) in wrappers:
+        forward = _bind(wrapper, forward)
+    module.forward = forward
+
+
+def _bind(wrapper: Callable, forward: Callable) -> Callable:
+    return lambda *args, **kwargs: wrapper(forward, *args, **kwargs)
+
+
+def _skip_one_frame(forward: Callable, hidden_states: torch.Tensor, *args, num_frames: int = 1, **kwargs):
+    if num_frames > 1:
+        return forward(hidden_states, *args, num_frames=num_frames, **kwargs)
+    return hidden_states if "return_dict" not in kwargs else (hidden_states,)
+
+
+def bypass_single_frames(unet: nn.Module) -> Patch:
+    """Make every temporal convolution and temporal transformer the identity when the U-Net sees one frame.
+
+    This is what the paper's base model does in the spatial pass (release, with its shipped configs); passes of two
+    and more frames are untouched.
+    """
+    return Patch([wrap_forward(m, _skip_one_frame) for m in unet.modules() if isinstance(m, TEMPORAL_LAYERS)])
+
+
+def _checkpointed(forward: Callable, *args, **kwargs):
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def checkpoint_activations(unet: nn.Module) -> Patch:
+    """Keep only the inputs of the U-Net's leaf layers for the backward pass and recompute the rest.
+
+    Leaf layers are ResNet blocks, temporal convolutions, spatial and temporal transformers. Gradients are the same to
+    the bit; dropout masks are replayed. Adapters must not be switched between a forward and its backward.
+    """
+    return Patch([wrap_forward(m, _checkpointed) for m in unet.modules() if isinstance(m, CHECKPOINTED_LAYERS)])
