@@ -1,0 +1,72 @@
+"""Keys of older files of this family that are still accepted: each says, on one line, what replaced it.
+
+They come from the authors' release, MotionDirector and the text-to-video finetuning code both grew from. A key that
+still means something is moved to today's key; a key that asks for what cannot be given is an error, never ignored in
+silence.
+"""
+
+from typing import Any
+
+REPLACED = {
+    "cache_latents": "latents are always cached, by content, in cache_dir",
+    "use_unet_lora": "method says what is trained",
+    "use_text_lora": "the text encoder is never trained",
+    "train_text_encoder": "the text encoder is never trained",
+    "trainable_text_modules": "the text encoder is never trained",
+    "text_encoder_lora_modules": "the text encoder is never trained",
+    "lora_text_dropout": "the text encoder is never trained",
+    "text_encoder_gradient_checkpointing": "prompts are encoded once and the text encoder leaves the device",
+    "save_pretrained_model": "only adapters are saved; scripts/convert.py writes a merged model folder",
+    "save_lora_for_webui": "scripts/convert.py writes other formats",
+    "only_lora_for_webui": "scripts/convert.py writes other formats",
+    "enable_xformers_memory_efficient_attention": "attention runs through PyTorch's SDPA, which needs no switch",
+    "enable_torch_2_attn": "attention runs through PyTorch's SDPA, which needs no switch",
+    "trainable_modules": "temporal_preset names the trained layers",
+    "unet_lora_modules": "temporal_preset names the trained layers",
+    "lora_version": "there is one LoRA format, PEFT's",
+    "lora_bias": "the LoRAs have no bias",
+    "lora_path": "resume_from_checkpoint starts from trained adapters",
+    "resume_step": "the step is read from the checkpoint",
+    "eval_train": "the frozen model's dropout follows the release's training mode",
+    "scale_lr": "learning_rate is used as written",
+    "shuffle": "the order of clips derives from seed",
+    "random_hflip_img": "images are not flipped, a cached latent has one orientation",
+    "extend_dataset": "every clip is drawn equally often",
+    "use_offset_noise": "the method trains on plain Gaussian noise",
+    "offset_noise_strength": "the method trains on plain Gaussian noise",
+    "rescale_schedule": "the model's own noise schedule is kept",
+    "kwargs": "unused",
+    "train_data.shuffle_frames": "frames keep their order",
+    "train_data.vid_data_key": "json entries are recognised by video_path, video, path or file_name",
+    "train_data.preprocessed": "json entries are recognised by video_path, video, path or file_name",
+    "train_data.single_video_chunks": "one clip is cut from each video",
+    "train_data.max_chunks": "one clip is cut from each video",
+    "validation_data.vid_preview": "sample_preview switches the previews",
+    "validation_data.freeu": "appearance_highway.beta is the scale of the skips",
+}
+LOGGERS = ("tensorboard", "none")
+
+
+def modernise(path: str, value: Any, given: dict[str, Any]) -> tuple[dict[str, Any], str | None] | None:
+    """What an old key means today.
+
+    `path` is a dotted key with its `value`; `given` holds the sibling keys of the same file by dotted path. Returns
+    None when `path` is not an old key, else the keys to set in its place and the line to print (None: nothing to
+    say). Raises ValueError, with what to do, when the old key asks for something that does not exist here.
+    """
+    if path in REPLACED:
+        return {}, REPLACED[path]
+    if path == "extra_train_data":
+        if value:
+            raise ValueError(f"{len(value)} more sources; name every source in dataset_types and remove the key")
+        return {}, None
+    if path == "logger_type":
+        return {"logger": value if value in LOGGERS else "tensorboard"}, "logger names it; curves go to TensorBoard"
+    if path == "train_batch_size":
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{value!r} is not a count of clips; remove the key or give a whole number from 1")
+        if value == 1:
+            return {}, None
+        steps = value * int(given.get("gradient_accumulation_steps") or 1)
+        return {"gradient_accumulation_steps": steps}, f"clips are accumulated: gradient_accumulation_steps is {steps}"
+    return None

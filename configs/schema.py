@@ -1,0 +1,283 @@
+"""From command-line words to a checked configuration, and back to YAML.
+
+YAML files given with --config are merged in order over the defaults of configs/fields.py, `key=value` words after
+them. Every error is collected and reported at once. Imports neither torch nor diffusers, so that --help is quick.
+`python -m configs.schema` prints the table of keys that the README holds.
+"""
+
+import difflib
+import sys
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.errors import UserError
+from configs.fields import Config
+from configs.legacy_keys import modernise
+
+ROOT = Path(__file__).resolve().parents[1]
+INPUT_PATHS = ("pretrained_model_path", "cached_latent_dir", "resume_from_checkpoint", "train_data.single_video_path",
+               "train_data.path", "train_data.json_path", "train_data.image_dir")
+SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "json_path", "image": "image_dir"}
+SIDES = ("down", "mid", "up")
+YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "logger": "none"}  # YAML reads no/off as false
+
+
+def _flatten(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> dataclass field, sections left out."""
+    found = {}
+    for entry in fields(schema):
+        nested = entry.type if is_dataclass(entry.type) else None
+        found |= _flatten(nested, f"{prefix}{entry.name}.") if nested else {prefix + entry.name: entry}
+    return found
+
+
+KEYS = _flatten(Config)
+SECTIONS = {entry.name for entry in fields(Config) if is_dataclass(entry.type)}
+
+
+def locate(path: str | Path) -> Path:
+    """A path as given when it exists from the working directory, else under the repository's root when it is there."""
+    path = Path(path).expanduser()
+    return ROOT / path if not path.exists() and (ROOT / path).exists() else path
+
+
+def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
+    """The configuration asked for by `argv`, and whether it is a dry run.
+
+    Takes `--config FILE` (repeatable, merged in order), `key=value` words (dots for nested keys; they win over every
+    file), `--dry-run` and `--help` (prints `description` with the table of keys, and exits). Raises UserError naming
+    every wrong key, value and file at once.
+    """
+    files, words, dry_run = parse_cli(argv, description=description)
+    merge = _Merge()
+    for file in files:
+        merge.file(file)
+    asked = [_word(word, merge) for word in words]
+    model_given = any("pretrained_model_path" in values for values in asked)
+    model = merge.cfg.pretrained_model_path
+    if merge.cfg.fallback and not model_given and not locate(model).exists():
+        print(f"warning: no model folder at {model}; falling back to {merge.cfg.fallback}: a small model that shows the"
+              " road, not the paper's quality (README: using ZeroScope)", file=sys.stderr)
+        merge.file(merge.cfg.fallback)
+    for values in asked:
+        merge.add(values, "command line")
+    return merge.finish(), dry_run
+
+
+def from_dict(values: dict[str, Any]) -> DictConfig:
+    """The checked configuration stored in a checkpoint's header or built by a test. Raises UserError as `load` does."""
+    merge = _Merge()
+    merge.add(values, "stored configuration")
+    return merge.finish()
+
+
+def to_yaml(cfg: DictConfig) -> str:
+    """Every key with its value, ready to be stored and read back by `from_dict(yaml.safe_load(...))`."""
+    return OmegaConf.to_yaml(cfg)
+
+
+def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str], bool]:
+    """Split words into config files, key=value words and the dry-run switch; --help prints and exits."""
+    files, words, errors, dry_run = [], [], [], False
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word in ("-h", "--help"):
+            print(f"{description}\n\n{help_text()}")
+            sys.exit(0)
+        elif word == "--dry-run":
+            dry_run = True
+        elif word == "--config" and rest:
+            files.append(rest.pop(0))
+        elif word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        elif word == "--config":
+            errors.append("--config: no file after it; give a YAML file such as configs/car.yaml")
+        elif "=" in word:
+            words.append(word.removeprefix("--"))
+        else:
+            close = difflib.get_close_matches(word, ["--config", "--dry-run", "--help"], 1, 0.5)
+            errors.append(f"{word}: not understood{_did_you_mean(close)}; give --config FILE or key=value")
+    if errors:
+        raise UserError(_together(errors))
+    return files, words, dry_run
+
+
+def help_text() -> str:
+    """What --help prints below a command's description."""
+    rows = [f"  {name}: {_kind(entry)} = {_default_text(entry)}\n      {entry.metadata['help']}" for name, entry in KEYS.items()]
+    return ("  --config FILE    YAML file with the keys below; may be repeated, later files win\n"
+            "  key=value        sets one key over every file, for example train_data.fps=4\n"
+            "  --dry-run        print the resolved configuration and what would be patched, then stop\n"
+            "  --help           this text\n\nkeys:\n" + "\n".join(rows))
+
+
+def markdown_table() -> str:
+    """The README's table of configuration keys."""
+    rows = [f"| `{name}` | {_kind(entry).replace('|', chr(92) + '|')} | `{_default_text(entry)}` | {entry.metadata['help']} |"
+            for name, entry in KEYS.items()]
+    return "\n".join(["| key | type | default | what it does |", "|---|---|---|---|", *rows])
+
+
+class _Merge:
+    """A configuration in the making: values from several origins, and every error met on the way."""
+
+    def __init__(self) -> None:
+        self.cfg = OmegaConf.structured(Config)
+        self.errors: list[str] = []
+
+    def file(self, name: str) -> None:
+        path = locate(name)
+        try:
+            values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        except FileNotFoundError:
+            known = difflib.get_close_matches(name, sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml")), 1)
+            self.errors.append(f"{name}: no such configuration file{_did_you_mean(known)}")
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+            self.errors.append(f"{name}: not a readable YAML file ({' '.join(str(error).split())})")
+        else:
+            self.add(values, name)
+
+    def add(self, values: Any, origin: str) -> None:
+        if not isinstance(values, dict):
+            self.errors.append(f"{origin}: holds {type(values).__name__} in place of keys and values; write `key: value` lines")
+            return
+        given = dict(_leaves(values))
+        for path, value in given.items():
+            try:
+                old = modernise(path, value, given)
+            except ValueError as error:
+                self.errors.append(f"{origin}: {path}: {error}")
+                continue
+            if old is None:
+                self._set(path, value, origin)
+                continue
+            replacement, note = old
+            if note:
+                print(f"note: {path} ({origin}): {note}", file=sys.stderr)
+            for new, new_value in replacement.items():
+                self._set(new, new_value, origin)
+
+    def _set(self, path: str, value: Any, origin: str) -> None:
+        if path in SECTIONS:
+            if value is not None:  # an empty section is written as `validation_data:` and keeps its defaults
+                self.errors.append(f"{origin}: {path}: {value!r} in place of the section's own keys")
+            return
+        if path not in KEYS:
+            self.errors.append(f"{origin}: {path}: unknown key{_did_you_mean(_nearest(path)) or '; --help lists the keys'}")
+            return
+        if value is False and path in YAML_BOOLEANS:
+            value = YAML_BOOLEANS[path]
+        if isinstance(value, str) and _kind(KEYS[path]).startswith("list"):
+            value = [value]
+        if value is None and type(None) not in get_args(KEYS[path].type):
+            value = _default(KEYS[path])
+        try:
+            OmegaConf.update(self.cfg, path, value)
+        except OmegaConfBaseException as error:
+            self.errors.append(f"{origin}: {path}: {str(error).splitlines()[0]}; it takes {_kind(KEYS[path])}")
+
+    def finish(self) -> DictConfig:
+        """Fill in what follows from other keys, check limits, and raise every error together."""
+        cfg = self.cfg
+        for name, source in (("num_frames", "n_sample_frames"), ("width", "width"), ("height", "height")):
+            if cfg.validation_data[name] is None:
+                cfg.validation_data[name] = cfg.train_data[source]
+        for path in INPUT_PATHS:
+            if value := OmegaConf.select(cfg, path):
+                located = locate(value)
+                OmegaConf.update(cfg, path, value if located == Path(value) else str(located))
+        for path, entry in KEYS.items():
+            self.errors += _beyond(path, OmegaConf.select(cfg, path), entry.metadata)
+        self.errors += _contradictions(cfg)
+        if self.errors:
+            raise UserError(_together(self.errors))
+        return cfg
+
+
+def _word(word: str, merge: _Merge) -> dict[str, Any]:
+    name, _, text = word.partition("=")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([word.replace(name, "value", 1)]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        merge.errors.append(f"command line: {name}: {text!r} is not a YAML value ({' '.join(str(error).split())})")
+        return {}
+    return {name.strip(): value}
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        found += _leaves(value, f"{path}.") if path in SECTIONS and isinstance(value, dict) else [(path, value)]
+    return found
+
+
+def _nearest(path: str) -> list[str]:
+    inside = [name for name in KEYS if name.split(".")[-1] == path.split(".")[-1]]
+    return inside[:2] or difflib.get_close_matches(path, KEYS, 1, 0.7) or [
+        name for name in KEYS if difflib.get_close_matches(path.split(".")[-1], [name.split(".")[-1]], 1, 0.75)][:1]
+
+
+def _beyond(path: str, value: Any, limits: dict[str, Any]) -> list[str]:
+    if value is None:
+        return []
+    wrong = [text for name, text, holds in (
+        ("low", "at least", lambda edge: value >= edge), ("high", "at most", lambda edge: value <= edge),
+        ("above", "more than", lambda edge: value > edge), ("multiple", "a multiple of", lambda edge: value % edge == 0),
+    ) if name in limits and not holds(limits[name]) for text in [f"{text} {limits[name]}"]]
+    return [f"{path}: {value} must be {' and '.join(wrong)}"] if wrong else []
+
+
+def _contradictions(cfg: DictConfig) -> list[str]:
+    wrong = []
+    if not cfg.dataset_types:
+        wrong.append(f"dataset_types: empty; name one or more of {', '.join(SOURCE_KEYS)}")
+    for kind in cfg.dataset_types:
+        if kind not in SOURCE_KEYS:
+            close = difflib.get_close_matches(kind, SOURCE_KEYS, 1) or list(SOURCE_KEYS)
+            wrong.append(f"dataset_types: {kind!r} is unknown{_did_you_mean(close)}")
+        elif cfg.train_data[SOURCE_KEYS[kind]] is None and cfg.cached_latent_dir is None:
+            wrong.append(f"train_data.{SOURCE_KEYS[kind]}: not set, and dataset_types asks for {kind}; point it at your data")
+    for side in cfg.embeddings.blocks:
+        if side not in SIDES:
+            wrong.append(f"embeddings.blocks: {side!r} is unknown; there are {', '.join(SIDES)}")
+    if cfg.min_timestep > cfg.max_timestep:
+        wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
+    if cfg.validation_data.sample_preview and cfg.validation_steps <= cfg.max_train_steps and not cfg.validation_data.prompt:
+        wrong.append("validation_data.prompt: empty; give a prompt or set validation_data.sample_preview=false")
+    return wrong
+
+
+def _kind(entry: Any) -> str:
+    choices = [value for part in (entry.type, *get_args(entry.type)) for value in get_args(part) if isinstance(value, str)]
+    if choices:
+        return " | ".join(choices)
+    name = entry.type.__name__ if type(entry.type) is type else str(entry.type)
+    return name.replace(" | None", " or null")
+
+
+def _default(entry: Any) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def _default_text(entry: Any) -> str:
+    value = _default(entry)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def _together(errors: list[str]) -> str:
+    return errors[0] if len(errors) == 1 else "\n  ".join([f"{len(errors)} things are wrong:", *errors])
+
+
+if __name__ == "__main__":
+    print(markdown_table())
