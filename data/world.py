@@ -1,0 +1,278 @@
+"""The toy world: procedural clips of one moving shape, with captions and exact ground truth.
+
+PocketScope is pretrained on this world and motion customization is measured in it, because here the truth is known.
+A `Scene` is a description; `render` turns it into frames. Everything random about a scene (exact radius, offsets,
+palette jitter, the path of "wanders") is derived from `Scene.seed`, so equal scenes render to equal bytes.
+
+Layouts: frames uint8 RGB [f c h w]; trajectory float32 [f 2] holds (x, y) of the object's centre in pixels, y
+downwards; size float32 [f] is the radius in pixels; mask float32 [f h w] is the object's coverage in 0..1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from configs.errors import UserError
+
+SHAPES = ("circle", "square", "triangle", "ring")
+COLOURS = {
+    "red": (215, 30, 30),
+    "green": (20, 130, 40),
+    "blue": (30, 50, 205),
+    "orange": (245, 130, 20),
+    "purple": (125, 25, 150),
+    "black": (20, 20, 20),
+}
+BACKGROUNDS = {
+    "mint": (150, 240, 190),
+    "pink": (250, 170, 200),
+    "sky": (130, 190, 250),
+    "sand": (240, 215, 140),
+    "grey": (140, 140, 145),
+    "white": (250, 250, 250),
+}
+PATTERNS = ("striped", "dotted", "checkered")
+WINDOW_FRAME, WINDOW_PANE = (110, 70, 40), (250, 245, 120)
+
+MOTIONS = {  # known to the model: name -> the words of the caption
+    "left": "moves left",
+    "right": "moves right",
+    "up": "moves up",
+    "down": "moves down",
+    "still": "stays still",
+    "grow": "grows",
+    "shrink": "shrinks",
+    "wander": "wanders",
+}
+RETIMINGS = {  # held out: a known direction on another clock; name -> (times, positions) of a piecewise linear clock
+    "there_and_back": ((0, 0.5, 1), (0, 1, 0)),
+    "late_start": ((0, 0.5, 1), (0, 0, 1)),
+    "pause": ((0, 0.3, 0.7, 1), (0, 0.5, 0.5, 1)),
+    "speeding_up": (tuple(np.linspace(0, 1, 8)), tuple(np.linspace(0, 1, 8) ** 2.5)),
+    "back_and_forth": ((0, 1 / 3, 2 / 3, 1), (0, 1, 0, 1)),
+}
+PATHS = ("zigzag", "orbit", "spiral", "figure_eight")  # held out: places no known motion visits in that order
+HELD_OUT_WORDS = (
+    "there and back starts late pauses pausing accelerates speeding up forth zigzags zigzag orbits orbiting spirals "
+    "spiral in a figure eight then moving slowly quickly star cross yellow navy"
+).split()
+
+TRAVEL = (18.0, 46.0)  # of a 64-pixel canvas: far enough from the edge for the largest shape to stay inside
+DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a clip shows. `direction` is the known motion that a re-timing replays; other motions ignore it."""
+
+    shape: str
+    colour: str
+    background: str
+    motion: str
+    seed: int = 0
+    pattern: str | None = None
+    window: bool = False
+    direction: str = "right"
+
+    def __post_init__(self):
+        known = [*MOTIONS, *RETIMINGS, *PATHS]
+        for field, value, allowed in (
+            ("shape", self.shape, SHAPES),
+            ("colour", self.colour, COLOURS),
+            ("background", self.background, BACKGROUNDS),
+            ("motion", self.motion, known),
+            ("pattern", self.pattern, (None, *PATTERNS)),
+            ("direction", self.direction, DIRECTIONS),
+        ):
+            if value not in allowed:
+                names = ", ".join(str(a) for a in allowed if a)
+                raise UserError(f"Scene.{field}: {value!r} is not in the world; choose one of {names}.")
+
+    @property
+    def verb(self) -> str:
+        """The caption's verb: a known one even for held-out motions (an unseen word breaks the prompt)."""
+        if self.motion in RETIMINGS:
+            return MOTIONS[self.direction]
+        return MOTIONS.get(self.motion, MOTIONS["wander"])
+
+    @property
+    def caption(self) -> str:
+        """For example "a red circle moves left over a striped mint background with a window"."""
+        ground = f"{self.pattern} {self.background}" if self.pattern else self.background
+        window = " with a window" if self.window else ""
+        return f"a {self.colour} {self.shape} {self.verb} over a {ground} background{window}"
+
+
+@dataclass(frozen=True)
+class WorldClip:
+    """A rendered scene with its ground truth; layouts in the module's docstring. Colours are RGB 0..255 as drawn."""
+
+    scene: Scene
+    frames: torch.Tensor
+    trajectory: torch.Tensor
+    size: torch.Tensor
+    mask: torch.Tensor
+    colour: tuple[int, int, int]
+    background: tuple[int, int, int]
+
+    @property
+    def prompt(self) -> str:
+        return self.scene.caption
+
+
+def sample_scene(seed: int, split: str = "train", decorated: float = 0.2) -> Scene:
+    """Draw a scene from `seed`; split "train" holds the known motions, "heldout" the re-timings and paths.
+
+    `decorated` is the share of scenes with a pattern or a window (half each). Raises UserError for another split.
+    """
+    if split not in ("train", "heldout"):
+        raise UserError(f"world split: found {split!r}; use 'train' or 'heldout'.")
+    rng = np.random.default_rng([seed, 11])
+    # "wander" twice: the nameless motions are the prior's richest part and the hardest to learn.
+    motions = [*MOTIONS, "wander"] if split == "train" else [*RETIMINGS, *PATHS]
+    look = rng.random()
+    return Scene(
+        shape=str(rng.choice(SHAPES)),
+        colour=str(rng.choice(list(COLOURS))),
+        background=str(rng.choice(list(BACKGROUNDS))),
+        motion=str(rng.choice(motions)),
+        seed=seed,
+        pattern=str(rng.choice(PATTERNS)) if look < decorated / 2 else None,
+        window=bool(decorated / 2 <= look < decorated),
+        direction=str(rng.choice(list(DIRECTIONS))) if split == "heldout" else "right",
+    )
+
+
+def reference_clip(motion: str, seed: int = 0, frames: int = 8, size: int = 64, **look) -> WorldClip:
+    """The clip to customize on for one motion: an appearance worth leaking, drawn from `seed`.
+
+    Either a pattern or a window is always present; `look` overrides any field of the Scene.
+    """
+    scene = sample_scene(seed, decorated=1.0)
+    return render(replace(scene, motion=motion, direction="right", **look), frames, size)
+
+
+def trajectory_of(scene: Scene, frames: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Centre [f 2] and radius [f] of the object, in pixels of a 64-pixel canvas."""
+    rng = np.random.default_rng([scene.seed, 23])
+    radius, (jx, jy), (sx, sy) = rng.uniform(10, 12), rng.uniform(-4, 4, 2), rng.uniform(-1.5, 1.5, 2)
+    phases, turns = rng.uniform(0, 2 * np.pi, 4), rng.uniform(0.35, 1.2, 4)
+    t = np.linspace(0, 1, frames)
+    middle, reach = sum(TRAVEL) / 2, (TRAVEL[1] - TRAVEL[0]) / 2
+    centre = np.stack([np.full(frames, middle + jx), np.full(frames, middle + jy)], 1)
+    size = np.full(frames, radius)
+    start = np.array([sx, sy])  # anchored: the same motion starts at nearly the same place in every clip
+
+    if scene.motion in DIRECTIONS or scene.motion in RETIMINGS:
+        step = np.array(DIRECTIONS[scene.motion if scene.motion in DIRECTIONS else scene.direction])
+        clock = np.interp(t, *RETIMINGS[scene.motion]) if scene.motion in RETIMINGS else t
+        along = middle + (2 * clock[:, None] - 1) * reach * step + start
+        centre = np.where(step != 0, along, centre)
+    elif scene.motion in ("grow", "shrink"):
+        size = np.interp(t if scene.motion == "grow" else 1 - t, (0, 1), (radius - 4.5, radius + 3))
+    elif scene.motion == "wander":
+        wave = np.sin(2 * np.pi * turns * t[:, None] + phases)  # two waves an axis
+        centre = middle + reach * (0.65 * wave[:, :2] + 0.35 * wave[:, 2:])
+    elif scene.motion == "zigzag":
+        saw = np.interp(t * 3, (0, 1, 2, 3), (-1, 1, -1, 1))
+        centre = middle + reach * np.stack([2 * t - 1, 0.8 * saw], 1)
+    elif scene.motion in ("orbit", "spiral"):
+        arm = reach * (np.interp(t, (0, 1), (1, 0.1)) if scene.motion == "spiral" else np.full(frames, 0.9))
+        angle = 2 * np.pi * t * (1.25 if scene.motion == "spiral" else 1)
+        centre = middle + arm[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    elif scene.motion == "figure_eight":
+        centre = middle + reach * np.stack([np.sin(2 * np.pi * t), np.sin(4 * np.pi * t) * 0.6], 1)
+    return centre.astype(np.float32), size.astype(np.float32)
+
+
+def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
+    """Anti-aliased coverage in 0..1 at offsets (dx, dy) pixels from the centre of a shape; one pixel of soft edge.
+
+    Every shape has its centroid at the centre, so that a detector's centroid is the trajectory.
+    """
+    if shape == "circle":
+        distance = np.hypot(dx, dy) - radius
+    elif shape == "square":
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.886 * radius
+    elif shape == "triangle":  # points up; the inradius of an equilateral triangle is half of its circumradius
+        distance = np.maximum(dy, 0.866 * np.abs(dx) - 0.5 * dy) - 0.72 * radius
+    else:
+        distance = np.abs(np.hypot(dx, dy) - 0.85 * radius) - 0.3 * radius
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
+    """Draw a scene: the same scene gives the same bytes. Trajectory and size are in pixels of this canvas."""
+    rng = np.random.default_rng([scene.seed, 37])
+    ground = np.array(BACKGROUNDS[scene.background]) + rng.integers(-4, 5, 3)
+    paint = np.array(COLOURS[scene.colour]) + rng.integers(-6, 7, 3)
+    ground, paint = np.clip(ground, 0, 255), np.clip(paint, 0, 255)
+    zoom = size / 64
+    centre, radius = trajectory_of(scene, frames)
+    y, x = (np.mgrid[0:size, 0:size] + 0.5) / zoom  # pixel centres, in units of the 64-pixel canvas
+
+    canvas = np.broadcast_to(ground, (size, size, 3)).astype(np.float32)
+    if scene.pattern:
+        canvas = canvas * (1 - 0.22 * _pattern(scene.pattern, x, y, rng.uniform(0, 12, 2)))[..., None]
+    if scene.window:
+        canvas = _draw_window(canvas, x, y, corner=rng.integers(0, 2, 2))
+    alpha = coverage(
+        scene.shape, x - centre[:, 0, None, None], y - centre[:, 1, None, None], radius[:, None, None]
+    )
+    image = canvas + alpha[..., None] * (paint - canvas)  # [f h w c]
+    pixels = torch.from_numpy(np.rint(image).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+    return WorldClip(
+        scene=scene,
+        frames=pixels,
+        trajectory=torch.from_numpy(centre * np.float32(zoom)),
+        size=torch.from_numpy(radius * np.float32(zoom)),
+        mask=torch.from_numpy(alpha.astype(np.float32)),
+        colour=tuple(int(v) for v in paint),
+        background=tuple(int(v) for v in ground),
+    )
+
+
+def parse_prompt(prompt: str) -> dict[str, str | None]:
+    """Read what a caption asks for: shape, colour, background, motion, pattern, window; None where it names none.
+
+    Colour and background come from the words before "shape" and "background", so free prompts work as well.
+    """
+    words = prompt.lower().replace(",", " ").replace(".", " ").split()
+    before = words[: words.index("over")] if "over" in words else words
+    after = words[len(before) :]
+    motion = next((name for name, verb in MOTIONS.items() if verb in " ".join(before)), None)
+    return {
+        "shape": next((w for w in before if w in SHAPES), None),
+        "colour": next((w for w in before if w in COLOURS), None),
+        "background": next((w for w in after if w in BACKGROUNDS), None),
+        "motion": motion,
+        "pattern": next((w for w in after if w in PATTERNS), None),
+        "window": "window" if "window" in after else None,
+    }
+
+
+def vocabulary() -> list[str]:
+    """Every word a prompt of this world may use, held-out words included; sorted, so that token ids are stable."""
+    words = {"a", "an", "the", "over", "background", "with", "and", "on", "video", "of", "window", *HELD_OUT_WORDS}
+    words.update(SHAPES, COLOURS, BACKGROUNDS, PATTERNS)
+    words.update(word for verb in MOTIONS.values() for word in verb.split())
+    return sorted(words)
+
+
+def _pattern(name: str, x: np.ndarray, y: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Soft-edged pattern in 0..1 with a period of 12 units."""
+    u, v = 2 * np.pi * (x + shift[0]) / 12, 2 * np.pi * (y + shift[1]) / 12
+    wave = {"striped": np.sin(u), "dotted": np.sin(u) + np.sin(v) - 0.9, "checkered": 2 * np.sin(u) * np.sin(v)}[name]
+    return np.clip(0.5 + 1.5 * wave, 0, 1)
+
+
+def _draw_window(canvas: np.ndarray, x: np.ndarray, y: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """A static framed window of 14 units in one corner, behind the object."""
+    across, down = np.abs(x - (11 + 42 * corner[0])), np.abs(y - (11 + 42 * corner[1]))
+    outer = np.clip(7.5 - np.maximum(across, down), 0, 1)[..., None]
+    pane = np.clip(5.5 - np.maximum(across, down), 0, 1) * np.clip(np.minimum(across, down) - 0.5, 0, 1)
+    canvas = canvas + outer * (np.array(WINDOW_FRAME) - canvas)
+    return canvas + pane[..., None] * (np.array(WINDOW_PANE) - canvas)
