@@ -1,0 +1,71 @@
+"""The dual-path training objective: what is drawn in a step, and the losses (tensors in, scalar out).
+
+Section "dual path" of MotionDirector, which the paper keeps: a spatial pass on one frame with a plain MSE, and a
+temporal pass on all frames with MSE(e, target) + MSE(phi(e), phi(target)), phi the appearance-debiased space.
+Tensors are [b c f h w]; losses are computed in fp32 whatever comes in.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from configs.errors import UserError
+
+
+class Draw(NamedTuple):
+    """The random choices of one training step."""
+
+    noise: torch.Tensor  # [b c f h w], on the latents' device and in their dtype
+    timestep: torch.Tensor  # [b] int64, 0..999, shared by both passes
+    frame: int  # the spatial pass's frame
+    anchor: int  # the frame that phi subtracts
+    spatial: bool  # False: no spatial pass, and the appearance adapter is off in the temporal pass
+
+
+def draw(seed: int, step: int, latents: torch.Tensor, *, micro: int = 0, spatial_probability: float = 0.8,
+         min_timestep: int = 0, max_timestep: int = 999) -> Draw:
+    """Draw a step's randomness for `latents` [b c f h w] from (seed, step, micro) alone: no state to save or restore.
+
+    `micro` tells apart the draws inside one optimizer step (accumulation, ranks). Timesteps are uniform on
+    min_timestep..max_timestep, both included. The order is the release's: noise, timestep, frame, anchor, spatial.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{micro}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    timestep = torch.randint(min_timestep, max_timestep + 1, latents.shape[:1], generator=generator)
+    frame, anchor = torch.randint(latents.shape[2], (2,), generator=generator).tolist()
+    spatial = torch.rand((), generator=generator).item() < spatial_probability
+    return Draw(noise, timestep.to(latents.device), frame, anchor, spatial)
+
+
+def target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """What the U-Net should predict, [b c f h w]: the noise, or the velocity of a v-prediction scheduler."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timestep)
+    raise UserError(f"scheduler: prediction_type is {kind!r}: only epsilon and v_prediction models can be trained")
+
+
+def debias(e: torch.Tensor, anchor: int, beta: float = 1.0) -> torch.Tensor:
+    """phi(e) = sqrt(beta^2 + 1) e - beta e[anchor], [b c f h w]: what is common to all frames is damped.
+
+    The anchor frame is subtracted from every frame, itself included (MotionDirector, appearance-debiased loss).
+    """
+    return (beta**2 + 1) ** 0.5 * e - beta * e[:, :, anchor : anchor + 1]
+
+
+def spatial_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Plain MSE of the spatial pass; both [b c 1 h w], the drawn frame alone."""
+    return F.mse_loss(prediction.float(), target.float())
+
+
+def temporal_loss(prediction: torch.Tensor, target: torch.Tensor, anchor: int,
+                  beta: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(MSE, debiased MSE) of the temporal pass, [b c f h w]; the objective is their sum."""
+    prediction, target = prediction.float(), target.float()
+    mse = F.mse_loss(prediction, target)
+    return mse, F.mse_loss(debias(prediction, anchor, beta), debias(target, anchor, beta))
