@@ -1,0 +1,295 @@
+"""Checkpoints: trained weights and everything that shaped them, in files that execute nothing when opened.
+
+    run/checkpoint-N/temporal/adapter_model.safetensors     the motion adapter, with adapter_config.json: a PEFT folder
+    run/checkpoint-N/spatial/{i}/adapter_model.safetensors  the appearance adapter of reference clip i, likewise
+    run/checkpoint-N/embeddings.safetensors                 in place of both, for Motion Inversion
+    run/checkpoint-N/training_state.pt                      optimizers and step, read back with weights_only
+
+Every safetensors header holds the preset, rank, alpha, step, architecture and the full config. LoRA states are
+{"<module>.lora_A.weight": [r in], "<module>.lora_B.weight": [out r]}; PEFT's prefix exists on disk only. Folders
+appear complete or not at all. The authors' folders are read through models/legacy.py.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from configs.errors import UserError
+from models import legacy
+
+PEFT_PREFIX = "base_model.model."
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+EMBEDDINGS_FILE, TRAINING_STATE = "embeddings.safetensors", "training_state.pt"
+LAYOUT = "1"  # of our headers; raise it when a key changes its meaning
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass
+class Checkpoint:
+    """What inference needs of a training run. `scale` is alpha / rank; `preset` and `rank` are None for embeddings."""
+
+    path: Path
+    index: int
+    kind: str  # "lora" | "embeddings"
+    preset: str | None
+    rank: int | None
+    scale: float
+    motion: State
+    appearance: list[State] = field(default_factory=list)
+    config: dict[str, Any] | None = None
+    info: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` (same suffix) that becomes `path`, file or folder, if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    _remove(part)
+    try:
+        yield part
+        if path.is_dir():  # a folder cannot be replaced in one go: move the old one aside first
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            part.rename(path)
+            _remove(old)
+        else:
+            part.replace(path)
+    finally:
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    run_dir: str | Path,
+    step: int,
+    *,
+    motion: State,
+    appearance: list[State],
+    kind: str,
+    config_yaml: str | None,
+    info: Mapping[str, Any],
+    training_state: dict[str, Any] | None = None,
+    limit: int | None = None,
+) -> Path:
+    """Write `run_dir/checkpoint-{step}` (replacing one of that name), keep the newest `limit`, return the folder.
+
+    `info` goes into the headers: preset, rank and alpha (default: rank) shape a LoRA, anything else is told as it is.
+    """
+    folder = Path(run_dir) / f"checkpoint-{step}"
+    header = {key: str(value) for key, value in info.items() if value is not None}
+    header |= {"format": "pt", "layout": LAYOUT, "kind": kind, "step": str(step)}
+    if config_yaml is not None:
+        header["config"] = config_yaml
+    header["clips"] = str(len(appearance))
+    if "rank" in header:
+        header.setdefault("alpha", header["rank"])
+    with atomic_path(folder) as part:
+        part.mkdir()
+        if kind == "embeddings":
+            _write_tensors(motion, part / EMBEDDINGS_FILE, header)
+        else:
+            write_adapter(part / "temporal", motion, header)
+        for clip, state in enumerate(appearance):
+            write_adapter(part / "spatial" / str(clip), state, header | {"preset": legacy.APPEARANCE})
+        if training_state is not None:
+            torch.save(training_state, part / TRAINING_STATE)
+    if limit:
+        prune(run_dir, limit)
+    return folder
+
+
+def write_adapter(folder: Path, state: State, header: Mapping[str, str]) -> None:
+    """Write one LoRA as a folder that `PeftModel.from_pretrained` loads. `header` names rank and alpha."""
+    folder.mkdir(parents=True)
+    _write_tensors({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, folder / ADAPTER_FILE, header)
+    config = peft_config(state, int(header["rank"]), float(header["alpha"]))
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def peft_config(state: State, rank: int, alpha: float) -> dict[str, Any]:
+    """PEFT's description of a LoRA state. Layers of a smaller rank keep the scale alpha / rank."""
+    ranks = {name.removesuffix(".lora_A.weight"): t.shape[0] for name, t in state.items() if name.endswith("A.weight")}
+    narrow = {name: r for name, r in ranks.items() if r != rank}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(ranks),
+        rank_pattern=narrow,
+        alpha_pattern={name: alpha / rank * r for name, r in narrow.items()},
+        init_lora_weights="gaussian",
+        inference_mode=True,
+    ).to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def _write_tensors(tensors: State, path: Path, header: Mapping[str, str]) -> None:
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata=dict(header))
+
+
+def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
+    """(tensors on the CPU, header) of a safetensors file; UserError where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: truncated, or not a safetensors file ({error}): copy it again") from error
+
+
+def read_adapter(folder: Path) -> tuple[State, dict[str, str]]:
+    """(LoRA state, header) of a PEFT folder. Raises UserError where a matrix of a pair is missing."""
+    tensors, header = read_tensors(folder / ADAPTER_FILE)
+    state = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
+    check_pairs(state, folder / ADAPTER_FILE)
+    return state, header
+
+
+def check_pairs(state: State, path: Path) -> None:
+    """Raise UserError unless `state` is made of complete LoRA pairs of one inner rank each."""
+    if not state:
+        raise UserError(f"{path}: holds no tensors")
+    for name, tensor in state.items():
+        side = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name)
+        if side is None or tensor.ndim != 2:
+            raise UserError(f"{path}: {name} {list(tensor.shape)} is no LoRA matrix of a linear layer")
+        other = state.get(f"{side[1]}.lora_{'B' if side[2] == 'A' else 'A'}.weight")
+        if other is None or (side[2] == "A" and other.shape[1] != tensor.shape[0]):
+            raise UserError(f"{path}: {side[1]} has no complete pair of LoRA matrices; the file is damaged")
+
+
+def list_checkpoints(folder: str | Path) -> dict[int, Path]:
+    """Checkpoint folders by step, ascending: those in the run `folder`, and `folder` itself where it is one."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint folder")
+    found = {}
+    if any((folder / part).exists() for part in ("temporal", "spatial", EMBEDDINGS_FILE, legacy.EMBEDDINGS_FILE)):
+        found[_step_of(folder)] = folder
+    for path in folder.glob("checkpoint-*"):
+        if path.is_dir() and (step := path.name.removeprefix("checkpoint-")).isdecimal():
+            found[int(step)] = path
+    return dict(sorted(found.items()))
+
+
+def _step_of(path: Path) -> int:
+    names = [path.resolve().name, *(file.name for file in (path / "temporal" / "lora").glob("*_unet.pt"))]
+    steps = [re.fullmatch(r"checkpoint-(\d+)|(\d+)_unet\.pt", name) for name in names]
+    return next((int(step[1] or step[2]) for step in steps if step), 0)
+
+
+def load_checkpoint(
+    folder: str | Path,
+    index: int | None = None,
+    *,
+    preset: str | None = None,
+    rank: int | None = None,
+    unet: nn.Module | None = None,
+) -> Checkpoint:
+    """The checkpoint of step `index` (default: the last) in `folder`, ours or the authors'.
+
+    `preset` and `rank` are what the caller expects: a file without names is read as `preset`, and a checkpoint of
+    another preset or rank is an error. `unet` (on any device, meta too) gives names to such files and is checked
+    against the names and shapes of all. Raises UserError for anything missing, damaged or not fitting.
+    """
+    found = list_checkpoints(folder)
+    if not found:
+        raise UserError(f"{folder}: holds no checkpoint-N folder; give the folder that train.py named")
+    index = max(found) if index is None else index
+    if index not in found:
+        raise UserError(f"{folder}: no checkpoint-{index}; there are {', '.join(map(str, found))}")
+    checkpoint = _read(found[index], index, preset, unet)
+    if preset not in (None, checkpoint.preset):
+        raise UserError(f"{checkpoint.path}: trained with the temporal preset {checkpoint.preset}, {preset} was asked")
+    if rank not in (None, checkpoint.rank):
+        raise UserError(f"{checkpoint.path}: has rank {checkpoint.rank}, rank {rank} was asked")
+    if unet is not None and checkpoint.kind == "lora":
+        for state in [checkpoint.motion, *checkpoint.appearance]:
+            _check_fit(state, unet, checkpoint)
+    return checkpoint
+
+
+def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None) -> Checkpoint:
+    if (path / EMBEDDINGS_FILE).is_file():
+        motion, header = read_tensors(path / EMBEDDINGS_FILE)
+        return _with_header(path, index, "embeddings", motion, _appearance_states(path, header.get("clips")), header)
+    if (path / "temporal" / ADAPTER_FILE).is_file():
+        motion, header = read_adapter(path / "temporal")
+        return _with_header(path, index, "lora", motion, _appearance_states(path, header.get("clips")), header)
+    if (path / legacy.EMBEDDINGS_FILE).is_file():
+        motion = legacy.read_embeddings(path / legacy.EMBEDDINGS_FILE)
+        return Checkpoint(path, index, "embeddings", None, None, 1.0, motion, info={"layout": "motion_inversion"})
+    if (path / "temporal" / "lora").is_dir():
+        if unet is None:
+            raise UserError(f"{path}: the authors' files hold no layer names; name the model they were trained on")
+        preset, motion, appearance = legacy.read_lora(path, unet, preset)
+        rank = max(t.shape[0] for name, t in motion.items() if name.endswith("lora_A.weight"))
+        return Checkpoint(path, index, "lora", preset, rank, 1.0, motion, appearance, info={"layout": "release"})
+    held = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing"
+    raise UserError(f"{path}: no motion weights there (found {held}); the checkpoint is incomplete, use another")
+
+
+def _appearance_states(path: Path, clips: str | None) -> list[State]:
+    folders = sorted((path / "spatial").glob("[0-9]*"), key=lambda folder: int(folder.name))
+    expected = len(folders) if clips is None else int(clips)
+    if [folder.name for folder in folders] != [str(clip) for clip in range(expected)]:
+        raise UserError(f"{path}/spatial: {len(folders)} appearance adapters, {expected} were written; the checkpoint is"
+                        " incomplete, use another")
+    return [read_adapter(folder)[0] for folder in folders]
+
+
+def _with_header(path: Path, index: int, kind: str, motion: State, appearance: list[State], header: dict) -> Checkpoint:
+    rank = int(header["rank"]) if "rank" in header else None
+    scale = float(header["alpha"]) / rank if rank and "alpha" in header else 1.0
+    config = yaml.safe_load(header["config"]) if "config" in header else None
+    info = {key: value for key, value in header.items() if key != "config"}
+    preset = header.get("preset") if kind == "lora" else None
+    return Checkpoint(path, index, kind, preset, rank, scale, motion, appearance, config, info)
+
+
+def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
+    modules = dict(unet.named_modules())
+    for name, tensor in state.items():
+        layer, side = name.removesuffix(".weight").rsplit(".", 1)
+        module = getattr(modules.get(layer), "base_layer", modules.get(layer))
+        axis = 1 if side == "lora_A" else 0
+        if getattr(module, "weight", None) is None or module.weight.shape[axis] != tensor.shape[axis]:
+            trained_on = checkpoint.info.get("architecture", f"{layer} of width {tensor.shape[axis]}")
+            raise UserError(f"{checkpoint.path}: does not fit this model: trained on {trained_on}, the model has"
+                            f" {legacy.architecture(unet)}; give the model it was trained on")
+
+
+def load_training_state(path: str | Path) -> dict[str, Any]:
+    """Optimizers and step of the checkpoint folder `path`, as `save_checkpoint` was given them."""
+    file = Path(path) / TRAINING_STATE
+    if not file.is_file():
+        raise UserError(f"{path}: has no {TRAINING_STATE}, so training cannot go on from it; sampling can use it")
+    return legacy.read_pickle(file)
+
+
+def prune(run_dir: str | Path, limit: int) -> None:
+    """Remove all but the newest `limit` checkpoints of a run."""
+    folders = [path for path in list_checkpoints(run_dir).values() if path != Path(run_dir)]
+    for path in folders[:-limit]:
+        shutil.rmtree(path)
