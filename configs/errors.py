@@ -15,13 +15,13 @@ class UserError(Exception):
     """One sentence for the person at the keyboard: what was wrong, what was found, what to do."""
 
 
-def command(main: Callable[..., None]) -> Callable[..., None]:
+def command(main: Callable) -> Callable:
     """Make `main` end as a command should: exit 2 on bad input or a full disk, 130 on Ctrl-C, one line on stderr."""
 
     @functools.wraps(main)
-    def run(*args, **kwargs) -> None:
+    def run(*args, **kwargs):
         try:
-            main(*args, **kwargs)
+            return main(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

@@ -24,6 +24,11 @@ class Draw(NamedTuple):
     spatial: bool  # False: no spatial pass, and the appearance adapter is off in the temporal pass
 
 
+def seed_of(*parts: int | str) -> int:
+    """One generator seed for a tuple such as (seed, step, micro); unlike sums, different tuples do not collide."""
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest(), "big")
+
+
 def draw(seed: int, step: int, latents: torch.Tensor, *, micro: int = 0, spatial_probability: float = 0.8,
          min_timestep: int = 0, max_timestep: int = 999) -> Draw:
     """Draw a step's randomness for `latents` [b c f h w] from (seed, step, micro) alone: no state to save or restore.
@@ -31,8 +36,7 @@ def draw(seed: int, step: int, latents: torch.Tensor, *, micro: int = 0, spatial
     `micro` tells apart the draws inside one optimizer step (accumulation, ranks). Timesteps are uniform on
     min_timestep..max_timestep, both included. The order is the release's: noise, timestep, frame, anchor, spatial.
     """
-    digest = hashlib.blake2b(f"{seed}/{step}/{micro}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    generator = torch.Generator().manual_seed(seed_of(seed, step, micro))
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     timestep = torch.randint(min_timestep, max_timestep + 1, latents.shape[:1], generator=generator)
     frame, anchor = torch.randint(latents.shape[2], (2,), generator=generator).tolist()

@@ -1,0 +1,73 @@
+"""Pictures of results: contact sheets of videos (one row a video, frames left to right) and the loss plot.
+
+Videos are uint8 [f c h w]; sheets are PNG files with a caption above each row.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from models.checkpoint import atomic_path
+
+MARGIN = 6
+TEXT_HEIGHT = 16
+
+
+def contact_sheet(path: Path, rows: list[tuple[str, torch.Tensor]], columns: int = 8, height: int = 128) -> Path:
+    """Write one captioned row of up to `columns` evenly spaced frames for each (caption, uint8 [f c h w])."""
+    strips = [(caption, _strip(frames, columns, height)) for caption, frames in rows]
+    width = max(strip.width for _, strip in strips) + 2 * MARGIN
+    sheet = Image.new("RGB", (width, MARGIN + sum(s.height + TEXT_HEIGHT + MARGIN for _, s in strips)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    y = MARGIN
+    for caption, strip in strips:
+        draw.text((MARGIN, y), _fit(draw, caption, font, width - 2 * MARGIN), fill="black", font=font)
+        sheet.paste(strip, (MARGIN, y + TEXT_HEIGHT))
+        y += TEXT_HEIGHT + strip.height + MARGIN
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format="PNG")
+    return path
+
+
+def _strip(frames: torch.Tensor, columns: int, height: int) -> Image.Image:
+    picked = frames[np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)]
+    images = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in picked]
+    width = max(1, round(images[0].width * height / images[0].height))
+    method = Image.Resampling.NEAREST if height % images[0].height == 0 else Image.Resampling.LANCZOS
+    strip = Image.new("RGB", (len(images) * (width + 2) - 2, height), "white")
+    for i, image in enumerate(images):
+        strip.paste(image.resize((width, height), method), (i * (width + 2), 0))
+    return strip
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
+    text = " ".join(text.split())
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def loss_plot(path: Path, log: Path) -> Path:
+    """Plot every loss in a run's log.jsonl over its steps, with a running mean that shows what the noise hides."""
+    from matplotlib.figure import Figure  # the slowest import of all, needed once a run
+
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in sorted({key for record in records for key in record if key.startswith("loss_")}):
+        steps, values = zip(*[(r["step"], r[name]) for r in records if name in r])
+        (line,) = axes.plot(steps, values, alpha=0.25, linewidth=0.8)
+        window = max(1, len(values) // 20)
+        mean = np.convolve(values, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], mean, color=line.get_color(), label=name.removeprefix("loss_"))
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return path

@@ -1,0 +1,208 @@
+"""The frozen text-to-video pipeline: U-Net, VAE, text encoder, tokenizer, noise schedule.
+
+Any folder in ZeroScope's / ModelScope's diffusers layout works, in today's format or the one of 2023 (.bin weights,
+vocab.json + merges.txt), and so does a hub id where there is a network. Videos are uint8 [f c h w] outside and
+latents [1 c f h w] inside; the VAE and the text encoder only visit the device while they are needed.
+"""
+
+import hashlib
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from configs.errors import UserError
+from models.hooks import bypass_single_frames
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+# what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
+UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, UnpicklingError)
+FRAMES_AT_ONCE = 4  # the VAE is applied to a few frames at a time: decoding 16 at once would need 3.6 GB
+
+
+def choose_device(requested: str = "auto") -> torch.device:
+    """The device asked for, else CUDA, else Apple's MPS, else the CPU. Raises UserError if it is not there."""
+    if requested != "auto":
+        try:
+            device = torch.device(requested)
+        except RuntimeError:
+            raise UserError(f"device: {requested!r} is no torch device; use cuda, cuda:1, mps or cpu") from None
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        if not available.get(device.type, True):
+            raise UserError(f"device: {requested!r} was asked for but torch sees none here; use "
+                            + " or ".join(name for name, there in available.items() if there))
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """fp16, bf16 or no (fp32). Half precision saves nothing on a CPU, where it is emulated, so fp32 is used there."""
+    if device.type == "cpu":
+        return torch.float32
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32, "fp32": torch.float32}[precision]
+
+
+@dataclass
+class Backbone:
+    """A loaded pipeline folder. `unet` stays on `device`; the encoders are moved there for each call and parked after."""
+
+    unet: UNet3DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDIMScheduler
+    path: str
+    device: torch.device
+
+    @classmethod
+    def load(cls, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Backbone":
+        """Load every part in `dtype`, frozen, with the one-frame bypass attached (models/hooks.py).
+
+        Raises UserError when the folder or a part of it is missing or unreadable.
+        """
+        path = str(path)
+        _check_folder(path)
+        transformers_logging.disable_progress_bar()  # one bar a part says nothing; training has a bar of its own
+        device = torch.device(device)
+        parts = {
+            "unet": (UNet3DConditionModel, {"torch_dtype": dtype}),
+            "vae": (AutoencoderKL, {"torch_dtype": dtype}),
+            "text_encoder": (CLIPTextModel, {"dtype": dtype}),
+            "tokenizer": (CLIPTokenizer, {}),
+            "scheduler": (DDIMScheduler, {}),
+        }
+        loaded = {name: _load_part(path, name, kind, options) for name, (kind, options) in parts.items()}
+        for name in ("unet", "vae", "text_encoder"):
+            loaded[name].eval().requires_grad_(False)
+        loaded["unet"].to(device)
+        bypass_single_frames(loaded["unet"])
+        return cls(**loaded, path=path, device=device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent pixel, 8 for ZeroScope."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def snap(self) -> int:
+        """Width and height in pixels must be multiples of this for the VAE and every level of the U-Net."""
+        return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode_video(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 [f c h w] -> scaled latents fp32 [1 c f h/8 w/8]. The mode of the posterior, so it is repeatable."""
+        with _visiting(self.vae, self.device):
+            latents = [
+                self.vae.encode((chunk.to(self.device).float() / 127.5 - 1).to(self.vae.dtype)).latent_dist.mode()
+                for chunk in frames.split(FRAMES_AT_ONCE)
+            ]
+        latents = torch.cat(latents).float() * self.vae.config.scaling_factor  # [f c h w]
+        return latents.transpose(0, 1).unsqueeze(0)
+
+    @torch.no_grad()
+    def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents [1 c f h w] -> uint8 [f c 8h 8w] on the CPU: the integer part of 255 * clamp(x/2 + 1/2)."""
+        frames = (latents[0].transpose(0, 1) / self.vae.config.scaling_factor).to(self.vae.dtype)  # [f c h w]
+        with _visiting(self.vae, self.device):
+            decoded = [self.vae.decode(chunk.to(self.device)).sample.float() for chunk in frames.split(FRAMES_AT_ONCE)]
+        return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).mul(255).to(torch.uint8).cpu()
+
+    @torch.no_grad()
+    def encode_text(self, prompts: list[str]) -> torch.Tensor:
+        """Prompts -> embeddings fp32 [b n d], n = 77 for ZeroScope. Says on stderr what a too long prompt loses."""
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        for prompt in prompts:
+            self._report_cut(prompt, length)
+        with _visiting(self.text_encoder, self.device):
+            return self.text_encoder(ids.input_ids.to(self.device))[0].float()
+
+    def _report_cut(self, prompt: str, length: int) -> None:
+        with _quiet_tokenizer():
+            ids = self.tokenizer(prompt).input_ids
+        if len(ids) > length:
+            cut = self.tokenizer.decode(ids[length - 1 : -1])
+            print(f"note: the prompt has {len(ids)} tokens, the text encoder reads {length}; cut off: {cut!r}",
+                  file=sys.stderr)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with any part's weights or settings (a strided sample of every tensor)."""
+        digest = hashlib.sha256(json.dumps(dict(self.scheduler.config), sort_keys=True, default=str).encode())
+        digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        for part in (self.unet, self.vae, self.text_encoder):
+            for name, tensor in part.state_dict().items():
+                if "lora_" in name:
+                    continue
+                flat = tensor.detach().flatten()
+                sampled = flat[:: max(1, flat.numel() // 1024)].float().cpu()
+                digest.update(f"{name.replace('.base_layer', '')}{tuple(tensor.shape)}".encode())
+                digest.update(sampled.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class _visiting:
+    """Move a module to a device for the length of a `with` block and back to the CPU afterwards."""
+
+    def __init__(self, module: nn.Module, device: torch.device):
+        self.module, self.device = module, device
+
+    def __enter__(self) -> None:
+        self.module.to(self.device)
+
+    def __exit__(self, *_) -> None:
+        if self.device.type == "cuda":
+            self.module.to("cpu")
+            torch.cuda.empty_cache()
+
+
+class _quiet_tokenizer:
+    """The tokenizer logs a warning about long sequences that `_report_cut` words better."""
+
+    def __enter__(self) -> None:
+        self.logger = logging.getLogger("transformers.tokenization_utils_base")
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_) -> None:
+        self.logger.setLevel(self.level)
+
+
+def _check_folder(path: str) -> None:
+    folder = Path(path)
+    if folder.is_dir():
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        if missing:
+            found = sorted(p.name for p in folder.iterdir())[:8]
+            raise UserError(f"model: {path} is not a text-to-video pipeline folder: {', '.join(missing)} missing "
+                            f"(found {', '.join(found) or 'nothing'}); download the whole folder again")
+    elif path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir():
+        raise UserError(f"model: no folder {path}; point pretrained_model_path (or --model) at a ZeroScope or "
+                        "ModelScope folder, or use models/pocketscope, which is in this repository")
+
+
+def _load_part(path: str, name: str, kind, options: dict):
+    folder = Path(path) / name
+    if folder.is_dir() and issubclass(kind, nn.Module):
+        weights = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors")]
+        if weights and all(".fp16." in file for file in weights):
+            options = {**options, "variant": "fp16"}
+    try:
+        return kind.from_pretrained(path, subfolder=name, **options)
+    except UNLOADABLE as error:
+        raise UserError(f"model: {name} of {path} can not be loaded ({str(error).strip().splitlines()[0][:200]}); "
+                        "check that the download is complete and is a ZeroScope/ModelScope folder") from error
