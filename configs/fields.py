@@ -21,22 +21,22 @@ class TrainData:
     width: int = key(384, "width in pixels that clips are cut to (with use_bucketing: the most it may be)", low=8, multiple=8)
     height: int = key(384, "height in pixels, likewise", low=8, multiple=8)
     use_bucketing: bool = key(True, "keep each clip's aspect ratio inside width x height, in steps the model can take; off: stretch")
-    sample_start_idx: int = key(1, "first frame taken from a clip's file, counted from 0 after fps and frame_step", low=0)
+    sample_start_idx: int = key(1, "first frame taken from a clip's file, counted from 1 (0 is the first frame too)", low=0)
     fps: int = key(8, "frames a second to sample a video at (as near as its own rate allows); 0 takes every frame", low=0)
     frame_step: int = key(1, "take every n-th of the frames that fps leaves", low=1)
     n_sample_frames: int = key(16, "frames in a training clip", low=1)
     single_video_path: str | None = key(None, "single_video: the clip")
-    single_video_prompt: str = key("", "single_video: its caption, when no .txt lies beside it")
+    single_video_prompt: str = key("", "single_video: its caption; default the .txt beside it")
     path: str | None = key(None, "folder: where the clips are (captions: clip.txt, metadata.jsonl or metadata.csv)")
     fallback_prompt: str = key("", "folder: caption of the clips that have none of their own")
     json_path: str | None = key(None, "json: a list of clips with their prompts")
     image_dir: str | None = key(None, "image: one image or a folder of them, for one-frame clips")
-    single_img_prompt: str = key("", "image: caption of the images that have none of their own")
+    single_img_prompt: str = key("", "image: caption of a single image, and of the images in a folder that have none of their own")
 
 
 @dataclass
 class ValidationData:
-    prompt: list[str] = key(list, "prompts of the preview videos")
+    prompt: list[str] = key(list, "prompts of the preview videos; none, no previews")
     negative_prompt: str = key("", "what the previews are steered away from")
     sample_preview: bool = key(True, "make preview videos every validation_steps")
     num_frames: int | None = key(None, "frames of a preview; default as train_data.n_sample_frames", low=1)

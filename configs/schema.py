@@ -249,8 +249,6 @@ def _contradictions(cfg: DictConfig) -> list[str]:
             wrong.append(f"embeddings.blocks: {side!r} is unknown; there are {', '.join(SIDES)}")
     if cfg.min_timestep > cfg.max_timestep:
         wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
-    if cfg.validation_data.sample_preview and cfg.validation_steps <= cfg.max_train_steps and not cfg.validation_data.prompt:
-        wrong.append("validation_data.prompt: empty; give a prompt or set validation_data.sample_preview=false")
     return wrong
 
 

@@ -1,0 +1,157 @@
+"""What is computed once from a clip: latents, text embedding and DDIM inversion, kept on disk keyed by content.
+
+The key is a hash over the clip's frames (so over its bytes, geometry and frame choice), its prompt and whatever else
+the caller says the result depends on (weights, inversion steps, ...): a change of any of them gives a new entry. The
+encoders are passed in as functions and are called only for what is missing. The file layout extends the release's
+cached_latents/cached_{i}.pt, which can be read too (opened with weights_only, so nothing in it runs).
+"""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from configs.errors import UserError
+from data.clips import Clip
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """latents [1 c f h w] and inversion [1 c f h w] or None, both scaled latents in fp32; text [1 n d] fp32.
+
+    `text` is None only for a file of the release, which keeps token ids in place of the embedding.
+    """
+
+    latents: torch.Tensor
+    text: torch.Tensor | None
+    inversion: torch.Tensor | None
+    prompt: str
+    name: str
+
+
+def content_key(clip: Clip, key_parts: dict[str, Any]) -> str:
+    """A name for what is cached of `clip`, different whenever its frames, its prompt or `key_parts` differ."""
+    settings = json.dumps({"prompt": clip.prompt, "shape": list(clip.frames.shape), **key_parts}, sort_keys=True, default=str)
+    digest = hashlib.sha256(settings.encode())
+    digest.update(clip.frames.contiguous().numpy())
+    return digest.hexdigest()[:32]
+
+
+def build(
+    clips: list[Clip],
+    directory: str | Path,
+    *,
+    key_parts: dict[str, Any],
+    encode_video: Callable[[torch.Tensor], torch.Tensor],
+    encode_text: Callable[[str], torch.Tensor],
+    invert: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> list[CachedClip]:
+    """The cached form of every clip, read from `directory` or computed and written there.
+
+    `encode_video` maps uint8 [f c h w] to latents [1 c f h w], `encode_text` a prompt to [1 n d], `invert` latents to
+    their inverted noise (None: not wanted). Says on stderr what was reused; an unreadable entry is made anew.
+    """
+    found = []
+    for clip in clips:
+        key = content_key(clip, {**key_parts, "inverted": invert is not None})
+        path = Path(directory) / f"{key}.safetensors"
+        if path.is_file():
+            try:
+                found.append(read_cached(path))
+                print(f"cache: {clip.name} reused ({key[:12]})", file=sys.stderr)
+                continue
+            except UserError as error:
+                print(f"cache: {error}; made anew", file=sys.stderr)
+        latents = encode_video(clip.frames)
+        inversion = invert(latents) if invert else None
+        cached = CachedClip(_plain(latents), _plain(encode_text(clip.prompt)), _plain(inversion), clip.prompt, clip.name)
+        write_cached(cached, path)
+        print(f"cache: {clip.name} encoded ({key[:12]})", file=sys.stderr)
+        found.append(cached)
+    return found
+
+
+def export(cached: list[CachedClip], run_dir: str | Path) -> None:
+    """Write run_dir/cached_latents/cached_{i}.safetensors, where sampling looks for the reference's inversion."""
+    for number, clip in enumerate(cached):
+        write_cached(clip, Path(run_dir) / "cached_latents" / f"cached_{number}.safetensors")
+
+
+def write_cached(cached: CachedClip, path: Path) -> None:
+    """Write one clip, atomically: under another name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"latents": cached.latents, "text": cached.text, "inversion": cached.inversion}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}, unfinished,
+                  metadata={"format": "pt", "prompt": cached.prompt, "name": cached.name})
+        os.replace(unfinished, path)
+    except SafetensorError as error:  # the library's own class hides the errno that says the disk is full
+        full = "os error 28" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_cached(path: str | Path) -> CachedClip:
+    """One cached clip: ours (.safetensors) or the release's (.pt). Raises UserError when the file is not one."""
+    path = Path(path)
+    return _read_release(path) if path.suffix == ".pt" else _read_ours(path)
+
+
+def read_folder(directory: str | Path) -> list[CachedClip]:
+    """Every cached_{i} file of a folder in order of i (a run's cached_latents, or the release's)."""
+    directory = Path(directory)
+    numbered = {}
+    for path in directory.glob("cached_*"):
+        if match := re.fullmatch(r"cached_(\d+)\.(safetensors|pt)", path.name):
+            numbered[int(match[1]), match[2] == "pt"] = path
+    if not numbered:
+        raise UserError(f"{directory}: no cached clips there; point it at a folder with cached_0.safetensors or cached_0.pt")
+    return [read_cached(path) for _, path in sorted(numbered.items())]
+
+
+def _read_ours(path: Path) -> CachedClip:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable cache file ({error}); delete it and train again") from None
+    if not {"latents", "text"} <= tensors.keys() or not {"prompt", "name"} <= metadata.keys():
+        raise UserError(f"{path}: not a cache file of this project (holds {', '.join(tensors) or 'nothing'}); delete it")
+    return CachedClip(tensors["latents"], tensors["text"], tensors.get("inversion"), metadata["prompt"], metadata["name"])
+
+
+def _read_release(path: Path) -> CachedClip:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        latents, inversion = content["latents"], content.get("inversion_noise")
+        prompt = content["text_prompt"]
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a cached clip of the release ({reason}); nothing in it was run") from None
+    if not torch.is_tensor(latents) or latents.ndim not in (4, 5):
+        raise UserError(f"{path}: its latents are not a [c f h w] tensor; give a cached_latents file of the release")
+    prompt = prompt[0] if isinstance(prompt, (list, tuple)) and prompt else prompt
+    return CachedClip(_batched(latents), None, _batched(inversion), str(prompt), path.stem)
+
+
+def _plain(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.detach().float().cpu().contiguous()
+
+
+def _batched(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """[c f h w] or [1 c f h w] -> fp32 [1 c f h w]."""
+    return None if tensor is None else _plain(tensor if tensor.ndim == 5 else tensor[None])

@@ -1,0 +1,157 @@
+"""A clip: frames cut from a video or image file, at the rate, length and size that training asks for.
+
+Frames are uint8 RGB [f c h w]. Which frames are taken and how they are resized follow the authors' release: every
+round(native fps / fps)-th frame, and antialiased bilinear resizing of whole frames, rounded back to uint8. Its
+buckets are kept where they keep the aspect ratio inside the asked size; sizes go in steps the model can take.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import decord
+import imageio.v3 as imageio
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from configs.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames uint8 [f c h w] with their caption; `fps` is the rate they play at, `source` says what was cut from where."""
+
+    frames: torch.Tensor
+    prompt: str
+    name: str
+    fps: float
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to take from a file: `frames` frames, every `step`-th after sampling at `fps` (0: all), in `width` x `height` px.
+
+    `start` counts the file's own frames from 0. `snap` is the multiple of pixels that bucketed sides are rounded up to;
+    None stretches to exactly width x height (the release without use_bucketing).
+    """
+
+    width: int
+    height: int
+    frames: int
+    fps: int = 0
+    step: int = 1
+    start: int = 0
+    snap: int | None = 8
+
+
+def pick_frames(path: Path, count: int, native_fps: float, cut: Cut) -> tuple[list[int], float]:
+    """Indices into a file of `count` frames, and the rate in frames a second that they play at.
+
+    Raises UserError naming how many frames there are when the file is too short.
+    """
+    every = min(count, max(1, round(native_fps / cut.fps))) if cut.fps else 1
+    every *= cut.step
+    indices = list(range(cut.start, count, every))[: cut.frames]
+    if len(indices) < cut.frames:
+        raise UserError(
+            f"{path}: {len(indices)} frames where {cut.frames} are asked for ({count} in the file at {native_fps:g} fps,"
+            f" every {every}. from frame {cut.start}); lower train_data.n_sample_frames or train_data.frame_step, or raise train_data.fps")
+    return indices, native_fps / every
+
+
+def bucket(width: int, height: int, cut: Cut) -> tuple[int, int]:
+    """The size in pixels (width, height) for a clip of the given size: its aspect ratio inside the asked size.
+
+    Sides are rounded up to multiples of `cut.snap`, at most the asked ones: 16:9 at 384x384 becomes 384x256 in steps of
+    64, as in the release.
+    """
+    if cut.snap is None:
+        return cut.width, cut.height
+    scale = min(cut.width / width, cut.height / height)
+
+    def side(length: int, most: int) -> int:
+        return min(most, max(1, ceil(round(length * scale, 3) / cut.snap)) * cut.snap)
+
+    return side(width, cut.width), side(height, cut.height)
+
+
+def resize(frames: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    """uint8 [f c h w] to the given size in pixels: antialiased bilinear, rounded."""
+    if frames.shape[-2:] == (height, width):
+        return frames
+    resized = F.interpolate(frames.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def read_video(path: str | Path, cut: Cut, prompt: str) -> Clip:
+    """The cut of a video file (mp4 and the like through decord, gif through imageio).
+
+    Raises UserError when the file is missing, empty, unreadable, truncated or too short.
+    """
+    path = _present(Path(path))
+    if path.suffix.lower() == ".gif":
+        frames, fps = _read_gif(path)
+        indices, rate = pick_frames(path, len(frames), fps, cut)
+        picked, count = frames[indices], len(frames)
+    else:
+        try:
+            reader = decord.VideoReader(str(path))
+            count = len(reader)
+            indices, rate = pick_frames(path, count, float(reader.get_avg_fps()), cut)
+            height, width, _ = reader[0].shape
+            if cut.snap is None and (width, height) != (cut.width, cut.height):
+                reader = decord.VideoReader(str(path), width=cut.width, height=cut.height)  # as the release: decord scales
+            picked = reader.get_batch(indices).asnumpy()
+        except (RuntimeError, decord.DECORDError) as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[-1][:160]
+            raise UserError(f"{path}: not a video that can be decoded ({reason}); re-encode it, for example with"
+                            " `ffmpeg -i IN -c:v libx264 OUT.mp4`") from None
+    return _clip(path, picked, cut, prompt, rate, _describe(indices, count))
+
+
+def read_image(path: str | Path, cut: Cut, prompt: str) -> Clip:
+    """An image as a clip of one frame. Raises UserError when it is missing or unreadable."""
+    path = _present(Path(path))
+    try:
+        pixels = imageio.imread(path, mode="RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: not an image that can be read ({error}); save it as png or jpg") from None
+    return _clip(path, np.atleast_3d(pixels)[None, ..., :3], cut, prompt, 1.0, "1 image")
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: {'a folder where a file is needed' if path.is_dir() else 'no such file'}; point it at a clip")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty (0 bytes); copy or download it again")
+    return path
+
+
+def _read_gif(path: Path) -> tuple[np.ndarray, float]:
+    try:
+        frames = imageio.imread(path, index=None, mode="RGB")  # [f h w c]
+        duration = imageio.immeta(path, index=0).get("duration") or 100  # milliseconds a frame
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: not a gif that can be read ({error}); save it again or as mp4") from None
+    return frames, 1000 / duration
+
+
+def _clip(path: Path, frames: np.ndarray, cut: Cut, prompt: str, fps: float, taken: str) -> Clip:
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # [f h w c] -> [f c h w]
+    native = f"{pixels.shape[3]}x{pixels.shape[2]}"
+    width, height = bucket(pixels.shape[3], pixels.shape[2], cut)
+    pixels = resize(pixels, width, height).contiguous()
+    size = f"{width}x{height}" if native == f"{width}x{height}" else f"{native} -> {width}x{height}"
+    return Clip(pixels, prompt, path.stem, fps, f"{path}: {taken}, {size}, {fps:g} fps")
+
+
+def _describe(indices: list[int], count: int) -> str:
+    step = indices[1] - indices[0] if len(indices) > 1 else 1
+    left = len(range(indices[-1] + step, count, step))
+    rest = f", the {left} after them dropped (one clip is cut from a file)" if left else ""
+    return f"{len(indices)} frames {indices[0]}..{indices[-1]} by {step} of {count}{rest}"

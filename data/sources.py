@@ -1,0 +1,142 @@
+"""Where clips come from: one video, a folder of them, a json list, or images; several sources at once.
+
+Captions: a folder's clip takes the .txt beside it, else its row of metadata.jsonl or metadata.csv, else the config's
+prompt; a single file takes the config's prompt first. A json list gives each clip its own.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from configs.schema import locate
+from data.clips import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip, Cut, read_image, read_video
+
+FILE_KEYS = ("video_path", "clip_path", "video", "path", "file_name")
+TEXT_KEYS = ("prompt", "text", "caption")
+
+
+def load_clips(cfg: Any, snap: int) -> list[Clip]:
+    """Every clip that `cfg.dataset_types` names, cut as `cfg.train_data` says; the plan goes to stderr.
+
+    `snap` is the multiple of pixels that VAE and U-Net need (used with use_bucketing). Raises UserError for a file that
+    cannot be used, for a source without clips and for a clip without a caption.
+    """
+    data = cfg.train_data
+    cut = Cut(data.width, data.height, data.n_sample_frames, data.fps, data.frame_step, max(0, data.sample_start_idx - 1),
+              snap if data.use_bucketing else None)
+    readers = {"single_video": _single_video, "folder": _folder, "json": _json, "image": _images}
+    clips = [clip for kind in cfg.dataset_types for clip in readers[kind](data, cut)]
+    for number, clip in enumerate(clips):
+        print(f'clip {number}: {clip.source}, "{clip.prompt}"', file=sys.stderr)
+    return clips
+
+
+def _single_video(data: Any, cut: Cut) -> Iterator[Clip]:
+    path = locate(data.single_video_path)
+    prompt = data.single_video_prompt or _caption(path, {}, "", "train_data.single_video_prompt")
+    yield read_video(path, cut, prompt)
+
+
+def _folder(data: Any, cut: Cut) -> Iterator[Clip]:
+    folder = locate(data.path)
+    captions = _metadata(folder)
+    for path in _files(folder, VIDEO_SUFFIXES, "video", "train_data.path"):
+        yield read_video(path, cut, _caption(path, captions, data.fallback_prompt, "train_data.fallback_prompt"))
+
+
+def _images(data: Any, cut: Cut) -> Iterator[Clip]:
+    source = locate(data.image_dir)
+    if source.is_file():
+        prompt = data.single_img_prompt or _caption(source, {}, "", "train_data.single_img_prompt")
+        yield read_image(source, cut, prompt)
+        return
+    captions = _metadata(source)
+    for path in _files(source, IMAGE_SUFFIXES, "image", "train_data.image_dir"):
+        yield read_image(path, cut, _caption(path, captions, data.single_img_prompt, "train_data.single_img_prompt"))
+
+
+def _json(data: Any, cut: Cut) -> Iterator[Clip]:
+    """MotionDirector's layout ({"data": [{"video_path", "data": [{"frame_index", "prompt"}]}]}) or a plain list."""
+    source = locate(data.json_path)
+    content = _parse(source, _text_of(source, "train_data.json_path"))
+    entries = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'{source}: no list of clips in it; write [{{"video": "a.mp4", "prompt": "a car turns"}}, ...]')
+    for number, entry in enumerate(entries):
+        where = f"{source}: entry {number}"
+        parts = entry.get("data", [{}]) if isinstance(entry, dict) else None
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise UserError(f'{where}: {str(entry)[:80]} is not a clip; write {{"video": "a.mp4", "prompt": "a car turns"}}')
+        for part in parts:
+            both = {**entry, **part}
+            name, prompt = _first(both, FILE_KEYS), _first(both, TEXT_KEYS)
+            if not name:
+                raise UserError(f"{where}: names no file; give it one of the keys {', '.join(FILE_KEYS)}")
+            if not prompt:
+                raise UserError(f"{where}: {name} has no caption; give it one of the keys {', '.join(TEXT_KEYS)}")
+            beside = source.parent / name
+            start = part.get("frame_index", cut.start)
+            if type(start) is not int or start < 0:
+                raise UserError(f"{where}: frame_index is {start!r}; give a whole number from 0")
+            taken = Cut(cut.width, cut.height, cut.frames, cut.fps, cut.step, start, cut.snap)
+            yield read_video(beside if beside.exists() else locate(name), taken, prompt)
+
+
+def _files(folder: Path, suffixes: tuple[str, ...], kind: str, key: str) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{key}: no folder at {folder}; point it at a folder of {kind} files")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    found = [path for path in files if path.suffix.lower() in suffixes]
+    if not found:
+        seen = ", ".join(sorted({path.suffix or path.name for path in files})) or "nothing"
+        raise UserError(f"{key}: no {kind} in {folder} (found {seen}); put {', '.join(suffixes)} files there")
+    return found
+
+
+def _caption(path: Path, captions: dict[str, str], otherwise: str, key: str) -> str:
+    beside = path.with_suffix(".txt")
+    text = _text_of(beside, key).strip() if beside.is_file() else ""
+    prompt = text or captions.get(path.name) or otherwise
+    if not prompt:
+        raise UserError(f"{path}: no caption; write one into {beside.name} beside it or set {key}")
+    return prompt
+
+
+def _metadata(folder: Path) -> dict[str, str]:
+    """File name -> caption from metadata.jsonl or metadata.csv (columns: file_name and text, prompt or caption)."""
+    rows: list[Any] = []
+    if (source := folder / "metadata.jsonl").is_file():
+        rows = [_parse(source, line) for line in _text_of(source, source.name).splitlines() if line.strip()]
+    elif (source := folder / "metadata.csv").is_file():
+        rows = list(csv.DictReader(_text_of(source, source.name).splitlines()))
+    captions = {}
+    for number, row in enumerate(rows, 1):
+        name, text = (_first(row, FILE_KEYS), _first(row, TEXT_KEYS)) if isinstance(row, dict) else ("", "")
+        if not name or not text:
+            raise UserError(f"{source}: row {number} has no file or no caption; give it file_name and text")
+        captions[Path(name).name] = text
+    return captions
+
+
+def _first(row: dict[str, Any], keys: tuple[str, ...]) -> str:
+    return next((str(row[key]) for key in keys if row.get(key)), "")
+
+
+def _text_of(path: Path, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror}); point it at an existing file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8; save it as UTF-8 text") from None
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid json ({error}); correct it there") from None
