@@ -1,0 +1,251 @@
+"""Motion Inversion: motion learned as embeddings added to the inputs of temporal attention (METHOD section 8, [MI]).
+
+Each chosen temporal transformer block owns one Query-Key embedding, shared by its two self-attentions, and one Value
+embedding per attention. After the norm, with x the hidden states [(b h w) f c]:
+
+    q = Wq (x + e_qk)    k = Wk (x + e_qk)    v = Wv (x + e_v)        e_qk [1 F c], e_v [(h w) F c], zero at the start
+
+A Query-Key embedding says how frames attend to each other, the same for every pixel; a Value embedding says what moves
+where. Both hold F = 32 frames. The model itself stays frozen; nothing but the embeddings gets a gradient.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet3DConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from torch import nn
+
+from configs.errors import UserError
+from models.hooks import Patch, wrap_forward
+
+SIDES = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks."}
+SAMPLING = ("none", "difference", "drop_value")
+GRID = "latent_grid"  # how the attention learns its (height, width): only the transformer around it still sees them
+
+
+@dataclass(frozen=True)
+class Block:
+    """One temporal transformer: module name, side of the U-Net, channels, and its resolution level (0 = full size)."""
+
+    name: str
+    side: str
+    channels: int
+    level: int
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Latent pixels at this level: every downsampler halves, rounding up."""
+        return -(-height // 2**self.level), -(-width // 2**self.level)
+
+
+def temporal_blocks(unet: UNet3DConditionModel) -> list[Block]:
+    """The temporal transformers that can carry embeddings (all but the stem), in module order."""
+    deepest = len(unet.down_blocks) - 1
+    found = []
+    for name, module in unet.named_modules():
+        side = next((side for side, prefix in SIDES.items() if name.startswith(prefix)), None)
+        if isinstance(module, TransformerTemporalModel) and side:
+            level = deepest if side == "mid" else int(name.split(".")[1])
+            level = deepest - level if side == "up" else level
+            found.append(Block(name, side, module.transformer_blocks[0].attn1.to_q.in_features, level))
+    return found
+
+
+def choose_blocks(unet: UNet3DConditionModel, sides: Sequence[str], widths: Sequence[int] | None) -> list[Block]:
+    """Blocks on these sides with these channel widths; by default the widest there are (METHOD: 1280).
+
+    Raises UserError naming the sides and widths that exist when one of those asked for does not.
+    """
+    present = temporal_blocks(unet)
+    if unknown := [side for side in sides if side not in SIDES]:
+        raise UserError(f"embeddings.blocks: {unknown[0]!r} is unknown; there are {', '.join(SIDES)}")
+    if not sides:
+        raise UserError(f"embeddings.blocks: the list is empty; name one or more of {', '.join(SIDES)}")
+    here = [block for block in present if block.side in sides]
+    exist = sorted({block.channels for block in here})
+    if unknown := [width for width in widths or () if width not in exist]:
+        raise UserError(f"embeddings.widths: no temporal transformer of width {unknown[0]} in {', '.join(sides)}; "
+                        f"there are {', '.join(map(str, exist))}")
+    return [block for block in here if block.channels in (widths or exist[-1:])]
+
+
+class MotionEmbeddings(Patch):
+    """The attached embeddings. `remove()` restores the U-Net bit for bit; `strength` 0 is the base model, exactly.
+
+    `strength` scales what is added (1 as trained). `sampling` says what happens to the Value embeddings
+    (METHOD section 8): "none" leaves them, "difference" replaces frame j > 0 by the change since frame j - 1 (object
+    motion), "drop_value" leaves them out (camera motion). Query-Key embeddings stay as they are.
+    """
+
+    def __init__(self, blocks: list[Block], parameters: dict[str, nn.Parameter], height: int, width: int,
+                 max_frames: int, frames: int | None):
+        super().__init__()
+        self.blocks = blocks
+        self.height, self.width, self.max_frames, self.frames = height, width, max_frames, frames
+        self.strength = 1.0
+        self.sampling = "none"
+        self._parameters = parameters
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter(self._parameters.values())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """`<block>.query_key` [1 F c], `<block>.attn1.value` and `<block>.attn2.value` [(h w) F c], fp32."""
+        return {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over trained embeddings; raises UserError when names or shapes are not those attached here."""
+        if missing := self._parameters.keys() ^ state.keys():
+            raise UserError(f"embeddings: {len(missing)} names differ between checkpoint and model, such as "
+                            f"{sorted(missing)[0]}; attach with the blocks and widths of the training")
+        for name, parameter in self._parameters.items():
+            if parameter.shape != state[name].shape:
+                raise UserError(f"embeddings: {name} has shape {tuple(state[name].shape)} in the checkpoint and "
+                                f"{tuple(parameter.shape)} here; attach with the size and frames of the training, "
+                                "other sizes are interpolated when sampling")
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(state[name])
+
+    @contextmanager
+    def at(self, strength: float | None = None, sampling: str | None = None) -> Iterator["MotionEmbeddings"]:
+        """Within this `with`, another strength or sampling mode; a backward pass belongs inside it, too."""
+        before = self.strength, self.sampling
+        if sampling is not None and sampling not in SAMPLING:
+            raise UserError(f"embeddings.sampling: {sampling!r} is unknown; there are {', '.join(SAMPLING)}")
+        self.strength = before[0] if strength is None else strength
+        self.sampling = sampling or before[1]
+        try:
+            yield self
+        finally:
+            self.strength, self.sampling = before
+
+    def describe(self) -> str:
+        kinds = [f"{block.side} {block.channels}" for block in self.blocks]
+        counts = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+        total = sum(p.numel() for p in self.parameters())
+        return (f"motion embeddings: {counts}; {total / 1e6:.2f} M parameters for {self.width}x{self.height} latents, "
+                f"{self.max_frames} frames")
+
+    def interpolation(self, height: int, width: int, frames: int) -> str | None:
+        """What is interpolated to run at this latent size and length, in words; None when nothing is."""
+        changes = []
+        if (height, width) != (self.height, self.width):
+            changes.append(f"in space from {self.width}x{self.height} to {width}x{height} latents")
+        if frames != self._trained(frames):
+            changes.append(f"in time from {self._trained(frames)} to {frames} frames")
+        return f"embeddings interpolated {' and '.join(changes)}" if changes else None
+
+    def query_key(self, block: str, frames: int) -> torch.Tensor:
+        """[1 f c], scaled by `strength`."""
+        return self.strength * self._fit_time(self._parameters[f"{block}.query_key"], frames)
+
+    def value(self, attention: str, trained_grid: tuple[int, int], grid: tuple[int, int], frames: int) -> torch.Tensor:
+        """[(h w) f c] for the running grid (h, w), scaled by `strength` and debiased as `sampling` says."""
+        embedding = self._parameters[f"{attention}.value"][:, : self._trained(frames)]
+        if self.sampling == "difference":
+            embedding = torch.cat([embedding[:, :1], embedding.diff(dim=1)], dim=1)
+        embedding = self._fit_time(embedding, frames)
+        if grid != trained_grid:
+            image = embedding.unflatten(0, trained_grid).permute(2, 3, 0, 1)  # [(h w) f c] -> [f c h w]
+            image = F.interpolate(image, size=grid, mode="bilinear")
+            embedding = image.permute(2, 3, 0, 1).flatten(0, 1)
+        return self.strength * embedding
+
+    def _trained(self, frames: int) -> int:
+        return self.frames or min(frames, self.max_frames)
+
+    def _fit_time(self, embedding: torch.Tensor, frames: int) -> torch.Tensor:
+        trained = self._trained(frames)
+        embedding = embedding[:, :trained]
+        if trained == frames:
+            return embedding
+        # first and last frame stay where they are, as in the resized inversion, so the motion fills the clip
+        return F.interpolate(embedding.transpose(1, 2), size=frames, mode="linear", align_corners=True).transpose(1, 2)
+
+
+def attach_embeddings(
+    unet: UNet3DConditionModel,
+    blocks: Sequence[str] = ("down", "up"),
+    widths: Sequence[int] | None = None,
+    *,
+    height: int,
+    width: int,
+    max_frames: int = 32,
+    frames: int | None = None,
+) -> MotionEmbeddings:
+    """Add zero embeddings to the temporal transformers on these sides (`blocks`) with these channel `widths`.
+
+    `height` and `width` are the latent size in training, which the Value embeddings are made for; the U-Net may run at
+    another size (bilinear interpolation over the latent grid) or length. `frames` is the training's clip length: its
+    embeddings are stretched linearly to other lengths. Without it a clip takes the first of the `max_frames` frames,
+    and only one longer than that stretches them. One-frame passes with the temporal layers bypassed are untouched.
+    Raises UserError on an unknown side or width, or more frames than `max_frames` (METHOD section 8; 5 blocks and
+    59 M parameters on ZeroScope at 384x384).
+    """
+    if frames is not None and frames > max_frames:
+        raise UserError(f"embeddings.max_frames: {max_frames} frames are too few for clips of {frames}; raise it")
+    chosen = choose_blocks(unet, blocks, widths)
+    device = next(unet.parameters()).device
+    parameters: dict[str, nn.Parameter] = {}
+
+    def zeros(name: str, *shape: int) -> None:
+        parameters[name] = nn.Parameter(torch.zeros(shape, device=device))
+
+    embeddings = MotionEmbeddings(chosen, parameters, height, width, max_frames, frames)
+    for block in chosen:
+        transformer = unet.get_submodule(block.name)
+        grid = block.grid(height, width)
+        embeddings._undo.append(wrap_forward(transformer, _tell_grid))
+        for i, layer in enumerate(transformer.transformer_blocks):
+            name = f"{block.name}.transformer_blocks.{i}"
+            zeros(f"{name}.query_key", 1, max_frames, block.channels)
+            for kind in ("attn1", "attn2"):
+                zeros(f"{name}.{kind}.value", grid[0] * grid[1], max_frames, block.channels)
+                attention = getattr(layer, kind)
+                embeddings._undo.append(wrap_forward(attention, _shifted(embeddings, attention, name, kind, grid)))
+    return embeddings
+
+
+def mix(states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """Several motions as one: the weighted sum of embedding states; UserError where names or shapes differ."""
+    first = states[0]
+    for number, state in enumerate(states[1:], start=2):
+        wrong = sorted(first.keys() ^ state.keys()) or [n for n in first if first[n].shape != state[n].shape]
+        if wrong:
+            raise UserError(f"embeddings: motion {number} can not be mixed with motion 1, they differ in {wrong[0]}; "
+                            "train both with the same blocks, widths, size and max_frames")
+    return {name: sum(weight * state[name] for weight, state in zip(weights, states, strict=True)) for name in first}
+
+
+def _tell_grid(forward, hidden_states: torch.Tensor, *args, cross_attention_kwargs: dict | None = None, **kwargs):
+    grid = tuple(hidden_states.shape[-2:])
+    return forward(hidden_states, *args, cross_attention_kwargs={**(cross_attention_kwargs or {}), GRID: grid}, **kwargs)
+
+
+def _shifted(embeddings: MotionEmbeddings, attn: Attention, block: str, kind: str, trained_grid: tuple[int, int]):
+    """The attention with shifted inputs, as a wrapper of its forward."""
+
+    def wrapper(forward, hidden_states: torch.Tensor, *args, **kwargs):
+        grid = kwargs.pop(GRID)
+        if embeddings.strength == 0:
+            return forward(hidden_states, *args, **kwargs)
+        frames = hidden_states.shape[1]  # [(b h w) f c]
+        pattern = hidden_states + embeddings.query_key(block, frames).to(hidden_states.dtype)
+        value = hidden_states
+        if embeddings.sampling != "drop_value":
+            shift = embeddings.value(f"{block}.{kind}", trained_grid, grid, frames).to(hidden_states.dtype)
+            value = (hidden_states.unflatten(0, (-1, len(shift))) + shift).flatten(0, 1)
+        query, key, value = (
+            project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [(b h w) f c] -> [(b h w) heads f d]
+            for project, x in ((attn.to_q, pattern), (attn.to_k, pattern), (attn.to_v, value))
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](mixed))
+
+    return wrapper
