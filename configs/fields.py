@@ -4,8 +4,8 @@ Names and defaults are those of the authors' release (train.py and its configs) 
 limit in the metadata is checked when a configuration is loaded. Sizes are pixels, learning rates are AdamW's.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_args
 
 
 def key(default: Any, help: str, **limits: Any) -> Any:
@@ -18,11 +18,19 @@ def key(default: Any, help: str, **limits: Any) -> Any:
 
 @dataclass
 class TrainData:
-    width: int = key(384, "width in pixels that clips are cut to (with use_bucketing: the most it may be)", low=8, multiple=8)
+    width: int = key(
+        384, "width in pixels that clips are cut to (with use_bucketing: the most it may be)", low=8, multiple=8
+    )
     height: int = key(384, "height in pixels, likewise", low=8, multiple=8)
-    use_bucketing: bool = key(True, "keep each clip's aspect ratio inside width x height, in steps the model can take; off: stretch")
-    sample_start_idx: int = key(1, "first frame taken from a clip's file, counted from 1 (0 is the first frame too)", low=0)
-    fps: int = key(8, "frames a second to sample a video at (as near as its own rate allows); 0 takes every frame", low=0)
+    use_bucketing: bool = key(
+        True, "keep each clip's aspect ratio inside width x height, in steps the model can take; off: stretch"
+    )
+    sample_start_idx: int = key(
+        1, "first frame taken from a clip's file, counted from 1 (0 is the first frame too)", low=0
+    )
+    fps: int = key(
+        8, "frames a second to sample a video at (as near as its own rate allows); 0 takes every frame", low=0
+    )
     frame_step: int = key(1, "take every n-th of the frames that fps leaves", low=1)
     n_sample_frames: int = key(16, "frames in a training clip", low=1)
     single_video_path: str | None = key(None, "single_video: the clip")
@@ -31,7 +39,9 @@ class TrainData:
     fallback_prompt: str = key("", "folder: caption of the clips that have none of their own")
     json_path: str | None = key(None, "json: a list of clips with their prompts")
     image_dir: str | None = key(None, "image: one image or a folder of them, for one-frame clips")
-    single_img_prompt: str = key("", "image: caption of a single image, and of the images in a folder that have none of their own")
+    single_img_prompt: str = key(
+        "", "image: caption of a single image, and of the images in a folder that have none of their own"
+    )
 
 
 @dataclass
@@ -44,7 +54,9 @@ class ValidationData:
     height: int | None = key(None, "height of a preview in pixels; default as train_data.height", low=8, multiple=8)
     num_inference_steps: int = key(30, "DDIM steps", low=1, high=1000)
     guidance_scale: float = key(12.0, "classifier-free guidance scale", low=0)
-    guidance_rescale: float = key(0.0, "share of the guided prediction brought back to the unguided variance", low=0, high=1)
+    guidance_rescale: float = key(
+        0.0, "share of the guided prediction brought back to the unguided variance", low=0, high=1
+    )
     spatial_scale: float = key(0.0, "strength of the appearance adapter in previews (0: off, as in the paper)", low=0)
     noise_prior: float = key(0.5, "share of the reference's inversion in the initial noise", low=0, high=1)
 
@@ -53,7 +65,8 @@ class ValidationData:
 class AppearanceHighway:
     use: Literal["sampling", "training", "off"] = key("sampling", "sampling only, training (and sampling), or off")
     scope: Literal["all", "release", "plain"] = key(
-        "all", "all: every attention skip; release: the authors' code; plain: the scale without moving skips (Figure 3)")
+        "all", "all: every attention skip; release: the authors' code; plain: the scale without moving skips (Figure 3)"
+    )
     beta: float = key(1.1, "scale of the skips", above=0)
 
 
@@ -63,16 +76,20 @@ class Embeddings:
     widths: list[int] | None = key(None, "channel widths of those blocks; default the widest")
     max_frames: int = key(32, "frames an embedding holds; a longer clip interpolates", low=1)
     loss: Literal["base", "debiased", "hybrid"] = key(
-        "base", "base: MSE; debiased: plus the debiased temporal loss; hybrid: plus the appearance adapter's pass")
+        "base", "base: MSE; debiased: plus the debiased temporal loss; hybrid: plus the appearance adapter's pass"
+    )
     sampling: Literal["none", "difference", "drop_value"] = key(
-        "none", "value embedding when sampling: as it is, difference (object motion), drop_value (camera motion)")
+        "none", "value embedding when sampling: as it is, difference (object motion), drop_value (camera motion)"
+    )
     learning_rate: float = key(0.02, "learning rate of the embeddings", above=0)
 
 
 @dataclass
 class InitialNoise:
     strategy: Literal["blend", "frequency", "blend_frequency", "fft"] = key(
-        "blend", "how inversion and noise are mixed: by variance, low band from the inversion, both, or FreeInit's filter")
+        "blend",
+        "how inversion and noise are mixed: by variance, low band from the inversion, both, or FreeInit's filter",
+    )
     cutoff: float = key(0.25, "edge of the low band, as a share of the highest frequency", above=0, high=1)
 
 
@@ -81,31 +98,39 @@ class Config:
     pretrained_model_path: str = key("./models/zeroscope_v2_576w/", "model folder in ZeroScope's layout, or a hub id")
     fallback: str | None = key(None, "YAML merged over this one when the model folder does not exist")
     output_dir: str = key("./outputs/train", "a run writes into output_dir/train_<timestamp>")
-    dataset_types: list[str] = key(["single_video"], "what to train on: single_video, folder, json, image; several allowed")
+    dataset_types: list[str] = key(
+        ["single_video"], "what to train on: single_video, folder, json, image; several allowed"
+    )
     train_data: TrainData = key(TrainData, "")
     validation_data: ValidationData = key(ValidationData, "")
 
     method: Literal["lora", "motion_inversion"] = key("lora", "how motion is learned")
-    temporal_preset: Literal["tap", "tap_key", "release", "motiondirector", "query", "value", "out", "ff", "qk_out"] = key(
-        "tap", "which layers of the temporal transformers the motion LoRA adapts")
+    temporal_preset: Literal["tap", "tap_key", "release", "motiondirector", "query", "value", "out", "ff", "qk_out"] = (
+        key("tap", "which layers of the temporal transformers the motion LoRA adapts")
+    )
     lora_rank: int = key(32, "rank of the LoRAs (clipped to the layer's width)", low=1)
     lora_alpha: float | None = key(None, "LoRA scale is alpha / rank; default alpha = rank", above=0)
     lora_unet_dropout: float = key(0.1, "LoRA dropout", low=0, high=0.99)
-    lora_dropout_placement: Literal["release", "peft"] = key("release", "release: after the up projection; peft: before the down one")
+    lora_dropout_placement: Literal["release", "peft"] = key(
+        "release", "release: after the up projection; peft: before the down one"
+    )
     single_spatial_lora: bool = key(False, "one appearance adapter for all clips instead of one each")
     train_temporal_lora: bool = key(True, "learn the motion; off learns only appearance adapters")
     appearance_highway: AppearanceHighway = key(AppearanceHighway, "")
-    pli_threshold: int | None = key(None, "phased LoRA integration: at and below this timestep the plain model predicts", low=0, high=999)
+    pli_threshold: int | None = key(
+        None, "phased LoRA integration: at and below this timestep the plain model predicts", low=0, high=999
+    )
     spatial_path_probability: float = key(0.8, "share of steps that also run the appearance pass", low=0, high=1)
-    debias_beta: float = key(1.0, "strength of the appearance-debiased temporal loss; 0 leaves plain MSE", low=0)
+    debias_beta: float = key(1.0, "beta of the appearance-debiased temporal loss", low=0)
     embeddings: Embeddings = key(Embeddings, "")
     initial_noise: InitialNoise = key(InitialNoise, "")
     inversion_steps: int = key(50, "DDIM steps of the reference's inversion", low=1, high=1000)
 
     max_train_steps: int = key(1000, "optimizer steps", low=1)
     learning_rate: float = key(5e-4, "learning rate of the LoRAs", above=0)
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = key(
-        "constant", "learning-rate schedule")
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = key("constant", "learning-rate schedule")
     lr_warmup_steps: int = key(0, "steps over which the learning rate rises from 0", low=0)
     gradient_accumulation_steps: int = key(1, "clips whose gradients make one optimizer step", low=1)
     timesteps_per_step: int = key(1, "timesteps drawn for a clip in one pass (a batch of noised copies)", low=1)
@@ -119,15 +144,54 @@ class Config:
     use_8bit_adam: bool = key(False, "AdamW with 8-bit state (needs bitsandbytes and CUDA)")
     seed: int = key(0, "every draw of a run derives from it and the step", low=0)
 
-    mixed_precision: Literal["no", "fp16", "bf16"] = key("fp16", "precision of the frozen model; adapters stay fp32 (a CPU uses bf16 for fp16)")
+    mixed_precision: Literal["no", "fp16", "bf16"] = key(
+        "fp16", "precision of the frozen model; adapters stay fp32 (a CPU uses bf16 for fp16)"
+    )
     gradient_checkpointing: bool = key(True, "recompute activations in the backward pass: less memory, more time")
     memory: Literal["default", "low"] = key("default", "low: nested recomputation for the smallest cards")
     device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1")
 
     cache_dir: str = key("./outputs/cache", "latents, text embeddings and inversions, keyed by content, shared by runs")
-    cached_latent_dir: str | None = key(None, "read these cached clips (ours, or the release's cached_*.pt) in place of train_data")
+    cached_latent_dir: str | None = key(
+        None, "read these cached clips (ours, or the release's cached_*.pt) in place of train_data"
+    )
     checkpointing_steps: int = key(200, "save checkpoint-N every so many steps", low=1)
     checkpoints_total_limit: int | None = key(None, "keep at most so many checkpoints", low=1)
     resume_from_checkpoint: str | None = key(None, "latest, a run folder or a checkpoint-N folder to go on from")
     validation_steps: int = key(1000, "make previews every so many steps", low=1)
     logger: Literal["tensorboard", "none"] = key("tensorboard", "curves besides log.jsonl and the loss plot")
+
+
+def _flatten(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> dataclass field, sections left out."""
+    found = {}
+    for entry in fields(schema):
+        nested = entry.type if is_dataclass(entry.type) else None
+        found |= _flatten(nested, f"{prefix}{entry.name}.") if nested else {prefix + entry.name: entry}
+    return found
+
+
+KEYS = _flatten(Config)
+SECTIONS = {entry.name for entry in fields(Config) if is_dataclass(entry.type)}
+
+
+def kind_of(entry: Any) -> str:
+    """The values a key takes, in words: its type or its choices."""
+    choices = [
+        value for part in (entry.type, *get_args(entry.type)) for value in get_args(part) if isinstance(value, str)
+    ]
+    if choices:
+        return " | ".join(choices)
+    name = entry.type.__name__ if type(entry.type) is type else str(entry.type)
+    return name.replace(" | None", " or null")
+
+
+def default_of(entry: Any) -> Any:
+    """A key's default, a new one each time."""
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def default_text(entry: Any) -> str:
+    """A key's default as YAML writes it."""
+    value = default_of(entry)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'

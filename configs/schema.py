@@ -7,7 +7,6 @@ them. Every error is collected and reported at once. Imports neither torch nor d
 
 import difflib
 import sys
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,28 +15,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import UserError
-from configs.fields import Config
+from configs.fields import KEYS, SECTIONS, Config, default_of, default_text, kind_of
 from configs.legacy_keys import modernise
 
 ROOT = Path(__file__).resolve().parents[1]
-INPUT_PATHS = ("pretrained_model_path", "cached_latent_dir", "resume_from_checkpoint", "train_data.single_video_path",
-               "train_data.path", "train_data.json_path", "train_data.image_dir")
+INPUT_PATHS = (
+    "pretrained_model_path",
+    "cached_latent_dir",
+    "resume_from_checkpoint",
+    "train_data.single_video_path",
+    "train_data.path",
+    "train_data.json_path",
+    "train_data.image_dir",
+)
 SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "json_path", "image": "image_dir"}
 SIDES = ("down", "mid", "up")
-YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "logger": "none"}  # YAML reads no/off as false
-
-
-def _flatten(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> dataclass field, sections left out."""
-    found = {}
-    for entry in fields(schema):
-        nested = entry.type if is_dataclass(entry.type) else None
-        found |= _flatten(nested, f"{prefix}{entry.name}.") if nested else {prefix + entry.name: entry}
-    return found
-
-
-KEYS = _flatten(Config)
-SECTIONS = {entry.name for entry in fields(Config) if is_dataclass(entry.type)}
+YAML_BOOLEANS = {
+    "mixed_precision": "no",
+    "appearance_highway.use": "off",
+    "logger": "none",
+}  # YAML reads no/off as false
 
 
 def locate(path: str | Path) -> Path:
@@ -61,8 +58,11 @@ def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
     model_given = any("pretrained_model_path" in values for values in asked)
     model = merge.cfg.pretrained_model_path
     if merge.cfg.fallback and not model_given and not locate(model).exists():
-        print(f"warning: no model folder at {model}; falling back to {merge.cfg.fallback}: a small model that shows the"
-              " road, not the paper's quality (README: using ZeroScope)", file=sys.stderr)
+        print(
+            f"warning: no model folder at {model}; falling back to {merge.cfg.fallback}: a small model that shows the"
+            " road, not the paper's quality (README: using ZeroScope)",
+            file=sys.stderr,
+        )
         merge.file(merge.cfg.fallback)
     for values in asked:
         merge.add(values, "command line")
@@ -110,17 +110,24 @@ def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str
 
 def help_text() -> str:
     """What --help prints below a command's description."""
-    rows = [f"  {name}: {_kind(entry)} = {_default_text(entry)}\n      {entry.metadata['help']}" for name, entry in KEYS.items()]
-    return ("  --config FILE    YAML file with the keys below; may be repeated, later files win\n"
-            "  key=value        sets one key over every file, for example train_data.fps=4\n"
-            "  --dry-run        print the resolved configuration and what would be patched, then stop\n"
-            "  --help           this text\n\nkeys:\n" + "\n".join(rows))
+    rows = [
+        f"  {name}: {kind_of(entry)} = {default_text(entry)}\n      {entry.metadata['help']}"
+        for name, entry in KEYS.items()
+    ]
+    return (
+        "  --config FILE    YAML file with the keys below; may be repeated, later files win\n"
+        "  key=value        sets one key over every file, for example train_data.fps=4\n"
+        "  --dry-run        print the resolved configuration and what would be patched, then stop\n"
+        "  --help           this text\n\nkeys:\n" + "\n".join(rows)
+    )
 
 
 def markdown_table() -> str:
     """The README's table of configuration keys."""
-    rows = [f"| `{name}` | {_kind(entry).replace('|', chr(92) + '|')} | `{_default_text(entry)}` | {entry.metadata['help']} |"
-            for name, entry in KEYS.items()]
+    rows = [
+        f"| `{name}` | {kind_of(entry).replace(' | ', ', ')} | `{default_text(entry)}` | {entry.metadata['help']} |"
+        for name, entry in KEYS.items()
+    ]
     return "\n".join(["| key | type | default | what it does |", "|---|---|---|---|", *rows])
 
 
@@ -136,7 +143,9 @@ class _Merge:
         try:
             values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         except FileNotFoundError:
-            known = difflib.get_close_matches(name, sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml")), 1)
+            known = difflib.get_close_matches(
+                name, sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml")), 1
+            )
             self.errors.append(f"{name}: no such configuration file{_did_you_mean(known)}")
         except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
             self.errors.append(f"{name}: not a readable YAML file ({' '.join(str(error).split())})")
@@ -145,9 +154,11 @@ class _Merge:
 
     def add(self, values: Any, origin: str) -> None:
         if not isinstance(values, dict):
-            self.errors.append(f"{origin}: holds {type(values).__name__} in place of keys and values; write `key: value` lines")
+            self.errors.append(
+                f"{origin}: holds {type(values).__name__} in place of keys and values; write `key: value` lines"
+            )
             return
-        given = dict(_leaves(values))
+        given, replacements = dict(_leaves(values)), {}
         for path, value in given.items():
             try:
                 old = modernise(path, value, given)
@@ -158,10 +169,11 @@ class _Merge:
                 self._set(path, value, origin)
                 continue
             replacement, note = old
+            replacements |= replacement
             if note:
                 print(f"note: {path} ({origin}): {note}", file=sys.stderr)
-            for new, new_value in replacement.items():
-                self._set(new, new_value, origin)
+        for path, value in replacements.items():  # after the rest: an old key may refine what today's key says
+            self._set(path, value, origin)
 
     def _set(self, path: str, value: Any, origin: str) -> None:
         if path in SECTIONS:
@@ -169,18 +181,20 @@ class _Merge:
                 self.errors.append(f"{origin}: {path}: {value!r} in place of the section's own keys")
             return
         if path not in KEYS:
-            self.errors.append(f"{origin}: {path}: unknown key{_did_you_mean(_nearest(path)) or '; --help lists the keys'}")
+            self.errors.append(
+                f"{origin}: {path}: unknown key{_did_you_mean(_nearest(path)) or '; --help lists the keys'}"
+            )
             return
         if value is False and path in YAML_BOOLEANS:
             value = YAML_BOOLEANS[path]
-        if isinstance(value, str) and _kind(KEYS[path]).startswith("list"):
+        if isinstance(value, str) and kind_of(KEYS[path]).startswith("list"):
             value = [value]
         if value is None and type(None) not in get_args(KEYS[path].type):
-            value = _default(KEYS[path])
+            value = default_of(KEYS[path])
         try:
             OmegaConf.update(self.cfg, path, value)
         except OmegaConfBaseException as error:
-            self.errors.append(f"{origin}: {path}: {str(error).splitlines()[0]}; it takes {_kind(KEYS[path])}")
+            self.errors.append(f"{origin}: {path}: {str(error).splitlines()[0]}; it takes {kind_of(KEYS[path])}")
 
     def finish(self) -> DictConfig:
         """Fill in what follows from other keys, check limits, and raise every error together."""
@@ -220,17 +234,27 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _nearest(path: str) -> list[str]:
     inside = [name for name in KEYS if name.split(".")[-1] == path.split(".")[-1]]
-    return inside[:2] or difflib.get_close_matches(path, KEYS, 1, 0.7) or [
-        name for name in KEYS if difflib.get_close_matches(path.split(".")[-1], [name.split(".")[-1]], 1, 0.75)][:1]
+    return (
+        inside[:2]
+        or difflib.get_close_matches(path, KEYS, 1, 0.7)
+        or [name for name in KEYS if difflib.get_close_matches(path.split(".")[-1], [name.split(".")[-1]], 1, 0.75)][:1]
+    )
 
 
 def _beyond(path: str, value: Any, limits: dict[str, Any]) -> list[str]:
     if value is None:
         return []
-    wrong = [text for name, text, holds in (
-        ("low", "at least", lambda edge: value >= edge), ("high", "at most", lambda edge: value <= edge),
-        ("above", "more than", lambda edge: value > edge), ("multiple", "a multiple of", lambda edge: value % edge == 0),
-    ) if name in limits and not holds(limits[name]) for text in [f"{text} {limits[name]}"]]
+    wrong = [
+        text
+        for name, text, holds in (
+            ("low", "at least", lambda edge: value >= edge),
+            ("high", "at most", lambda edge: value <= edge),
+            ("above", "more than", lambda edge: value > edge),
+            ("multiple", "a multiple of", lambda edge: value % edge == 0),
+        )
+        if name in limits and not holds(limits[name])
+        for text in [f"{text} {limits[name]}"]
+    ]
     return [f"{path}: {value} must be {' and '.join(wrong)}"] if wrong else []
 
 
@@ -243,30 +267,15 @@ def _contradictions(cfg: DictConfig) -> list[str]:
             close = difflib.get_close_matches(kind, SOURCE_KEYS, 1) or list(SOURCE_KEYS)
             wrong.append(f"dataset_types: {kind!r} is unknown{_did_you_mean(close)}")
         elif cfg.train_data[SOURCE_KEYS[kind]] is None and cfg.cached_latent_dir is None:
-            wrong.append(f"train_data.{SOURCE_KEYS[kind]}: not set, and dataset_types asks for {kind}; point it at your data")
+            wrong.append(
+                f"train_data.{SOURCE_KEYS[kind]}: not set, and dataset_types asks for {kind}; point it at your data"
+            )
     for side in cfg.embeddings.blocks:
         if side not in SIDES:
             wrong.append(f"embeddings.blocks: {side!r} is unknown; there are {', '.join(SIDES)}")
     if cfg.min_timestep > cfg.max_timestep:
         wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
     return wrong
-
-
-def _kind(entry: Any) -> str:
-    choices = [value for part in (entry.type, *get_args(entry.type)) for value in get_args(part) if isinstance(value, str)]
-    if choices:
-        return " | ".join(choices)
-    name = entry.type.__name__ if type(entry.type) is type else str(entry.type)
-    return name.replace(" | None", " or null")
-
-
-def _default(entry: Any) -> Any:
-    return entry.default if entry.default_factory is MISSING else entry.default_factory()
-
-
-def _default_text(entry: Any) -> str:
-    value = _default(entry)
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'
 
 
 def _did_you_mean(names: list[str]) -> str:

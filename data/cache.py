@@ -42,7 +42,9 @@ class CachedClip:
 
 def content_key(clip: Clip, key_parts: dict[str, Any]) -> str:
     """A name for what is cached of `clip`, different whenever its frames, its prompt or `key_parts` differ."""
-    settings = json.dumps({"prompt": clip.prompt, "shape": list(clip.frames.shape), **key_parts}, sort_keys=True, default=str)
+    settings = json.dumps(
+        {"prompt": clip.prompt, "shape": list(clip.frames.shape), **key_parts}, sort_keys=True, default=str
+    )
     digest = hashlib.sha256(settings.encode())
     digest.update(clip.frames.contiguous().numpy())
     return digest.hexdigest()[:32]
@@ -75,7 +77,9 @@ def build(
                 print(f"cache: {error}; made anew", file=sys.stderr)
         latents = encode_video(clip.frames)
         inversion = invert(latents) if invert else None
-        cached = CachedClip(_plain(latents), _plain(encode_text(clip.prompt)), _plain(inversion), clip.prompt, clip.name)
+        cached = CachedClip(
+            _plain(latents), _plain(encode_text(clip.prompt)), _plain(inversion), clip.prompt, clip.name
+        )
         write_cached(cached, path)
         print(f"cache: {clip.name} encoded ({key[:12]})", file=sys.stderr)
         found.append(cached)
@@ -94,8 +98,11 @@ def write_cached(cached: CachedClip, path: Path) -> None:
     tensors = {"latents": cached.latents, "text": cached.text, "inversion": cached.inversion}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}, unfinished,
-                  metadata={"format": "pt", "prompt": cached.prompt, "name": cached.name})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None},
+            unfinished,
+            metadata={"format": "pt", "prompt": cached.prompt, "name": cached.name},
+        )
         os.replace(unfinished, path)
     except SafetensorError as error:  # the library's own class hides the errno that says the disk is full
         full = "os error 28" in str(error)
@@ -118,7 +125,9 @@ def read_folder(directory: str | Path) -> list[CachedClip]:
         if match := re.fullmatch(r"cached_(\d+)\.(safetensors|pt)", path.name):
             numbered[int(match[1]), match[2] == "pt"] = path
     if not numbered:
-        raise UserError(f"{directory}: no cached clips there; point it at a folder with cached_0.safetensors or cached_0.pt")
+        raise UserError(
+            f"{directory}: no cached clips there; point it at a folder with cached_0.safetensors or cached_0.pt"
+        )
     return [read_cached(path) for _, path in sorted(numbered.items())]
 
 
@@ -126,12 +135,16 @@ def _read_ours(path: Path) -> CachedClip:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable cache file ({error}); delete it and train again") from None
     if not {"latents", "text"} <= tensors.keys() or not {"prompt", "name"} <= metadata.keys():
-        raise UserError(f"{path}: not a cache file of this project (holds {', '.join(tensors) or 'nothing'}); delete it")
-    return CachedClip(tensors["latents"], tensors["text"], tensors.get("inversion"), metadata["prompt"], metadata["name"])
+        raise UserError(
+            f"{path}: not a cache file of this project (holds {', '.join(tensors) or 'nothing'}); delete it"
+        )
+    return CachedClip(
+        tensors["latents"], tensors["text"], tensors.get("inversion"), metadata["prompt"], metadata["name"]
+    )
 
 
 def _read_release(path: Path) -> CachedClip:

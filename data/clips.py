@@ -19,11 +19,12 @@ from configs.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+decord.logging.set_level(decord.logging.QUIET)  # its errors arrive as exceptions; ffmpeg would print them a second time
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames uint8 [f c h w] with their caption; `fps` is the rate they play at, `source` says what was cut from where."""
+    """Frames uint8 [f c h w] with their caption; they play at `fps`, `source` says what was cut from where."""
 
     frames: torch.Tensor
     prompt: str
@@ -34,7 +35,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Cut:
-    """What to take from a file: `frames` frames, every `step`-th after sampling at `fps` (0: all), in `width` x `height` px.
+    """What to take from a file: `frames` frames, every `step`-th of those sampled at `fps` (0: all), in pixels.
 
     `start` counts the file's own frames from 0. `snap` is the multiple of pixels that bucketed sides are rounded up to;
     None stretches to exactly width x height (the release without use_bucketing).
@@ -59,8 +60,10 @@ def pick_frames(path: Path, count: int, native_fps: float, cut: Cut) -> tuple[li
     indices = list(range(cut.start, count, every))[: cut.frames]
     if len(indices) < cut.frames:
         raise UserError(
-            f"{path}: {len(indices)} frames where {cut.frames} are asked for ({count} in the file at {native_fps:g} fps,"
-            f" every {every}. from frame {cut.start}); lower train_data.n_sample_frames or train_data.frame_step, or raise train_data.fps")
+            f"{path}: {len(indices)} frames where {cut.frames} are asked for ({count} in the file at"
+            f" {native_fps:g} fps, every {every}. taken from frame {cut.start}); lower train_data.n_sample_frames or"
+            " train_data.frame_step, or raise train_data.fps"
+        )
     return indices, native_fps / every
 
 
@@ -105,12 +108,16 @@ def read_video(path: str | Path, cut: Cut, prompt: str) -> Clip:
             indices, rate = pick_frames(path, count, float(reader.get_avg_fps()), cut)
             height, width, _ = reader[0].shape
             if cut.snap is None and (width, height) != (cut.width, cut.height):
-                reader = decord.VideoReader(str(path), width=cut.width, height=cut.height)  # as the release: decord scales
+                reader = decord.VideoReader(
+                    str(path), width=cut.width, height=cut.height
+                )  # as the release: decord scales
             picked = reader.get_batch(indices).asnumpy()
         except (RuntimeError, decord.DECORDError) as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1][:160]
-            raise UserError(f"{path}: not a video that can be decoded ({reason}); re-encode it, for example with"
-                            " `ffmpeg -i IN -c:v libx264 OUT.mp4`") from None
+            raise UserError(
+                f"{path}: not a video that can be decoded ({reason}); re-encode it, for example with"
+                " `ffmpeg -i IN -c:v libx264 OUT.mp4`"
+            ) from None
     return _clip(path, picked, cut, prompt, rate, _describe(indices, count))
 
 
@@ -118,7 +125,7 @@ def read_image(path: str | Path, cut: Cut, prompt: str) -> Clip:
     """An image as a clip of one frame. Raises UserError when it is missing or unreadable."""
     path = _present(Path(path))
     try:
-        pixels = imageio.imread(path, mode="RGB")
+        pixels = imageio.imread(path, plugin="pillow", mode="RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path}: not an image that can be read ({error}); save it as png or jpg") from None
     return _clip(path, np.atleast_3d(pixels)[None, ..., :3], cut, prompt, 1.0, "1 image")
@@ -126,7 +133,9 @@ def read_image(path: str | Path, cut: Cut, prompt: str) -> Clip:
 
 def _present(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path}: {'a folder where a file is needed' if path.is_dir() else 'no such file'}; point it at a clip")
+        raise UserError(
+            f"{path}: {'a folder where a file is needed' if path.is_dir() else 'no such file'}; point it at a clip"
+        )
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes); copy or download it again")
     return path
@@ -134,8 +143,8 @@ def _present(path: Path) -> Path:
 
 def _read_gif(path: Path) -> tuple[np.ndarray, float]:
     try:
-        frames = imageio.imread(path, index=None, mode="RGB")  # [f h w c]
-        duration = imageio.immeta(path, index=0).get("duration") or 100  # milliseconds a frame
+        frames = imageio.imread(path, index=None, plugin="pillow", mode="RGB")  # [f h w c]
+        duration = imageio.immeta(path, index=0, plugin="pillow").get("duration") or 100  # milliseconds a frame
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path}: not a gif that can be read ({error}); save it again or as mp4") from None
     return frames, 1000 / duration

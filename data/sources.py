@@ -26,8 +26,15 @@ def load_clips(cfg: Any, snap: int) -> list[Clip]:
     cannot be used, for a source without clips and for a clip without a caption.
     """
     data = cfg.train_data
-    cut = Cut(data.width, data.height, data.n_sample_frames, data.fps, data.frame_step, max(0, data.sample_start_idx - 1),
-              snap if data.use_bucketing else None)
+    cut = Cut(
+        data.width,
+        data.height,
+        data.n_sample_frames,
+        data.fps,
+        data.frame_step,
+        max(0, data.sample_start_idx - 1),
+        snap if data.use_bucketing else None,
+    )
     readers = {"single_video": _single_video, "folder": _folder, "json": _json, "image": _images}
     clips = [clip for kind in cfg.dataset_types for clip in readers[kind](data, cut)]
     for number, clip in enumerate(clips):
@@ -70,7 +77,9 @@ def _json(data: Any, cut: Cut) -> Iterator[Clip]:
         where = f"{source}: entry {number}"
         parts = entry.get("data", [{}]) if isinstance(entry, dict) else None
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-            raise UserError(f'{where}: {str(entry)[:80]} is not a clip; write {{"video": "a.mp4", "prompt": "a car turns"}}')
+            raise UserError(
+                f'{where}: {str(entry)[:80]} is not a clip; write {{"video": "a.mp4", "prompt": "a car turns"}}'
+            )
         for part in parts:
             both = {**entry, **part}
             name, prompt = _first(both, FILE_KEYS), _first(both, TEXT_KEYS)

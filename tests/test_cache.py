@@ -1,0 +1,149 @@
+"""The cache: reused while nothing changes, made anew when anything does, never half-written; reads the release's."""
+
+import dataclasses
+import pickle
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from data import cache
+from data.clips import Clip
+
+
+@pytest.fixture
+def clip():
+    frames = torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return Clip(frames, "a ramp", "ramp", 8.0)
+
+
+class Encoders:
+    """Counts how often each encoder runs."""
+
+    def __init__(self):
+        self.calls = []
+
+    def video(self, frames):
+        self.calls.append("video")
+        return frames.float().mean((2, 3)).T[None, :, :, None, None].half()  # [1 c f 1 1]
+
+    def text(self, prompt):
+        self.calls.append("text")
+        return torch.full((1, 2, 3), len(prompt), dtype=torch.half)
+
+    def invert(self, latents):
+        self.calls.append("invert")
+        return -latents
+
+    def build(self, clips, folder, **parts):
+        return cache.build(
+            clips,
+            folder,
+            key_parts={"weights": "w", **parts},
+            encode_video=self.video,
+            encode_text=self.text,
+            invert=self.invert,
+        )
+
+
+def test_a_second_run_reads_what_the_first_computed(clip, tmp_path):
+    encoders = Encoders()
+    (first,) = encoders.build([clip], tmp_path)
+    (second,) = encoders.build([clip], tmp_path)
+    assert encoders.calls == ["video", "invert", "text"]
+    assert second.latents.dtype == torch.float32
+    assert (second.prompt, second.name) == ("a ramp", "ramp")
+    for name in ("latents", "text", "inversion"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+
+
+@pytest.mark.parametrize("change", ["frame", "prompt", "geometry", "weights", "inversion"])
+def test_anything_it_depends_on_makes_it_anew(clip, tmp_path, change):
+    encoders, parts, invert = Encoders(), {}, True
+    encoders.build([clip], tmp_path)
+    if change == "frame":
+        pixels = clip.frames.clone()
+        pixels[0, 0, 0, 0] += 1
+        clip = dataclasses.replace(clip, frames=pixels)
+    elif change == "prompt":
+        clip = dataclasses.replace(clip, prompt="another")
+    elif change == "geometry":
+        clip = dataclasses.replace(clip, frames=clip.frames.reshape(4, 3, 8, 32))
+    elif change == "weights":
+        parts = {"weights": "v"}
+    else:
+        invert = False
+    rebuilt = cache.build(
+        [clip],
+        tmp_path,
+        key_parts={"weights": "w", **parts},
+        encode_video=encoders.video,
+        encode_text=encoders.text,
+        invert=encoders.invert if invert else None,
+    )
+    assert encoders.calls.count("video") == 2
+    assert (rebuilt[0].inversion is not None) == invert
+
+
+def test_a_damaged_entry_is_made_anew(clip, tmp_path):
+    encoders = Encoders()
+    encoders.build([clip], tmp_path)
+    (entry,) = tmp_path.iterdir()
+    entry.write_bytes(entry.read_bytes()[:100])
+    encoders.build([clip], tmp_path)
+    assert encoders.calls.count("video") == 2
+    assert cache.read_cached(entry).prompt == "a ramp"
+
+
+def test_nothing_half_written_is_left_behind(clip, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        Encoders().build([clip], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exported_run_folder_reads_back_in_order(clip, tmp_path):
+    clips = [dataclasses.replace(clip, prompt=str(number)) for number in range(11)]
+    cache.export(Encoders().build(clips, tmp_path / "cache"), tmp_path)
+    assert [cached.prompt for cached in cache.read_folder(tmp_path / "cached_latents")] == [
+        clip.prompt for clip in clips
+    ]
+    with pytest.raises(UserError, match="no cached clips"):
+        cache.read_folder(tmp_path)
+
+
+def test_the_releases_files_are_read_without_running_anything(tmp_path):
+    latents = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    torch.save(
+        {
+            "latents": latents,
+            "inversion_noise": -latents,
+            "text_prompt": "a car",
+            "prompt_ids": torch.zeros(77).long(),
+            "pixel_values": torch.zeros(2, 3, 24, 24),
+            "dataset": "single_video",
+        },
+        tmp_path / "cached_0.pt",
+    )
+    (cached,) = cache.read_folder(tmp_path)
+    assert torch.equal(cached.latents, latents[None])
+    assert torch.equal(cached.inversion, -latents[None])
+    assert (cached.prompt, cached.text) == ("a car", None)
+
+
+class Trap:
+    def __reduce__(self):
+        return open, ("trap-was-run", "w")
+
+
+def test_a_pickle_that_tries_to_execute_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cached_0.pt").write_bytes(pickle.dumps(Trap()))
+    torch.save({"latents": Trap()}, tmp_path / "cached_1.pt")
+    for name in ("cached_0.pt", "cached_1.pt"):
+        with pytest.raises(UserError, match="nothing in it was run"):
+            cache.read_cached(tmp_path / name)
+    assert not (tmp_path / "trap-was-run").exists()
