@@ -108,7 +108,7 @@ def save_checkpoint(
     with atomic_path(folder) as part:
         part.mkdir()
         if kind == "embeddings":
-            _write_tensors(motion, part / EMBEDDINGS_FILE, header)
+            write_tensors(motion, part / EMBEDDINGS_FILE, header)
         else:
             write_adapter(part / "temporal", motion, header)
         for clip, state in enumerate(appearance):
@@ -122,8 +122,8 @@ def save_checkpoint(
 
 def write_adapter(folder: Path, state: State, header: Mapping[str, str]) -> None:
     """Write one LoRA as a folder that `PeftModel.from_pretrained` loads. `header` names rank and alpha."""
-    folder.mkdir(parents=True)
-    _write_tensors({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, folder / ADAPTER_FILE, header)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, folder / ADAPTER_FILE, header)
     config = peft_config(state, int(header["rank"]), float(header["alpha"]))
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
 
@@ -144,7 +144,8 @@ def peft_config(state: State, rank: int, alpha: float) -> dict[str, Any]:
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
-def _write_tensors(tensors: State, path: Path, header: Mapping[str, str]) -> None:
+def write_tensors(tensors: State, path: Path, header: Mapping[str, str]) -> None:
+    """Write a safetensors file with `header` as its metadata."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata=dict(header))
 
@@ -153,7 +154,7 @@ def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
     """(tensors on the CPU, header) of a safetensors file; UserError where it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: truncated, or not a safetensors file ({error}): copy it again") from error
 
@@ -224,7 +225,7 @@ def load_checkpoint(
         raise UserError(f"{checkpoint.path}: trained with the temporal preset {checkpoint.preset}, {preset} was asked")
     if rank not in (None, checkpoint.rank):
         raise UserError(f"{checkpoint.path}: has rank {checkpoint.rank}, rank {rank} was asked")
-    if unet is not None and checkpoint.kind == "lora":
+    if unet is not None:
         for state in [checkpoint.motion, *checkpoint.appearance]:
             _check_fit(state, unet, checkpoint)
     return checkpoint
@@ -233,24 +234,32 @@ def load_checkpoint(
 def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None) -> Checkpoint:
     if (path / EMBEDDINGS_FILE).is_file():
         motion, header = read_tensors(path / EMBEDDINGS_FILE)
-        return _with_header(path, index, "embeddings", motion, _appearance_states(path, header.get("clips")), header)
+        return from_header(path, index, "embeddings", motion, appearance_states(path, header.get("clips")), header)
     if (path / "temporal" / ADAPTER_FILE).is_file():
         motion, header = read_adapter(path / "temporal")
-        return _with_header(path, index, "lora", motion, _appearance_states(path, header.get("clips")), header)
+        return from_header(path, index, "lora", motion, appearance_states(path, header.get("clips")), header)
     if (path / legacy.EMBEDDINGS_FILE).is_file():
         motion = legacy.read_embeddings(path / legacy.EMBEDDINGS_FILE)
-        return Checkpoint(path, index, "embeddings", None, None, 1.0, motion, info={"layout": "motion_inversion"})
+        return Checkpoint(path, index, "embeddings", None, None, 1.0, motion, info={})
     if (path / "temporal" / "lora").is_dir():
-        if unet is None:
-            raise UserError(f"{path}: the authors' files hold no layer names; name the model they were trained on")
-        preset, motion, appearance = legacy.read_lora(path, unet, preset)
-        rank = max(t.shape[0] for name, t in motion.items() if name.endswith("lora_A.weight"))
-        return Checkpoint(path, index, "lora", preset, rank, 1.0, motion, appearance, info={"layout": "release"})
+        return _read_positional(path, index, preset, unet)
     held = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing"
     raise UserError(f"{path}: no motion weights there (found {held}); the checkpoint is incomplete, use another")
 
 
-def _appearance_states(path: Path, clips: str | None) -> list[State]:
+def _read_positional(path: Path, index: int, asked: str | None, unet: nn.Module | None) -> Checkpoint:
+    if unet is None:
+        raise UserError(f"{path}: the authors' files hold no layer names; name the model they were trained on")
+    preset, motion, appearance = legacy.read_lora(path, unet, asked)
+    rank = max(tensor.shape[0] for name, tensor in motion.items() if name.endswith("lora_A.weight"))
+    info = {"architecture": legacy.architecture(unet)}
+    if asked is None and preset == legacy.ASSUMED:
+        info["assumed"] = f"{path} names no layers: read as the preset {preset}, which the authors' code writes"
+    return Checkpoint(path, index, "lora", preset, rank, 1.0, motion, appearance, info=info)
+
+
+def appearance_states(path: Path, clips: str | None) -> list[State]:
+    """The LoRA states in `path/spatial/{i}`, as many as the header's `clips` says; UserError where one is missing."""
     folders = sorted((path / "spatial").glob("[0-9]*"), key=lambda folder: int(folder.name))
     expected = len(folders) if clips is None else int(clips)
     if [folder.name for folder in folders] != [str(clip) for clip in range(expected)]:
@@ -259,7 +268,8 @@ def _appearance_states(path: Path, clips: str | None) -> list[State]:
     return [read_adapter(folder)[0] for folder in folders]
 
 
-def _with_header(path: Path, index: int, kind: str, motion: State, appearance: list[State], header: dict) -> Checkpoint:
+def from_header(path: Path, index: int, kind: str, motion: State, appearance: list[State], header: dict) -> Checkpoint:
+    """A Checkpoint whose preset, rank, scale and config are read from the safetensors header of its motion."""
     rank = int(header["rank"]) if "rank" in header else None
     scale = float(header["alpha"]) / rank if rank and "alpha" in header else 1.0
     config = yaml.safe_load(header["config"]) if "config" in header else None
@@ -271,13 +281,20 @@ def _with_header(path: Path, index: int, kind: str, motion: State, appearance: l
 def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
     modules = dict(unet.named_modules())
     for name, tensor in state.items():
-        layer, side = name.removesuffix(".weight").rsplit(".", 1)
-        module = getattr(modules.get(layer), "base_layer", modules.get(layer))
-        axis = 1 if side == "lora_A" else 0
-        if getattr(module, "weight", None) is None or module.weight.shape[axis] != tensor.shape[axis]:
-            trained_on = checkpoint.info.get("architecture", f"{layer} of width {tensor.shape[axis]}")
-            raise UserError(f"{checkpoint.path}: does not fit this model: trained on {trained_on}, the model has"
+        layer, width = _trained_width(name, tensor)
+        module = modules.get(layer)
+        weight = getattr(getattr(module, "base_layer", module), "weight", None)
+        if weight is None or weight.shape[0 if name.endswith("lora_B.weight") else 1] != width:
+            trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
+            raise UserError(f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
                             f" {legacy.architecture(unet)}; give the model it was trained on")
+
+
+def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int]:
+    """(linear layer, its width) that a tensor of a checkpoint asks for; embeddings ask for their attention's to_q."""
+    if name.endswith(".weight"):
+        return name.removesuffix(".weight").rsplit(".", 1)[0], tensor.shape[0 if name.endswith("B.weight") else 1]
+    return f"{name.removesuffix('.value').replace('.query_key', '.attn1')}.to_q", tensor.shape[-1]
 
 
 def load_training_state(path: str | Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from models.lora import PRESETS, targets
 
 EMBEDDINGS_FILE = "motion_embed.pt"
 APPEARANCE = "appearance"
+EMBEDDING_NAMES = {"pos_embed": "query_key", "vSpatial": "value"}  # Motion Inversion's and ours
 ASSUMED = "release"  # what an un-keyed file of the authors' layout is, where shapes allow several presets
 ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, ModelScope
     "block_out_channels": (320, 640, 1280, 1280),
@@ -204,16 +205,48 @@ def lora_file(path: Path, side: str) -> Path | None:
     return files[0] if files else None
 
 
-def read_embeddings(path: Path) -> State:
-    """The embeddings of a `motion_embed.pt` by Motion Inversion's module names, each [1 or h*w, frames, C] fp32.
+def write_lora(folder: Path, index: int, unet: nn.Module, preset: str, motion: State, appearance: Sequence[State],
+               scale: float = 1.0) -> None:
+    """Write `{temporal,spatial}/lora/{index}_unet.pt` into `folder`, which must exist.
 
-    Assumed: a dict from "<block>.pos_embed" (Query-Key) and "<block>.attn{1,2}.vSpatial" (Value) to tensors, or a
-    list of them, which gets its place as name.
+    `unet` gives the module order. Raises UserError, writing nothing, where a state is not the preset's.
+    """
+    sides = {"temporal": (preset, [motion]), "spatial": (APPEARANCE, list(appearance))}
+    lists = {}
+    for side, (adapted, states) in sides.items():
+        names = targets(unet, adapted)
+        expected = {f"{name}.{matrix}.weight" for name in names for matrix in ("lora_A", "lora_B")}
+        if any(state.keys() != expected for state in states):
+            raise UserError(f"the {side} adapter is not the preset {adapted} on this model ({architecture(unet)}), so it"
+                            " has no place in a positional file; name the model it was trained on")
+        if states:
+            lists[side] = list_tensors(states, names, scale)
+    for side, tensors in lists.items():
+        path = folder / side / "lora" / f"{index}_unet.pt"
+        path.parent.mkdir(parents=True)
+        torch.save(tensors, path)
+
+
+def read_embeddings(path: Path) -> State:
+    """The embeddings of a `motion_embed.pt` by the names of models/embeddings.py, each [1 or h*w, frames, C] fp32.
+
+    The file is a dict from "<block>.pos_embed" (Query-Key) and "<block>.attn{1,2}.vSpatial" (Value) to tensors.
     """
     content = read_pickle(path)
-    if isinstance(content, list):
-        content = {str(place): tensor for place, tensor in enumerate(content)}
-    valid = isinstance(content, Mapping) and content
-    if not valid or not all(isinstance(t, torch.Tensor) and t.ndim == 3 for t in content.values()):
-        raise UserError(f"{path}: expected embeddings [1 or h*w, frames, C] by name, found {_describe(content)}")
-    return {name: tensor.detach().to(torch.float32) for name, tensor in content.items()}
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path}: expected a dict of embeddings by name, found {_describe(content)}")
+    state = {}
+    for name, tensor in content.items():
+        block, _, kind = str(name).rpartition(".")
+        if kind not in EMBEDDING_NAMES or not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
+            raise UserError(f"{path}: {name} is no embedding [1 or h*w, frames, C] of Motion Inversion"
+                            f" (its names end in {' or '.join(EMBEDDING_NAMES)})")
+        state[f"{block}.{EMBEDDING_NAMES[kind]}"] = tensor.detach().to(torch.float32)
+    return state
+
+
+def write_embeddings(state: State, path: Path) -> None:
+    """The inverse of `read_embeddings`, as Motion Inversion pickles it."""
+    theirs = {ours: kind for kind, ours in EMBEDDING_NAMES.items()}
+    names = {name: name.rpartition(".") for name in state}
+    torch.save({f"{names[n][0]}.{theirs[names[n][2]]}": nn.Parameter(state[n].float().clone()) for n in state}, path)
