@@ -52,8 +52,8 @@ def attach_highway(unet: nn.Module, scope: str = "all", beta: float = 1.1,
 
     scope "all": every attention skip is moved and multiplied by beta. "plain": multiplied, not moved (the control of
     Fig. 3). "release": the authors' code, which moves the attention skips of `up_blocks[1]` only and multiplies by
-    width instead: `scales` = (s1, s2, b1, b2), default (beta, 1, 1, 1); in up blocks with attention, s1 (s2)
-    multiplies each skip and b1 (b2) each hidden state where the hidden state has the widest (second widest) width.
+    width instead: `scales` = (s1, s2, b1, b2), default (beta, 1, 1, 1); in up blocks with attention, where the hidden
+    state has the widest (second widest) width, s1 (s2) multiplies the skip and b1 (b2) boosts the hidden state.
     One-frame passes have no temporal transformer to avoid: "all" and "plain" leave them untouched. Raises UserError
     for an unknown scope, for `scales` outside "release", and for a U-Net without temporal transformers.
     """
@@ -149,8 +149,14 @@ def _up_block(factors: list[float], every_length: bool) -> Callable:
 
 
 def _scale_hidden(row: Skip) -> Callable:
+    """FreeU's second version, as the release runs it: the first half of the channels is multiplied by a map between 1
+    and b that follows the mean over channels, stretched to 0..1 for each image."""
+
     def forward(base, hidden_and_skip, *args, **kwargs):  # [(b f) hidden+skip h w]
-        hidden, skip = hidden_and_skip.split([row.hidden_channels, row.skip_channels], dim=1)
-        return base(torch.cat([hidden * row.hidden_factor, skip], dim=1), *args, **kwargs)
+        mean = hidden_and_skip[:, : row.hidden_channels].mean(1, keepdim=True)
+        low, high = mean.amin((2, 3), keepdim=True), mean.amax((2, 3), keepdim=True)
+        weight = (mean - low) / (high - low).clamp_min(torch.finfo(mean.dtype).tiny)  # one pixel: high is low
+        first, rest = hidden_and_skip.tensor_split([row.hidden_channels // 2], dim=1)
+        return base(torch.cat([first * ((row.hidden_factor - 1) * weight + 1), rest], dim=1), *args, **kwargs)
 
     return forward
