@@ -33,8 +33,8 @@ def initial_noise(
     - frequency: squares of 1/cutoff latent pixels keep the inversion's mean and the noise's detail;
     - blend_frequency: the same, with the blend in place of the inversion;
     - fft: Gaussian low-pass over frames, height and width (FreeInit, Wu et al. 2023, section 3.3, d = 0.25).
-    `cutoff` is the edge of the low band as a share of the highest frequency; `prior` weighs only the blends. Raises UserError on an unknown strategy, a prior outside [0, 1], or a prior
-    without an inversion.
+    `cutoff` is the edge of the low band as a share of the highest frequency; `prior` weighs only the blends. Raises
+    UserError on an unknown strategy, a prior outside [0, 1], or a prior without an inversion.
     """
     if strategy not in STRATEGIES:
         raise UserError(f"initial_noise.strategy: {strategy!r} is unknown; there are {', '.join(STRATEGIES)}")

@@ -1,0 +1,141 @@
+"""Metrics on cases with known answers, with a random CLIP small enough to be built here."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel
+
+from infer import clip_scores
+from infer.clip_scores import MetricUnavailable, load_clip, load_viclip, temporal_consistency, text_alignment
+from infer.metrics import DEFINITIONS, Measure
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A CLIP in transformers' layout with random weights: 32-pixel images, a vocabulary of letters."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *[letter + "</w>" for letter in letters]]
+    config = CLIPConfig(text_config=dict(small, vocab_size=len(words), max_position_embeddings=16, bos_token_id=0,
+                                         eos_token_id=1, pad_token_id=1),
+                        vision_config=dict(small, image_size=32, patch_size=8), projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(clip_folder):
+    return load_clip(clip_folder)
+
+
+@pytest.fixture(scope="module")
+def video():
+    """Textured noise sliding to the right: trackable, and every frame differs."""
+    image = torch.rand(3, 12, 24, generator=torch.Generator().manual_seed(0))
+    image = torch.nn.functional.interpolate(image[None], scale_factor=8, mode="bicubic")[0].clamp(0, 1)
+    return torch.stack([(255 * image[:, :, 60 - 4 * j : 156 - 4 * j]).byte() for j in range(8)])
+
+
+def test_alignment_is_the_mean_cosine_in_both_scalings(clip, video):
+    cosine, logits = text_alignment(clip, video, "a cat")
+    images, text = clip.images(video), clip.text("a cat")
+    slow = sum(float(image @ text / (image.norm() * text.norm())) for image in images) / len(images)
+    assert cosine == pytest.approx(100 * slow, abs=1e-4)
+    assert logits == pytest.approx(slow * math.exp(clip.model.logit_scale.item()), abs=1e-4)
+    assert text_alignment(clip, video, "a dog")[0] != cosine
+    text_alignment(clip, video, "a very long prompt " * 50)
+
+
+def test_a_still_video_is_perfectly_consistent_and_has_no_nan(clip, video):
+    still = video[:1].repeat(8, 1, 1, 1)
+    assert temporal_consistency(clip, still) == pytest.approx((100, 100), abs=1e-4)
+    black = torch.zeros_like(video)
+    assert all(math.isfinite(x) for x in (*temporal_consistency(clip, black), *text_alignment(clip, black, "a")))
+
+
+def test_shuffling_frames_lowers_neighbours_but_not_all_pairs(clip):
+    ramp = torch.stack([torch.full((3, 32, 32), 16 * j, dtype=torch.uint8) for j in range(16)])
+    ramp[:, 0, ::2] = 255 - ramp[:, 0, ::2]  # a slow change of pattern, so neighbours look alike
+    shuffled = ramp[torch.randperm(16, generator=torch.Generator().manual_seed(0))]
+    (near, pairs), (near_shuffled, pairs_shuffled) = temporal_consistency(clip, ramp), temporal_consistency(clip, shuffled)
+    assert near_shuffled < near
+    assert pairs_shuffled == pytest.approx(pairs, abs=1e-3)
+
+
+def test_one_frame_has_no_consistency(clip, video):
+    with pytest.raises(MetricUnavailable, match="one frame"):
+        temporal_consistency(clip, video[:1])
+
+
+@pytest.fixture(scope="module")
+def viclip_folder(tmp_path_factory):
+    """A folder with ViCLIP's interface and none of its weights: mean colour against the prompt's length."""
+    folder = tmp_path_factory.mktemp("viclip")
+    (folder / "modeling_tiny.py").write_text(
+        "import torch\nfrom transformers import PreTrainedModel, PretrainedConfig\n\n\n"
+        "class TinyConfig(PretrainedConfig):\n    model_type = 'tiny_viclip'\n\n\n"
+        "class Tiny(PreTrainedModel):\n    config_class = TinyConfig\n    tokenizer = None\n\n"
+        "    def __init__(self, config):\n        super().__init__(config)\n"
+        "        self.gain = torch.nn.Parameter(torch.ones(1))\n        self.post_init()\n\n"
+        "    def get_vid_features(self, frames):\n        assert frames.shape[:3] == (1, 8, 3)\n"
+        "        return self.gain * frames.mean(dim=(1, 3, 4))\n\n"
+        "    def get_text_features(self, text, tokenizer, known):\n"
+        "        return torch.tensor([[1.0, 0.0, 0.0] if text == 'red' else [0.0, 0.0, 1.0]])\n")
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "tiny_viclip", "architectures": ["Tiny"],
+        "auto_map": {"AutoConfig": "modeling_tiny.TinyConfig", "AutoModel": "modeling_tiny.Tiny"}}))
+    save_file({"gain": torch.ones(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_viclip_prefers_the_prompt_that_fits(viclip_folder):
+    model = load_viclip(viclip_folder)
+    red = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
+    red[:, 0] = 255
+    assert clip_scores.viclip_score(model, red, "red") > clip_scores.viclip_score(model, red, "blue")
+    with pytest.raises(MetricUnavailable, match="reads 8 frames"):
+        clip_scores.viclip_score(model, red[:4], "red")
+
+
+def test_without_weights_each_metric_says_how_to_get_them_and_the_others_go_on(clip_folder, video):
+    nothing = Measure()
+    scores = nothing(video, "a cat", reference=video, reference_caption="a street")
+    assert scores.keys() == {"motion_fidelity", "motion_fidelity_dmt_code"}
+    assert nothing.unavailable.keys() == DEFINITIONS.keys() - scores.keys()
+    assert "--clip" in nothing.unavailable["text_alignment"] and "--pickscore" in nothing.unavailable["pickscore"]
+
+    some = Measure(clip=clip_folder, pickscore=clip_folder)
+    scores = some(video, "a cat", reference_caption="a street")
+    assert scores.keys() == DEFINITIONS.keys() - {"viclip", "motion_fidelity", "motion_fidelity_dmt_code"}
+    assert scores["pickscore"] == scores["text_alignment_logits"]
+    assert some.unavailable.keys() == {"viclip"}
+    assert some.models["clip"] and some.models["motion_fidelity"] == "Lucas-Kanade (OpenCV)"
+    assert all(math.isfinite(score) for score in scores.values())
+
+
+def test_missing_and_wrong_weights_are_one_sentence(tmp_path, clip_folder):
+    with pytest.raises(MetricUnavailable, match="no usable model"):
+        load_clip(str(tmp_path))
+    with pytest.raises(MetricUnavailable, match="download"):
+        load_viclip(str(tmp_path))
+    wrong = tmp_path / "wrong"
+    shutil.copytree(clip_folder, wrong)
+    save_file({"other.weight": torch.zeros(1)}, wrong / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MetricUnavailable, match="another model or an incomplete copy"):
+        load_clip(str(wrong))
+    (wrong / "model.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(MetricUnavailable, match="no usable model"):
+        load_clip(str(wrong))
+
+
+def test_every_metric_states_model_formula_source_and_direction():
+    for definition in DEFINITIONS.values():
+        assert definition.model and definition.formula and definition.source and definition.better in ("up", "down")
