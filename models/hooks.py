@@ -8,7 +8,7 @@ paper's release skipped them at one frame, today's diffusers runs them) and acti
 U-Net refuses to switch on). Hidden states are [(b f) c h w] inside the U-Net.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
@@ -77,13 +77,15 @@ def _skip_one_frame(forward: Callable, hidden_states: torch.Tensor, *args, num_f
     return hidden_states if "return_dict" not in kwargs else (hidden_states,)
 
 
-def bypass_single_frames(unet: nn.Module) -> Patch:
+def bypass_single_frames(unet: nn.Module, keep: Collection[str] = ()) -> Patch:
     """Make every temporal convolution and temporal transformer the identity when the U-Net sees one frame.
 
     This is what the paper's base model does in the spatial pass (release, with its shipped configs); passes of two
-    and more frames are untouched.
+    and more frames are untouched. Layers named in `keep` still run: without gradient checkpointing the release
+    forgets to guard `mid_block.temp_convs.0`, which only scripts/parity.py follows.
     """
-    return Patch([wrap_forward(m, _skip_one_frame) for m in unet.modules() if isinstance(m, TEMPORAL_LAYERS)])
+    return Patch([wrap_forward(m, _skip_one_frame) for name, m in unet.named_modules()
+                  if isinstance(m, TEMPORAL_LAYERS) and name not in keep])
 
 
 def _checkpointed(forward: Callable, *args, **kwargs):
