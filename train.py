@@ -6,20 +6,23 @@ from (seed, step), so a resumed run continues bit for bit. stdout carries one li
 goes to stderr and to the folder's log.jsonl. Also runs under torchrun and `accelerate launch`.
 """
 
+import os
 import sys
 from pathlib import Path
 
 from configs.errors import UserError, command
 from configs.schema import load, to_yaml
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
+
 DESCRIPTION = "train.py: give a text-to-video model the motion of one or a few reference clips."
 if __name__ == "__main__":  # before the slow imports, so that --help and a misspelt key answer at once
     CONFIG, DRY_RUN = command(load)(sys.argv[1:], description=DESCRIPTION)
 
 import math
-import os
 import signal
 import time
+from dataclasses import replace
 
 import torch
 from accelerate import PartialState
@@ -83,7 +86,7 @@ def run(cfg: DictConfig) -> Path:
     backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)
     with processes.main_process_first():
         clips = prepare_clips(cfg, backbone)
-    method = methods.attach(backbone.unet, cfg, clips=len(clips), latent_size=tuple(clips[0].latents.shape[3:]))
+    method = methods.attach(backbone.unet, cfg, clips=len(clips), latent_size=tuple(longest(clips).latents.shape[2:]))
     say(processes, "\n".join(method.describe()))
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.unet)
@@ -148,7 +151,8 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
 def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
     """Latents, text embeddings and inversions of the reference clips, from the cache where it has them."""
     if cfg.cached_latent_dir:
-        return cache.read_folder(cfg.cached_latent_dir, encode_text=lambda prompt: backbone.encode_text([prompt]))
+        return [clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
+                for clip in cache.read_folder(cfg.cached_latent_dir)]
     clips = load_clips(cfg, backbone.snap)
     empty = backbone.encode_text([""])
 
@@ -186,6 +190,9 @@ def save(cfg, method, optimizer, folder: Path, step: int, backbone: Backbone) ->
     info = {"base_model": cfg.pretrained_model_path, "method": cfg.method}
     if method.kind == "lora":
         info |= {"preset": cfg.temporal_preset, "rank": cfg.lora_rank, "alpha": cfg.lora_alpha or cfg.lora_rank}
+    else:
+        info |= {"frames": method.motion.frames, "latent_height": method.motion.height,
+                 "latent_width": method.motion.width}
     save_checkpoint(folder, step, motion=motion, appearance=appearance, kind=method.kind, config_yaml=to_yaml(cfg),
                     info=info, training_state={"step": step, "optimizer": optimizer.state_dict()},
                     limit=cfg.checkpoints_total_limit)
@@ -209,6 +216,11 @@ def preview(cfg, backbone: Backbone, method, clips, folder: Path) -> None:
             write_video(folder / f"{safe_name(prompt)}.mp4", rows[-1][1], fps=cfg.train_data.fps or 8)
     backbone.unet.train()
     contact_sheet(folder / "sheet.png", rows)
+
+
+def longest(clips: list[cache.CachedClip]) -> cache.CachedClip:
+    """The first of the clips with the most frames: images beside videos do not say how large a motion is."""
+    return max(clips, key=lambda clip: clip.latents.shape[2])
 
 
 def clip_order(seed: int, position: int, clips: int) -> int:

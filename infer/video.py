@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from configs.errors import UserError
-from data.clips import decode_all
 from models.checkpoint import atomic_path
 
 FORMATS = ("mp4", "gif", "frames")
@@ -60,7 +59,11 @@ def read_video(path: Path) -> torch.Tensor:
             raise UserError(f"{path}: a folder without .png frames; point at a video or a folder of frames")
         images = np.stack([iio.imread(file)[..., :3] for file in files])
         return torch.from_numpy(images).permute(0, 3, 1, 2)
-    return decode_all(path)
+    try:
+        images = iio.imread(path, plugin="FFMPEG") if path.suffix == ".mp4" else iio.imread(path, mode="RGB", index=None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: not a video that can be read ({str(error).strip()[:120]})") from None
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def _even(images: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ class MotionEmbeddings(Patch):
         finally:
             self.strength, self.sampling = before
 
-    def describe(self) -> str:
+    def __str__(self) -> str:
         kinds = [f"{block.side} {block.channels}" for block in self.blocks]
         counts = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
         total = sum(p.numel() for p in self.parameters())

@@ -88,6 +88,11 @@ class LoraAdapter(Patch):
         size = sum(p.numel() for p in self.parameters())
         return f"{self.preset}: {len(self.layers)} layers, {transformers} {kind} transformers, {size:,} parameters"
 
+    @property
+    def scale(self) -> float:
+        """alpha / rank, what `merge` multiplies this adapter's state with."""
+        return self.alpha / self.rank
+
     def parameters(self) -> list[nn.Parameter]:
         """The fp32 masters, down then up for each layer, in file order."""
         return self._parameters
@@ -186,7 +191,8 @@ def active(adapters: Iterable[LoraAdapter], on: Iterable[LoraAdapter] = (),
         for layer in adapter.layers.values():
             names[layer].append(adapter.name)
     before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in names]
-    changed = [p for adapter in adapters for p in adapter.parameters() if p.requires_grad != (adapter in trainable)]
+    wanted = [(adapter, adapter in trainable) for adapter in adapters]
+    changed = [p for adapter, flag in wanted for p in adapter.parameters() if p.requires_grad != flag]
     try:
         for layer, acting in names.items():
             _switch(layer, acting, not acting)

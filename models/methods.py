@@ -14,7 +14,7 @@ from diffusers import UNet3DConditionModel
 from configs.errors import UserError
 from models import lora
 from models.checkpoint import Checkpoint
-from models.embeddings import attach_embeddings, mix_embeddings
+from models.embeddings import attach_embeddings, mix
 from models.highway import attach_highway
 from models.hooks import Patch
 
@@ -101,11 +101,11 @@ class Method:
         return [self.motion, *self.appearance] if self.kind == "lora" else self.appearance
 
 
-def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[int, int]) -> Method:
+def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[int, int, int]) -> Method:
     """Attach the method that the config names; it starts as a no-op, its random parts drawn from `cfg.seed`.
 
-    `clips` is the number of reference clips; `latent_size` height and width in latent pixels, which size the Value
-    embeddings of Motion Inversion.
+    `clips` is the number of reference clips; `latent_size` their frames, height and width in latent pixels, which size
+    Motion Inversion's embeddings.
     """
     options = dict(rank=cfg.lora_rank, alpha=cfg.lora_alpha, dropout=cfg.lora_unet_dropout,
                    placement=cfg.lora_dropout_placement, generator=torch.Generator().manual_seed(cfg.seed or 0))
@@ -114,10 +114,9 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
         motion = lora.add_adapter(unet, "motion", cfg.temporal_preset, **options)
         has_appearance, debiased = True, True
     else:
-        height, width = latent_size
-        motion = attach_embeddings(unet, blocks=tuple(settings.blocks), height=height, width=width,
-                                   widths=tuple(settings.widths) if settings.widths else None,
-                                   max_frames=settings.max_frames)
+        frames, height, width = latent_size
+        motion = attach_embeddings(unet, blocks=settings.blocks, widths=settings.widths, height=height, width=width,
+                                   max_frames=settings.max_frames, frames=frames)
         motion.strength = 0.0
         has_appearance, debiased = settings.loss == "hybrid", settings.loss != "base"
     adapters = 1 if cfg.single_spatial_lora else clips
@@ -141,7 +140,7 @@ def customize(unet: UNet3DConditionModel, motions: list[tuple[Checkpoint, float]
     patches: list[Patch] = []
     try:
         if "embeddings" in kinds:
-            patches.append(mix_embeddings(unet, [(c.motion, strength) for c, strength in motions], sampling=sampling))
+            patches.append(_trained_embeddings(unet, motions, sampling))
         else:
             patches += [lora.merge(unet, c.motion, strength, c.scale) for c, strength in motions]
         patches += [lora.merge(unet, c.appearance[clip], strength, c.scale) for c, clip, strength in appearances]
@@ -153,12 +152,30 @@ def customize(unet: UNet3DConditionModel, motions: list[tuple[Checkpoint, float]
     return _together(patches)
 
 
+def _trained_embeddings(unet: UNet3DConditionModel, motions: list[tuple[Checkpoint, float]], sampling: str) -> Patch:
+    """Attach saved embeddings, several of them as their weighted sum; their sizes are in the checkpoint's header."""
+    first = motions[0][0]
+    names = list(first.motion)
+    embeddings = attach_embeddings(
+        unet, blocks=list(dict.fromkeys(name.split("_")[0] for name in names)),
+        widths=sorted({first.motion[name].shape[-1] for name in names}),
+        height=int(first.info["latent_height"]), width=int(first.info["latent_width"]),
+        max_frames=first.motion[names[0]].shape[1], frames=int(first.info["frames"]))
+    if len(motions) == 1:
+        embeddings.load_state_dict(first.motion)
+        embeddings.strength = motions[0][1]  # strength 0 is then the untouched forward, bit for bit
+    else:
+        embeddings.load_state_dict(mix([c.motion for c, _ in motions], [strength for _, strength in motions]))
+    embeddings.sampling = sampling
+    return embeddings
+
+
 def _together(patches: list[Patch]) -> Patch:
     return Patch([patch.remove for patch in patches])
 
 
 def _highway(unet: UNet3DConditionModel, settings) -> Patch:
-    return attach_highway(unet, scope=settings.scope, beta=settings.beta)
+    return attach_highway(unet, settings.scope, settings.beta, getattr(settings, "scales", None))
 
 
 def describe_highway(settings) -> str:

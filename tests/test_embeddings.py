@@ -178,7 +178,7 @@ def test_zeroscope_has_the_five_blocks_of_the_paper():
     assert [(b.side, b.channels) for b in embeddings.blocks] == [("down", 1280)] * 2 + [("up", 1280)] * 3
     assert embeddings.state_dict()[f"{DEEPEST_UP}.attn1.value"].shape == (144, 32, 1280)
     assert len(temporal_blocks(unet)) == 16
-    assert "2 x down 1280, 3 x up 1280; 59.19 M parameters" in embeddings.describe()
+    assert "2 x down 1280, 3 x up 1280; 59.19 M parameters" in str(embeddings)
 
 
 def test_other_sizes_run_and_a_smooth_embedding_is_resampled_as_an_image(unet):
