@@ -29,6 +29,7 @@ from torch import nn
 
 from configs.errors import UserError
 from models import legacy
+from models.lora import targets
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -56,22 +57,28 @@ class Checkpoint:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` (same suffix) that becomes `path`, file or folder, if the block succeeds."""
+    """A temporary path beside `path` (same suffix) that becomes `path`, file or folder, if the block succeeds.
+
+    Missing parent folders are made; after a failure nothing of all this is left.
+    """
     path = Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     _remove(part)
     try:
         yield part
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.is_dir():  # a folder cannot be replaced in one go: move the old one aside first
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
-            part.rename(path)
-            _remove(old)
-        else:
-            part.replace(path)
-    finally:
+        part.rename(path)
+        _remove(old)
+    except BaseException:
         _remove(part)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 def _remove(path: Path) -> None:
@@ -280,21 +287,26 @@ def from_header(path: Path, index: int, kind: str, motion: State, appearance: li
 
 def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
     modules = dict(unet.named_modules())
-    for name, tensor in state.items():
-        layer, width = _trained_width(name, tensor)
-        module = modules.get(layer)
-        weight = getattr(getattr(module, "base_layer", module), "weight", None)
-        if weight is None or weight.shape[0 if name.endswith("lora_B.weight") else 1] != width:
-            trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
-            raise UserError(f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
-                            f" {legacy.architecture(unet)}; give the model it was trained on")
+    asked = [_trained_width(name, tensor) for name, tensor in state.items()]  # (layer, axis of its weight, width)
+    weights = [getattr(modules.get(layer), "base_layer", modules.get(layer)) for layer, _, _ in asked]
+    weights = [getattr(module, "weight", None) for module in weights]
+    fits = all(w is not None and w.shape[axis] == width for w, (_, axis, width) in zip(weights, asked, strict=True))
+    if fits and checkpoint.preset is not None:  # a shallower model's layers are all here, but not all that are here
+        preset = checkpoint.preset if state is checkpoint.motion else legacy.APPEARANCE
+        fits = {layer for layer, _, _ in asked} == set(targets(unet, preset))
+    if not fits:
+        layer, _, width = asked[0]
+        trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
+        raise UserError(f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
+                        f" {legacy.architecture(unet)}; give the model it was trained on")
 
 
-def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int]:
-    """(linear layer, its width) that a tensor of a checkpoint asks for; embeddings ask for their attention's to_q."""
+def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int, int]:
+    """The linear layer a tensor of a checkpoint asks for; embeddings ask for their attention's to_q."""
     if name.endswith(".weight"):
-        return name.removesuffix(".weight").rsplit(".", 1)[0], tensor.shape[0 if name.endswith("B.weight") else 1]
-    return f"{name.removesuffix('.value').replace('.query_key', '.attn1')}.to_q", tensor.shape[-1]
+        axis = 0 if name.endswith("lora_B.weight") else 1
+        return name.removesuffix(".weight").rsplit(".", 1)[0], axis, tensor.shape[axis]
+    return f"{name.removesuffix('.value').replace('.query_key', '.attn1')}.to_q", 1, tensor.shape[-1]
 
 
 def load_training_state(path: str | Path) -> dict[str, Any]:

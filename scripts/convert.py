@@ -80,8 +80,12 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
     if kind in ("ours", "release"):
         folder = out / f"checkpoint-{checkpoint.index}"
         _refuse_existing(folder)
-        (_write_ours if kind == "ours" else _write_release)(checkpoint, out, folder, model)
-        _copy_cache(checkpoint, out, model, release=kind == "release")
+        cache = _cache_of(checkpoint, model, release=kind == "release")
+        if kind == "ours":
+            _write_ours(checkpoint, out)
+        else:
+            _write_release(checkpoint, folder, model)
+        _write_cache(cache, out / CACHE)
         return folder
     if checkpoint.kind != "lora":
         raise UserError(f"{source}: holds Motion Inversion's embeddings, which {kind} files have no place for; they can"
@@ -101,14 +105,14 @@ def _refuse_existing(path: Path) -> None:
         raise UserError(f"{path}: exists already; remove it or name another place")
 
 
-def _write_ours(checkpoint: Checkpoint, run: Path, folder: Path, model: str | None) -> None:
+def _write_ours(checkpoint: Checkpoint, run: Path) -> None:
     header = header_of(checkpoint) if checkpoint.kind == "lora" else checkpoint.info
     config = None if checkpoint.config is None else yaml.safe_dump(checkpoint.config, sort_keys=False)
     save_checkpoint(run, checkpoint.index, motion=checkpoint.motion, appearance=checkpoint.appearance,
                     kind=checkpoint.kind, config_yaml=config, info=header)
 
 
-def _write_release(checkpoint: Checkpoint, run: Path, folder: Path, model: str | None) -> None:
+def _write_release(checkpoint: Checkpoint, folder: Path, model: str | None) -> None:
     with atomic_path(folder) as part:
         part.mkdir()
         if checkpoint.kind == "embeddings":
@@ -130,26 +134,34 @@ def _model_of(checkpoint: Checkpoint, model: str | None) -> str | None:
     return model or (trained if trained and Path(trained).is_dir() else None)
 
 
-def _copy_cache(checkpoint: Checkpoint, run: Path, model: str | None, release: bool) -> None:
-    """Take the reference clips' cached latents along: as they are, or as the release's dicts."""
+def _cache_of(checkpoint: Checkpoint, model: str | None, release: bool) -> dict[str, Path | dict]:
+    """The reference clips' cached latents by file name: files to copy, or the dicts that the release pickles."""
     source = checkpoint.path if (checkpoint.path / CACHE).is_dir() else checkpoint.path.parent
+    cache: dict[str, Path | dict] = {}
     for path in sorted((source / CACHE).glob("cached_*")):
-        target = run / CACHE / path.name
+        clip = read_cached(path)  # also of a file that is copied: nothing unreadable or unsafe is passed on
         if not release or path.suffix == ".pt":
-            with atomic_path(target) as part:
-                shutil.copyfile(path, part)
+            cache[path.name] = path
             continue
-        clip = read_cached(path)
-        content = {"latents": clip.latents[0], "text_prompt": clip.prompt, "dataset": "single_video"}
+        content = {"latents": clip.latents[0], "text_prompt": clip.prompt, "dataset": "single_video"}  # [c f h w]
         if clip.inversion is not None:
             content["inversion_noise"] = clip.inversion[0]
         if (folder := _model_of(checkpoint, model)) is not None:
             tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
             ids = tokenizer(clip.prompt, padding="max_length", truncation=True, return_tensors="pt").input_ids
             content["prompt_ids"] = ids[0]
-        with atomic_path(target.with_suffix(".pt")) as part:
-            torch.save(content, part)
-        _note(f"{target.with_suffix('.pt')}: without pixel_values, which ours does not keep and sampling does not read")
+        cache[f"{path.stem}.pt"] = content
+        _note(f"{path.stem}.pt will hold no pixel_values: ours does not keep them, sampling does not read them")
+    return cache
+
+
+def _write_cache(cache: dict[str, Path | dict], folder: Path) -> None:
+    for name, content in cache.items():
+        with atomic_path(folder / name) as part:
+            if isinstance(content, Path):
+                shutil.copyfile(content, part)
+            else:
+                torch.save(content, part)
 
 
 def _write_merged(checkpoint: Checkpoint, part: Path, model: str | None) -> None:

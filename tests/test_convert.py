@@ -1,0 +1,228 @@
+"""scripts/convert.py: bit-exact round trips between all formats, stock libraries that open them, and bad input."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from diffusers.loaders import PeftAdapterMixin
+from peft import PeftModel
+from safetensors.torch import save_file
+
+from configs.errors import UserError
+from data.cache import CachedClip, export, read_cached
+from models import blueprint, legacy, lora
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.exchange import DIFFUSERS_FILE, read_peft
+from scripts.convert import convert, inspect, read
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    parts = blueprint.build(["a", "cat"])
+    for name, parameter in parts["unet"].named_parameters():
+        if "temp_attentions" in name and name.endswith("proj_out.weight"):  # starts at zero: no motion would show
+            torch.nn.init.normal_(parameter, std=0.1)
+    diffusers.TextToVideoSDPipeline(**parts).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def unet(model):
+    return legacy.skeleton(model)
+
+
+def lora_state(unet, preset, seed=0, rank=4):
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, (out, width) in legacy.layer_shapes(unet, preset).items():
+        state[f"{name}.lora_A.weight"] = torch.randn(rank, width, generator=generator) / rank
+        state[f"{name}.lora_B.weight"] = torch.randn(out, rank, generator=generator) / rank
+    return state
+
+
+@pytest.fixture(scope="module")
+def run(unet, tmp_path_factory):
+    """A run folder of ours with two reference clips and their cache."""
+    folder = tmp_path_factory.mktemp("run")
+    save_checkpoint(
+        folder,
+        7,
+        motion=lora_state(unet, "tap"),
+        appearance=[lora_state(unet, "appearance", seed=clip) for clip in (1, 2)],
+        kind="lora",
+        config_yaml="seed: 3\n",
+        info={"preset": "tap", "rank": 4, "architecture": legacy.architecture(unet)},
+    )
+    clip = CachedClip(torch.randn(1, 4, 2, 8, 8), torch.randn(1, 24, 64), torch.randn(1, 4, 2, 8, 8), "a cat", "clip")
+    export([clip], folder)
+    return folder
+
+
+def same(one: Checkpoint, other: Checkpoint) -> bool:
+    pairs = zip([one.motion, *one.appearance], [other.motion, *other.appearance], strict=True)
+    return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
+
+
+def change(kind, source, out, model=None, preset=None, index=None):
+    return convert(kind, source, out, index, model, preset)
+
+
+@pytest.mark.parametrize("kind", ["peft", "diffusers", "release"])
+def test_there_and_back_every_bit_survives(run, model, tmp_path, kind):
+    preset = "tap" if kind == "release" else None
+    change(kind, run, tmp_path / "theirs", model)
+    back = load_checkpoint(change("ours", tmp_path / "theirs", tmp_path / "back", model, preset))
+    original = load_checkpoint(run)
+    assert same(original, back) and (back.preset, back.rank, back.scale, back.index) == ("tap", 4, 1.0, 7)
+    if kind != "release":
+        assert back.config == {"seed": 3} and back.info == original.info | {"alpha": "4.0"}
+
+
+def test_the_authors_layout_is_written_whole(run, model, tmp_path, capsys):
+    change("release", run, tmp_path, model)
+    assert "would put the tap layers of this file elsewhere" in capsys.readouterr().err
+    temporal = torch.load(tmp_path / "checkpoint-7/temporal/lora/7_unet.pt", weights_only=True)
+    spatial = torch.load(tmp_path / "checkpoint-7/spatial/lora/7_unet.pt", weights_only=True)
+    assert len(spatial) == 2 * 2 * len(lora.targets(legacy.skeleton(model), "appearance"))
+    assert all(isinstance(tensor, torch.nn.Parameter) for tensor in temporal + spatial)
+    cached = torch.load(tmp_path / "cached_latents/cached_0.pt", weights_only=True)
+    ours = read_cached(run / "cached_latents/cached_0.safetensors")
+    assert torch.equal(cached["latents"], ours.latents[0]) and torch.equal(cached["inversion_noise"], ours.inversion[0])
+    assert cached["text_prompt"] == "a cat" and cached["prompt_ids"].shape == (blueprint.TEXT_LENGTH,)
+
+
+def test_a_scale_that_the_release_does_not_know_goes_into_the_up_matrices(unet, model, tmp_path):
+    motion = lora_state(unet, "release")
+    info = {"preset": "release", "rank": 4, "alpha": 2}
+    save_checkpoint(tmp_path / "run", 1, motion=motion, appearance=[], kind="lora", config_yaml=None, info=info)
+    change("release", tmp_path / "run", tmp_path / "theirs", model)
+    theirs = load_checkpoint(tmp_path / "theirs", unet=unet)
+    for name, tensor in motion.items():
+        assert torch.equal(theirs.motion[name], tensor * 0.5 if "lora_B" in name else tensor)
+
+
+def test_a_stock_pipeline_loads_the_diffusers_file(run, model, tmp_path):
+    change("diffusers", run, tmp_path / "out")
+    pipe = diffusers.TextToVideoSDPipeline.from_pretrained(model)
+    sample, text = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 3, blueprint.TEXT_WIDTH)
+    with torch.no_grad():
+        checkpoint = load_checkpoint(run)
+        with lora.merge(pipe.unet, checkpoint.motion, 1.0, checkpoint.scale):
+            merged = pipe.unet(sample, 3, text).sample
+        base = pipe.unet(sample, 3, text).sample
+        pipe.unet.__class__ = type("UNet3DConditionModel", (diffusers.UNet3DConditionModel, PeftAdapterMixin), {})
+        pipe.load_lora_weights(tmp_path / "out")
+        loaded = pipe.unet(sample, 3, text).sample
+    assert torch.allclose(loaded, merged, atol=1e-5) and not torch.allclose(loaded, base, atol=1e-3)
+
+
+def test_a_merged_folder_is_a_plain_pipeline_with_the_motion_in_it(run, model, tmp_path):
+    change("merged", run, tmp_path / "out", model)
+    merged = diffusers.UNet3DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
+    plain = diffusers.UNet3DConditionModel.from_pretrained(model, subfolder="unet")
+    checkpoint = load_checkpoint(run)
+    lora.merge(plain, checkpoint.motion, 1.0, checkpoint.scale)
+    state = plain.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in merged.state_dict().items())
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in Path(model).iterdir()}
+    assert inspect(tmp_path / "out", None)[0] == "pipeline folder"
+
+
+def test_somebody_elses_peft_folder_keeps_its_effect(unet, model, tmp_path):
+    state = lora_state(unet, "motiondirector")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True}
+    layer = lora.targets(unet, "motiondirector")[0]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {layer: 16}}))
+    save_file({f"base_model.model.{n}": t for n, t in state.items()}, tmp_path / "adapter_model.safetensors")
+    checkpoint = read_peft(tmp_path)
+    assert (checkpoint.preset, checkpoint.rank, checkpoint.scale) == ("motiondirector", 4, 4.0)
+    assert torch.equal(checkpoint.motion[f"{layer}.lora_B.weight"], 2 * state[f"{layer}.lora_B.weight"])
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(UserError, match="no plain LoRA"):
+        read_peft(tmp_path)
+
+
+def test_what_we_write_is_a_peft_folder(run, model, tmp_path):
+    change("peft", run, tmp_path / "out")
+    unet = diffusers.UNet3DConditionModel.from_pretrained(model, subfolder="unet")
+    loaded = PeftModel.from_pretrained(unet, str(tmp_path / "out")).state_dict()
+    for name, tensor in load_checkpoint(run).motion.items():
+        assert torch.equal(loaded[f"base_model.model.{name.replace('.weight', '.default.weight')}"], tensor)
+
+
+def test_a_diffusers_file_without_metadata_has_scale_one(unet, tmp_path):
+    save_file({f"unet.{n}": t for n, t in lora_state(unet, "out").items()}, tmp_path / DIFFUSERS_FILE)
+    checkpoint = read(tmp_path / DIFFUSERS_FILE)
+    assert (checkpoint.preset, checkpoint.rank, checkpoint.scale, checkpoint.index) == ("out", 4, 1.0, 0)
+
+
+def test_motion_inversions_file_is_converted_both_ways(tmp_path):
+    block = "down_blocks.2.temp_attentions.0.transformer_blocks.0"
+    motion = {f"{block}.query_key": torch.randn(1, 32, 128), f"{block}.attn1.value": torch.randn(4, 32, 128)}
+    save_checkpoint(tmp_path, 3, motion=motion, appearance=[], kind="embeddings", config_yaml=None, info={})
+    folder = change("release", tmp_path, tmp_path / "theirs")
+    back = load_checkpoint(change("ours", folder / "motion_embed.pt", tmp_path / "back"))
+    assert back.kind == "embeddings" and all(torch.equal(back.motion[name], motion[name]) for name in motion)
+    with pytest.raises(UserError, match="Motion Inversion"):
+        change("peft", tmp_path, tmp_path / "peft")
+
+
+def test_inspect_says_what_a_file_is(run, unet, model, tmp_path):
+    assert "preset: tap, 44 layers, rank 4, scale 1" in inspect(run, None)
+    change("release", run, tmp_path / "theirs", model)
+    text = "\n".join(inspect(tmp_path / "theirs", model))
+    assert "fits tap or release" in text and "fits appearance (2 clips)" in text
+    assert "fits no preset" in "\n".join(inspect(tmp_path / "theirs/checkpoint-7/temporal/lora/7_unet.pt", None))
+    assert "text_prompt: 'a cat'" in inspect(tmp_path / "theirs/cached_latents/cached_0.pt", None)
+    full = legacy.skeleton()
+    names = lora.targets(full, "tap_key")
+    torch.save(legacy.list_tensors([lora_state(full, "tap_key", rank=1)], names), tmp_path / "1_unet.pt")
+    assert "fits tap_key or query or value or out on channels 320/640/1280/1280" in inspect(tmp_path / "1_unet.pt", None)[1]
+
+
+class Malicious:
+    """Unpickled the ordinary way, this writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_bad_input_ends_in_one_sentence_code_two_and_nothing_written(tmp_path):
+    proof = tmp_path / "executed"
+    (tmp_path / "1_unet.pt").write_bytes(pickle.dumps([Malicious(proof)], protocol=2))
+    before = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, "scripts/convert.py", "ours", str(tmp_path / "1_unet.pt"), str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "nothing in it was executed" in result.stderr and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_conversion_that_can_not_be_done_writes_nothing(run, unet, model, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="--preset release"):
+        change("release", run, tmp_path / "theirs", model) and change("ours", tmp_path / "theirs", out, model)
+    with pytest.raises(UserError, match="is not the preset tap on this model"):
+        change("release", run, out)  # ZeroScope's layout is assumed
+    with pytest.raises(UserError, match="give it with --model"):
+        change("merged", run, out)
+    with pytest.raises(UserError, match="no such file"):
+        change("ours", tmp_path / "nowhere", out)
+    (tmp_path / "theirs/cached_latents/cached_0.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match="cached_0.pt"):
+        change("ours", tmp_path / "theirs", out, model, "tap")
+    assert not out.exists()
+    with pytest.raises(UserError, match="exists already"):
+        change("peft", run, tmp_path)
