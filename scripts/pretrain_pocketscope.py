@@ -64,10 +64,10 @@ class Phase:
 
 
 PHASES = {
-    "vae": Phase(steps=3600, batch=16, lr=2e-3, ema=0.997, decay_from=0.4),
-    "frames": Phase(steps=700, batch=128, lr=1.5e-3, ema=0.99, decay_from=0.5, decay_to=0.2, upper=0.3),
-    "video": Phase(steps=1250, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.2, upper=0.7),
-    "fade": Phase(steps=1150, batch=16, lr=8e-4, ema=0.998, decay_from=0.6, upper=0.5),
+    "vae": Phase(steps=1800, batch=16, lr=2e-3, ema=0.997, decay_from=0.4),
+    "frames": Phase(steps=500, batch=128, lr=1.5e-3, ema=0.99, decay_from=0.5, decay_to=0.2, upper=0.3),
+    "video": Phase(steps=1100, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.2, upper=0.7),
+    "fade": Phase(steps=900, batch=16, lr=8e-4, ema=0.998, decay_from=0.6, upper=0.5),
 }
 
 
@@ -280,7 +280,7 @@ class Trainer:
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.values()), list(trained.values()), 1 - decay)
             smooth = value.item() if smooth is None else 0.97 * smooth + 0.03 * value.item()
-            bar.set_postfix(loss=f"{smooth:.4f}", s=f"{(time.time() - clock) / (step - start + 1):.2f}")
+            bar.set_postfix(loss=f"{smooth:.4f}", s=f"{(time.time() - clock) / (step - start + 1):.2f}", refresh=False)
             last = step + 1 == phase.steps
             if report and not self.stopped and (last or every and (step + 1) % every == 0):
                 with averaged(trained, average):
@@ -407,7 +407,7 @@ def pretrain(args) -> None:
     for name in ("vae", "unet", "text_encoder"):
         parts[name].to(args.device)
     vae, unet = parts["vae"], parts["unet"]
-    phases, clips, frames = PHASES, 14_000, 6_000
+    phases, clips, frames = PHASES, 10_000, 6_000
     if args.smoke:
         phases = {key: Phase(3, 4, phase.lr, phase.ema, warmup=1) for key, phase in PHASES.items()}
         clips, frames = 48, 32
@@ -425,7 +425,7 @@ def pretrain(args) -> None:
 
         checks = 4 if args.smoke else 64
         report = lambda step: log("vae", step, measure_detectors(vae, args.seed, checks))
-        if not trainer.run("vae", phases["vae"], vae, loss, report=report, every=600):
+        if not trainer.run("vae", phases["vae"], vae, loss, report=report, every=300):
             return
     else:
         trainer.run("vae", phases["vae"], vae, None)

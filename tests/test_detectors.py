@@ -1,0 +1,89 @@
+"""The analytic detectors: exact on rendered clips, honest about what is not there."""
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from data.detectors import compare_paths, name_motion, read_clip
+from data.world import MOTIONS, Scene, parse_prompt, render, sample_scene
+
+
+@pytest.fixture(scope="module")
+def read_scenes():
+    clips = [render(sample_scene(seed, decorated=0.4)) for seed in range(1000, 1060)]
+    return [(clip, read_clip(clip.frames)) for clip in clips]
+
+
+@pytest.mark.parametrize("name", ["background", "colour", "shape", "motion"])
+def test_rendered_clips_are_read_as_their_captions_say(read_scenes, name):
+    right = [reading.matches(parse_prompt(clip.prompt))[name] for clip, reading in read_scenes]
+    assert np.mean(right) >= 0.95
+
+
+def test_windows_are_seen_only_where_there_is_one(read_scenes):
+    assert all(reading.window == clip.scene.window for clip, reading in read_scenes)
+
+
+def test_paths_and_sizes_are_exact_to_a_fraction_of_a_pixel(read_scenes):
+    for clip, reading in read_scenes:
+        assert np.abs(reading.trajectory - clip.trajectory.numpy()).max() < 0.5
+        assert np.abs(reading.size - clip.size.numpy()).max() < 1.0
+
+
+def test_noise_and_blur_do_not_change_the_reading():
+    clip = render(Scene("ring", "blue", "sand", "up", seed=5))
+    noise = torch.randn(clip.frames.shape, generator=torch.Generator().manual_seed(0)) * 8
+    blurred = torch.nn.functional.avg_pool2d(clip.frames.float(), 3, 1, 1, count_include_pad=False)
+    for frames in (clip.frames + noise, blurred):
+        reading = read_clip(frames.round().clamp(0, 255).byte())
+        assert all(reading.matches(parse_prompt(clip.prompt)).values())
+
+
+def test_the_canvas_size_does_not_matter():
+    clip = render(Scene("square", "green", "pink", "left", seed=5), size=96)
+    reading = read_clip(clip.frames)
+    assert all(reading.matches(parse_prompt(clip.prompt)).values())
+    assert np.abs(reading.trajectory - clip.trajectory.numpy() * 64 / 96).max() < 0.5
+
+
+def test_an_empty_clip_has_a_background_and_nothing_else():
+    frames = torch.zeros(8, 3, 64, 64, dtype=torch.uint8) + torch.tensor([150, 240, 190], dtype=torch.uint8)[:, None, None]
+    reading = read_clip(frames)
+    assert reading.background == "mint"
+    assert (reading.colour, reading.shape, reading.motion, reading.window) == (None, None, None, False)
+
+
+def test_a_colour_outside_the_palette_has_no_name():
+    frames = torch.zeros(8, 3, 64, 64, dtype=torch.uint8)
+    assert read_clip(frames).background is None
+
+
+def test_an_object_lost_on_the_way_has_no_motion():
+    clip = render(Scene("circle", "red", "white", "right", seed=1))
+    frames = clip.frames.clone()
+    frames[5] = frames[5, :, :1, -1:]
+    reading = read_clip(frames)
+    assert reading.colour == "red" and reading.motion is None
+    assert not compare_paths(reading.trajectory, clip.trajectory.numpy())["success"]
+
+
+@pytest.mark.parametrize("motion", [m for m in MOTIONS if m != "wander"])
+def test_every_known_motion_is_named_from_its_true_path(motion):
+    for seed in range(20):
+        clip = render(Scene("circle", "red", "white", motion, seed=seed), size=8)  # a tiny canvas: only the path counts
+        assert name_motion(clip.trajectory.numpy() * 8, clip.size.numpy() * 8) == motion
+
+
+def test_a_path_matches_itself_and_neither_its_mirror_nor_a_shifted_copy():
+    path = render(Scene("circle", "red", "white", "there_and_back", seed=1)).trajectory.numpy()
+    same = compare_paths(path, path)
+    assert same["success"] and same["rmse"] == 0 and same["correlation"] == pytest.approx(1)
+    mirrored = compare_paths(path * [-1, 1] + [64, 0], path)
+    assert not mirrored["success"] and mirrored["correlation"] < -0.9
+    assert not compare_paths(path + [7, 0], path)["success"]
+
+
+def test_another_layout_is_refused_in_one_sentence():
+    with pytest.raises(UserError, match="give uint8"):
+        read_clip(torch.zeros(8, 64, 64, 3, dtype=torch.uint8))
