@@ -10,7 +10,6 @@ Every safetensors header holds the preset, rank, alpha, step, architecture and t
 appear complete or not at all. The authors' folders are read through models/legacy.py.
 """
 
-import json
 import os
 import re
 import shutil
@@ -22,21 +21,15 @@ from typing import Any
 
 import torch
 import yaml
-from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from configs.errors import UserError
 from models import legacy
+from models.adapter import ADAPTER_FILE, State, read_adapter, read_tensors, write_adapter, write_tensors
 from models.lora import targets
 
-PEFT_PREFIX = "base_model.model."
-ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 EMBEDDINGS_FILE, TRAINING_STATE = "embeddings.safetensors", "training_state.pt"
 LAYOUT = "1"  # of our headers; raise it when a key changes its meaning
-
-State = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -125,66 +118,6 @@ def save_checkpoint(
     if limit:
         prune(run_dir, limit)
     return folder
-
-
-def write_adapter(folder: Path, state: State, header: Mapping[str, str]) -> None:
-    """Write one LoRA as a folder that `PeftModel.from_pretrained` loads. `header` names rank and alpha."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, folder / ADAPTER_FILE, header)
-    config = peft_config(state, int(header["rank"]), float(header["alpha"]))
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
-
-
-def peft_config(state: State, rank: int, alpha: float) -> dict[str, Any]:
-    """PEFT's description of a LoRA state. Layers of a smaller rank keep the scale alpha / rank."""
-    ranks = {name.removesuffix(".lora_A.weight"): t.shape[0] for name, t in state.items() if name.endswith("A.weight")}
-    narrow = {name: r for name, r in ranks.items() if r != rank}
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=list(ranks),
-        rank_pattern=narrow,
-        alpha_pattern={name: alpha / rank * r for name, r in narrow.items()},
-        init_lora_weights="gaussian",
-        inference_mode=True,
-    ).to_dict()
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-
-
-def write_tensors(tensors: State, path: Path, header: Mapping[str, str]) -> None:
-    """Write a safetensors file with `header` as its metadata."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata=dict(header))
-
-
-def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
-    """(tensors on the CPU, header) of a safetensors file; UserError where it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: truncated, or not a safetensors file ({error}): copy it again") from error
-
-
-def read_adapter(folder: Path) -> tuple[State, dict[str, str]]:
-    """(LoRA state, header) of a PEFT folder. Raises UserError where a matrix of a pair is missing."""
-    tensors, header = read_tensors(folder / ADAPTER_FILE)
-    state = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
-    check_pairs(state, folder / ADAPTER_FILE)
-    return state, header
-
-
-def check_pairs(state: State, path: Path) -> None:
-    """Raise UserError unless `state` is made of complete LoRA pairs of one inner rank each."""
-    if not state:
-        raise UserError(f"{path}: holds no tensors")
-    for name, tensor in state.items():
-        side = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name)
-        if side is None or tensor.ndim != 2:
-            raise UserError(f"{path}: {name} {list(tensor.shape)} is no LoRA matrix of a linear layer")
-        other = state.get(f"{side[1]}.lora_{'B' if side[2] == 'A' else 'A'}.weight")
-        if other is None or (side[2] == "A" and other.shape[1] != tensor.shape[0]):
-            raise UserError(f"{path}: {side[1]} has no complete pair of LoRA matrices; the file is damaged")
 
 
 def list_checkpoints(folder: str | Path) -> dict[int, Path]:

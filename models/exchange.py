@@ -20,21 +20,18 @@ from typing import Any
 import yaml
 
 from configs.errors import UserError
-from models.checkpoint import (
+from models.adapter import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
-    LAYOUT,
-    Checkpoint,
     State,
-    appearance_states,
     check_pairs,
-    from_header,
     peft_config,
     read_adapter,
     read_tensors,
     write_adapter,
     write_tensors,
 )
+from models.checkpoint import LAYOUT, Checkpoint, appearance_states, from_header
 from models.legacy import APPEARANCE
 from models.lora import PRESETS
 

@@ -21,6 +21,7 @@ from diffusers import UNet3DConditionModel
 from torch import nn
 
 from configs.errors import UserError
+from models.adapter import State
 from models.lora import PRESETS, targets
 
 EMBEDDINGS_FILE = "motion_embed.pt"
@@ -33,8 +34,6 @@ ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, Mod
     "cross_attention_dim": 1024,
     "attention_head_dim": 64,
 }
-
-State = dict[str, torch.Tensor]
 
 
 def read_pickle(path: Path) -> Any:

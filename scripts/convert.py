@@ -24,17 +24,9 @@ from transformers import CLIPTokenizer
 from configs.errors import UserError, command
 from data.cache import read_cached
 from models import legacy, lora
+from models.adapter import ADAPTER_FILE
 from models.backbone import Backbone
-from models.checkpoint import (
-    ADAPTER_FILE,
-    EMBEDDINGS_FILE,
-    Checkpoint,
-    atomic_path,
-    list_checkpoints,
-    load_checkpoint,
-    read_tensors,
-    save_checkpoint,
-)
+from models.checkpoint import Checkpoint, atomic_path, list_checkpoints, load_checkpoint, save_checkpoint
 from models.exchange import DIFFUSERS_FILE, header_of, read_diffusers, read_peft, write_diffusers, write_peft
 
 CACHE = "cached_latents"

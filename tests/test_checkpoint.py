@@ -17,7 +17,7 @@ from models.checkpoint import (
     prune,
     save_checkpoint,
 )
-from models.lora import add_adapter, active
+from models.lora import active, add_adapter
 
 TINY = {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1, "cross_attention_dim": 16, "attention_head_dim": 16}
 
