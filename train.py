@@ -26,6 +26,7 @@ from dataclasses import replace
 
 import torch
 from accelerate import PartialState
+from diffusers import DDIMScheduler
 from omegaconf import DictConfig
 
 from data import cache
@@ -36,16 +37,17 @@ from infer.noise import initial_noise
 from infer.pictures import contact_sheet
 from infer.sampler import sample
 from infer.video import safe_name, write_video
-from models import methods, objective
+from models import legacy, memory, methods, objective
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.checkpoint import list_checkpoints, load_checkpoint, load_training_state, save_checkpoint
-from models.hooks import checkpoint_activations
+from models.highway import attach_highway
+from models.hooks import bypass_single_frames, checkpoint_activations
 from models.optimizer import DualPathOptimizer
 
 
 def training_step(unet, scheduler, method, latents, text, draw, *, clip=0, debias_beta=1.0, learn_motion=True,
-                  backward=torch.Tensor.backward) -> dict[str, float]:
-    """Both passes of the objective with their gradients; no weight moves. Returns the losses by name.
+                  backward=torch.Tensor.backward) -> dict[str, torch.Tensor]:
+    """Both passes of the objective with their gradients; no weight moves. Returns the detached losses by name.
 
     latents [b c f h w] and text [b n d] belong to reference clip number `clip`; `draw` holds noise, timestep, frame
     and anchor. Each pass runs its backward before adapters are switched, and both do before any optimizer steps: the
@@ -61,16 +63,16 @@ def training_step(unet, scheduler, method, latents, text, draw, *, clip=0, debia
             i = slice(draw.frame, draw.frame + 1)
             loss = objective.spatial_loss(predict(unet, z_t[:, :, i], draw.timestep, text), target[:, :, i])
             backward(loss)
-            losses["spatial"] = loss.item()
+            losses["spatial"] = loss.detach()
 
     if learn_motion and is_video:
         with method.temporal_pass(clip, with_appearance=draw.spatial):
             prediction = predict(unet, z_t, draw.timestep, text)
             mse, debiased = objective.temporal_loss(prediction, target, draw.anchor, debias_beta)
             backward(mse + debiased if method.debiased else mse)
-            losses["temporal"] = mse.item()
+            losses["temporal"] = mse.detach()
             if method.debiased:
-                losses["debiased"] = debiased.item()
+                losses["debiased"] = debiased.detach()
     return losses
 
 
@@ -89,7 +91,7 @@ def run(cfg: DictConfig) -> Path:
     method = methods.attach(backbone.unet, cfg, clips=len(clips), latent_size=tuple(longest(clips).latents.shape[2:]))
     say(processes, "\n".join(method.describe()))
     if cfg.gradient_checkpointing:
-        checkpoint_activations(backbone.unet)
+        checkpoint_activations(backbone.unet, nested=cfg.memory == "low")
     optimizer = DualPathOptimizer(
         cfg, method.motion_parameters, method.appearance_parameters, device=device,
         motion_lr=cfg.learning_rate if cfg.method == "lora" else cfg.embeddings.learning_rate,
@@ -130,6 +132,7 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
                     unet, backbone.scheduler, method, latents, text, draw, debias_beta=cfg.debias_beta,
                     clip=0 if cfg.single_spatial_lora else clip, learn_motion=cfg.train_temporal_lora,
                     backward=optimizer.backward)
+                losses = {name: loss.item() for name, loss in losses.items()}
                 stop_if_not_finite(losses, step, draw.timestep, folder)
             rate = optimizer.learning_rate
             optimizer.step()
@@ -261,12 +264,37 @@ class StopSignals:
         os.write(2, b"\nfinishing this step, then saving (Ctrl-C again to stop at once)\n")
 
 
+def dry_run(cfg: DictConfig) -> str:
+    """The resolved configuration, what would be patched and the memory a step needs; loads and writes nothing."""
+    unet = legacy.skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
+    unet.requires_grad_(False)
+    factor, data = 8, cfg.train_data
+    size = (data.n_sample_frames, data.height // factor, data.width // factor)
+    base = memory.parameter_bytes(unet)
+    bypass_single_frames(unet)
+    method = methods.attach(unet, cfg, clips=1, latent_size=size)
+    if cfg.gradient_checkpointing:
+        checkpoint_activations(unet, nested=cfg.memory == "low")
+    latents = torch.empty(cfg.timesteps_per_step, unet.config.in_channels, *size, device="meta")
+    text = torch.empty(cfg.timesteps_per_step, 77, unet.config.cross_attention_dim, device="meta")
+    draw = objective.Draw(latents, torch.empty(cfg.timesteps_per_step, dtype=torch.long, device="meta"), 0, 0, True)
+    with memory.PeakBytes() as counted:
+        training_step(unet.train(), DDIMScheduler(), method, latents, text, draw, learn_motion=cfg.train_temporal_lora)
+    learned = 4 * sum(p.numel() for p in (*method.motion_parameters, *method.appearance_parameters))
+    moments = 2 * learned  # AdamW; weights are not in `counted`, gradients are
+    lines = method.describe()
+    if cfg.appearance_highway.use != "off":
+        with attach_highway(unet, cfg.appearance_highway.scope, cfg.appearance_highway.beta) as highway:
+            lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
+    lines.append(f"memory      {(base + learned + moments + counted.peak) / 1e9:.2f} GB for a training step "
+                 f"(model {base / 1e9:.2f}, adapters and AdamW {(learned + moments) / 1e9:.2f}, activations and gradients "
+                 f"{counted.peak / 1e9:.2f}), without the CUDA context")
+    return to_yaml(cfg) + "\n" + "\n".join(lines)
+
+
 @command
 def main() -> None:
-    if DRY_RUN:
-        print(to_yaml(CONFIG))
-        return
-    print(run(CONFIG))
+    print(dry_run(CONFIG) if DRY_RUN else run(CONFIG))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from configs.errors import UserError
 
 # what the release's infer.py assumes when a checkpoint does not say otherwise
 RELEASE = {"width": 384, "height": 384, "num_frames": 16, "num_steps": 30, "guidance_scale": 12.0, "fps": 8,
-           "noise_prior": 0.2, "guidance_rescale": 0.0, "negative_prompt": "", "noise_strategy": "blend",
+           "noise_prior": 0.2, "precision": "fp16", "guidance_rescale": 0.0, "negative_prompt": "", "noise_strategy": "blend",
            "noise_cutoff": 0.25, "embedding_sampling": "none", "pli_threshold": None}
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
 
