@@ -190,12 +190,7 @@ def begin_or_resume(cfg, method, optimizer, processes) -> tuple[Path, int]:
 
 def save(cfg, method, optimizer, folder: Path, step: int, backbone: Backbone) -> None:
     motion, appearance = method.state()
-    info = {"base_model": cfg.pretrained_model_path, "method": cfg.method}
-    if method.kind == "lora":
-        info |= {"preset": cfg.temporal_preset, "rank": cfg.lora_rank, "alpha": cfg.lora_alpha or cfg.lora_rank}
-    else:
-        info |= {"frames": method.motion.frames, "latent_height": method.motion.height,
-                 "latent_width": method.motion.width}
+    info = {"base_model": cfg.pretrained_model_path, "method": cfg.method, **method.info()}
     save_checkpoint(folder, step, motion=motion, appearance=appearance, kind=method.kind, config_yaml=to_yaml(cfg),
                     info=info, training_state={"step": step, "optimizer": optimizer.state_dict()},
                     limit=cfg.checkpoints_total_limit)
@@ -206,12 +201,14 @@ def preview(cfg, backbone: Backbone, method, clips, folder: Path) -> None:
     wanted, factor = cfg.validation_data, backbone.vae_factor
     shape = (1, backbone.unet.config.in_channels, wanted.num_frames, wanted.height // factor, wanted.width // factor)
     negative = backbone.encode_text([wanted.negative_prompt])
+    reference = longest(clips).inversion
+    usable = reference is not None and reference.shape[2] > 1  # an image's inversion would be one noise for all frames
     rows = []
     backbone.unet.eval()
     with method.sampling(wanted.spatial_scale):
         for prompt in wanted.prompt:
-            noise = initial_noise(shape, torch.Generator().manual_seed(cfg.seed), clips[0].inversion, wanted.noise_prior,
-                                  cfg.initial_noise.strategy, cutoff=cfg.initial_noise.cutoff)
+            noise = initial_noise(shape, torch.Generator().manual_seed(cfg.seed), reference,
+                                  wanted.noise_prior if usable else 0.0, cfg.initial_noise.strategy, cutoff=cfg.initial_noise.cutoff)
             latents = sample(backbone.unet, backbone.scheduler, noise.to(backbone.device), backbone.encode_text([prompt]),
                              negative, steps=wanted.num_inference_steps, guidance_scale=wanted.guidance_scale,
                              guidance_rescale=wanted.guidance_rescale)

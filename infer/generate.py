@@ -60,7 +60,9 @@ def generate(args: argparse.Namespace) -> Iterator[Path]:
                                    settings.noise_prior, settings.noise_strategy, cutoff=settings.noise_cutoff)
                      for _, seed in batch]
             began = time.perf_counter()
-            with _customized(backbone.unet, sources, settings) as customization:
+            with _customized(backbone.unet, sources, settings, shape[2:]) as customization:
+                if start == 0:
+                    bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
                 latents = sample(
                     backbone.unet, backbone.scheduler, torch.cat(noise).to(device),
                     torch.cat([text[prompt] for prompt, _ in batch]), negative.expand(len(batch), -1, -1),
@@ -76,13 +78,13 @@ def generate(args: argparse.Namespace) -> Iterator[Path]:
     print(f"contact sheet: {contact_sheet(folder / f'sheet_{name}.png', rows)}", file=sys.stderr)
 
 
-def _customized(unet, sources: list[Source], settings: Settings):
+def _customized(unet, sources: list[Source], settings: Settings, latent_size: tuple[int, int, int]):
     """The adapters of all sources on the plain U-Net. PLI takes them off at its threshold (METHOD section 4)."""
     motions = [(s.checkpoint, s.strength) for s in sources if s.part == "motion"]
     appearances = [(s.checkpoint, s.clip, s.strength) for s in sources if s.part == "appearance"]
     highway = SimpleNamespace(scope=settings.highway, beta=settings.beta, scales=settings.freeu)
     return methods.customize(unet, motions, appearances, None if settings.highway == "off" else highway,
-                             settings.embedding_sampling)
+                             settings.embedding_sampling, latent_size)
 
 
 def _latent_shape(settings: Settings, backbone: Backbone) -> tuple[int, int, int, int, int]:

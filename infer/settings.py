@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers import UNet3DConditionModel
 from omegaconf import OmegaConf
 
 from configs.errors import UserError
@@ -18,7 +20,8 @@ from configs.schema import locate
 from data.cache import CachedClip, read_folder
 from infer.options import RELEASE, RELEASE_FREEU
 from models import legacy
-from models.checkpoint import Checkpoint, load_checkpoint
+from models.backbone import check_folder
+from models.checkpoint import Checkpoint, check_fit, list_checkpoints, load_checkpoint
 
 CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
     "width": "validation_data.width", "height": "validation_data.height", "num_frames": "validation_data.num_frames",
@@ -77,6 +80,8 @@ class Settings:
         for source in sources:
             shape = source.checkpoint.preset or source.checkpoint.kind
             print(f"{source.part}: {source.checkpoint.path} ({shape}), strength {source.strength:g}", file=sys.stderr)
+            if assumed := source.checkpoint.info.get("assumed"):
+                print(f"note: {assumed}; --temporal_preset says otherwise", file=sys.stderr)
         for origin in dict.fromkeys(self.origins.values()):
             named = [f"{name} {value}" for name, value in self.values.items() if self.origins[name] == origin]
             print(f"from the {origin}: {', '.join(named)}", file=sys.stderr)
@@ -92,16 +97,22 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
     wanted += [(other, "motion", _number(text), None, None) for other, text in args.motion]
     if args.spatial_path_folder:
         wanted.append((args.spatial_path_folder, "appearance", args.spatial_path_scale, None, None))
-    sources = []
+    sources, unet = [], skeleton(str(locate(args.model))) if args.model else None
     for name, part, strength, index, rank in wanted:
-        path, index = _checkpoint_folder(name, index)
-        skeleton = legacy.skeleton(locate(args.model)) if args.model else None
-        checkpoint = load_checkpoint(path, index, preset=args.temporal_preset if part == "motion" else None,
-                                     rank=rank, unet=skeleton)
-        if part == "appearance" and args.clip >= len(checkpoint.appearance):
-            raise UserError(f"--spatial_path_folder: {name} holds {len(checkpoint.appearance)} appearance adapters, number "
-                            f"{args.clip} was asked for (--clip counts from 0)")
-        sources.append(Source(path, part, strength, args.clip, checkpoint))
+        path = _checkpoint_folder(name)
+        moves = part == "motion"
+        checkpoint = load_checkpoint(path, index, preset=args.temporal_preset if moves else None, rank=rank, unet=unet,
+                                     motion_needed=moves)
+        clip = args.clip if len(checkpoint.appearance) > 1 else 0  # the only looks there are belong to every clip
+        if not moves and clip >= len(checkpoint.appearance):
+            held = len(checkpoint.appearance)
+            raise UserError(f"--spatial_path_folder: {name} " + (
+                f"holds the looks of clips 0 to {held - 1}, number {clip} was asked for; choose one with --clip" if held else
+                "holds no appearance adapter; use a run of method=lora, or of embeddings.loss=hybrid"))
+        sources.append(Source(path, part, strength, clip, checkpoint))
+        if unet is None and checkpoint.config:
+            unet = skeleton(model_path(args, sources))
+            check_fit(checkpoint, unet)
     return sources
 
 
@@ -112,6 +123,25 @@ def model_path(args: argparse.Namespace, sources: list[Source]) -> str:
         raise UserError("--model: not given, and no checkpoint tells which model it belongs to; point it at a ZeroScope "
                         "folder, or use models/pocketscope")
     return str(locate(args.model or trained_on))
+
+
+def skeleton(model: str) -> UNet3DConditionModel:
+    """The U-Net of a model folder or hub id without weights, to check checkpoints against before anything is loaded."""
+    if Path(model).is_dir():
+        return legacy.skeleton(model)
+    check_folder(model)
+    try:
+        config = UNet3DConditionModel.load_config(model, subfolder="unet")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model: {model} is no folder and can not be read from the hub ({str(error).splitlines()[0][:100]});"
+                        " point it at a ZeroScope or ModelScope folder") from error
+    with torch.device("meta"):
+        return UNet3DConditionModel.from_config(config)
+
+
+def moving(sources: list[Source]) -> bool:
+    """Whether any motion acts. At strength 0 none does, and what goes with a motion (highway, prior) stays away too."""
+    return any(source.part == "motion" and source.strength for source in sources)
 
 
 def resolve(args: argparse.Namespace, sources: list[Source], model: str) -> Settings:
@@ -126,16 +156,19 @@ def resolve(args: argparse.Namespace, sources: list[Source], model: str) -> Sett
     settings.values["fps"] = settings.fps or RELEASE["fps"]  # a config may say 0: every frame
     if settings.pli_threshold is None:
         settings.values["pli_threshold"] = -1  # below every timestep: the adapted model predicts to the end
-    _choose_highway(args, checkpoint, config, settings)
+    _choose_highway(args, sources, config, settings)
     return settings
 
 
-def _choose_highway(args, checkpoint: Checkpoint | None, config, settings: Settings) -> None:
+def _choose_highway(args, sources: list[Source], config, settings: Settings) -> None:
     """Scope and beta. The release's own files bring the release's highway, MotionDirector's and the base model none."""
+    checkpoint = sources[0].checkpoint if sources else None
+    still = bool(sources) and not moving(sources)
     trained = OmegaConf.select(config, "appearance_highway")
     release = checkpoint is not None and checkpoint.config is None and checkpoint.preset == "release"
     scope = None if trained is None else "off" if trained.use == "off" else trained.scope
-    settings.choose("highway", ("flag", args.highway or ("release" if args.freeu else None)), ("checkpoint", scope),
+    settings.choose("highway", ("flag", args.highway or ("release" if args.freeu else None)),
+                    ("absence of motion", "off" if still else None), ("checkpoint", scope),
                     ("release's default", "release" if release else "off"))
     settings.choose("beta", ("flag", args.beta), ("checkpoint", None if trained is None else trained.beta),
                     ("release's default", RELEASE_FREEU[0]))
@@ -150,31 +183,38 @@ def _choose_highway(args, checkpoint: Checkpoint | None, config, settings: Setti
 def reference_clip(args: argparse.Namespace, sources: list[Source], settings: Settings) -> CachedClip | None:
     """The reference clip whose inversion starts the sampling, or None when the noise prior is 0.
 
-    Without a flag the prior falls to 0 where there is no inversion, and for several reference clips (METHOD section 6).
+    Without a flag the prior falls to 0 where there is no inversion, where no motion acts, and, for the authors' files,
+    with several reference clips (METHOD section 6).
     """
     motion = next((source for source in sources if source.part == "motion"), None)
     places = [motion.folder / "cached_latents", motion.checkpoint.path.parent / "cached_latents"] if motion else []
     clips = next((read_folder(place) for place in places if place.is_dir()), [])
-    asked = settings.origins["noise_prior"] == "flag"
     if clips and not 0 <= args.clip < len(clips):
         raise UserError(f"--clip: {args.clip} does not exist, the run has reference clips 0 to {len(clips) - 1}")
-    usable = bool(clips) and clips[args.clip].inversion is not None
-    if settings.noise_prior > 0 and not usable:
-        if asked:
-            raise UserError(f"--noise_prior: {settings.noise_prior:g} of the reference's inversion was asked for, but no "
-                            "cached_latents lie beside the checkpoint; use 0")
-        settings.values["noise_prior"], settings.origins["noise_prior"] = 0.0, "absence of an inversion"
-    elif len(clips) > 1 and settings.origins["noise_prior"] == "release's default":
-        settings.values["noise_prior"], settings.origins["noise_prior"] = 0.0, "number of reference clips"
-    return clips[args.clip] if usable else None
+    inversion = clips[args.clip].inversion if clips else None
+    missing = ("no cached_latents lie beside the checkpoint" if not clips else "its cache holds no inversion"
+               if inversion is None else "that clip is an image" if inversion.shape[2] == 1 else None)
+    origin = settings.origins["noise_prior"]
+    if settings.noise_prior and origin == "flag":
+        if missing:
+            raise UserError(f"--noise_prior: {settings.noise_prior:g} of the reference's inversion was asked for, but "
+                            f"{missing}; use 0")
+    elif settings.noise_prior:
+        several = len(clips) > 1 and origin == "release's default"
+        reason = ("absence of an inversion" if missing else "absence of motion" if not moving(sources) else
+                  "number of reference clips" if several else None)
+        if reason:
+            settings.values["noise_prior"], settings.origins["noise_prior"] = 0.0, reason
+    return None if missing else clips[args.clip]
 
 
-def _checkpoint_folder(name: str, index: int | None) -> tuple[Path, int | None]:
-    """A run or checkpoint folder for what people point at, also .../checkpoint-300/temporal/lora."""
+def _checkpoint_folder(name: str) -> Path:
+    """A run or checkpoint folder for what people point at, also MotionDirector's .../checkpoint-300/temporal/lora."""
     path = locate(name)
-    while path.name in PARTS_OF_A_CHECKPOINT or (path.name.isdecimal() and path.parent.name == "spatial"):
+    while not (path.is_dir() and list_checkpoints(path)) and (
+            path.name in PARTS_OF_A_CHECKPOINT or (path.name.isdecimal() and path.parent.name == "spatial")):
         path = path.parent
-    return path, index
+    return path
 
 
 def _native(model: Path) -> dict[str, Any]:

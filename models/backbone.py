@@ -72,7 +72,7 @@ class Backbone:
         Raises UserError when the folder or a part of it is missing or unreadable.
         """
         path = str(path)
-        _check_folder(path)
+        check_folder(path)
         transformers_logging.disable_progress_bar()  # one bar a part says nothing; training has a bar of its own
         device = torch.device(device)
         parts = {
@@ -182,7 +182,8 @@ class _quiet_tokenizer:
         self.logger.setLevel(self.level)
 
 
-def _check_folder(path: str) -> None:
+def check_folder(path: str) -> None:
+    """Raise UserError unless `path` is a pipeline folder, or could be a hub id."""
     folder = Path(path)
     if folder.is_dir():
         missing = [part for part in PARTS if not (folder / part).is_dir()]

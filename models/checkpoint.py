@@ -147,12 +147,14 @@ def load_checkpoint(
     preset: str | None = None,
     rank: int | None = None,
     unet: nn.Module | None = None,
+    motion_needed: bool = True,
 ) -> Checkpoint:
     """The checkpoint of step `index` (default: the last) in `folder`, ours or the authors'.
 
     `preset` and `rank` are what the caller expects: a file without names is read as `preset`, and a checkpoint of
     another preset or rank is an error. `unet` (on any device, meta too) gives names to such files and is checked
-    against the names and shapes of all. Raises UserError for anything missing, damaged or not fitting.
+    against the names and shapes of all. Without `motion_needed` a folder of appearance adapters alone will do: its
+    preset is "appearance". Raises UserError for anything missing, damaged or not fitting.
     """
     found = list_checkpoints(folder)
     if not found:
@@ -160,18 +162,27 @@ def load_checkpoint(
     index = max(found) if index is None else index
     if index not in found:
         raise UserError(f"{folder}: no checkpoint-{index}; there are {', '.join(map(str, found))}")
-    checkpoint = _read(found[index], index, preset, unet)
+    checkpoint = _read(found[index], index, preset, unet, motion_needed)
+    if checkpoint.kind == "embeddings" and (preset or (rank and not checkpoint.rank)):
+        raise UserError(f"{checkpoint.path}: holds the embeddings of Motion Inversion, which have no temporal preset and no"
+                        " rank; leave those out")
     if preset not in (None, checkpoint.preset):
         raise UserError(f"{checkpoint.path}: trained with the temporal preset {checkpoint.preset}, {preset} was asked")
     if rank not in (None, checkpoint.rank):
         raise UserError(f"{checkpoint.path}: has rank {checkpoint.rank}, rank {rank} was asked")
     if unet is not None:
-        for state in [checkpoint.motion, *checkpoint.appearance]:
-            _check_fit(state, unet, checkpoint)
+        check_fit(checkpoint, unet)
     return checkpoint
 
 
-def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None) -> Checkpoint:
+def check_fit(checkpoint: Checkpoint, unet: nn.Module) -> None:
+    """Raise UserError, naming both architectures, unless every layer of `checkpoint` is in `unet` at its width."""
+    for state in [checkpoint.motion, *checkpoint.appearance]:
+        if state:
+            _check_fit(state, unet, checkpoint)
+
+
+def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None, motion_needed: bool) -> Checkpoint:
     if (path / EMBEDDINGS_FILE).is_file():
         motion, header = read_tensors(path / EMBEDDINGS_FILE)
         return from_header(path, index, "embeddings", motion, appearance_states(path, header.get("clips")), header)
@@ -183,6 +194,12 @@ def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None) ->
         return Checkpoint(path, index, "embeddings", None, None, 1.0, motion, info={})
     if (path / "temporal" / "lora").is_dir():
         return _read_positional(path, index, preset, unet)
+    if not motion_needed and (path / "spatial" / "lora").is_dir():
+        return _read_positional(path, index, legacy.APPEARANCE, unet)
+    if not motion_needed and (path / "spatial").is_dir():
+        states = appearance_states(path, None)
+        header = read_tensors(path / "spatial" / "0" / ADAPTER_FILE)[1] if states else {}
+        return from_header(path, index, "lora", {}, states, header)
     held = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing"
     raise UserError(f"{path}: no motion weights there (found {held}); the checkpoint is incomplete, use another")
 
@@ -191,7 +208,8 @@ def _read_positional(path: Path, index: int, asked: str | None, unet: nn.Module 
     if unet is None:
         raise UserError(f"{path}: the authors' files hold no layer names; name the model they were trained on")
     preset, motion, appearance = legacy.read_lora(path, unet, asked)
-    rank = max(tensor.shape[0] for name, tensor in motion.items() if name.endswith("lora_A.weight"))
+    rank = max(tensor.shape[0] for state in [motion, *appearance] for name, tensor in state.items()
+               if name.endswith("lora_A.weight"))
     info = {"architecture": legacy.architecture(unet)}
     if asked is None and preset == legacy.ASSUMED:
         info["assumed"] = f"{path} names no layers: read as the preset {preset}, which the authors' code writes"

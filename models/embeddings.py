@@ -9,6 +9,7 @@ A Query-Key embedding says how frames attend to each other, the same for every p
 where. Both hold F = 32 frames. The model itself stays frozen; nothing but the embeddings gets a gradient.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from configs.errors import UserError
 from models.hooks import Patch, wrap_forward
 
 SIDES = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks."}
+LARGEST_SIDE = 512  # latent pixels, 4096 pixels of video
 SAMPLING = ("none", "difference", "drop_value")
 GRID = "latent_grid"  # how the attention learns its (height, width): only the transformer around it still sees them
 
@@ -131,7 +133,7 @@ class MotionEmbeddings(Patch):
         return (f"motion embeddings: {counts}; {total / 1e6:.2f} M parameters for {self.width}x{self.height} latents, "
                 f"{self.max_frames} frames")
 
-    def interpolation(self, height: int, width: int, frames: int) -> str | None:
+    def interpolation(self, frames: int, height: int, width: int) -> str | None:
         """What is interpolated to run at this latent size and length, in words; None when nothing is."""
         changes = []
         if (height, width) != (self.height, self.width):
@@ -189,7 +191,44 @@ def attach_embeddings(
     """
     if frames is not None and frames > max_frames:
         raise UserError(f"embeddings.max_frames: {max_frames} frames are too few for clips of {frames}; raise it")
-    chosen = choose_blocks(unet, blocks, widths)
+    return _attach(unet, choose_blocks(unet, blocks, widths), height, width, max_frames, frames)
+
+
+def attach_trained(unet: UNet3DConditionModel, state: dict[str, torch.Tensor], *, size: tuple[int, int] | None,
+                   frames: int | None, sampled: tuple[int, int] | None = None) -> MotionEmbeddings:
+    """Attach the embeddings of `state` to the blocks that its names say.
+
+    `size` (height, width in latents) and `frames` are those of the training. The files of Motion Inversion's authors
+    tell neither: without a size a square is assumed where the Value embeddings can be one, else the size `sampled`;
+    without frames, the first of those the embeddings hold are used. Raises UserError when no such size fits, and when
+    names or shapes are not those of this U-Net.
+    """
+    names = {name.split(".transformer_blocks.")[0] for name in state}
+    chosen = [block for block in temporal_blocks(unet) if block.name in names]
+    height, width = size or _guess_size(chosen, state, sampled)
+    embeddings = _attach(unet, chosen, height, width, next(iter(state.values())).shape[1], frames)
+    try:
+        embeddings.load_state_dict(state)
+    except UserError:
+        embeddings.remove()
+        raise
+    return embeddings
+
+
+def _guess_size(chosen: list[Block], state: dict[str, torch.Tensor], sampled: tuple[int, int] | None) -> tuple[int, int]:
+    values = {name: len(tensor) for name, tensor in state.items() if name.endswith(".value")}
+    cells = [(block, count) for name, count in values.items() for block in chosen if name.startswith(f"{block.name}.")]
+    squares = [(side, side) for side in range(LARGEST_SIDE, 0, -1)]  # of sides that halve alike, the largest: a multiple
+    for size in [*squares, sampled] if sampled else squares:
+        if all(math.prod(block.grid(*size)) == count for block, count in cells):
+            return size
+    raise UserError(f"embeddings: the file does not say for which size it was made; its Value embeddings of "
+                    f"{', '.join(map(str, sorted(set(values.values()))))} pixels are neither square nor of the size "
+                    "sampled now; sample at the width and height of the training")
+
+
+def _attach(unet: UNet3DConditionModel, chosen: list[Block], height: int, width: int, max_frames: int,
+            frames: int | None) -> MotionEmbeddings:
     device = next(unet.parameters()).device
     parameters: dict[str, nn.Parameter] = {}
 
@@ -197,17 +236,21 @@ def attach_embeddings(
         parameters[name] = nn.Parameter(torch.zeros(shape, device=device))
 
     embeddings = MotionEmbeddings(chosen, parameters, height, width, max_frames, frames)
-    for block in chosen:
-        transformer = unet.get_submodule(block.name)
-        grid = block.grid(height, width)
-        embeddings._undo.append(wrap_forward(transformer, _tell_grid))
-        for i, layer in enumerate(transformer.transformer_blocks):
-            name = f"{block.name}.transformer_blocks.{i}"
-            zeros(f"{name}.query_key", 1, max_frames, block.channels)
-            for kind in ("attn1", "attn2"):
-                zeros(f"{name}.{kind}.value", grid[0] * grid[1], max_frames, block.channels)
-                attention = getattr(layer, kind)
-                embeddings._undo.append(wrap_forward(attention, _shifted(embeddings, attention, name, kind, grid)))
+    try:
+        for block in chosen:
+            transformer = unet.get_submodule(block.name)
+            grid = block.grid(height, width)
+            embeddings._undo.append(wrap_forward(transformer, _tell_grid))
+            for i, layer in enumerate(transformer.transformer_blocks):
+                name = f"{block.name}.transformer_blocks.{i}"
+                zeros(f"{name}.query_key", 1, max_frames, block.channels)
+                for kind in ("attn1", "attn2"):
+                    zeros(f"{name}.{kind}.value", grid[0] * grid[1], max_frames, block.channels)
+                    attention = getattr(layer, kind)
+                    embeddings._undo.append(wrap_forward(attention, _shifted(embeddings, attention, name, kind, grid)))
+    except BaseException:  # out of memory, Ctrl-C
+        embeddings.remove()
+        raise
     return embeddings
 
 

@@ -182,13 +182,19 @@ def architecture(unet: nn.Module) -> str:
 
 
 def read_lora(path: Path, unet: nn.Module, preset: str | None) -> tuple[str, State, list[State]]:
-    """(preset, motion state, appearance states) of a checkpoint folder in the release's layout."""
+    """(preset, motion state, appearance states) of a checkpoint folder in the release's layout.
+
+    With the preset "appearance" the looks alone are read, as MotionDirector writes them for images; the motion is {}.
+    """
+    side = "spatial" if preset == APPEARANCE else "temporal"
     motion_file, appearance_file = lora_file(path, "temporal"), lora_file(path, "spatial")
-    if motion_file is None:
-        raise UserError(f"{path}: no temporal/lora/*_unet.pt there, the checkpoint is incomplete")
-    tensors = read_list(motion_file)
-    preset, _ = choose_preset(motion_file, tensors, unet, preset)
-    (motion,) = name_tensors(tensors, targets(unet, preset))
+    if lora_file(path, side) is None:
+        raise UserError(f"{path}: no {side}/lora/*_unet.pt there, the checkpoint is incomplete")
+    motion = {}
+    if preset != APPEARANCE:
+        tensors = read_list(motion_file)
+        preset, _ = choose_preset(motion_file, tensors, unet, preset)
+        (motion,) = name_tensors(tensors, targets(unet, preset))
     if appearance_file is None:
         return preset, motion, []
     tensors = read_list(appearance_file)

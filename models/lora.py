@@ -248,17 +248,15 @@ def merge(unet: nn.Module, state: Mapping[str, torch.Tensor], scale: float = 1.0
         ratio = alpha_over_rank if isinstance(alpha_over_rank, int | float) else alpha_over_rank[name]
         linears.append(module)
         deltas.append((scale * ratio, down, up))
-    undo = []
-    for linear, delta in zip(linears, deltas, strict=True):
-        if delta[0]:
-            undo.append(_add_delta(linear, delta))
-    return Patch(undo)
+    with contextlib.ExitStack() as undo:  # should memory run out halfway, the U-Net is as it was
+        for linear, delta in zip(linears, deltas, strict=True):
+            if delta[0]:
+                undo.callback(_add_delta(linear, delta))
+        return Patch([undo.pop_all().close])
 
 
 def _add_delta(linear: nn.Linear, delta: tuple[float, torch.Tensor, torch.Tensor]):
     original, deltas = linear.__dict__.setdefault("_merged", (linear.weight.data, []))
-    deltas.append(delta)
-    _apply_deltas(linear, original, deltas)
 
     def undo() -> None:
         deltas[:] = [other for other in deltas if other is not delta]
@@ -266,6 +264,12 @@ def _add_delta(linear: nn.Linear, delta: tuple[float, torch.Tensor, torch.Tensor
         if not deltas:
             linear.__dict__.pop("_merged", None)
 
+    deltas.append(delta)
+    try:
+        _apply_deltas(linear, original, deltas)
+    except BaseException:
+        undo()
+        raise
     return undo
 
 

@@ -5,16 +5,16 @@ parameters of each path, a `with` block for each pass, and the state to save. `c
 U-Net for sampling, merged where they can be. Data, cache, objective, sampler and checkpoints do not know the method.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from diffusers import UNet3DConditionModel
 
 from configs.errors import UserError
-from models import lora
+from models import legacy, lora
 from models.checkpoint import Checkpoint
-from models.embeddings import attach_embeddings, mix
+from models.embeddings import MotionEmbeddings, attach_embeddings, attach_trained, mix
 from models.highway import attach_highway
 from models.hooks import Patch
 
@@ -63,21 +63,31 @@ class Method:
     @contextmanager
     def sampling(self, appearance_scale: float = 0.0) -> Iterator[None]:
         """The model as inference will see it: motion on, appearance LoRA of the first clip at `appearance_scale`."""
-        states = [adapter.state_dict() for adapter in self.appearance[:1]] if appearance_scale else []
-        patches = [lora.merge(self.unet, state, appearance_scale) for state in states]
-        if self.highway.use == "sampling":
-            patches.append(_highway(self.unet, self.highway))
-        if self.kind == "lora":
-            patches.append(lora.merge(self.unet, self.motion.state_dict(), self.motion.scale))
-            with _together(patches):
-                yield
-        else:
-            with _together(patches), self.motion.at(strength=1.0, sampling=self.embedding_sampling):
-                yield
+        with ExitStack() as patches:
+            if appearance_scale:
+                for adapter in self.appearance[:1]:
+                    patches.enter_context(lora.merge(self.unet, adapter.state_dict(), appearance_scale, adapter.scale))
+            if self.highway.use == "sampling":
+                patches.enter_context(_highway(self.unet, self.highway))
+            if self.kind == "lora":
+                patches.enter_context(lora.merge(self.unet, self.motion.state_dict(), self.motion.scale))
+            else:
+                patches.enter_context(self.motion.at(strength=1.0, sampling=self.embedding_sampling))
+            yield
 
     def state(self) -> tuple[State, list[State]]:
         """What a checkpoint keeps: (motion, one appearance state per clip), fp32."""
         return self.motion.state_dict(), [adapter.state_dict() for adapter in self.appearance]
+
+    def info(self) -> dict[str, str | int | float]:
+        """What a checkpoint's header must say for these states to be read: rank and alpha of its LoRAs, preset, sizes."""
+        facts = {"architecture": legacy.architecture(self.unet)}
+        for adapter in self._adapters[:1]:
+            facts |= {"rank": adapter.rank, "alpha": adapter.alpha}
+        if self.kind == "lora":
+            return facts | {"preset": self.motion.preset}
+        return facts | {"frames": self.motion.frames, "latent_height": self.motion.height,
+                        "latent_width": self.motion.width}
 
     def load(self, motion: State, appearance: list[State]) -> None:
         """Put a checkpoint's state back. Raises UserError when it is another preset, rank or number of clips."""
@@ -105,7 +115,7 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
     """Attach the method that the config names; it starts as a no-op, its random parts drawn from `cfg.seed`.
 
     `clips` is the number of reference clips; `latent_size` their frames, height and width in latent pixels, which size
-    Motion Inversion's embeddings.
+    Motion Inversion's embeddings. Raises UserError when nothing could be learned from these clips.
     """
     options = dict(rank=cfg.lora_rank, alpha=cfg.lora_alpha, dropout=cfg.lora_unet_dropout,
                    placement=cfg.lora_dropout_placement, generator=torch.Generator().manual_seed(cfg.seed or 0))
@@ -115,6 +125,9 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
         has_appearance, debiased = True, True
     else:
         frames, height, width = latent_size
+        if frames == 1 and settings.loss != "hybrid":
+            raise UserError(f"embeddings.loss: {settings.loss} learns motion alone and every clip is an image, which has "
+                            "none; add a video, or use hybrid or method=lora to learn looks")
         motion = attach_embeddings(unet, blocks=settings.blocks, widths=settings.widths, height=height, width=width,
                                    max_frames=settings.max_frames, frames=frames)
         motion.strength = 0.0
@@ -125,53 +138,72 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
     return Method(unet, motion, appearance, cfg.appearance_highway, debiased=debiased, sampling=settings.sampling)
 
 
-def customize(unet: UNet3DConditionModel, motions: list[tuple[Checkpoint, float]],
-              appearances: list[tuple[Checkpoint, int, float]] = (), highway=None, sampling: str = "none") -> Patch:
+class Customization(Patch):
+    """What sampling put on a U-Net, until `remove()`. `notes` say what acts and what is interpolated, a line each."""
+
+    def __init__(self, undo: Callable[[], None], notes: list[str]):
+        super().__init__([undo])
+        self.notes = notes
+
+
+def customize(unet: UNet3DConditionModel, motions: Sequence[tuple[Checkpoint, float]],
+              appearances: Sequence[tuple[Checkpoint, int, float]] = (), highway=None, sampling: str = "none",
+              latent_size: tuple[int, int, int] | None = None) -> Customization:
     """Give a plain U-Net the motions of `motions`, (checkpoint, strength) pairs, until the patch is removed.
 
-    LoRAs of any preset are added into the weights; embeddings with equal shapes are added up. Strength 0 leaves the
-    U-Net untouched. `appearances` are (checkpoint, number of its clip, strength). `highway` has scope and beta, or is
-    None for the plain skips. Raises UserError for checkpoints that can not act together.
+    LoRAs of any preset are added into the weights; embeddings with equal shapes are added up. A strength of 0 leaves
+    the U-Net untouched, above 1 exaggerates. `appearances` are (checkpoint, number of its clip, strength). `highway`
+    has scope and beta, or is None for the plain skips. `latent_size` (frames, height, width in latent pixels) is what
+    will be sampled. Raises UserError for checkpoints that can not act together; after any exception, Ctrl-C
+    included, the U-Net is as it was.
     """
-    kinds = {checkpoint.kind for checkpoint, _ in motions}
-    if len(kinds) > 1:
+    if len({checkpoint.kind for checkpoint, _ in motions}) > 1:
         raise UserError("mixing: motion embeddings are learned against the pretrained query and key projections, which "
                         "a motion LoRA changes, so the two can not act together; mix LoRAs with LoRAs")
-    patches: list[Patch] = []
-    try:
-        if "embeddings" in kinds:
-            patches.append(_trained_embeddings(unet, motions, sampling))
+    acting = [(checkpoint, strength) for checkpoint, strength in motions if strength]
+    notes = []
+    with ExitStack() as patches:
+        if acting and acting[0][0].kind == "embeddings":
+            embeddings = patches.enter_context(_trained_embeddings(unet, acting, sampling, latent_size))
+            notes.append(str(embeddings))
+            if latent_size and (interpolated := embeddings.interpolation(*latent_size)):
+                notes.append(interpolated)
         else:
-            patches += [lora.merge(unet, c.motion, strength, c.scale) for c, strength in motions]
-        patches += [lora.merge(unet, c.appearance[clip], strength, c.scale) for c, clip, strength in appearances]
+            for checkpoint, strength in acting:
+                patches.enter_context(lora.merge(unet, checkpoint.motion, strength, checkpoint.scale))
+                notes.append(f"motion LoRA {checkpoint.preset}: {len(checkpoint.motion) // 2} layers, merged at "
+                             f"{strength:g}")
+        for checkpoint, clip, strength in appearances:
+            patches.enter_context(lora.merge(unet, checkpoint.appearance[clip], strength, checkpoint.scale))
+            notes.append(f"appearance LoRA: {len(checkpoint.appearance[clip]) // 2} layers, merged at {strength:g}")
         if highway is not None:
-            patches.append(_highway(unet, highway))
-    except UserError:
-        _together(patches).remove()
-        raise
-    return _together(patches)
+            notes.append(str(patches.enter_context(_highway(unet, highway))))
+        return Customization(patches.pop_all().close, notes)
 
 
-def _trained_embeddings(unet: UNet3DConditionModel, motions: list[tuple[Checkpoint, float]], sampling: str) -> Patch:
+def _trained_embeddings(unet: UNet3DConditionModel, motions: list[tuple[Checkpoint, float]], sampling: str,
+                        latent_size: tuple[int, int, int] | None) -> MotionEmbeddings:
     """Attach saved embeddings, several of them as their weighted sum; their sizes are in the checkpoint's header."""
-    first = motions[0][0]
-    names = list(first.motion)
-    embeddings = attach_embeddings(
-        unet, blocks=list(dict.fromkeys(name.split("_")[0] for name in names)),
-        widths=sorted({first.motion[name].shape[-1] for name in names}),
-        height=int(first.info["latent_height"]), width=int(first.info["latent_width"]),
-        max_frames=first.motion[names[0]].shape[1], frames=int(first.info["frames"]))
-    if len(motions) == 1:
-        embeddings.load_state_dict(first.motion)
-        embeddings.strength = motions[0][1]  # strength 0 is then the untouched forward, bit for bit
-    else:
-        embeddings.load_state_dict(mix([c.motion for c, _ in motions], [strength for _, strength in motions]))
+    sizes = [_trained_size(checkpoint) for checkpoint, _ in motions]
+    if different := next((size for size in sizes if size != sizes[0]), None):
+        raise UserError(f"mixing: these embeddings were trained on {_in_words(sizes[0])} and on {_in_words(different)}; "
+                        "only those of one size and length can be added up")
+    frames, height, width = sizes[0]
+    state = mix([checkpoint.motion for checkpoint, _ in motions], [strength for _, strength in motions])
+    embeddings = attach_trained(unet, state, size=height and (height, width), frames=frames,
+                                sampled=latent_size and latent_size[1:])
     embeddings.sampling = sampling
     return embeddings
 
 
-def _together(patches: list[Patch]) -> Patch:
-    return Patch([patch.remove for patch in patches])
+def _trained_size(checkpoint: Checkpoint) -> tuple[int | None, ...]:
+    """(frames, height, width) in latent pixels; all None for a file of Motion Inversion's authors, which has no header."""
+    header = (checkpoint.info.get(name) for name in ("frames", "latent_height", "latent_width"))
+    return tuple(value and int(value) for value in header)
+
+
+def _in_words(size: tuple[int | None, ...]) -> str:
+    return "an unknown size" if size[1] is None else f"{size[0]} frames of {size[2]}x{size[1]} latents"
 
 
 def _highway(unet: UNet3DConditionModel, settings) -> Patch:

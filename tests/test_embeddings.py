@@ -191,8 +191,8 @@ def test_other_sizes_run_and_a_smooth_embedding_is_resampled_as_an_image(unet):
         resampled = embeddings.value(name, (8, 8), (4, 2), 4).view(4, 2, 4, 64)
         assert (resampled.diff(dim=0) > 0).all() and (resampled.diff(dim=1) == 0).all()
         assert resampled.mean().item() == pytest.approx(0.5)
-    assert embeddings.interpolation(32, 32, 4) is None
-    assert embeddings.interpolation(16, 8, 6) == (
+    assert embeddings.interpolation(4, 32, 32) is None
+    assert embeddings.interpolation(6, 16, 8) == (
         "embeddings interpolated in space from 32x32 to 8x16 latents and in time from 4 to 6 frames")
 
 
