@@ -291,7 +291,9 @@ def dry_run(cfg: DictConfig) -> str:
 
 @command
 def main() -> None:
-    print(dry_run(CONFIG) if DRY_RUN else run(CONFIG))
+    result = dry_run(CONFIG) if DRY_RUN else run(CONFIG)
+    if PartialState().is_main_process:
+        print(result)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ AdamW neither decays nor moves its weights. Parameters are the adapters' fp32 ma
 are scaled. Several processes average gradients here, without a wrapper around the U-Net.
 """
 
+import warnings
+
 import torch
 import torch.distributed as dist
 from diffusers.optimization import get_scheduler
@@ -44,9 +46,12 @@ class DualPathOptimizer:
             self.scaler.step(optimizer)
         if ran:
             self.scaler.update()
-        for optimizer, schedule in zip(self.optimizers, self.schedules):
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
+        with warnings.catch_warnings():
+            # a path that has not run yet has not stepped either; its schedule counts steps of the run all the same
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for optimizer, schedule in zip(self.optimizers, self.schedules):
+                optimizer.zero_grad(set_to_none=True)
+                schedule.step()
 
     @property
     def learning_rate(self) -> float:

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# The whole test suite. Words after it go to pytest, for example: bash scripts/test.sh tests/test_lora.py -x
+set -euo pipefail
+. "$(dirname "$0")/setup.sh"
+exec python -m pytest "$@"

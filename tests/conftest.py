@@ -1,0 +1,94 @@
+"""A whole text-to-video pipeline of random weights, small enough for every test to run on a CPU in seconds."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve each other on CI machines
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from configs.schema import from_dict
+from models.blueprint import build_tokenizer
+from models.recipe import build_unet, fill
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its width
+    "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [32, 64, 96, 96], "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock3D"] * 3 + ["DownBlock3D"],
+    "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * 3, "cross_attention_dim": 32, "attention_head_dim": 16,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory) -> Path:
+    """A pipeline folder in ZeroScope's layout: random, deterministic weights; epsilon prediction."""
+    tokenizer = build_tokenizer(["a", "car", "horse", "is", "running", "on", "the", "road"])
+    torch.manual_seed(0)
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    vae = fill(AutoencoderKL(
+        block_out_channels=(16, 16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=8, sample_size=64), 1)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                              set_alpha_to_one=False, steps_offset=1)
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    TextToVideoSDPipeline(vae, text, tokenizer, build_unet(UNET), scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory) -> Path:
+    """An mp4 of ten 64x64 frames: a bright bar that moves right over a gradient."""
+    frames = np.tile(np.linspace(0, 120, 64, dtype=np.uint8)[:, None, None], (10, 1, 64, 3))
+    for i, frame in enumerate(frames):
+        frame[:, 5 * i : 5 * i + 12] = (250, 200, 40)
+    path = tmp_path_factory.mktemp("clip") / "bar.mp4"
+    iio.imwrite(path, frames, plugin="FFMPEG", fps=8, quality=8, macro_block_size=2)
+    return path
+
+
+def config_of(model: Path, clip: Path, folder: Path, overrides: dict):
+    values = {
+        "pretrained_model_path": str(model), "output_dir": str(folder / "train"), "cache_dir": str(folder / "cache"),
+        "mixed_precision": "no", "gradient_checkpointing": False, "lora_rank": 4, "max_train_steps": 2,
+        "inversion_steps": 3, "logger": "none", "device": "cpu",
+        "train_data": {"width": 64, "height": 64, "n_sample_frames": 4, "single_video_path": str(clip),
+                       "single_video_prompt": "a car is running"},
+        "validation_data": {"prompt": ["a horse is running"], "num_inference_steps": 2},
+    }
+    for key, value in overrides.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+    return from_dict(values)
+
+
+@pytest.fixture
+def tiny_config(tiny_pipeline, clip_file, tmp_path):
+    """A function of overrides giving a checked configuration that trains two steps in about a second."""
+    return lambda **overrides: config_of(tiny_pipeline, clip_file, tmp_path, overrides)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_pipeline, clip_file, tmp_path_factory):
+    """A function of overrides giving the run folder of such a training, made once a session."""
+    runs = {}
+
+    def make(**overrides) -> Path:
+        import train
+
+        key = repr(overrides)
+        if key not in runs:
+            config = config_of(tiny_pipeline, clip_file, tmp_path_factory.mktemp("run"), overrides)
+            runs[key] = train.run(config)
+        return runs[key]
+
+    return make

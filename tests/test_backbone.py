@@ -1,0 +1,90 @@
+import shutil
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from models.backbone import Backbone, choose_device, choose_dtype
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_pipeline):
+    return Backbone.load(tiny_pipeline)
+
+
+def test_sizes_are_read_from_the_model(backbone):
+    assert (backbone.vae_factor, backbone.snap) == (8, 64)
+
+
+def test_frames_and_latents_keep_their_layout(backbone):
+    frames = torch.randint(0, 256, (5, 3, 64, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    latents = backbone.encode_video(frames)
+    assert latents.shape == (1, 4, 5, 8, 16) and latents.dtype == torch.float32
+    decoded = backbone.decode_video(latents)
+    assert decoded.shape == frames.shape and decoded.dtype == torch.uint8
+    one_by_one = torch.cat([backbone.encode_video(frame[None]) for frame in frames], dim=2)
+    assert torch.allclose(latents, one_by_one, atol=1e-5), "frames are encoded independently, in order"
+
+
+def test_a_too_long_prompt_says_what_is_cut(backbone, capsys):
+    embedding = backbone.encode_text(["car " * 100 + "horse"])
+    assert embedding.shape[1] == backbone.tokenizer.model_max_length
+    assert "horse" in capsys.readouterr().err
+    backbone.encode_text(["a car"])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_fingerprint_follows_the_weights(backbone, tiny_pipeline):
+    assert Backbone.load(tiny_pipeline).fingerprint() == backbone.fingerprint()
+    other = Backbone.load(tiny_pipeline)
+    other.vae.decoder.conv_out.bias.data += 1e-3
+    assert other.fingerprint() != backbone.fingerprint()
+
+
+def test_half_precision_and_bin_weights_load(tiny_pipeline, tmp_path):
+    """A folder of 2023: .bin weights in half precision, no safetensors anywhere."""
+    old = tmp_path / "old"
+    shutil.copytree(tiny_pipeline, old)
+    half = Backbone.load(tiny_pipeline, torch.float16)
+    for name, part in (("unet", half.unet), ("vae", half.vae), ("text_encoder", half.text_encoder)):
+        for file in (old / name).glob("*.safetensors"):
+            file.unlink()
+        file = "pytorch_model.bin" if name == "text_encoder" else "diffusion_pytorch_model.bin"
+        torch.save(part.state_dict(), old / name / file)
+    loaded = Backbone.load(old, torch.float16)
+    assert loaded.dtype == torch.float16
+    assert all(torch.equal(a, b) for a, b in zip(loaded.unet.state_dict().values(), half.unet.state_dict().values()))
+
+
+@pytest.mark.parametrize("part", ["vae", "scheduler", "tokenizer"])
+def test_a_missing_part_is_named(tiny_pipeline, tmp_path, part):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_pipeline, broken)
+    shutil.rmtree(broken / part)
+    with pytest.raises(UserError, match=f"{part} missing"):
+        Backbone.load(broken)
+
+
+def test_a_truncated_weight_file_is_one_sentence(tiny_pipeline, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_pipeline, broken)
+    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="unet of .* can not be loaded"):
+        Backbone.load(broken)
+
+
+def test_a_missing_folder_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="no folder .* models/pocketscope"):
+        Backbone.load(tmp_path / "nowhere")
+
+
+def test_device_and_precision_are_chosen():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_dtype("fp16", torch.device("cpu")) == torch.float32
+    assert choose_dtype("fp16", torch.device("cuda")) == torch.float16
+    with pytest.raises(UserError, match="no torch device"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="asked for"):
+            choose_device("cuda")

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from conftest import UNET
+
+from models.hooks import bypass_single_frames, checkpoint_activations, wrap_forward
+from models.recipe import build_unet
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return build_unet(UNET)
+
+
+def inputs(frames):
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(1, 4, frames, 8, 8, generator=generator), torch.tensor([500]),
+            torch.randn(1, 5, 32, generator=generator))
+
+
+@torch.no_grad()
+def test_one_frame_bypass_equals_a_model_whose_temporal_layers_are_the_identity(unet):
+    plain = unet(*inputs(1)).sample
+    with bypass_single_frames(unet):
+        bypassed = unet(*inputs(1)).sample
+    silenced = build_unet(UNET)
+    for name, parameter in silenced.named_parameters():
+        if ".conv4.3." in name or ("temp_attentions" in name or "transformer_in" in name) and ".proj_out." in name:
+            parameter.zero_()
+    assert torch.equal(bypassed, silenced(*inputs(1)).sample)
+    assert not torch.allclose(bypassed, plain)
+    assert torch.equal(unet(*inputs(1)).sample, plain), "removed, the model is as before"
+
+
+@torch.no_grad()
+def test_one_frame_bypass_leaves_clips_alone(unet):
+    plain = unet(*inputs(3)).sample
+    with bypass_single_frames(unet):
+        assert torch.equal(unet(*inputs(3)).sample, plain)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_checkpointing_gives_the_same_gradients_and_dropout(unet, nested, frames):
+    def gradients():
+        torch.manual_seed(1)
+        for parameter in unet.parameters():
+            parameter.grad = None
+        unet(*inputs(frames)).sample.square().sum().backward()
+        return [None if p.grad is None else p.grad.clone() for p in unet.parameters()]
+
+    unet.requires_grad_(True).train()
+    try:
+        with bypass_single_frames(unet):
+            plain = gradients()
+            with checkpoint_activations(unet, nested=nested):
+                recomputed = gradients()
+    finally:
+        unet.requires_grad_(False).eval()
+    assert all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in zip(plain, recomputed))
+
+
+def test_checkpointing_keeps_less_alive(unet):
+    def saved_bytes():
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            unet(sample.requires_grad_(), time, text).sample
+        return sum(sizes)
+
+    sample, time, text = inputs(3)
+    plain = saved_bytes()
+    with checkpoint_activations(unet):
+        leaf = saved_bytes()
+        assert leaf < plain / 3
+    with checkpoint_activations(unet, nested=True):
+        assert saved_bytes() < leaf
+
+
+def test_patches_come_off_in_any_order():
+    module = torch.nn.Identity()
+    add = wrap_forward(module, lambda forward, x: forward(x) + 1)
+    double = wrap_forward(module, lambda forward, x: forward(x) * 2)
+    assert module(3) == 8
+    add()
+    assert module(3) == 6
+    double()
+    assert module(3) == 3 and "forward" not in module.__dict__
+
+
+def test_a_patch_is_removed_when_its_block_raises(unet):
+    with pytest.raises(RuntimeError, match="stop"), bypass_single_frames(unet):
+        raise RuntimeError("stop")
+    assert not any("forward" in module.__dict__ for module in unet.modules())

@@ -1,0 +1,203 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from diffusers import DDIMScheduler
+
+import train
+from configs.errors import UserError
+from configs.schema import to_yaml
+from models import methods, objective
+from models.backbone import Backbone
+from models.checkpoint import list_checkpoints, load_checkpoint, load_training_state
+
+
+def command(config, tmp_path, *words, **options):
+    """train.py in a process of its own, as a person runs it."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    return subprocess.run([sys.executable, "train.py", "--config", str(path), *words], cwd=ROOT, text=True,
+                          capture_output=True, timeout=300, **options)
+
+
+def weights(folder, step):
+    found = load_checkpoint(folder, step)
+    return {**found.motion, **{f"{i}.{k}": v for i, s in enumerate(found.appearance) for k, v in s.items()}}
+
+
+def losses(folder):
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return {r["step"]: {k: v for k, v in r.items() if k.startswith("loss_")} for r in lines}
+
+
+def test_a_run_leaves_everything_a_person_needs(tiny_config, tmp_path):
+    done = command(tiny_config(checkpointing_steps=1, validation_steps=2), tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = type(tmp_path)(done.stdout.strip())
+    assert done.stdout.count("\n") == 1 and folder.is_dir(), "stdout is one line, the run folder"
+    assert list(list_checkpoints(folder)) == [1, 2]
+    for name in ("config.yaml", "log.jsonl", "loss.png", "cached_latents/cached_0.safetensors",
+                 "previews/step-2/a_horse_is_running.mp4", "previews/step-2/sheet.png"):
+        assert (folder / name).stat().st_size > 0, name
+    assert "tap: 68 layers, 17 temporal transformers" in done.stderr
+    assert load_checkpoint(folder, 2).config["train_data"]["single_video_prompt"] == "a car is running"
+
+
+def test_ten_steps_are_five_steps_and_five_more_in_a_new_process(tiny_config, tmp_path):
+    """Dropout, clip order, optimizer moments and schedule included: weights and losses are equal to the bit."""
+    settings = dict(checkpointing_steps=5, lr_scheduler="cosine", lr_warmup_steps=2, gradient_accumulation_steps=2,
+                    max_grad_norm=1.0, validation_data={"sample_preview": False}, max_train_steps=10)
+    whole = train.run(tiny_config(**settings, output_dir=str(tmp_path / "whole")))
+    resumed = command(tiny_config(**settings), tmp_path, f"resume_from_checkpoint={whole}/checkpoint-5",
+                      f"output_dir={tmp_path / 'again'}")
+    assert resumed.returncode == 0, resumed.stderr
+    # resuming goes on in the run's own folder, so compare with a second run made in one go
+    once_more = train.run(tiny_config(**settings, output_dir=str(tmp_path / "reference")))
+    assert losses(whole) == losses(once_more) and list(losses(whole)) == list(range(1, 11))
+    a, b = weights(whole, 10), weights(once_more, 10)
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_latest_finds_the_last_run_and_the_same_command_goes_on(tiny_config, tmp_path):
+    first = train.run(tiny_config(checkpointing_steps=1, max_train_steps=1))
+    second = train.run(tiny_config(checkpointing_steps=1, max_train_steps=3, resume_from_checkpoint="latest"))
+    assert second == first and list(list_checkpoints(first)) == [1, 2, 3]
+    assert list(losses(first)) == [1, 2, 3]
+
+
+def test_a_signal_saves_and_says_how_to_go_on(tiny_config, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(tiny_config(max_train_steps=500)))
+    process = subprocess.Popen([sys.executable, "train.py", "--config", str(path)], cwd=ROOT, stderr=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    logs = tmp_path / "train"
+    deadline = time.time() + 120
+    while not any(p.stat().st_size for p in logs.glob("*/log.jsonl")) and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    (folder,) = logs.iterdir()
+    assert process.returncode == 128 + signal.SIGTERM and stdout == ""
+    assert f"resume_from_checkpoint={folder}" in stderr and "Traceback" not in stderr
+    (step,) = list_checkpoints(folder)
+    assert load_training_state(folder / f"checkpoint-{step}")["step"] == step == max(losses(folder))
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_timestep(tiny_config, tmp_path):
+    done = command(tiny_config(learning_rate=1e30, max_train_steps=20, validation_data={"sample_preview": False}), tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "loss is nan at step" in done.stderr and "timestep" in done.stderr
+
+
+def test_old_checkpoints_are_removed_beyond_the_limit(tiny_config):
+    folder = train.run(tiny_config(checkpointing_steps=1, max_train_steps=3, checkpoints_total_limit=2))
+    assert list(list_checkpoints(folder)) == [2, 3]
+
+
+def test_resuming_with_another_preset_is_refused(tiny_config):
+    folder = train.run(tiny_config())
+    with pytest.raises(UserError, match="another preset"):
+        train.run(tiny_config(temporal_preset="tap_key", resume_from_checkpoint=str(folder)))
+
+
+def test_dry_run_tells_and_writes_nothing(tiny_config, tmp_path):
+    done = command(tiny_config(), tmp_path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for told in ("lora_rank: 4", "tap: 68 layers", "skip from down_blocks.2.attentions.1, x1.1", "GB for a training step"):
+        assert told in done.stdout
+    assert not (tmp_path / "train").exists() and not (tmp_path / "cache").exists()
+
+
+def test_images_train_the_looks_only(tiny_config, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    iio.imwrite(images / "red.png", np.full((64, 64, 3), (200, 30, 30), np.uint8))
+    folder = train.run(tiny_config(dataset_types=["single_video", "image"], max_train_steps=4,
+                                   validation_data={"sample_preview": False},
+                                   train_data={"image_dir": str(images), "single_img_prompt": "a red wall"}))
+    found = load_checkpoint(folder)
+    assert len(found.appearance) == 2, "one appearance adapter per reference"
+    assert all(any(t.any() for name, t in state.items() if "lora_B" in name) for state in found.appearance)
+    steps = losses(folder).values()
+    assert any("loss_temporal" not in step for step in steps) and any("loss_temporal" in step for step in steps)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_pipeline):
+    return Backbone.load(tiny_pipeline)
+
+
+def gradients(parameters):
+    return [None if p.grad is None else p.grad.clone() for p in parameters]
+
+
+def test_each_pass_trains_its_own_adapter_only(backbone, tiny_config):
+    method = methods.attach(backbone.unet, tiny_config(lora_unet_dropout=0.0), clips=2, latent_size=(4, 8, 8))
+    generator = torch.Generator().manual_seed(0)
+    for p in (*method.motion_parameters, *method.appearance_parameters):
+        p.data += 0.05 * torch.randn(p.shape, generator=generator)  # away from up = 0, where some gradients vanish
+    latents, text = torch.randn(1, 4, 4, 8, 8, generator=generator), torch.randn(1, 6, 32, generator=generator)
+    draw = objective.draw(0, 1, latents, spatial_probability=1.0)
+    told = train.training_step(backbone.unet, backbone.scheduler, method, latents, text, draw, clip=1)
+    first, second = (list(adapter.parameters()) for adapter in method.appearance)
+    assert set(told) == {"spatial", "temporal", "debiased"}
+    assert all(p.grad is None for p in first), "the other clip's adapter is untouched"
+    assert all(p.grad is not None for p in (*second, *method.motion_parameters))
+
+    # the temporal loss reaches the appearance adapter in the forward pass, but leaves no gradient there
+    both = gradients(second)
+    for p in (*second, *method.motion_parameters):
+        p.grad = None
+    with method.spatial_pass(1):
+        i = slice(draw.frame, draw.frame + 1)
+        z_t = backbone.scheduler.add_noise(latents, draw.noise, draw.timestep)
+        loss = objective.spatial_loss(train.predict(backbone.unet, z_t[:, :, i], draw.timestep, text), draw.noise[:, :, i])
+        loss.backward()
+    assert all(torch.equal(p.grad, g) for p, g in zip(second, both))
+    assert all(p.grad is None for p in method.motion_parameters)
+
+
+def test_an_attached_method_starts_as_the_plain_model(backbone, tiny_config):
+    z, text = torch.randn(1, 4, 4, 8, 8), torch.randn(1, 6, 32)
+    fresh = Backbone.load(backbone.path)
+    with torch.no_grad():
+        plain = fresh.unet(z, 500, text).sample
+        method = methods.attach(fresh.unet, tiny_config(appearance_highway={"use": "off"}), clips=1, latent_size=(4, 8, 8))
+        assert torch.equal(fresh.unet(z, 500, text).sample, plain)
+        with method.temporal_pass(0, with_appearance=True), method.sampling():
+            assert torch.equal(fresh.unet(z, 500, text).sample, plain)
+
+
+def test_every_clip_comes_once_in_an_epoch():
+    orders = [[train.clip_order(7, 5 * epoch + i, 5) for i in range(5)] for epoch in range(4)]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders) and len(set(map(tuple, orders))) > 1
+
+
+def test_two_processes_learn_as_one_with_both_their_draws(tiny_config, tmp_path):
+    """torchrun with two ranks equals one process that accumulates the two draws (same micro-step numbers)."""
+    settings = dict(max_train_steps=2, lora_unet_dropout=0.0, validation_data={"sample_preview": False})
+    alone = train.run(tiny_config(**settings, gradient_accumulation_steps=2, output_dir=str(tmp_path / "one")))
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(tiny_config(**settings, output_dir=str(tmp_path / "two"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train.py", "--config", str(path)],
+        cwd=ROOT, text=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1, "only the main process reports"
+    a, b = weights(alone, 2), weights(type(tmp_path)(done.stdout.strip()), 2)
+    assert max((a[name] - b[name]).abs().max() for name in a) < 1e-6
+
+
+def test_the_scheduler_decides_what_is_predicted():
+    z, noise, t = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 4, 2, 8, 8), torch.tensor([300])
+    assert objective.target(DDIMScheduler(), z, noise, t) is noise
+    velocity = objective.target(DDIMScheduler(prediction_type="v_prediction"), z, noise, t)
+    assert not torch.equal(velocity, noise)
