@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
-from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -58,11 +61,13 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_vae() -> AutoencoderKL:
-    """An eightfold VAE with four latent channels and 8/16/32/64 channels.
+    """An eightfold VAE with four latent channels and 8/16/32/64 channels, started as a working codec.
 
-    One normalisation group: with more, each of the last layer's eight channels nearly loses its own mean, and with it
-    the tint of the background. The posterior starts narrow: at the stock start its noise has the latents' own size,
-    which drowns all that is local, and training sees nothing but backgrounds for a thousand steps.
+    From a random start the network spends its first thousand steps finding out that colours exist. Here it begins as
+    8x8 averaging and smooth upsampling: RGB travels through the shortcuts, every residual branch starts at zero, and
+    training has only the edges left to learn. Three more choices keep the background's tint: one normalisation group
+    (with more, each of the last eight channels nearly loses its own mean), the pairs of `_pass_through_silu`, and a
+    narrow posterior (the stock start's noise is as large as the latents).
     """
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -74,10 +79,59 @@ def build_vae() -> AutoencoderKL:
         sample_size=64,
         scaling_factor=1.0,
     )
+    average = torch.tensor([0.5, 0.5, 0.0])  # diffusers pads right and below before the strided convolution
+    blur = torch.tensor([0.25, 0.5, 0.25])  # after nearest upsampling: close to bilinear
+    point = torch.tensor([0.0, 1.0, 0.0])
     with torch.no_grad():
+        for half in (vae.encoder, vae.decoder):
+            for module in half.modules():
+                if isinstance(module, ResnetBlock2D):
+                    nn.init.zeros_(module.conv2.weight)
+                    if module.conv_shortcut is not None:
+                        _carry(module.conv_shortcut, torch.ones(1))
+                elif isinstance(module, Attention):
+                    nn.init.zeros_(module.to_out[0].weight)
+                elif isinstance(module, Downsample2D):
+                    _carry(module.conv, average)
+                elif isinstance(module, Upsample2D):
+                    _carry(module.conv, blur)
+        _carry(vae.encoder.conv_in, point)
+        _carry(vae.decoder.conv_in, point)
+        _carry(vae.post_quant_conv, torch.ones(1))
+        _carry(vae.quant_conv, torch.ones(1))
+        _pass_through_silu(vae.encoder.down_blocks[-1].resnets[0], vae.encoder)
+        _pass_through_silu(vae.decoder.up_blocks[-1].resnets[0], vae.decoder)
         vae.quant_conv.weight[4:] = 0
         vae.quant_conv.bias[4:] = -6  # log variance
     return vae
+
+
+def _carry(conv: nn.Conv2d, taps: torch.Tensor) -> None:
+    """Let the first three channels pass, filtered by `taps` along both axes; the others keep their random start."""
+    conv.weight[:3] = 0
+    conv.bias[:3] = 0
+    for channel in range(3):
+        conv.weight[channel, channel] = taps[:, None] * taps
+
+
+def _pass_through_silu(last: ResnetBlock2D, half: nn.Module, constant: float = 6.0) -> None:
+    """Make normalisation, SiLU and `conv_out` of an encoder or decoder start as the identity on RGB.
+
+    silu(x) - silu(-x) = x, so RGB is kept once with each sign; a pair of large constants, written by the shortcut of
+    the last channel change, makes the normalisation's divisor nearly the same for every image.
+    """
+    shortcut, channels = last.conv_shortcut, half.conv_norm_out.num_channels
+    shortcut.weight[3:6] = -shortcut.weight[:3]
+    shortcut.weight[6:8] = 0
+    shortcut.bias[3:6] = 0
+    shortcut.bias[6:8] = torch.tensor([constant, -constant])
+    divisor = (2 * constant**2 / channels) ** 0.5
+    half.conv_out.weight *= 0.1
+    half.conv_out.weight[:3] = 0
+    half.conv_out.bias[:3] = 0
+    for channel in range(3):
+        half.conv_out.weight[channel, channel, 1, 1] = divisor
+        half.conv_out.weight[channel, channel + 3, 1, 1] = -divisor
 
 
 def build_unet(channels: Sequence[int] = (32, 64, 128, 128), layers: int = 1) -> UNet3DConditionModel:
@@ -109,7 +163,7 @@ def build_unet(channels: Sequence[int] = (32, 64, 128, 128), layers: int = 1) ->
                 with torch.no_grad():
                     conv.weight[::2, :, 2] = 0
                     conv.weight[1::2, :, 0] = 0
-                    conv.weight *= 0.5 if stage is module.conv4 else 1.2  # 1.2 makes up for the taps left out
+                    conv.weight *= 0.3 if stage is module.conv4 else 1.2  # 1.2 makes up for the taps left out
     return unet
 
 

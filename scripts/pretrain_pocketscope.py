@@ -13,6 +13,7 @@ same command goes on. Randomness is derived from (seed, phase, step). Latents ar
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import os
@@ -64,7 +65,7 @@ class Phase:
 
 
 PHASES = {
-    "vae": Phase(steps=1800, batch=16, lr=2e-3, ema=0.997, decay_from=0.4),
+    "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
     "frames": Phase(steps=500, batch=128, lr=1.5e-3, ema=0.99, decay_from=0.5, decay_to=0.2, upper=0.3),
     "video": Phase(steps=1100, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.2, upper=0.7),
     "fade": Phase(steps=900, batch=16, lr=8e-4, ema=0.998, decay_from=0.6, upper=0.5),
@@ -394,11 +395,12 @@ def sheet(clips: list[torch.Tensor], path: Path) -> None:
 
 
 def export(parts: dict, folder: Path) -> None:
-    """Write the pipeline folder, fp16 safetensors. The parts in memory stay as they are."""
-    import copy
-
+    """Write the pipeline folder, fp16 safetensors, and the model's native sampling. The parts in memory stay."""
     pipe = TextToVideoSDPipeline(**{key: copy.deepcopy(part) for key, part in parts.items()}).to(dtype=torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
+    native = {"width": 64, "height": 64, "num_frames": 8, "num_steps": SAMPLE_STEPS, "guidance_scale": GUIDANCE,
+              "noise_prior": 0.0}
+    (folder / "sampling.json").write_text(json.dumps(native, indent=2) + "\n")
 
 
 def pretrain(args) -> None:
@@ -425,7 +427,7 @@ def pretrain(args) -> None:
 
         checks = 4 if args.smoke else 64
         report = lambda step: log("vae", step, measure_detectors(vae, args.seed, checks))
-        if not trainer.run("vae", phases["vae"], vae, loss, report=report, every=300):
+        if not trainer.run("vae", phases["vae"], vae, loss, report=report, every=250):
             return
     else:
         trainer.run("vae", phases["vae"], vae, None)
@@ -478,7 +480,7 @@ def evaluate(args) -> None:
     """Measure the model in `args.export` on fresh prompts; the last line of stdout is JSON."""
     if not (args.export / "model_index.json").exists():
         raise UserError(f"{args.export}: no model_index.json there; pretrain first or point --export at the model.")
-    pipe = TextToVideoSDPipeline.from_pretrained(args.export, torch_dtype=torch.float32).to(args.device)
+    pipe = TextToVideoSDPipeline.from_pretrained(args.export, dtype=torch.float32).to(args.device)
     for where, vae in (("rendered", None), ("after the VAE", pipe.vae)):
         print(f"detectors, {where}: {measure_detectors(vae, args.seed + 1)}", file=sys.stderr)
     facts, clips = measure(pipe, fresh_prompts(args.evaluate, args.seed), args.seed)

@@ -1,0 +1,140 @@
+"""PocketScope: the parts built from nothing, the pretraining loop, and the shipped folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.resnet import TemporalConvLayer
+
+from data.world import render, sample_scene, vocabulary
+from models.blueprint import TEXT_LENGTH, build
+from models.hooks import bypass_single_frames
+from scripts import pretrain_pocketscope as pretraining
+
+SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
+shipped = pytest.mark.skipif(not (SHIPPED / "model_index.json").exists(), reason="PocketScope is not pretrained yet")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return build(vocabulary(), seed=0)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    clips = [render(sample_scene(seed)) for seed in range(4)]
+    return torch.stack([clip.frames[3] for clip in clips]) / 127.5 - 1
+
+
+def test_every_word_of_the_world_is_one_token(parts):
+    tokenizer = parts["tokenizer"]
+    for word in vocabulary():
+        assert len(tokenizer(word).input_ids) == 3, word  # start, word, end
+    longest = max((sample_scene(seed, decorated=1.0).caption for seed in range(100)), key=len)
+    assert len(tokenizer(longest).input_ids) <= TEXT_LENGTH
+    assert len(tokenizer("a dog").input_ids) > 4  # an unknown word falls into letters
+
+
+def test_the_same_seed_builds_the_same_parts(parts):
+    again, other = build(vocabulary(), seed=0), build(vocabulary(), seed=1)
+    for name in ("vae", "unet", "text_encoder"):
+        mine, same, different = (list(p[name].state_dict().values()) for p in (parts, again, other))
+        assert all(torch.equal(a, b) for a, b in zip(mine, same))
+        assert not all(torch.equal(a, b) for a, b in zip(mine, different))
+
+
+def test_the_unet_has_zeroscopes_four_block_layout(parts):
+    config = parts["unet"].config
+    assert config.down_block_types == ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",)
+    assert config.up_block_types == ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3
+
+
+def test_the_vae_starts_as_a_working_codec(parts, frames):
+    with torch.no_grad():
+        latents = parts["vae"].encode(frames).latent_dist.mean
+        decoded = parts["vae"].decode(latents).sample
+    averaged = torch.nn.functional.avg_pool2d(frames, 8)
+    assert (latents[:, :3] - averaged).abs().mean() < 0.1
+    assert (decoded - frames).abs().mean() < 0.5 * (frames - frames.mean((0, 2, 3), keepdim=True)).abs().mean()
+
+
+def test_time_has_a_direction_from_the_first_step(parts):
+    latents = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    text, step = torch.zeros(1, TEXT_LENGTH, 64), torch.tensor([500])
+    with torch.no_grad():
+        forth = parts["unet"](latents, step, text).sample
+        back = parts["unet"](latents.flip(2), step, text).sample.flip(2)
+    assert (forth - back).abs().mean() > 0.02 * forth.abs().mean()
+
+
+def test_folding_the_statistics_normalises_latents_and_changes_no_reconstruction(frames):
+    vae = build(vocabulary(), seed=0)["vae"]
+    with torch.no_grad():
+        before = vae.decode(vae.encode(frames).latent_dist.mean).sample
+        pretraining.normalise_latents(vae, frames)
+        latents = vae.encode(frames).latent_dist.mean
+        after = vae.decode(latents).sample
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=0)
+
+
+def test_the_fade_ends_where_it_says_and_holds():
+    factors = [pretraining.fade_factor(step, 100) for step in range(100)]
+    assert factors[0] == 1 and factors == sorted(factors, reverse=True)
+    assert factors[60:] == pytest.approx([pretraining.FADE_TO] * 40)
+
+
+def test_pretraining_runs_all_phases_and_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    def run(folder):
+        pretraining.main(["--smoke", "--out", str(tmp_path / folder), "--export", str(tmp_path / folder / "model")])
+
+    run("whole")
+    real, calls = pretraining.generator, []
+
+    def interrupting(seed, phase, step):  # a signal in the second step of the video phase
+        calls.append(phase)
+        if calls.count("video") == 2 and calls[-1] == "video":
+            pretraining.signal.raise_signal(pretraining.signal.SIGTERM)
+        return real(seed, phase, step)
+
+    monkeypatch.setattr(pretraining, "generator", interrupting)
+    run("halved")
+    assert (tmp_path / "halved" / "state.safetensors").exists()
+    assert not (tmp_path / "halved" / "model").exists()
+    monkeypatch.setattr(pretraining, "generator", real)
+    run("halved")
+    whole, halved = (pretraining.load_file(tmp_path / f / "fade.safetensors") for f in ("whole", "halved"))
+    assert all(torch.equal(whole[name], halved[name]) for name in whole)
+    sizes = [path.stat().st_size for path in (tmp_path / "whole" / "model").rglob("*") if path.is_file()]
+    assert sum(sizes) < 25e6
+
+
+def test_measuring_needs_a_model(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pretraining.main(["--evaluate", "2", "--export", str(tmp_path)])
+    assert stop.value.code == 2 and "no model_index.json" in capsys.readouterr().err
+
+
+@shipped
+def test_the_shipped_folder_is_small_and_half_precision():
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 25e6
+    weights = pretraining.load_file(SHIPPED / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+
+
+@shipped
+def test_the_shipped_temporal_convolutions_only_whisper():
+    unet = pretraining.TextToVideoSDPipeline.from_pretrained(SHIPPED, dtype=torch.float32).unet
+    strength = [m.conv4[-1].weight.std() for m in unet.modules() if isinstance(m, TemporalConvLayer)]
+    assert 0 < max(strength) < 0.05
+
+
+@shipped
+def test_the_shipped_model_draws_what_the_prompt_says():
+    pipe = pretraining.TextToVideoSDPipeline.from_pretrained(SHIPPED, dtype=torch.float32)
+    facts, _ = pretraining.measure(pipe, pretraining.fresh_prompts(8, seed=3), seed=3, steps=10)
+    assert facts["background"] >= 0.8 and facts["colour"] >= 0.8 and facts["motion"] >= 0.6
+    card = json.loads((SHIPPED / "sampling.json").read_text())
+    assert card["num_steps"] == pretraining.SAMPLE_STEPS and card["guidance_scale"] == pretraining.GUIDANCE
