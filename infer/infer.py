@@ -15,8 +15,9 @@ from infer import options
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
 
-if __name__ == "__main__":  # before the slow imports, so that --help and a misspelt flag answer at once
+if __name__ == "__main__":  # before the slow imports, so that --help and a wrong request answer at once
     ARGUMENTS = options.parse(sys.argv[1:])
+    command(options.read_prompts)(ARGUMENTS)
 
 from infer.generate import generate
 
