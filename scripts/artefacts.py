@@ -1,0 +1,169 @@
+"""The paper's ten artefacts as data: what each compares, what the paper reports, what it claims.
+
+Reported numbers are a secondary reading of the paper's tables ("[S]", METHOD section 9), not checked against the PDF.
+A variant is a training (overrides of the recipe's keys) and a way of sampling from it (flags of infer/infer.py); equal
+trainings are made once, whichever artefact asks. A claim is a comparison of two variants that the numbers can decide.
+"""
+
+from dataclasses import dataclass
+
+REPORTED = "reported [S]"
+PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference, at most
+PLI_TAU = 400  # ours: the paper's value is not known to us
+RETIMED = ("there_and_back", "late_start")  # a known motion on another clock: pretrained values can be recombined
+PATHS = ("orbit",)  # places that no pretrained value holds, beyond what the paper's argument promises
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row. `train` are key=value words, `flags` go to infer.py, `reported` is the paper's text for the row."""
+
+    name: str
+    train: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    reported: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`one` against `other` on a role ("motion", "appearance", "leakage", "consistency").
+
+    `expect` is "more", "less", "not less" or "not more". `whose` says whether the paper or this project claims it.
+    """
+
+    text: str
+    role: str
+    one: str
+    expect: str
+    other: str
+    whose: str = "paper"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """`form`: how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid."""
+
+    title: str
+    shows: str
+    variants: tuple[Variant, ...]
+    claims: tuple[Claim, ...] = ()
+    form: str = "rows"
+    motions: tuple[str, ...] = RETIMED
+    several: bool = False
+    needs: str = "one reference clip for each motion"
+    reported: str = ""
+
+
+def preset(name: str) -> tuple[str, ...]:
+    return (f"temporal_preset={name}",)
+
+
+def highway(beta: float = 1.1, scope: str = "all") -> tuple[str, ...]:
+    return ("--highway", scope, "--beta", str(beta))
+
+
+TAP, MOTION_DIRECTOR = preset("tap"), preset("motiondirector")
+PLI = ("--pli_threshold", str(PLI_TAU))
+UNTOUCHED = Variant("untouched model", TAP, ("--lora_scale", "0"))
+DIRECTOR = Variant("MotionDirector", MOTION_DIRECTOR, (), "text 27.55, ViCLIP 25.54, consistency 93.56")
+FULL = Variant("TAP + AH + PLI", TAP, (*highway(), *PLI), "text 28.52, ViCLIP 26.52, consistency 93.83")
+HIGHWAY = Variant("TAP + AH", TAP, highway(), "text 28.32, consistency 93.71")
+INVERSION = Variant("Motion Inversion", ("method=motion_inversion",), ("--embedding_sampling", "difference"))
+
+
+def _against_director(one: str) -> tuple[Claim, ...]:
+    return (
+        Claim(f"{one} follows the prompt's looks better than MotionDirector", "appearance", one, "more", "MotionDirector"),
+        Claim(f"{one} leaks less of the reference than MotionDirector", "leakage", one, "less", "MotionDirector"),
+        Claim(f"{one} moves no worse than MotionDirector", "motion", one, "not less", "MotionDirector"),
+    )
+
+
+def _sweep(scope: str, label: str, betas: tuple[float, ...]) -> tuple[Variant, ...]:
+    return tuple(Variant(f"{label} @ {beta:g}", TAP, highway(beta, scope)) for beta in betas)
+
+
+ARTEFACTS = {
+    "table1": Artefact(
+        "Table 1: which temporal layers to adapt", "what query, key, value, output and feed-forward layers each bring",
+        (UNTOUCHED,
+         Variant("q", preset("query"), (), "leakage about W_K's"),
+         Variant("k", preset("tap_key"), (), "motion 64.3, appearance 25.52, leakage 21.33"),
+         Variant("v", preset("value"), (), "motion 62.4, appearance 22.88"),
+         Variant("out", preset("out")),
+         Variant("ff", preset("ff"), (), "motion 69.2, appearance 21.23"),
+         Variant("q + k (TAP)", TAP),
+         Variant("k + out (release)", preset("release")),
+         Variant("all (MotionDirector)", MOTION_DIRECTOR, (), "motion 64.1, appearance 21.26, leakage 21.66")),
+        (Claim("keys alone keep the looks better than all layers", "appearance", "k", "more", "all (MotionDirector)"),
+         Claim("keys alone leak less than all layers", "leakage", "k", "less", "all (MotionDirector)"),
+         Claim("keys alone move no worse than all layers", "motion", "k", "not less", "all (MotionDirector)"),
+         Claim("keys keep the looks better than values", "appearance", "k", "more", "v"),
+         Claim("feed-forward layers move better than keys", "motion", "ff", "more", "k"),
+         Claim("queries leak no more than keys", "leakage", "q", "not more", "k"))),
+    "table2": Artefact(
+        "Table 2: methods on one reference clip", "how the methods compare in motion, looks and leakage",
+        (UNTOUCHED, Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5")),
+         DIRECTOR, INVERSION, Variant("release (k + out)", preset("release")), Variant("TAP", TAP,), FULL),
+        (*_against_director("TAP + AH + PLI"),
+         Claim("TAP + AH + PLI is at least as consistent in time", "consistency", "TAP + AH + PLI", "not less",
+               "MotionDirector"),
+         Claim("TAP + AH + PLI moves more like the reference than the untouched model", "motion", "TAP + AH + PLI", "more",
+               "untouched model")),
+        motions=(*RETIMED, *PATHS)),
+    "table3": Artefact(
+        "Table 3: methods on several reference clips", "the same with three clips of one motion in different looks",
+        (UNTOUCHED, DIRECTOR, INVERSION, Variant("TAP", TAP), FULL), _against_director("TAP + AH + PLI"),
+        motions=RETIMED[:1], several=True, needs="several clips of one motion (real models: --clips FOLDER)",
+        reported="the paper's numbers (UCF Sports) are not in our reading"),
+    "table4": Artefact(
+        "Table 4: ablation", "what TAP, the appearance highway and phased integration each add",
+        (UNTOUCHED, Variant("baseline (MotionDirector)", MOTION_DIRECTOR, (), DIRECTOR.reported),
+         Variant("+ TAP", TAP, (), "text 27.91, consistency 93.86"),
+         Variant("+ AH", TAP, highway(), HIGHWAY.reported),
+         Variant("+ PLI (full)", TAP, (*highway(), *PLI), FULL.reported)),
+        (Claim("TAP improves looks over the baseline", "appearance", "+ TAP", "more", "baseline (MotionDirector)"),
+         Claim("AH improves looks over TAP", "appearance", "+ AH", "more", "+ TAP"),
+         Claim("PLI improves looks over AH", "appearance", "+ PLI (full)", "more", "+ AH"),
+         Claim("the full method leaks less than the baseline", "leakage", "+ PLI (full)", "less",
+               "baseline (MotionDirector)"),
+         Claim("TAP is more consistent in time than the baseline", "consistency", "+ TAP", "more",
+               "baseline (MotionDirector)"),
+         Claim("the full method moves no worse than the baseline", "motion", "+ PLI (full)", "not less",
+               "baseline (MotionDirector)"))),
+    "table5": Artefact(
+        "Table 5: highway in training or only in sampling", "whether training with the highway is needed",
+        (Variant("TAP without AH", TAP), Variant("AH in sampling only", TAP, highway(), "VBench average 76.33"),
+         Variant("AH in training and sampling", (*TAP, "appearance_highway.use=training", "appearance_highway.scope=all",
+                                                 "appearance_highway.beta=1.1"), (), "VBench average 76.21")),
+        (Claim("AH only in sampling keeps looks as well as AH in training", "appearance", "AH in sampling only", "not less",
+               "AH in training and sampling"),
+         Claim("AH only in sampling moves as well as AH in training", "motion", "AH in sampling only", "not less",
+               "AH in training and sampling"))),
+    "table6": Artefact(
+        "Table 6: beta", "which scale of the highway is best",
+        (Variant("no highway", TAP), *_sweep("all", "AH", (0.8, 0.9, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3))),
+        (Claim("1.1 keeps looks better than 1.0", "appearance", "AH @ 1.1", "more", "AH @ 1"),
+         Claim("1.1 keeps looks better than 1.2", "appearance", "AH @ 1.1", "more", "AH @ 1.2")),
+        form="sweep", reported="best at 1.1; 1.0 and 1.2 worse"),
+    "figure3": Artefact(
+        "Figure 3: highway against scaled plain skips", "that leakage falls because skips move, not because they grow",
+        (Variant("no highway", TAP), *_sweep("all", "AH", (0.9, 1.0, 1.1, 1.2)),
+         *_sweep("plain", "plain skips", (0.9, 1.1, 1.2)), *_sweep("release", "AH, release scope", (1.1,))),
+        (Claim("AH at 1.1 leaks less than plain skips at 1.1", "leakage", "AH @ 1.1", "less", "plain skips @ 1.1"),
+         Claim("AH at 1.1 leaks less than no highway", "leakage", "AH @ 1.1", "less", "no highway"),
+         Claim("scaling plain skips by 1.1 does not lower leakage", "leakage", "plain skips @ 1.1", "not less",
+               "no highway")),
+        form="sweep", reported="leakage falls only with AH"),
+    "figure4": Artefact(
+        "Figure 4: decoder hidden states", "how far each model's decoder is from the base, and whether motion is read there",
+        (UNTOUCHED, Variant("TAP", TAP)), form="states", motions=RETIMED[:1],
+        reported="the paper's values are not in our reading"),
+    "figure5": Artefact(
+        "Figure 5: one reference clip, videos", "what the methods look like side by side",
+        (UNTOUCHED, DIRECTOR, Variant("TAP", TAP), HIGHWAY, FULL), form="grid", motions=(*RETIMED, *PATHS)),
+    "figure6": Artefact(
+        "Figure 6: several reference clips, videos", "the same with several clips of one motion",
+        (UNTOUCHED, DIRECTOR, Variant("TAP", TAP), HIGHWAY, FULL), form="grid", motions=RETIMED[:1], several=True,
+        needs="several clips of one motion (real models: --clips FOLDER)"),
+}

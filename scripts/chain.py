@@ -1,0 +1,116 @@
+"""One training and everything sampled from it: a chain, the unit that runs on one device and survives being stopped.
+
+    python scripts/chain.py CHAIN.json
+
+Written and started by scripts/reproduce.py. A finished training is not repeated, an interrupted one goes on from its
+last checkpoint, and only videos that are missing are sampled. Everything is done by the functions of train.py and
+infer/infer.py, with arguments that those commands take.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
+
+from configs.errors import command
+from configs.schema import load
+from models.checkpoint import atomic_path
+
+SEEDS = 4  # prompt i starts from the noise of seed i mod 4, in every variant alike
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Videos of every prompt with these flags of infer/infer.py, in `folder`."""
+
+    folder: str
+    flags: list[str]
+    prompts: list[str]
+
+    def missing(self) -> Iterator[tuple[int, list[str]]]:
+        """(seed, prompts) of the videos that are not in the folder yet."""
+        there = {(prompt, seed) for _, prompt, seed in sidecars(Path(self.folder))}
+        for seed in range(SEEDS):
+            prompts = [p for i, p in enumerate(self.prompts) if i % SEEDS == seed and (p, seed) not in there]
+            if prompts:
+                yield seed, prompts
+
+
+@dataclass(frozen=True)
+class Chain:
+    """`train` are the words for train.py, `run` is its output_dir, `steps` its length."""
+
+    name: str
+    train: list[str]
+    run: str
+    steps: int
+    samples: list[Samples]
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The finished run's folder, None while it is not finished."""
+        return next((path.parent for path in Path(self.run).glob(f"train_*/checkpoint-{self.steps}")), None)
+
+    @property
+    def is_done(self) -> bool:
+        return self.run_folder is not None and not any(any(s.missing()) for s in self.samples)
+
+    def write(self, path: Path) -> Path:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2))
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "Chain":
+        values = json.loads(path.read_text())
+        return cls(**values | {"samples": [Samples(**s) for s in values["samples"]]})
+
+
+def sidecars(folder: Path) -> Iterator[tuple[dict, str, int]]:
+    """(sidecar, prompt, seed) of every complete video in `folder`."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            notes = json.loads(path.read_text())
+            if (folder / notes["video"]).exists():
+                yield notes, notes["prompt"], notes["seed"]
+        except (ValueError, KeyError, TypeError):
+            path.unlink()  # damaged: its video is sampled again
+
+
+def train_words(chain: Chain) -> list[str]:
+    """The words after train.py that make or resume this chain's training."""
+    return [*chain.train, f"output_dir={chain.run}", "resume_from_checkpoint=latest"]
+
+
+def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str]) -> list[str]:
+    """The words after infer/infer.py that make these videos."""
+    return ["--checkpoint_folder", str(chain.run_folder or chain.run), "--output_dir", samples.folder, "--batch-size", "4",
+            "--seed", str(seed), *samples.flags, "--prompt", *prompts]
+
+
+def work(chain: Chain) -> None:
+    """Do what is left of the chain in this process. Raises UserError as training and sampling do."""
+    from infer import options  # slow imports only where there is something to do
+    from infer.generate import generate
+    from train import run
+
+    if chain.run_folder is None:
+        run(load(train_words(chain), description="")[0])
+    for samples in chain.samples:
+        for seed, prompts in list(samples.missing()):
+            for _ in generate(options.parse(infer_words(chain, samples, seed, prompts))):
+                pass
+
+
+@command
+def main() -> None:
+    work(Chain.read(Path(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Which trainings and videos some artefacts need together, each planned once, and where they will be.
+
+A run's folder is named by its reference and a digest of all that shapes it (model, recipe, words, clip); a folder of
+videos also by its sampling flags. Asking again finds what is there, and asking for something else never
+mixes with it.
+"""
+
+import hashlib
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from configs.errors import UserError
+from configs.schema import load
+from scripts.artefacts import ARTEFACTS, PROMPTS, SMOKE_PROMPTS, Variant
+from scripts.chain import Chain, Samples, infer_words, train_words
+from scripts.testbed import Reference, Testbed
+
+SMOKE = ("max_train_steps=2", "lr_warmup_steps=0", "checkpointing_steps=1", "timesteps_per_step=1", "inversion_steps=2",
+         "validation_data.num_inference_steps=2")
+PLACES = ("pretrained_model_path", "output_dir", "cache_dir", "resume_from_checkpoint", "fallback")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell of an artefact: the videos of one variant learned from one reference."""
+
+    variant: Variant
+    reference: Reference
+    chain: Chain
+    samples: Samples
+
+
+class Plan:
+    """The chains that some artefacts need together, and where the videos of each variant will be."""
+
+    def __init__(self, testbed: Testbed, folder: Path, words: list[str], *, smoke: bool = False,
+                 prompts: int | None = None, references: int | None = None):
+        """`words` override every training's configuration; `prompts` and `references` are at most so many."""
+        self.testbed, self.folder, self.words, self.smoke = testbed, folder, words, smoke
+        self.prompts = prompts or (SMOKE_PROMPTS if smoke else PROMPTS)
+        self.most = 1 if smoke else references
+        self.model_key = testbed.fingerprint()
+        self.chains: dict[str, Chain] = {}
+        self.places: dict[str, list[Place]] = {}
+        self.problems: dict[str, list[str]] = {}
+
+    def add(self, name: str) -> None:
+        """Plan an artefact. What it lacks becomes one of its problems."""
+        artefact, self.places[name], self.problems[name] = ARTEFACTS[name], [], []
+        try:
+            references = self.testbed.references(artefact.motions, artefact.several, self.most)
+        except UserError as error:
+            self.problems[name].append(str(error))
+            return
+        for reference in references:
+            for variant in artefact.variants:
+                self.places[name].append(self._place(variant, reference))
+
+    def _place(self, variant: Variant, reference: Reference) -> Place:
+        chosen = next((w.split("=")[1] for w in variant.train if w.startswith("temporal_preset=")), "")
+        train = ["--config", str(self.testbed.recipe), f"pretrained_model_path={self.testbed.model}",
+                 f"cache_dir={self.folder / 'cache'}", *reference.data, *self.testbed.preset_overrides.get(chosen, ()),
+                 *variant.train, *(SMOKE if self.smoke else ()), *self.words]
+        cfg = load(train, description="")[0]
+        name = f"{reference.name}-{_digest([self.model_key, _settled(cfg), _contents(reference)])}"
+        chain = self.chains.setdefault(name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, []))
+        folder = self.folder / "samples" / f"{name}-{_digest(variant.flags)}"
+        samples = Samples(str(folder), list(variant.flags), list(reference.prompts[: self.prompts]))
+        if samples not in chain.samples:
+            chain.samples.append(samples)
+        return Place(variant, reference, chain, samples)
+
+
+def _settled(cfg: DictConfig) -> dict:
+    """What shapes a training: its configuration without the paths, whose contents are counted instead."""
+    values = OmegaConf.to_container(cfg)
+    for name in PLACES:
+        values.pop(name)
+    values["train_data"] = {key: v for key, v in values["train_data"].items() if key not in ("single_video_path", "path")}
+    return values
+
+
+def _contents(reference: Reference) -> list[str]:
+    """Digests of the reference's clips and of the captions beside them."""
+    clip = reference.clip
+    files = sorted(clip.parent.iterdir()) if reference.several else [clip, clip.with_suffix(".txt")]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:10]
+
+
+def commands(chain: Chain) -> str:
+    """The commands that would do what is left of a chain."""
+    lines = [] if chain.run_folder else [["python", "train.py", *train_words(chain)]]
+    lines += [["python", "infer/infer.py", *infer_words(chain, samples, seed, prompts)]
+              for samples in chain.samples for seed, prompts in samples.missing()]
+    return "\n".join(shlex.join(line) for line in lines)

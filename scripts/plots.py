@@ -1,0 +1,113 @@
+"""An artefact's picture as PNG and SVG: estimates with intervals, a sweep over beta, hidden states, or frames."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from infer.evaluation import ALL_DEFINITIONS
+from infer.video import read_video
+from models.checkpoint import atomic_path
+from scripts.result import Result
+
+GRID_ROWS, GRID_FRAMES = 3, 4  # prompts for each reference and frames for each video in a picture
+
+
+def draw(result: Result, folder: Path) -> list[Path]:
+    """Write plot.png and plot.svg into `folder`; nothing when no video was measured."""
+    if not result.rows:
+        return []
+    if result.states is not None:
+        figure = result.states.figure()
+    else:
+        figure = {"rows": _rows, "sweep": _sweep, "grid": _grid, "states": _rows}[result.artefact.form](result)
+    figure.suptitle(result.title, fontsize=11)
+    paths = [folder / "plot.png", folder / "plot.svg"]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=130)
+    return paths
+
+
+def _rows(result: Result) -> Figure:
+    names = [variant.name for variant in result.artefact.variants]
+    figure = Figure(figsize=(2.2 + 2.4 * len(result.metrics), 1.3 + 0.4 * len(names)), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(result.metrics), sharey=True, squeeze=False)[0], result.metrics):
+        for number, group in enumerate(result.groups):
+            for row, (_, _, estimates, _) in enumerate(result.table(group)):
+                if metric in estimates:
+                    _point(axes, estimates[metric], row + 0.16 * number, f"C{number}", group if row == 0 else None, flat=True)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(_title(metric), fontsize=9)
+        axes.grid(axis="x", alpha=0.3)
+    axes.invert_yaxis()
+    if len(result.groups) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _sweep(result: Result) -> Figure:
+    curves: dict[str, list[tuple[float, str]]] = {}
+    for variant in result.artefact.variants:
+        name, _, beta = variant.name.partition(" @ ")
+        if beta:
+            curves.setdefault(name, []).append((float(beta), variant.name))
+    figure = Figure(figsize=(1 + 2.8 * len(result.metrics), 3.2), layout="constrained")
+    group = result.groups[0]
+    estimates = {name: found for name, _, found, _ in result.table(group)}
+    level = next(name for name in estimates if " @ " not in name)  # what the sweep is compared with
+    for axes, metric in zip(figure.subplots(1, len(result.metrics), squeeze=False)[0], result.metrics):
+        if metric in estimates[level]:
+            axes.axhline(estimates[level][metric].value, color="grey", linestyle="--", label=level)
+        for number, (name, points) in enumerate(curves.items()):
+            there = [(beta, estimates[variant][metric]) for beta, variant in sorted(points) if metric in estimates[variant]]
+            axes.plot([beta for beta, _ in there], [e.value for _, e in there], color=f"C{number}", label=name)
+            for beta, found in there:
+                _point(axes, found, beta, f"C{number}", None, flat=False)
+        axes.set(xlabel="beta")
+        axes.set_title(_title(metric), fontsize=9)
+        axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _grid(result: Result) -> Figure:
+    """One row for each reference and prompt, one column for each variant; frames of a video from left to right."""
+    names = [variant.name for variant in result.artefact.variants]
+    wanted = []
+    for reference in dict.fromkeys(row["reference"] for row in result.rows):
+        prompts = dict.fromkeys(row["prompt"] for row in result.rows if row["reference"] == reference)
+        wanted += [(reference, prompt) for prompt in list(prompts)[:GRID_ROWS]]
+    figure = Figure(figsize=(2.6 * len(names), 0.4 + 0.95 * len(wanted)), layout="constrained")
+    grid = figure.subplots(len(wanted), len(names), squeeze=False)
+    for line, (reference, prompt) in zip(grid, wanted):
+        for axes, name in zip(line, names):
+            found = [r for r in result.of(name) if (r["reference"], r["prompt"]) == (reference, prompt)]
+            if found:
+                axes.imshow(_strip(found[0]["path"]))
+            axes.set_xticks([])
+            axes.set_yticks([])
+        line[len(names) // 2].set_title(f"{reference}: {prompt}", fontsize=7)
+    for axes, name in zip(grid[-1], names):
+        axes.set_xlabel(name, fontsize=8)
+    return figure
+
+
+def _strip(path: Path) -> np.ndarray:
+    frames = read_video(path)
+    picked = frames[np.linspace(0, len(frames) - 1, GRID_FRAMES).round().astype(int)]
+    return np.concatenate(list(picked.permute(0, 2, 3, 1).numpy()), axis=1)
+
+
+def _point(axes, found, place: float, colour: str, label: str | None, flat: bool) -> None:
+    error = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]] if found.n > 1 else None
+    if flat:
+        axes.errorbar(found.value, place, xerr=error, fmt="o", color=colour, markersize=4, capsize=2, label=label)
+    else:
+        axes.errorbar(place, found.value, yerr=error, fmt="o", color=colour, markersize=4, capsize=2)
+
+
+def _title(metric: str) -> str:
+    definition = ALL_DEFINITIONS[metric]
+    return f"{definition.title} {'↑' if definition.better == 'up' else '↓'}"

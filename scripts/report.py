@@ -1,0 +1,119 @@
+"""An artefact's files: a Markdown table, CSV of every video and of the table, and its section of RESULTS.md.
+
+Sections of RESULTS.md stand between marker comments, one for each artefact and model, in the paper's order; making an
+artefact again replaces its section and nothing else. The list of claims on top is gathered from the sections.
+"""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+from infer.evaluation import ALL_DEFINITIONS
+from infer.statistics import FORMULAS
+from models.checkpoint import atomic_path
+from scripts.artefacts import ARTEFACTS, REPORTED
+from scripts.result import Result
+
+SECTION = re.compile(r"<!-- begin (\S+) (\S+) -->\n.*?<!-- end \1 \2 -->\n", re.DOTALL)
+VERDICT = re.compile(r"^- \*\*(.+?)\*\* .*$", re.MULTILINE)
+HEADER = """# Results
+
+Written by `scripts/reproduce.py`, never by hand; negative results stay. "reported [S]" is a secondary reading of the
+paper's tables, not checked against the PDF, and was measured on ZeroScope with real clips: only its direction can be
+compared with the small embedded model. Brackets are 95 % intervals.
+"""
+
+
+def write_files(result: Result, folder: Path) -> None:
+    """table.md, table.csv, videos.csv and videos/ in `folder`."""
+    _write(folder / "table.md", f"# {result.title}\n\n{body(result)}\n{_methods(result)}")
+    table = [{"group": group, "variant": variant, "reported": reported, "n": n,
+              **{f"{metric}{suffix}": getattr(found, part) for metric, found in estimates.items() if metric in result.metrics
+                 for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))}, "smoke": result.smoke}
+             for group in result.groups for variant, reported, estimates, n in result.table(group)]
+    _write_csv(folder / "table.csv", table)
+    videos = folder / "videos"
+    rows = []
+    for row in result.rows:
+        path = videos / f"{_slug(row['variant'])}__{row['reference']}__{row['path'].name}"
+        videos.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.stat().st_mtime < row["path"].stat().st_mtime:
+            shutil.copy(row["path"], path)
+        rows.append({**{key: value for key, value in row.items() if key != "path"}, "file": path.name, "smoke": result.smoke})
+    _write_csv(folder / "videos.csv", rows)
+
+
+def body(result: Result) -> str:
+    """What both the Markdown file and RESULTS.md say."""
+    parts = [f"Shows {result.artefact.shows}.", f"**{result.conclusion}**", "\n".join(verdict_lines(result))]
+    if result.artefact.reported:
+        parts.append(f"Paper, {REPORTED}: {result.artefact.reported}.")
+    if result.states is not None:
+        parts.append(result.states.markdown())
+    else:
+        parts += [_table(result, group) for group in result.groups]
+    if result.problems:
+        parts.append("Missing:\n" + "\n".join(f"- {problem}" for problem in result.problems))
+    parts.append(f"{result.date}, commit {result.commit}. Cost: {result.cost}. Command: `{result.command}`")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def verdict_lines(result: Result) -> list[str]:
+    mark = "smoke, " if result.smoke else ""
+    return [f"- **{v.ruling}** ({mark}{v.claim.whose}; {v.group}): {v.claim.text}. {v.words[:1].upper()}{v.words[1:]}."
+            for v in result.verdicts]
+
+
+def update_results(result: Result, path: Path) -> None:
+    """Replace or add this artefact's section in `path`, and gather the claims on top."""
+    written = path.read_text() if path.exists() else ""
+    sections = {(found[1], found[2]): found[0] for found in SECTION.finditer(written)}
+    key = (result.name, result.testbed.name.replace(" ", "_"))
+    sections[key] = (f"<!-- begin {key[0]} {key[1]} -->\n## {result.title}\n\n{body(result)}"
+                     f"<!-- end {key[0]} {key[1]} -->\n")
+    order = sorted(sections, key=lambda k: (k[1], list(ARTEFACTS).index(k[0]) if k[0] in ARTEFACTS else 99))
+    held = []
+    for ruling in ("holds", "does not hold", "undecided", "not measured"):
+        lines = [f"- {ARTEFACTS[k[0]].title.split(':')[0]} ({k[1]}): {line.split('): ', 1)[1].split('. ')[0]}"
+                 f" ({line.split('; ', 1)[1].split(')')[0]})"
+                 for k in order if k[0] in ARTEFACTS and "SMOKE RUN" not in sections[k]
+                 for line in (found[0] for found in VERDICT.finditer(sections[k]) if found[1] == ruling)]
+        if lines:
+            held.append(f"**{ruling[:1].upper()}{ruling[1:]}:**\n\n" + "\n".join(lines) + "\n")
+    summary = "## Which claims held\n\n" + "\n".join(held) if held else ""
+    _write(path, "\n".join(part for part in (HEADER, summary, *(sections[k] for k in order)) if part))
+
+
+def _table(result: Result, group: str) -> str:
+    titles = [f"{ALL_DEFINITIONS[m].title} {'↑' if ALL_DEFINITIONS[m].better == 'up' else '↓'}" for m in result.metrics]
+    lines = [f"| {group} | {REPORTED} | {' | '.join(titles)} | n |", "|---" * (len(titles) + 3) + "|"]
+    for variant, reported, estimates, n in result.table(group):
+        cells = [str(estimates[m]) if m in estimates else "–" for m in result.metrics]
+        lines.append(f"| {variant} | {reported or '–'} | {' | '.join(cells)} | {n} |")
+    return "\n".join(lines)
+
+
+def _methods(result: Result) -> str:
+    rows = "\n".join(f"- **{title}** ({model}): {formula}. Source: {source}."
+                     for title, model, formula, source in result.definitions())
+    return f"\n## How it was measured\n\n{rows}\n\n{FORMULAS}\n"
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")

@@ -1,0 +1,132 @@
+"""What one artefact came to: every measured video, the verdicts on its claims, what it cost, what is missing."""
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from configs.schema import ROOT
+from infer.evaluation import ALL_DEFINITIONS, summarize
+from infer.statistics import Estimate
+from scripts.artefacts import ARTEFACTS, Artefact
+from scripts.chain import sidecars
+from scripts.plan import Place
+from scripts.testbed import Testbed
+from scripts.verdict import Verdict, conclude, judge
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of all trainings and samplings that the artefact stands on, made now or before, and where they ran."""
+
+    trainings: int
+    train_seconds: float
+    videos: int
+    sample_seconds: float
+    devices: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (f"{self.trainings} trainings, {_duration(self.train_seconds)}; {self.videos} videos, "
+                f"{_duration(self.sample_seconds)}; on {', '.join(self.devices) or 'nothing'}")
+
+
+@dataclass
+class Result:
+    """`rows` hold group, reference, variant, prompt, seed, path and the metrics of one video each."""
+
+    name: str
+    testbed: Testbed
+    smoke: bool
+    command: str
+    date: str
+    commit: str
+    cost: Cost
+    rows: list[dict]
+    problems: list[str] = field(default_factory=list)
+    models: dict[str, str] = field(default_factory=dict)
+    clips: dict[str, Path] = field(default_factory=dict)  # reference -> a video of it
+    states: "States | None" = None  # figure 4 alone: scripts/hidden_states.py
+
+    @property
+    def artefact(self) -> Artefact:
+        return ARTEFACTS[self.name]
+
+    @property
+    def title(self) -> str:
+        return f"{self.artefact.title} ({self.testbed.name}{', SMOKE RUN' if self.smoke else ''})"
+
+    @property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(row["group"] for row in self.rows))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The testbed's columns that at least one video has."""
+        return [name for name in self.testbed.columns if any(row.get(name) is not None for row in self.rows)]
+
+    def of(self, variant: str, group: str | None = None) -> list[dict]:
+        return [row for row in self.rows if row["variant"] == variant and group in (None, row["group"])]
+
+    def table(self, group: str) -> list[tuple[str, str, dict[str, Estimate], int]]:
+        """(variant, the paper's text, estimates, videos) of every variant; one without videos has no estimates."""
+        table = []
+        for variant in self.artefact.variants:
+            rows = self.of(variant.name, group)
+            table.append((variant.name, variant.reported, summarize(rows), len(rows)))
+        return table
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        if self.states is not None:
+            return self.states.verdicts()
+        return [judge(claim, group, {v.name: self.of(v.name, group) for v in self.artefact.variants}, self.testbed.roles)
+                for group in self.groups for claim in self.artefact.claims]
+
+    @property
+    def conclusion(self) -> str:
+        return conclude(self.verdicts, self.smoke)
+
+    def definitions(self) -> list[tuple[str, str, str, str]]:
+        """(title, model, formula, source) of the metrics shown."""
+        rows = []
+        for name in self.metrics:
+            d = ALL_DEFINITIONS[name]
+            model = self.models.get("motion_fidelity" if "fidelity" in name else {
+                "pickscore": "pickscore", "viclip": "viclip"}.get(name, "clip"))
+            rows.append((d.title, model if model and not self.testbed.world else d.model, d.formula, d.source))
+        return rows
+
+
+def cost(places: list[Place]) -> Cost:
+    """What the runs and videos took when they were made, from their own logs."""
+    runs = {place.chain.run_folder for place in places if place.chain.run_folder}
+    trained = sum(json.loads(line)["seconds"] for run in runs for line in (run / "log.jsonl").read_text().splitlines())
+    notes = [found for folder in {place.samples.folder for place in places} for found, *_ in sidecars(Path(folder))]
+    devices = {found["device"].split(":")[0] for found in notes}
+    named = {"cpu": f"cpu ({os.cpu_count()} cores)"}
+    if torch.cuda.is_available():
+        named["cuda"] = torch.cuda.get_device_name(0)
+    return Cost(len(runs), trained, len(notes), sum(found["seconds"] for found in notes),
+                tuple(sorted(named.get(device, device) for device in devices)))
+
+
+def commit() -> str:
+    """The commit this tree stands on, and whether its code differs from it."""
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+    except OSError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    changed = git("diff", "--quiet", "HEAD", "--", "*.py", "*.yaml").returncode
+    return head.stdout.strip() + (" with local changes" if changed else "")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,127 @@
+"""Running chains (scripts/chain.py): several at once where there are several GPUs, or as SLURM jobs.
+
+Every chain is a process of its own with a log; one that fails leaves a sentence and the others go on. Stopping this
+process stops them after their current step, with a checkpoint, so that the same command continues.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+
+from configs.errors import UserError
+from configs.schema import ROOT
+from scripts.chain import Chain
+
+Launch = Callable[[Chain, int], str | None]  # (chain, number of the worker) -> what went wrong
+
+
+class Processes:
+    """Starts chains as processes that write into `folder`: NAME.json (the request) and NAME.log."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.running = folder, set()
+
+    def __call__(self, chain: Chain, worker: int) -> str | None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if gpus := torch.cuda.device_count():
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = visible[worker % gpus]
+        log = self.folder / f"{chain.name}.log"
+        with log.open("a") as stream:
+            # a session of its own: Ctrl-C must reach it once, through `stop`; twice would mean "without saving"
+            process = subprocess.Popen(command_of(chain, self.folder), stdout=stream, stderr=stream, env=environment,
+                                       start_new_session=True)
+            self.running.add(process)
+            process.wait()
+            self.running.discard(process)
+        return None if process.returncode == 0 else reason(log, process.returncode)
+
+    def stop(self) -> None:
+        for process in list(self.running):
+            process.send_signal(signal.SIGTERM)
+        for process in list(self.running):
+            process.wait()
+
+
+def command_of(chain: Chain, folder: Path) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts" / "chain.py"), str(chain.write(folder / f"{chain.name}.json"))]
+
+
+def reason(log: Path, code: int) -> str:
+    """The sentence a failed process left in its log."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("error: ")), None)
+    return said.removeprefix("error: ") if said else f"exit code {code}: {(lines or ['no output'])[-1][:200]} (see {log})"
+
+
+def run_all(chains: list[Chain], jobs: int, launch: Launch, say: Callable[[str], None]) -> dict[str, str]:
+    """Run the chains that are not done, `jobs` at a time. Returns chain name -> what went wrong."""
+    waiting = [chain for chain in chains if not chain.is_done]
+    if len(waiting) < len(chains):
+        say(f"{len(chains) - len(waiting)} of {len(chains)} trainings with their videos are there already")
+    workers: SimpleQueue[int] = SimpleQueue()
+    for worker in range(jobs):
+        workers.put(worker)
+    problems: dict[str, str] = {}
+
+    def run(chain: Chain) -> str | None:
+        worker = workers.get()
+        try:
+            say(f"{chain.name}: {'sampling' if chain.run_folder else 'training and sampling'}")
+            return launch(chain, worker)
+        finally:
+            workers.put(worker)
+
+    began, pool = time.monotonic(), ThreadPoolExecutor(jobs)
+    try:
+        futures = {pool.submit(run, chain): chain for chain in waiting}
+        for number, future in enumerate(as_completed(futures), 1):
+            name, problem = futures[future].name, future.result()
+            if problem:
+                problems[name] = problem
+            left = (time.monotonic() - began) / number * (len(waiting) - number)
+            say(f"[{number}/{len(waiting)}] {name}: {problem or 'done'}; about {left / 60:.0f} min to go")
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        getattr(launch, "stop", lambda: None)()
+        raise
+    pool.shutdown()
+    return problems
+
+
+def run_on_slurm(chains: list[Chain], folder: Path, parameters: dict[str, str], say: Callable[[str], None]) -> dict[str, str]:
+    """Submit one job a chain through submitit with `parameters` of its executor, and wait for all of them.
+
+    The parameter `cluster` picks submitit's executor (slurm, or local to try it out). Raises UserError without submitit.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("--slurm: submitit is not installed; run `pip install submitit`, or leave --slurm out") from None
+    settings = dict(parameters)
+    executor = submitit.AutoExecutor(folder, cluster=settings.pop("cluster", "slurm"))
+    try:
+        executor.update_parameters(**{key: int(v) if v.isdecimal() else v for key, v in settings.items()})
+    except NameError as error:
+        raise UserError(f"--slurm: {error}; use names such as slurm_partition, timeout_min, gpus_per_node") from None
+    os.environ["PYTHONPATH"] = str(ROOT)
+    waiting = [chain for chain in chains if not chain.is_done]
+    jobs = {chain.name: executor.submit(submitit.helpers.CommandFunction(command_of(chain, folder), verbose=False))
+            for chain in waiting}
+    say(f"submitted {len(jobs)} jobs; their logs are in {folder}")
+    problems = {}
+    for number, (name, job) in enumerate(jobs.items(), 1):
+        error = job.exception()
+        if error is not None:
+            said = [line for line in str(error).splitlines() if line.startswith("error: ")]
+            problems[name] = said[-1].removeprefix("error: ") if said else f"job {job.job_id} failed, see {folder}"
+        say(f"[{number}/{len(jobs)}] {name}: {problems.get(name, 'done')}")
+    return problems

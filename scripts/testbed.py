@@ -1,0 +1,154 @@
+"""Where an artefact is made: the model with its recipe, the reference clips, the prompts and the measures.
+
+Two testbeds share all other code: the toy world with PocketScope, where motion and looks are measured exactly, and
+real clips with a model in ZeroScope's layout, measured by CLIP and point tracking. Prompts are this project's own
+fixed lists (data/prompts), because the papers' are not public.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.schema import ROOT
+from data.world import MOTIONS, PATHS, reference_clip
+from infer.video import write_video
+
+POCKET = ROOT / "models" / "pocketscope"
+EXAMPLES = ROOT / "data" / "examples"
+CLIP_SUFFIXES = (".mp4", ".gif", ".mov", ".webm", ".avi", ".mkv")
+REAL_CLIPS = {  # example clip -> its caption, and the part of data/prompts/real.txt that asks for its kind of motion
+    "car_turn": ("A car is running on the road.", "vehicle turning"),
+    "dolly_zoom": ("A statue in a park.", "camera dolly zoom"),
+    "zoom_in": ("A house in a landscape.", "camera zooming in"),
+    "zoom_out": ("A house in a landscape.", "camera zooming out"),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What one motion is learned from: the training configuration's data keys, and the prompts it is tried on.
+
+    `group` is what results are pooled over; `clip` is the first clip, for the page.
+    """
+
+    name: str
+    group: str
+    data: tuple[str, ...]
+    prompts: tuple[str, ...]
+    clip: Path
+    several: bool = False  # the other clips lie beside the first
+
+
+class Testbed:
+    """`world`: the toy world with exact measures; else real clips. `model` is the pipeline folder."""
+
+    def __init__(self, model: Path, world: bool, folder: Path, clips: Path | None = None):
+        self.model, self.world, self.clips = model, world, clips
+        self.recipe = ROOT / "configs" / ("reproduce_pocket.yaml" if world else "reproduce_real.yaml")
+        self.folder = folder / "references"
+        # what a claim of the paper is tested on here, and by how much "no worse" may be worse
+        self.roles = {"motion": ("correlation", 0.1), "appearance": ("appearance_accuracy", 0.1),
+                      "leakage": ("leakage", 0.1)} if world else \
+            {"motion": ("motion_fidelity", 0.1), "appearance": ("text_alignment", 0.5),
+             "leakage": ("appearance_leakage", 0.5), "consistency": ("temporal_consistency", 0.5)}
+        self.columns = ("motion_success", "correlation", "rmse", "appearance_accuracy", "leakage") if world else \
+            ("motion_fidelity", "motion_fidelity_dmt_code", "text_alignment", "text_alignment_logits", "viclip",
+             "pickscore", "temporal_consistency", "temporal_consistency_all_pairs", "appearance_leakage")
+        # on the toy model all-layer LoRAs learn best at half the rate; the paper trains all at one
+        self.preset_overrides = {"motiondirector": ("learning_rate=3e-3",)} if world else {}
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    def fingerprint(self) -> str:
+        """Changes with the model's weights: size, beginning and end of every weight file."""
+        digest = hashlib.sha256()
+        files = sorted(p for p in self.model.rglob("*") if p.suffix in (".safetensors", ".bin"))
+        if not files:
+            raise UserError(f"--model: no weights in {self.model}; point it at a pipeline folder in ZeroScope's layout, or "
+                            "leave it out to use models/pocketscope")
+        for path in files:
+            size, edge = path.stat().st_size, 1 << 20
+            digest.update(f"{path.relative_to(self.model)} {size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(edge))
+                file.seek(max(0, size - edge))
+                digest.update(file.read(edge))
+        return digest.hexdigest()[:12]
+
+    def references(self, names: Sequence[str], several: bool, most: int | None = None) -> list[Reference]:
+        """The references called `names` (of the world), or the example clips; at most `most`.
+
+        With `several` every reference is three clips of one motion. Raises UserError where there are none.
+        """
+        if self.world:
+            return [self._world(name, several) for name in names[:most]]
+        found = self._several_real() if several else self._real()
+        return found[:most]
+
+    def _world(self, motion: str, several: bool) -> Reference:
+        seeds = (1, 3, 6) if several else (3,)  # looks that differ: window and pattern, three colours, three shapes
+        folder = self.folder / (f"{motion}_few" if several else motion)
+        clips = [reference_clip(motion, seed) for seed in seeds]
+        paths = []
+        for seed, clip in zip(seeds, clips):
+            path = folder / f"{motion}_{seed}.mp4"
+            if not path.exists():
+                write_video(path, clip.frames, fps=8, quality=10)  # lossless: a reference is exactly what was rendered
+            path.with_suffix(".txt").write_text(clip.prompt)
+            paths.append(path)
+        prompts = tuple(with_verb(prompt, clips[0].scene.verb) for prompt in read_list("pocket.txt"))
+        group = "path" if motion in PATHS else "re-timing"
+        return Reference(motion, group, _data(paths, folder), prompts, paths[0], several)
+
+    def _real(self) -> list[Reference]:
+        found = []
+        for name, (caption, kind) in REAL_CLIPS.items():
+            path = EXAMPLES / f"{name}.mp4"
+            if path.exists():
+                caption = path.with_suffix(".txt").read_text().strip() if path.with_suffix(".txt").exists() else caption
+                data = (f"train_data.single_video_path={path}", f"train_data.single_video_prompt='{caption}'")
+                found.append(Reference(name, "real clip", data, read_list("real.txt", kind), path))
+        if not found:
+            raise UserError(f"{EXAMPLES}: no example clip; render them with scripts/render_clips.py")
+        return found
+
+    def _several_real(self) -> list[Reference]:
+        if self.clips is None or not self.clips.is_dir():
+            raise UserError("several clips of one motion are needed (the paper uses UCF Sports, which is not shipped): give "
+                            "a folder of clips with a .txt caption beside each as --clips FOLDER")
+        paths = sorted(p for p in self.clips.iterdir() if p.suffix.lower() in CLIP_SUFFIXES)
+        if not paths:
+            raise UserError(f"--clips: no video in {self.clips}; put clips of one motion there")
+        prompts = read_list("real.txt", "person in sport")
+        return [Reference(self.clips.name, "real clips", _data(paths, self.clips), prompts, paths[0], several=True)]
+
+
+def _data(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
+    if len(paths) > 1:
+        return ("dataset_types=[folder]", f"train_data.path={folder}")
+    return (f"train_data.single_video_path={paths[0]}",)  # its caption stands in the .txt beside it
+
+
+def read_list(name: str, section: str | None = None) -> tuple[str, ...]:
+    """The prompts of data/prompts/`name`, or those below its line `## section`."""
+    found, current = [], None
+    for line in (ROOT / "data" / "prompts" / name).read_text().splitlines():
+        if line.startswith("## "):
+            current = line.removeprefix("## ").strip()
+        elif line.strip() and not line.startswith("#") and section in (None, current):
+            found.append(line.strip())
+    if not found:
+        raise UserError(f"data/prompts/{name}: no prompts under {section!r}; restore the file from the repository")
+    return tuple(found)
+
+
+def with_verb(prompt: str, verb: str) -> str:
+    """A prompt of the world with its motion words replaced: the looks stay, the motion is the reference's."""
+    known = next((words for words in MOTIONS.values() if words in prompt), None)
+    if known is None:
+        raise UserError(f"data/prompts: {prompt!r} names no motion of the world; restore the file from the repository")
+    return prompt.replace(known, verb)

@@ -1,0 +1,66 @@
+"""What the numbers say about a claim, in words: a paired difference of two variants, its interval, and a ruling."""
+
+from dataclasses import dataclass
+
+from infer.evaluation import ALL_DEFINITIONS
+from infer.statistics import Estimate, difference
+from scripts.artefacts import Claim
+
+RULINGS = ("holds", "does not hold", "undecided", "not measured")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`ruling` is one of RULINGS; `words` says why, with the numbers."""
+
+    claim: Claim
+    group: str
+    ruling: str
+    words: str
+
+
+def rule(expect: str, found: Estimate, margin: float) -> str:
+    """Does a difference `found` bear out "more", "less", "not less" or "not more"?
+
+    "more" and "less" hold when the whole interval is on that side of 0, and fail when none of it is. The other two
+    allow `margin`: they hold when the whole interval is above -margin (below +margin), and fail when none of it is.
+    """
+    sign = 1 if expect in ("more", "not less") else -1
+    low, high = sorted((sign * found.low, sign * found.high))
+    edge = -margin if expect.startswith("not") else 0.0
+    if not low <= high:  # a single video has no interval
+        return "undecided"
+    if low > edge:
+        return "holds"
+    return "does not hold" if high <= edge else "undecided"
+
+
+def judge(claim: Claim, group: str, rows: dict[str, list[dict]], roles: dict[str, tuple[str, float]]) -> Verdict:
+    """`rows` are the measured videos of each variant; `roles` maps a claim's role to (metric, margin)."""
+    if claim.role not in roles:
+        return Verdict(claim, group, "not measured", f"{claim.role} has no measure on this testbed")
+    metric, margin = roles[claim.role]
+    one, other = (_by_video(rows.get(name, []), metric) for name in (claim.one, claim.other))
+    found = difference(one, other)
+    if found is None:
+        return Verdict(claim, group, "not measured", f"no {ALL_DEFINITIONS[metric].title} of both variants")
+    means = [sum(values.values()) / len(values) for values in (one, other)]
+    ruling = rule(claim.expect, found, margin)
+    allowed = f", allowing {margin:g}" if claim.expect.startswith("not") else ""
+    words = (f"{ALL_DEFINITIONS[metric].title} {means[0]:.2f} against {means[1]:.2f}, difference {found.value:+.2f} "
+             f"[{found.low:+.2f}, {found.high:+.2f}] over {found.n} pairs of videos{allowed}")
+    return Verdict(claim, group, ruling, words)
+
+
+def conclude(verdicts: list[Verdict], smoke: bool) -> str:
+    """One sentence over all claims of an artefact."""
+    if not verdicts:
+        return "Nothing is claimed here; look at the videos."
+    count = {ruling: sum(v.ruling == ruling for v in verdicts) for ruling in RULINGS}
+    said = ", ".join(f"{ruling} {number}" for ruling, number in count.items() if number)
+    sentence = f"Of {len(verdicts)} comparisons: {said}."
+    return f"SMOKE RUN, the numbers mean nothing. {sentence}" if smoke else sentence
+
+
+def _by_video(rows: list[dict], metric: str) -> dict[tuple, float]:
+    return {(row["reference"], row["prompt"], row["seed"]): row[metric] for row in rows if row.get(metric) is not None}
