@@ -1,0 +1,50 @@
+"""The arrows between the rooms: configs <- data, models <- infer <- train.py <- scripts."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+MAY_IMPORT = {
+    "configs": {"configs"},
+    "data": {"configs", "data"},
+    "models": {"configs", "models"},
+    "infer": {"configs", "data", "models", "infer"},
+    "train": {"configs", "data", "models", "infer"},
+    "scripts": {"configs", "data", "models", "infer", "train", "scripts"},
+}
+ROOMS = set(MAY_IMPORT) | {"tests"}
+FILES = sorted(p for p in ROOT.glob("*/*.py") if p.parent.name in MAY_IMPORT) + [ROOT / "train.py"]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    room = "train" if path.name == "train.py" else path.parent.name
+    wrong = {name for name in imports(path) if name.split(".")[0] in ROOMS - MAY_IMPORT[room]}
+    assert not wrong, f"{path.name} of {room} imports {wrong}"
+
+
+def test_configuration_needs_neither_torch_nor_diffusers():
+    heavy = {"torch", "diffusers", "transformers", "peft", "accelerate"}
+    found = {name.split(".")[0] for path in (ROOT / "configs").glob("*.py") for name in imports(path)}
+    assert not found & heavy
+
+
+def test_no_file_executes_what_it_loads():
+    """Every torch.load says weights_only=True; nothing unpickles by itself."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
+                owner = ast.unparse(node.func.value)
+                assert owner not in ("pickle", "dill", "joblib"), path
+                if owner == "torch":
+                    given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                    assert given.get("weights_only") == "True", f"{path}: {ast.unparse(node)}"
