@@ -6,10 +6,8 @@ encoders are passed in as functions and are called only for what is missing. The
 cached_latents/cached_{i}.pt, which can be read too (opened with weights_only, so nothing in it runs).
 """
 
-import errno
 import hashlib
 import json
-import os
 import pickle
 import re
 import sys
@@ -23,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from configs.errors import UserError
+from configs.files import atomic_path
 from data.clips import Clip
 
 
@@ -94,21 +93,10 @@ def export(cached: list[CachedClip], run_dir: str | Path) -> None:
 
 def write_cached(cached: CachedClip, path: Path) -> None:
     """Write one clip, atomically: under another name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"latents": cached.latents, "text": cached.text, "inversion": cached.inversion}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None},
-            unfinished,
-            metadata={"format": "pt", "prompt": cached.prompt, "name": cached.name},
-        )
-        os.replace(unfinished, path)
-    except SafetensorError as error:  # the library's own class hides the errno that says the disk is full
-        full = "os error 28" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_path(path) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}, unfinished,
+                  metadata={"format": "pt", "prompt": cached.prompt, "name": cached.name})
 
 
 def read_cached(path: str | Path) -> CachedClip:

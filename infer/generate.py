@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from configs.errors import UserError
+from configs.files import atomic_path
 from infer import options
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet
@@ -28,7 +29,6 @@ from infer.settings import Settings, Source, find_sources, model_path, reference
 from infer.video import safe_name, write_video
 from models import methods
 from models.backbone import Backbone, choose_device, choose_dtype
-from models.checkpoint import atomic_path
 
 
 def generate(args: argparse.Namespace) -> Iterator[Path]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from models.checkpoint import atomic_path
+from configs.files import atomic_path
 
 MARGIN = 6
 TEXT_HEIGHT = 16

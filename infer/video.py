@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from configs.errors import UserError
-from models.checkpoint import atomic_path
+from configs.files import atomic_path
 
 FORMATS = ("mp4", "gif", "frames")
 

@@ -10,11 +10,9 @@ Every safetensors header holds the preset, rank, alpha, step, architecture and t
 appear complete or not at all. The authors' folders are read through models/legacy.py.
 """
 
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import yaml
 from torch import nn
 
 from configs.errors import UserError
+from configs.files import atomic_path
 from models import legacy
 from models.adapter import ADAPTER_FILE, State, read_adapter, read_tensors, write_adapter, write_tensors
 from models.lora import targets
@@ -46,39 +45,6 @@ class Checkpoint:
     appearance: list[State] = field(default_factory=list)
     config: dict[str, Any] | None = None
     info: dict[str, str] = field(default_factory=dict)
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` (same suffix) that becomes `path`, file or folder, if the block succeeds.
-
-    Missing parent folders are made; after a failure nothing of all this is left.
-    """
-    path = Path(path)
-    made = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    _remove(part)
-    try:
-        yield part
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        if path.is_dir():  # a folder cannot be replaced in one go: move the old one aside first
-            path.rename(old)
-        part.rename(path)
-        _remove(old)
-    except BaseException:
-        _remove(part)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def save_checkpoint(

@@ -1,16 +1,18 @@
 """Our checkpoints: bit-exact round trips, atomic folders, readable by PEFT, and refusals in one sentence."""
 
+import errno
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
 
 from configs.errors import UserError
+from configs.files import atomic_path
 from models import legacy
 from models.checkpoint import (
-    atomic_path,
     list_checkpoints,
     load_checkpoint,
     load_training_state,
@@ -185,3 +187,13 @@ def test_a_pair_with_one_matrix_missing_is_refused(unet, tmp_path):
 def test_a_checkpoint_without_training_state_says_so(unet, tmp_path):
     with pytest.raises(UserError, match="training cannot go on"):
         load_training_state(save(unet, tmp_path, clips=0, training_state=None))
+
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(monkeypatch, tmp_path):
+    """torch, safetensors and ffmpeg each word a full disk in their own way; people get one error for all."""
+    monkeypatch.setattr("configs.files.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(OSError) as error, atomic_path(tmp_path / "folder" / "file") as part:
+        part.write_bytes(b"half of it")
+        raise RuntimeError("file write failed")
+    assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
