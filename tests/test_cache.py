@@ -99,7 +99,7 @@ def test_nothing_half_written_is_left_behind(clip, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "replace", fail)
+    monkeypatch.setattr(cache, "save_file", fail)
     with pytest.raises(OSError, match="No space"):
         Encoders().build([clip], tmp_path)
     assert list(tmp_path.iterdir()) == []
