@@ -14,7 +14,8 @@ from diffusers import UNet3DConditionModel
 from torch import nn
 
 REFERENCE_SEED = 3  # what a reference pipeline folder without U-Net weights was made with
-OUTPUT_GAIN = 0.3  # on conv_out.weight: keeps the prediction of a random U-Net near unit variance
+OUTPUT_GAIN = 0.3  # on the last convolution: keeps the prediction of a random U-Net near unit variance
+OUTPUTS = ("conv_out.weight", "decoder.conv_out.weight")  # of a U-Net, of a VAE
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def fill(module: nn.Module, seed: int) -> nn.Module:
         values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(key))
         if parameter.ndim >= 2:
             values /= parameter[0].numel() ** 0.5
-            if name == "conv_out.weight":
+            if name in OUTPUTS:
                 values *= OUTPUT_GAIN
         elif name.endswith("weight"):
             values = 1 + 0.1 * values
