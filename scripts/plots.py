@@ -14,13 +14,16 @@ GRID_ROWS, GRID_FRAMES = 3, 4  # prompts for each reference and frames for each 
 
 
 def draw(result: Result, folder: Path) -> list[Path]:
-    """Write plot.png and plot.svg into `folder`; nothing when no video was measured."""
-    if not result.rows:
-        return []
+    """Write plot.png and plot.svg into `folder`; nothing when there is nothing to show."""
+    form = result.artefact.form
     if result.states is not None:
         figure = result.states.figure()
+    elif form == "grid" and result.rows:
+        figure = _grid(result)
+    elif result.metrics:
+        figure = (_sweep if form == "sweep" else _rows)(result)
     else:
-        figure = {"rows": _rows, "sweep": _sweep, "grid": _grid, "states": _rows}[result.artefact.form](result)
+        return []
     figure.suptitle(result.title, fontsize=11)
     paths = [folder / "plot.png", folder / "plot.svg"]
     for path in paths:

@@ -86,6 +86,8 @@ def update_results(result: Result, path: Path) -> None:
 
 
 def _table(result: Result, group: str) -> str:
+    if not result.metrics:
+        return f"{group}: nothing could be measured."
     titles = [f"{ALL_DEFINITIONS[m].title} {'↑' if ALL_DEFINITIONS[m].better == 'up' else '↓'}" for m in result.metrics]
     lines = [f"| {group} | {REPORTED} | {' | '.join(titles)} | n |", "|---" * (len(titles) + 3) + "|"]
     for variant, reported, estimates, n in result.table(group):

@@ -44,7 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--viclip", help="ViCLIP: folder")
     add("--cotracker", help="CoTracker: folder with its code and weights (default: Lucas-Kanade)")
     add("--results", type=Path, help="the file of results to update (default RESULTS.md; a smoke run keeps its own)")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def listing() -> str:

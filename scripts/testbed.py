@@ -20,9 +20,9 @@ EXAMPLES = ROOT / "data" / "examples"
 CLIP_SUFFIXES = (".mp4", ".gif", ".mov", ".webm", ".avi", ".mkv")
 REAL_CLIPS = {  # example clip -> its caption, and the part of data/prompts/real.txt that asks for its kind of motion
     "car_turn": ("A car is running on the road.", "vehicle turning"),
-    "dolly_zoom": ("A statue in a park.", "camera dolly zoom"),
-    "zoom_in": ("A house in a landscape.", "camera zooming in"),
-    "zoom_out": ("A house in a landscape.", "camera zooming out"),
+    "dolly_zoom": ("A figure stands between the columns of a temple.", "camera dolly zoom"),
+    "zoom_in": ("A lighthouse on a small island in the sea.", "camera zooming in"),
+    "zoom_out": ("A tent in front of pyramids in the desert.", "camera zooming out"),
 }
 
 
@@ -109,7 +109,6 @@ class Testbed:
         for name, (caption, kind) in REAL_CLIPS.items():
             path = EXAMPLES / f"{name}.mp4"
             if path.exists():
-                caption = path.with_suffix(".txt").read_text().strip() if path.with_suffix(".txt").exists() else caption
                 data = (f"train_data.single_video_path={path}", f"train_data.single_video_prompt='{caption}'")
                 found.append(Reference(name, "real clip", data, read_list("real.txt", kind), path))
         if not found:

@@ -1,0 +1,112 @@
+"""Folders of samples: videos with known truth get the known numbers, and what is missing gets one sentence."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from data.world import Scene, reference_clip, render
+from infer.evaluation import Reference, evaluate, find_samples, world_scores
+from infer.metrics import Measure
+from infer.video import write_video
+from scripts import evaluate as command
+
+REFERENCE = reference_clip("there_and_back", 3)  # a red square over sand with a window, caption "moves right"
+REFERENCE_OF_WORLD = Reference((REFERENCE.frames,), (REFERENCE.prompt,))
+SCENE = Scene("circle", "blue", "pink", "there_and_back", seed=3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three samples of a run on the reference: the motion in new looks, another motion, and one that leaks."""
+    clip = write_video(tmp_path / "reference.mp4", REFERENCE.frames, fps=8, quality=10)
+    config = {"pretrained_model_path": "x", "train_data": {
+        "single_video_path": str(clip), "single_video_prompt": REFERENCE.prompt, "width": 64, "height": 64,
+        "n_sample_frames": 8, "fps": 0, "use_bucketing": False}}
+    samples = tmp_path / "samples"
+    leaky = replace(SCENE, colour="red", window=True)
+    for name, scene in (("good", SCENE), ("other", replace(SCENE, motion="left")), ("leaky", leaky)):
+        write_video(samples / f"{name}.mp4", render(scene).frames, fps=8, quality=10)
+        sidecar = {"video": f"{name}.mp4", "prompt": SCENE.caption, "seed": 0, "config": config}
+        (samples / f"{name}.json").write_text(json.dumps(sidecar))
+    return samples
+
+
+def test_every_sample_gets_its_known_numbers(folder):
+    found = evaluate(folder, Measure())
+    rows = {row["video"]: row for row in found.rows}
+    assert rows["good.mp4"]["motion_success"] and rows["good.mp4"]["appearance_accuracy"]
+    assert rows["good.mp4"]["correlation"] > 0.99 and rows["good.mp4"]["rmse"] < 3 and not rows["good.mp4"]["leakage"]
+    assert not rows["other.mp4"]["motion_success"] and rows["other.mp4"]["appearance_accuracy"]
+    assert rows["leaky.mp4"]["leakage"] and not rows["leaky.mp4"]["colour_accuracy"]
+    assert rows["leaky.mp4"]["background_accuracy"] and found.problems == []
+    summary = found.summary()
+    assert summary["motion_success"].value == pytest.approx(2 / 3) and summary["leakage"].n == 3
+
+
+def test_the_motion_backwards_in_time_is_no_success(folder):
+    forwards = world_scores(render(SCENE).frames, SCENE.caption, REFERENCE_OF_WORLD)
+    mirrored = world_scores(render(SCENE).frames.flip(3), SCENE.caption, REFERENCE_OF_WORLD)
+    still = world_scores(render(SCENE).frames[:1].expand(8, -1, -1, -1), SCENE.caption, REFERENCE_OF_WORLD)
+    assert forwards["correlation"] > 0.99 > -0.99 > mirrored["correlation"]
+    assert still["correlation"] == 0 and not still["motion_success"]
+
+
+def test_a_colour_that_the_prompt_asks_for_is_no_leak():
+    red = replace(SCENE, colour="red")
+    assert not world_scores(render(red).frames, red.caption, REFERENCE_OF_WORLD)["leakage"]
+    assert world_scores(render(red).frames, SCENE.caption, REFERENCE_OF_WORLD)["leakage"]
+
+
+def test_without_a_reference_the_motion_is_the_prompts():
+    left = replace(SCENE, motion="left")
+    assert world_scores(render(left).frames, left.caption, None)["motion_success"]
+    assert "leakage" not in world_scores(render(left).frames, left.caption, None)
+
+
+def test_a_lost_object_gives_numbers_and_no_nan():
+    scores = world_scores(torch.full((8, 3, 64, 64), 200, dtype=torch.uint8), SCENE.caption, REFERENCE_OF_WORLD)
+    assert scores["rmse"] == 64 and scores["correlation"] == 0 and not scores["appearance_accuracy"]
+
+
+def test_real_videos_get_the_metrics_that_need_no_weights(folder, clip_file):
+    for path in folder.glob("*.json"):
+        notes = json.loads(path.read_text())
+        notes["prompt"] = "a horse runs"
+        path.write_text(json.dumps(notes))
+    found = evaluate(folder, Measure())
+    assert {"motion_fidelity", "motion_fidelity_dmt_code"} <= found.summary().keys()
+    assert any(problem.startswith("CLIP: no weights given") for problem in found.problems)
+
+
+def test_a_video_without_a_sidecar_is_said_and_the_rest_is_measured(folder):
+    (folder / "other.json").unlink()
+    (folder / "leaky.json").write_text("{")
+    found = evaluate(folder, Measure())
+    assert [row["video"] for row in found.rows] == ["good.mp4"]
+    assert found.problems == [
+        "leaky.mp4: its sidecar leaky.json is damaged, left out; sample it again",
+        "other.mp4: no sidecar other.json beside it, left out; sample it with infer/infer.py"]
+
+
+def test_a_damaged_video_and_a_lost_reference_are_said(folder):
+    (folder / "other.mp4").write_bytes(b"not a video")
+    (folder.parent / "reference.mp4").unlink()
+    found = evaluate(folder, Measure())
+    assert len(found.rows) == 2 and "leakage" not in found.summary()
+    assert any("other.mp4: " in problem for problem in found.problems)
+    assert any("the reference clip" in problem for problem in found.problems)
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no video in it"):
+        find_samples(tmp_path)
+
+
+def test_the_commands_last_line_is_json(folder, capsys):
+    command.main([str(folder)])
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert facts["n"] == 3 and facts["motion_success"] == 0.6667 and facts["leakage"] == 0.3333
+    assert facts["appearance_accuracy"] == 0.6667

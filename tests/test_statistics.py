@@ -1,0 +1,42 @@
+"""Intervals: against published values, and where naive formulas give none."""
+
+import math
+
+import pytest
+
+from infer.statistics import difference, estimate, mean, share
+
+
+def test_wilson_interval_has_the_published_values():
+    # Newcombe 1998, table I, method 3 (score, no continuity correction)
+    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+        found = share([True] * hits + [False] * (n - hits))
+        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_student_interval_of_a_mean():
+    found = mean([1.0, 2.0, 3.0])
+    assert (found.value, found.n) == (2.0, 3)
+    assert (found.low, found.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
+
+
+def test_one_video_has_a_value_and_no_interval():
+    found = mean([0.25])
+    assert found.value == 0.25 and math.isnan(found.low) and str(found) == "0.25"
+
+
+def test_booleans_are_shares_and_numbers_are_means():
+    assert str(estimate([True, True])) == "1.00 [0.34, 1.00]"
+    assert str(estimate([12.0, 14.0])) == "13.0 [0.29, 25.7]"
+
+
+def test_differences_use_only_pairs_of_the_same_video():
+    found = difference({"a": 3.0, "b": 5.0, "c": 9.0}, {"a": 1.0, "b": 2.0, "d": 7.0})
+    assert (found.value, found.n) == (2.5, 2)
+    assert difference({"a": 1.0}, {"b": 1.0}) is None
+
+
+def test_pairs_that_all_agree_still_leave_room_for_doubt():
+    same = dict.fromkeys(range(16), True)
+    found = difference(same, same)
+    assert found.value == 0 and found.low == pytest.approx(-1.96 / 18, abs=1e-4) and found.high == -found.low
