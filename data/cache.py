@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,9 @@ def _read_ours(path: Path) -> CachedClip:
 
 def _read_release(path: Path) -> CachedClip:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of pickles that torch did not write: refused or read, either way it is said
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
         latents, inversion = content["latents"], content.get("inversion_noise")
         prompt = content["text_prompt"]
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, AttributeError) as error:

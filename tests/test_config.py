@@ -233,3 +233,11 @@ def test_shipped_files_load_and_open_with_their_command(name):
         else ["train_data.single_video_path=a.mp4"]
     )
     load("--config", name, *base)
+
+
+def test_every_preset_that_can_be_asked_for_exists():
+    from typing import get_args
+
+    from models.lora import PRESETS
+
+    assert set(get_args(schema.KEYS["temporal_preset"].type)) == PRESETS.keys() - {"appearance"}
