@@ -1,0 +1,241 @@
+"""The command that makes tables and figures: planning, ruling, reporting, and one artefact from end to end.
+
+The end-to-end runs use the toy world's model with random weights and a few steps: the road, not the numbers.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+
+import pytest
+from diffusers import TextToVideoSDPipeline
+
+import train
+from configs.errors import UserError
+from data.world import vocabulary
+from infer.statistics import Estimate
+from models.blueprint import build, build_unet
+from scripts import reproduce, schedule
+from scripts import testbed as beds
+from scripts.artefacts import ARTEFACTS, Claim, Variant
+from scripts.chain import work
+from scripts.plan import Plan, commands
+from scripts.testbed import read_list, with_verb
+from scripts.verdict import judge, rule
+
+NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "figure5", "figure6"]
+FEW = ["lora_rank=2", "train_data.width=64"]
+
+
+@pytest.fixture(scope="module")
+def world_model(tmp_path_factory):
+    """PocketScope's folder with random weights and a narrower U-Net."""
+    folder = tmp_path_factory.mktemp("world") / "random_world"
+    TextToVideoSDPipeline(**build(vocabulary()) | {"unet": build_unet((16, 32, 32, 32))}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(world_model, tmp_path_factory):
+    """Two smoke artefacts that stand on one training, trained and sampled."""
+    folder = tmp_path_factory.mktemp("reproduced")
+    made = Plan(beds.Testbed(world_model, True, folder), folder, FEW, smoke=True)
+    with pytest.MonkeyPatch.context() as patch:
+        short(patch)
+        for name in ("table5", "figure4"):
+            made.add(name)
+    for chain in made.chains.values():
+        work(chain)
+    return made
+
+
+def short(patch) -> None:
+    """Table 5 without the variant that needs a training of its own."""
+    artefact = ARTEFACTS["table5"]
+    patch.setitem(ARTEFACTS, "table5", type(artefact)(**vars(artefact) | {"variants": artefact.variants[:2]}))
+
+
+def asked(plan, *words):
+    argv = [*words, "--model", str(plan.testbed.model), "--world", "--smoke", "--output_dir", str(plan.folder), *FEW]
+    return reproduce.parse(argv), argv
+
+
+def refuse(chain, worker):
+    raise AssertionError(f"{chain.name} is done and must not run again")
+
+
+def test_the_ten_artefacts_are_named_with_their_needs():
+    assert list(ARTEFACTS) == NAMES
+    listing = reproduce.listing()
+    assert all(f"{name}  " in listing for name in NAMES) and listing.count("needs ") == listing.count("shows ") == 10
+
+
+def test_every_claim_compares_variants_that_exist():
+    for artefact in ARTEFACTS.values():
+        names = [variant.name for variant in artefact.variants]
+        assert len(set(names)) == len(names)
+        assert all({claim.one, claim.other} <= set(names) for claim in artefact.claims)
+
+
+def test_an_unknown_artefact_gets_a_suggestion():
+    with pytest.raises(UserError, match="did you mean table4"):
+        reproduce.choose(["tabel4"])
+    assert reproduce.choose(["figure3", "table1", "lora_rank=4"]) == (["table1", "figure3"], ["lora_rank=4"])
+    assert reproduce.choose(["all"])[0] == NAMES
+
+
+def test_prompts_keep_their_looks_under_the_references_verb():
+    prompts = read_list("pocket.txt")
+    assert len(prompts) == 16
+    assert with_verb("a red ring shrinks over a sky background", "grows") == "a red ring grows over a sky background"
+    assert len(read_list("real.txt", "camera dolly zoom")) == 8
+
+
+def test_equal_trainings_are_planned_once(plan):
+    assert len(plan.chains) == 1
+    (chain,) = plan.chains.values()
+    assert len(chain.samples) == 3  # plain TAP serves both artefacts
+    assert {place.chain.name for places in plan.places.values() for place in places} == {chain.name}
+
+
+def test_a_plan_knows_its_runs_by_what_shapes_them(plan, world_model, tmp_path):
+    def name(folder, words=FEW, model=world_model):
+        other = Plan(beds.Testbed(model, True, folder), folder, words, smoke=True)
+        other.add("figure4")
+        return list(other.chains)
+
+    assert name(tmp_path) == list(plan.chains)  # another place, the same runs
+    assert name(tmp_path, [*FEW, "lora_rank=3"]) != list(plan.chains)
+    changed = shutil.copytree(world_model, tmp_path / "changed")
+    weights = changed / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    assert name(tmp_path, model=changed) != list(plan.chains)
+
+
+def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for_nothing(plan, monkeypatch, capsys):
+    short(monkeypatch)
+    args, argv = asked(plan, "table5", "figure4")
+    pages = reproduce.reproduce(args, argv, launch=refuse)
+    assert [page.parent.name for page in pages] == ["table5-smoke", "figure4-smoke"]
+    for page in pages:
+        html, folder = page.read_text(), page.parent
+        sources = re.findall(r"(?:src|href)='([^']*)'", html)
+        assert sources and all(source.startswith("data:") for source in sources)
+        assert not re.search(r"https?://(?!www\.w3\.org)|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]*", "", html))
+        assert html.count("<video") == 5 and "Smoke run" in html  # two variants of two prompts, and the reference
+        assert "SMOKE RUN" in (folder / "table.md").read_text()
+        assert {path.name for path in folder.glob("plot.*")} == {"plot.png", "plot.svg"}
+        rows = list(csv.DictReader((folder / "videos.csv").open()))
+        assert len(rows) == 4 and {row["smoke"] for row in rows} == {"True"}
+        assert all((folder / "videos" / row["file"]).exists() for row in rows)
+        assert len({(row["prompt"], row["seed"]) for row in rows}) == 2  # every variant starts from the same noise
+    results = (plan.folder / "RESULTS.md").read_text()
+    assert results.index("## Table 5") < results.index("## Figure 4") and "Which claims held" not in results
+    assert "cosine with the untouched model" in results.lower()
+
+
+def test_results_are_replaced_section_by_section(plan, monkeypatch, tmp_path):
+    short(monkeypatch)
+    results = tmp_path / "RESULTS.md"
+    other = "<!-- begin table6 pocketscope -->\n## Table 6\n\n- **holds** (paper; g): 1.1 is best. X 1 against 0.\n" \
+            "<!-- end table6 pocketscope -->\n"
+    results.write_text(f"former words\n{other}<!-- begin table5 random_world -->\nformer\n<!-- end table5 random_world -->\n")
+    args, argv = asked(plan, "table5", "--results", str(results))
+    reproduce.reproduce(args, argv, launch=refuse)
+    text = results.read_text()
+    assert text.count("<!-- begin table5 random_world -->") == 1 and "former" not in text and other in text
+    assert "**Holds:**\n\n- Table 6 (pocketscope): 1.1 is best (g)\n" in text
+    assert "commit" in text and "Cost: 1 trainings" in text
+
+
+def test_a_failed_training_is_said_on_the_page_and_the_rest_is_done(plan, monkeypatch):
+    artefact = ARTEFACTS["table5"]
+    bad = Variant("another rank", ("temporal_preset=ff",))
+    monkeypatch.setitem(ARTEFACTS, "table5", type(artefact)(**vars(artefact) | {"variants": (*artefact.variants[:2], bad)}))
+    args, argv = asked(plan, "table5")
+    (page,) = reproduce.reproduce(args, argv, launch=lambda chain, worker: "training: the loss is nan at step 1")
+    html = page.read_text()
+    assert "another rank on there_and_back: training: the loss is nan at step 1" in html
+    assert html.count("<video") == 5 and html.count("missing</td>") == 2
+
+
+def test_what_an_artefact_lacks_is_said_on_its_page(tiny_pipeline, tmp_path):
+    argv = ["table3", "--model", str(tiny_pipeline), "--smoke", "--output_dir", str(tmp_path)]
+    (page,) = reproduce.reproduce(reproduce.parse(argv), argv, launch=refuse)
+    assert "several clips of one motion are needed" in page.read_text()
+
+
+def test_a_folder_without_weights_is_one_sentence(tmp_path):
+    argv = ["table4", "--model", str(tmp_path), "--output_dir", str(tmp_path)]
+    with pytest.raises(UserError, match="no weights in"):
+        reproduce.reproduce(reproduce.parse(argv), argv)
+
+
+def test_a_stopped_chain_goes_on_where_it_was(world_model, tmp_path, monkeypatch):
+    plan = Plan(beds.Testbed(world_model, True, tmp_path), tmp_path, FEW, smoke=True)
+    plan.add("figure4")
+    (chain,) = plan.chains.values()
+    whole, step = train.training_step, []
+
+    def stop_in_the_first_step(*args, **kwargs):
+        step.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(train, "training_step", stop_in_the_first_step)
+    with pytest.raises(SystemExit):
+        work(chain)
+    assert chain.run_folder is None and len(step) == 1
+    monkeypatch.setattr(train, "training_step", lambda *a, **k: step.append(1) or whole(*a, **k))
+    work(chain)
+    assert len(step) == 2 and chain.is_done  # the first of the two steps was not made again
+    log = [json.loads(line)["step"] for line in (chain.run_folder / "log.jsonl").read_text().splitlines()]
+    assert log == [1, 2] and commands(chain) == ""
+    video = next(path for path in sorted(tmp_path.glob("samples/*/*.mp4")))
+    video.unlink()
+    assert not chain.is_done and commands(chain).count("infer.py") == 1  # only what is missing
+
+
+def test_chains_run_side_by_side_and_failures_do_not_stop_the_others(plan):
+    (done,) = plan.chains.values()
+    chains = [type(done)(f"c{i}", [], str(plan.folder / f"nowhere{i}"), 1, []) for i in range(4)]
+    workers, said = set(), []
+
+    def launch(chain, worker):
+        workers.add(worker)
+        return "broke" if chain.name == "c2" else None
+
+    assert schedule.run_all([done, *chains], 2, launch, said.append) == {"c2": "broke"}
+    assert workers <= {0, 1} and said[0].startswith("1 of 5") and sum("to go" in line for line in said) == 4
+
+
+def test_a_processs_last_words_are_its_sentence(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text("train: 50%\nerror: the disk is full\nbye\n")
+    assert schedule.reason(log, 2) == "the disk is full"
+    log.write_text("Traceback\nKeyError: 'x'\n")
+    assert schedule.reason(log, 1).startswith("exit code 1: KeyError: 'x'")
+
+
+@pytest.mark.parametrize(("expect", "low", "high", "ruling"), [
+    ("more", 0.1, 0.3, "holds"), ("more", -0.1, 0.3, "undecided"), ("more", -0.3, -0.1, "does not hold"),
+    ("less", -0.3, -0.1, "holds"), ("less", 0.1, 0.3, "does not hold"), ("not less", -0.05, 0.3, "holds"),
+    ("not less", -0.2, 0.3, "undecided"), ("not less", -0.3, -0.2, "does not hold"), ("not more", -0.3, 0.05, "holds"),
+    ("not more", 0.2, 0.3, "does not hold"), ("more", float("nan"), float("nan"), "undecided")])
+def test_a_ruling_follows_from_the_interval(expect, low, high, ruling):
+    assert rule(expect, Estimate((low + high) / 2, low, high, 9), 0.1) == ruling
+
+
+def test_a_verdict_is_computed_from_pairs_of_videos():
+    def rows(hits):
+        return [{"reference": "r", "prompt": str(i), "seed": 0, "leakage": hit} for i, hit in enumerate(hits)]
+
+    claim = Claim("a leaks less than b", "leakage", "a", "less", "b")
+    verdict = judge(claim, "g", {"a": rows([False] * 16), "b": rows([True] * 16)}, {"leakage": ("leakage", 0.1)})
+    assert verdict.ruling == "holds" and "16 pairs" in verdict.words
+    assert "0.00 against 1.00, difference -1.00" in verdict.words
+    assert judge(claim, "g", {"a": []}, {"leakage": ("leakage", 0.1)}).ruling == "not measured"
+    assert judge(claim, "g", {}, {}).ruling == "not measured"
