@@ -148,6 +148,7 @@ def add_adapter(unet: nn.Module, name: str, preset: str, rank: int, *, alpha: fl
             module._active_adapter, module._disable_adapters = before.get(module_name, ([], True))
     adapter = LoraAdapter(unet, name, preset, rank, alpha, {n: unet.get_submodule(n) for n in names})
     for module_name, layer in adapter.layers.items():
+        layer.train(unet.training)  # new modules start in train mode: dropout would act in an eval-mode U-Net
         down, up = layer.lora_A[name].float(), layer.lora_B[name].float()
         r = ranks[module_name]
         with torch.no_grad():
