@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a s
 
 import torch
 from diffusers import DDIMScheduler, UNet3DConditionModel
+from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -72,7 +73,10 @@ MODELS = {
 
 
 class Step:
-    """Our training step and sampling step on a random model: what train.py and the sampler run, without files."""
+    """Our training step and sampling step on a random model: what train.py and the sampler run, without files.
+
+    `cfg` chooses the method; its data and model are not looked at. The default is TAP.
+    """
 
     def __init__(
         self,
@@ -82,9 +86,10 @@ class Step:
         *,
         low: bool = False,
         checkpointing: bool | None = None,
+        cfg: DictConfig | None = None,
     ):
         self.device = torch.device(device)
-        self.cfg = schema.from_dict(
+        self.cfg = cfg or schema.from_dict(
             {"train_data": {"single_video_path": "random"}, "memory": "low" if low else "default"}
         )
         with self.device:
@@ -102,7 +107,7 @@ class Step:
             self.cfg,
             self.method.motion_parameters,
             self.method.appearance_parameters,
-            motion_lr=self.cfg.learning_rate,
+            motion_lr=self.cfg.learning_rate if self.cfg.method == "lora" else self.cfg.embeddings.learning_rate,
             half=dtype == torch.float16,
             device=self.device,
         )
@@ -165,10 +170,15 @@ class PlainStep(Step):
 
 
 def count_bytes(
-    architecture: Architecture, *, low: bool, checkpointing: bool | None = True, dtype: torch.dtype = torch.bfloat16
+    architecture: Architecture,
+    *,
+    low: bool,
+    checkpointing: bool | None = True,
+    dtype: torch.dtype = torch.bfloat16,
+    cfg: DictConfig | None = None,
 ) -> int:
     """Peak bytes of a training step, counted on the meta device; `low` is the setting memory=low."""
-    step = Step(architecture, "meta", dtype, low=low, checkpointing=checkpointing)
+    step = Step(architecture, "meta", dtype, low=low, checkpointing=checkpointing, cfg=cfg)
     with memory.PeakBytes() as counted:
         step.gradients(0)
     learned = 4 * sum(p.numel() for p in (*step.method.motion_parameters, *step.method.appearance_parameters))
