@@ -1,0 +1,178 @@
+"""A training loop that can be stopped at any moment: phases, their schedule, averaged weights and the state file.
+
+Used to pretrain PocketScope (scripts/pretrain_pocketscope.py). Everything the next step needs is in one safetensors
+file, written beside its place and renamed; randomness is derived from (seed, phase, step), so a run in pieces ends in
+the same weights as a run in one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from configs.errors import UserError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with AdamW; `lr` is the rate of the plateau, `ema` the decay of the averaged weights."""
+
+    steps: int
+    batch: int
+    lr: float
+    ema: float
+    warmup: int = 40
+    decay_from: float = 0.5  # where the cosine starts, as a share of the steps
+    decay_to: float = 0.0  # what it ends at, as a share of lr
+    upper: float = 0.0  # share of timesteps drawn from the noisier half, the rest being uniform
+
+    def rate(self, step: int) -> float:
+        """Learning rate: a linear warm-up, a plateau, a cosine down to `decay_to`."""
+        late = (step / self.steps - self.decay_from) / (1 - self.decay_from)
+        cosine = 0.5 * (1 + np.cos(np.pi * min(max(late, 0.0), 1.0)))
+        return self.lr * min(1.0, (step + 1) / self.warmup) * (self.decay_to + (1 - self.decay_to) * cosine)
+
+
+def step_generator(seed: int, phase: int, step: int) -> torch.Generator:
+    """All randomness of one step of the phase of that number. On the CPU, so that devices draw the same numbers."""
+    key = np.random.SeedSequence([seed, phase, step]).generate_state(2)
+    return torch.Generator().manual_seed(int(key[0]) << 31 | int(key[1]))
+
+
+class Trainer:
+    """Runs phases one after the other; SIGINT and SIGTERM end the running step, save and set `stopped`."""
+
+    def __init__(self, folder: Path, seed: int, save_every: int):
+        self.folder, self.seed, self.save_every = folder, seed, save_every
+        self.stopped, self.number = False, -1
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._stop)
+
+    def _stop(self, *_) -> None:
+        self.stopped = True
+
+    def done(self, name: str) -> bool:
+        return (self.folder / f"{name}.safetensors").exists()
+
+    def run(
+        self,
+        name: str,
+        phase: Phase,
+        model: nn.Module,
+        loss: Callable[[torch.Generator], torch.Tensor],
+        before: Callable[[int], None] = lambda step: None,
+        report: Callable[[int], None] = lambda step: None,
+        every: int = 1_000_000,
+    ) -> bool:
+        """Train what requires gradients in `model`; True once the phase is complete, the averaged weights in place.
+
+        `loss` draws one batch from the step's generator; `before(step)` may change the model; `report(step)` measures
+        it with the averaged weights, every so many steps and at the end. A phase that is done is only loaded. Raises
+        UserError on a loss that is not finite, and where the state file belongs to another phase.
+        """
+        self.number += 1
+        result, state = self.folder / f"{name}.safetensors", self.folder / "state.safetensors"
+        if self.done(name):
+            model.load_state_dict(load_file(result))
+            return True
+        trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+        average = {key: value.detach().clone() for key, value in trained.items()}
+        optimizer = torch.optim.AdamW(trained.values(), lr=phase.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        start = self._restore(state, name, model, average, optimizer)
+        bar = tqdm(range(start, phase.steps), initial=start, total=phase.steps, desc=name, mininterval=5)
+        clock, smooth = time.time(), None
+        for step in bar:
+            optimizer.param_groups[0]["lr"] = phase.rate(step)
+            before(step)
+            value = loss(step_generator(self.seed, self.number, step))
+            if not torch.isfinite(value):
+                raise UserError(f"{name}: the loss is {value.item()} at step {step}; lower the phase's learning rate.")
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(trained.values(), 1.0)
+            optimizer.step()
+            decay = min(phase.ema, (step + 1) / (step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.values()), list(trained.values()), 1 - decay)
+            smooth = value.item() if smooth is None else 0.97 * smooth + 0.03 * value.item()
+            seconds = (time.time() - clock) / (step - start + 1)
+            bar.set_postfix({"loss": f"{smooth:.4f}", "s/step": f"{seconds:.2f}"}, refresh=False)
+            last = step + 1 == phase.steps
+            if not self.stopped and (last or (step + 1) % every == 0):
+                with swapped(trained, average):
+                    report(step + 1)
+            if self.stopped or last or (step + 1) % self.save_every == 0:
+                self._save(state, name, step + 1, model, average, optimizer)
+            if self.stopped:
+                return False
+        with torch.no_grad():
+            for key, value in trained.items():
+                value.copy_(average[key])
+        write(model.state_dict(), result)
+        state.unlink()
+        return True
+
+    def _save(self, path: Path, name: str, step: int, model, average, optimizer) -> None:
+        tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
+        tensors |= {f"average/{key}": value for key, value in average.items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+        write(tensors, path, {"phase": name, "step": str(step)})
+
+    def _restore(self, path: Path, name: str, model, average, optimizer) -> int:
+        if not path.exists():
+            return 0
+        with safe_open(path, "pt") as file:
+            position = file.metadata()
+        if position["phase"] != name:
+            raise UserError(f"{path}: is at phase {position['phase']}, expected {name}; delete {path.parent} and start over.")
+        tensors = load_file(path)
+        model.load_state_dict(_below("model/", tensors))
+        for key, value in _below("average/", tensors).items():
+            average[key].copy_(value)
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in _below("optimizer/", tensors).items():
+            index, moment = key.split("/")
+            moments.setdefault(int(index), {})[moment] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        return int(position["step"])
+
+
+@contextmanager
+def swapped(trained: dict[str, torch.Tensor], average: dict[str, torch.Tensor]) -> Iterator[None]:
+    """While inside, the parameters hold their running average."""
+    kept = {key: value.detach().clone() for key, value in trained.items()}
+    try:
+        _copy(average, trained)
+        yield
+    finally:
+        _copy(kept, trained)
+
+
+@torch.no_grad()
+def _copy(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
+    for key, value in target.items():
+        value.copy_(source[key])
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Save as safetensors under a temporary name, then rename."""
+    temporary = path.with_suffix(".part")
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
+    os.replace(temporary, path)
