@@ -125,9 +125,10 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
         has_appearance, debiased = True, True
     else:
         frames, height, width = latent_size
-        if frames == 1 and settings.loss != "hybrid":
-            raise UserError(f"embeddings.loss: {settings.loss} learns motion alone and every clip is an image, which has "
-                            "none; add a video, or use hybrid or method=lora to learn looks")
+        if settings.loss != "hybrid" and (frames == 1 or not cfg.train_temporal_lora):
+            why = "every clip is an image, which has none" if frames == 1 else "train_temporal_lora is off"
+            raise UserError(f"embeddings.loss: {settings.loss} learns motion alone and {why}; change that, or use hybrid "
+                            "or method=lora to learn looks")
         motion = attach_embeddings(unet, blocks=settings.blocks, widths=settings.widths, height=height, width=width,
                                    max_frames=settings.max_frames, frames=frames)
         motion.strength = 0.0
@@ -155,7 +156,7 @@ def customize(unet: UNet3DConditionModel, motions: Sequence[tuple[Checkpoint, fl
     the U-Net untouched, above 1 exaggerates. `appearances` are (checkpoint, number of its clip, strength). `highway`
     has scope and beta, or is None for the plain skips. `latent_size` (frames, height, width in latent pixels) is what
     will be sampled. Raises UserError for checkpoints that can not act together; after any exception, Ctrl-C
-    included, the U-Net is as it was.
+    included, the U-Net is as it was (METHOD sections 3 and 8; MotionDirector's mixing of two paths).
     """
     if len({checkpoint.kind for checkpoint, _ in motions}) > 1:
         raise UserError("mixing: motion embeddings are learned against the pretrained query and key projections, which "

@@ -136,6 +136,8 @@ def test_a_width_that_does_not_exist_lists_those_that_do(unet, tiny_config):
 def test_images_alone_teach_no_motion(unet, tiny_config):
     with pytest.raises(UserError, match="learns motion alone and every clip is an image"):
         methods.attach(unet, tiny_config(**inversion("debiased")), clips=1, latent_size=(1, 8, 8))
+    with pytest.raises(UserError, match="learns motion alone and train_temporal_lora is off"):
+        methods.attach(unet, tiny_config(**inversion(), train_temporal_lora=False), clips=1, latent_size=SIZE)
 
 
 def test_clips_longer_than_the_embeddings_are_refused(unet, tiny_config):
