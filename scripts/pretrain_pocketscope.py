@@ -44,8 +44,8 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grow"
 PHASES = {
     "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
     "frames": Phase(steps=500, batch=128, lr=1.5e-3, ema=0.99, decay_to=0.2, upper=0.3),
-    "video": Phase(steps=1100, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.2, upper=0.7),
-    "fade": Phase(steps=900, batch=16, lr=8e-4, ema=0.998, decay_from=0.6, upper=0.5),
+    "video": Phase(steps=800, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.3, upper=0.7),
+    "fade": Phase(steps=1000, batch=16, lr=8e-4, ema=0.998, decay_from=0.6, upper=0.5),
 }
 
 
@@ -234,6 +234,8 @@ def pretrain(args) -> None:
             return
     if not train_unet("video", diffusion):
         return
+    if not trainer.done("fade"):
+        export(parts, args.export)  # usable while the last phase goes on
     fade = Fade(unet)
     if train_unet("fade", diffusion, before=lambda step: fade.set(fade_factor(step, phases["fade"].steps))):
         export(parts, args.export)
