@@ -18,7 +18,7 @@ WIDTH = 128  # CSS pixels of a video on the page at least
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1300px; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd;
-text-align: left; vertical-align: top } .number { text-align: right; font-variant-numeric: tabular-nums }
+text-align: left; vertical-align: top } .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .smoke { background: #b00; color: #fff; padding: .5rem 1rem; font-weight: bold } .scroll { overflow-x: auto }
 video, td img { width: var(--width); image-rendering: pixelated; display: block } img.plot { max-width: 100% }
 .holds { color: #070 } .does { color: #b00 } .undecided, .not { color: #666 } code { background: #f3f3f3 }

@@ -46,7 +46,7 @@ def _rows(result: Result) -> Figure:
         axes.grid(axis="x", alpha=0.3)
     axes.invert_yaxis()
     if len(result.groups) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 
@@ -71,7 +71,7 @@ def _sweep(result: Result) -> Figure:
         axes.set(xlabel="beta")
         axes.set_title(_title(metric), fontsize=9)
         axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
 
 

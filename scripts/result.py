@@ -13,6 +13,7 @@ from infer.evaluation import ALL_DEFINITIONS, summarize
 from infer.statistics import Estimate
 from scripts.artefacts import ARTEFACTS, Artefact
 from scripts.chain import sidecars
+from scripts.hidden_states import States
 from scripts.plan import Place
 from scripts.testbed import Testbed
 from scripts.verdict import Verdict, conclude, judge
@@ -48,7 +49,7 @@ class Result:
     problems: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     clips: dict[str, Path] = field(default_factory=dict)  # reference -> a video of it
-    states: "States | None" = None  # figure 4 alone: scripts/hidden_states.py
+    states: States | None = None  # figure 4 alone: scripts/hidden_states.py
 
     @property
     def artefact(self) -> Artefact:

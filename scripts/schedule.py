@@ -97,7 +97,8 @@ def run_all(chains: list[Chain], jobs: int, launch: Launch, say: Callable[[str],
     return problems
 
 
-def run_on_slurm(chains: list[Chain], folder: Path, parameters: dict[str, str], say: Callable[[str], None]) -> dict[str, str]:
+def run_on_slurm(chains: list[Chain], folder: Path, parameters: dict[str, str],
+                 say: Callable[[str], None]) -> dict[str, str]:
     """Submit one job a chain through submitit with `parameters` of its executor, and wait for all of them.
 
     The parameter `cluster` picks submitit's executor (slurm, or local to try it out). Raises UserError without submitit.

@@ -142,7 +142,8 @@ def test_results_are_replaced_section_by_section(plan, monkeypatch, tmp_path):
     results = tmp_path / "RESULTS.md"
     other = "<!-- begin table6 pocketscope -->\n## Table 6\n\n- **holds** (paper; g): 1.1 is best. X 1 against 0.\n" \
             "<!-- end table6 pocketscope -->\n"
-    results.write_text(f"former words\n{other}<!-- begin table5 random_world -->\nformer\n<!-- end table5 random_world -->\n")
+    former = "<!-- begin table5 random_world -->\nformer\n<!-- end table5 random_world -->\n"
+    results.write_text(f"former words\n{other}{former}")
     args, argv = asked(plan, "table5", "--results", str(results))
     reproduce.reproduce(args, argv, launch=refuse)
     text = results.read_text()

@@ -9,7 +9,8 @@ from infer.statistics import difference, estimate, mean, share
 
 def test_wilson_interval_has_the_published_values():
     # Newcombe 1998, table I, method 3 (score, no continuity correction)
-    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+    published = ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718))
+    for hits, n, low, high in published:
         found = share([True] * hits + [False] * (n - hits))
         assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
 
