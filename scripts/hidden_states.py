@@ -79,7 +79,7 @@ class States:
         tables = []
         for title, values, kind in (("cosine with the untouched model", self.similarity, mean),
                                     ("motion classifier, share right", self.read, share)):
-            rows = [[name, *(f"{kind(values[name, b])}" for b in range(self.blocks)), str(len(values[name, 0]))]
+            rows = [[name, *(str(kind(values[name, b])) for b in range(self.blocks)), str(len(values[name, 0]))]
                     for name in self.models]
             tables.append((title, [head, *rows]))
         rows = [[name, *(f"{value:.3f}" for value in line)] for name, line in zip(self.models, self.between.tolist())]

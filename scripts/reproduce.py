@@ -124,10 +124,11 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
         return []
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    jobs = args.jobs or max(1, torch.cuda.device_count())
     if args.slurm:
         failed = run_on_slurm(chains, logs, dict(word.partition("=")[::2] for word in args.slurm), say)
     else:
-        failed = run_all(chains, args.jobs or max(1, torch.cuda.device_count()), launch or Processes(logs), say)
+        failed = run_all(chains, jobs, launch or Processes(logs, jobs), say)
     measure = Measure(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device()))
     results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
     pages = []

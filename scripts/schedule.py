@@ -26,11 +26,12 @@ Launch = Callable[[Chain, int], str | None]  # (chain, number of the worker) -> 
 class Processes:
     """Starts chains as processes that write into `folder`: NAME.json (the request) and NAME.log."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.running = folder, set()
+    def __init__(self, folder: Path, jobs: int = 1):
+        self.folder, self.jobs, self.running = folder, jobs, set()
 
     def __call__(self, chain: Chain, worker: int) -> str | None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
         if gpus := torch.cuda.device_count():
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
             environment["CUDA_VISIBLE_DEVICES"] = visible[worker % gpus]
