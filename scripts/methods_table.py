@@ -31,7 +31,7 @@ WHEN = {
     "tap_highway_in_training": "as tap, with the skips already moved while training",
     "tap_pli": "the clip's looks still come through: the plain model finishes the last steps",
     "release": "to compare with the authors' code, or to go on from its files",
-    "motiondirector": "the paper's baseline, reported to leak most; its looks can be mixed with another motion",
+    "motiondirector": "the paper's baseline, reported to leak more than tap; its looks can be mixed with another motion",
     "motion_inversion": "no weight may change; short training; Value embeddings tie the motion to places in the frame",
     "motion_inversion_debiased": "the same, where the clip's looks come through",
     "motion_inversion_hybrid": "the same, with the looks learned apart, to be mixed in at will",
