@@ -19,8 +19,9 @@ from scripts.artefacts import ARTEFACTS, PROMPTS
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
 
-# seconds for a training and for a video, for --list: PocketScope on two CPU cores, ZeroScope on a 24 GB card; estimates
-SECONDS = {"pocket": (150, 4), "zeroscope": (900, 30)}
+# for --list: seconds for a training and for a video, single reference clips (None: the artefact's motions) and prompts
+# for each; PocketScope on two CPU cores, ZeroScope on a 24 GB card; estimates
+COSTS = {"pocket": (150, 4, None, PROMPTS), "zeroscope": (900, 30, 4, 8)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -51,12 +52,13 @@ def listing() -> str:
     """What --list prints."""
     lines = []
     for name, artefact in ARTEFACTS.items():
-        trainings = len({v.train for v in artefact.variants}) * len(artefact.motions)
-        videos = len(artefact.variants) * len(artefact.motions) * PROMPTS
-        costs = [f"{model} about {(trainings * train + videos * video) / 60:.0f} min"
-                 for model, (train, video) in SECONDS.items()]
-        lines += [f"{name}  {artefact.title}", f"    shows {artefact.shows}", f"    needs {artefact.needs}",
-                  f"    at most {trainings} trainings, {videos} videos: {', '.join(costs)} (estimates)"]
+        lines += [f"{name}  {artefact.title}", f"    shows {artefact.shows}", f"    needs {artefact.needs}"]
+        for model, (train, video, clips, prompts) in COSTS.items():
+            references = 1 if artefact.several else clips or len(artefact.motions)
+            trainings = len({variant.train for variant in artefact.variants}) * references
+            videos = len(artefact.variants) * references * prompts
+            lines.append(f"    costs on {model} at most {trainings} trainings and {videos} videos, about "
+                         f"{(trainings * train + videos * video) / 60:.0f} min (an estimate)")
     return "\n".join(lines)
 
 
