@@ -1,8 +1,9 @@
 """Analytic detectors for the toy world: what a clip shows, read from its pixels alone, without any learned part.
 
-The background is the border's median colour (of its brighter half); the object is what has the colour that most of the other pixels are
-nearest to; its shape and radius are the template of largest overlap; its path is the centroid per frame. Frames are
-uint8 RGB [f 3 h w]; trajectories are (x, y) in pixels of a 64-pixel canvas, whatever the clip's size.
+The background is the border's median colour (of its brighter half); the object is what has the colour that most of
+the other pixels are nearest to; its shape and radius are the template of largest overlap; its path is the centroid
+per frame. Frames are uint8 RGB [f 3 h w]; trajectories are (x, y) in pixels of a 64-pixel canvas, whatever the clip's
+size.
 """
 
 from __future__ import annotations

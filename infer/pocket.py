@@ -12,12 +12,17 @@ import itertools
 import numpy as np
 import torch
 
+from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+
 from data.detectors import read_clip
 from data.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, parse_prompt, render, sample_scene
 from infer.sampler import sample
+from models.hooks import Patch, wrap_forward
 
 SAMPLE_STEPS, GUIDANCE = 20, 4.0
 FRAMES, LATENT_SIDE = 8, 8
+TEMPORAL_PARTS = {"temporal attention": TransformerTemporalModel, "temporal convolutions": TemporalConvLayer}
 
 
 def fresh_prompts(count: int, seed: int) -> list[str]:
@@ -47,7 +52,8 @@ def sample_clips(parts: dict, prompts: list[str], seed: int, steps: int, guidanc
                  for i in range(len(part))]
         latents = sample(unet, parts["scheduler"], torch.stack(noise).to(device), embed(part), embed([""] * len(part)),
                          steps=steps, guidance_scale=guidance)
-        clips += [to_uint8(vae.decode(x.transpose(0, 1).to(vae.dtype) / vae.config.scaling_factor).sample) for x in latents]
+        latents = latents.transpose(1, 2).to(vae.dtype) / vae.config.scaling_factor  # [b f c h w]
+        clips += [to_uint8(vae.decode(frames).sample) for frames in latents]
     return clips
 
 
@@ -55,6 +61,15 @@ def measure(parts: dict, prompts: list[str], seed: int, steps: int = SAMPLE_STEP
     """(shares of `summary`, clips): samples of the prompts as the detectors read them."""
     clips = sample_clips(parts, prompts, seed, steps, guidance)
     return summary([read_clip(clip).matches(parse_prompt(prompt)) for clip, prompt in zip(clips, prompts)]), clips
+
+
+def without(unet, part: str) -> Patch:
+    """Switch one of `TEMPORAL_PARTS` off: its layers pass their input on. Shows which of them carries the motion."""
+
+    def pass_on(forward, hidden_states, *args, **kwargs):
+        return (hidden_states,) if "return_dict" in kwargs else hidden_states
+
+    return Patch([wrap_forward(m, pass_on) for m in unet.modules() if isinstance(m, TEMPORAL_PARTS[part])])
 
 
 @torch.no_grad()

@@ -137,7 +137,8 @@ class Trainer:
         with safe_open(path, "pt") as file:
             position = file.metadata()
         if position["phase"] != name:
-            raise UserError(f"{path}: is at phase {position['phase']}, expected {name}; delete {path.parent} and start over.")
+            found = position["phase"]
+            raise UserError(f"{path}: is at phase {found}, expected {name}; delete {path.parent} and start over.")
         tensors = load_file(path)
         model.load_state_dict(_below("model/", tensors))
         for key, value in _below("average/", tensors).items():

@@ -3,6 +3,7 @@
     python scripts/pretrain_pocketscope.py                                      # two CPU cores: about an hour
     python scripts/pretrain_pocketscope.py --device cuda --dtype bf16 --batch 4 --compile
     python scripts/pretrain_pocketscope.py --evaluate 256 --seed 1              # only measures models/pocketscope
+    python scripts/pretrain_pocketscope.py --evaluate 64 --seed 1 --ablate      # ... and what carries its motion
 
 Four phases: the VAE, then (on the latents of pre-rendered clips) single frames with the temporal layers bypassed,
 video, and the fade, in which the temporal convolutions are frozen and their output is scaled down to `FADE_TO`: they
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from configs.errors import UserError, command
 from data.world import MOTIONS, render, sample_scene, vocabulary
+from infer import pocket
 from infer.pictures import contact_sheet
 from infer.pocket import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
 from models.blueprint import build
@@ -249,6 +251,9 @@ def evaluate(args) -> None:
     for where, vae in (("rendered clips", None), ("clips after the VAE", parts["vae"])):
         print(f"detectors on {where}: {measure_detectors(vae, args.seed + 1)}", file=sys.stderr)
     prompts = fresh_prompts(args.evaluate, args.seed)
+    for part in pocket.TEMPORAL_PARTS if args.ablate else ():
+        with pocket.without(parts["unet"], part):
+            print(f"without {part}: {measure(parts, prompts, args.seed)[0]}", file=sys.stderr)
     facts, clips = measure(parts, prompts, args.seed)
     contact_sheet(args.out / "evaluate.png", list(zip(prompts, clips))[:16], height=64)
     print(json.dumps(facts))
@@ -266,6 +271,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net")
     parser.add_argument("--smoke", action="store_true", help="three tiny steps of every phase")
     parser.add_argument("--evaluate", type=int, metavar="N", help="only measure the model on N fresh prompts")
+    parser.add_argument("--ablate", action="store_true", help="also measure with each kind of temporal layer off")
     args = parser.parse_args(argv)
     args.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     if args.evaluate is not None and args.evaluate < 1:

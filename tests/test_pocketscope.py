@@ -68,6 +68,19 @@ def test_time_has_a_direction_from_the_first_step(parts):
     assert (forth - back).abs().mean() > 0.02 * forth.abs().mean()
 
 
+def test_temporal_parts_can_be_switched_off_and_on_again(parts):
+    unet, text, step = parts["unet"], torch.zeros(1, TEXT_LENGTH, 64), torch.tensor([500])
+    latents = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = unet(latents, step, text).sample
+        with pocket.without(unet, "temporal convolutions"):
+            unordered = unet(latents, step, text).sample
+            turned = unet(latents.flip(2), step, text).sample.flip(2)
+        again = unet(latents, step, text).sample
+    assert not torch.equal(whole, unordered) and torch.equal(whole, again)
+    torch.testing.assert_close(unordered, turned, atol=1e-5, rtol=0)  # nothing else knows the order of frames
+
+
 def test_folding_the_statistics_normalises_latents_and_changes_no_reconstruction(frames):
     vae = build(vocabulary(), seed=0)["vae"]
     with torch.no_grad():
