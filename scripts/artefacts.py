@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 REPORTED = "reported [S]"
 PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference, at most
-PLI_TAU = 400  # ours: the paper's value is not known to us
+PLI_TAU = 200  # ours, the paper's is not known to us; at 400 the toy model already undoes part of the motion
 RETIMED = ("there_and_back", "late_start")  # a known motion on another clock: pretrained values can be recombined
 PATHS = ("orbit",)  # places that no pretrained value holds, beyond what the paper's argument promises
 
@@ -63,7 +63,7 @@ def highway(beta: float = 1.1, scope: str = "all") -> tuple[str, ...]:
 
 
 TAP, MOTION_DIRECTOR = preset("tap"), preset("motiondirector")
-PLI = ("--pli_threshold", str(PLI_TAU))
+PLI, EARLY_PLI = ("--pli_threshold", str(PLI_TAU)), ("--pli_threshold", "400")
 UNTOUCHED = Variant("untouched model", TAP, ("--lora_scale", "0"))
 DIRECTOR = Variant("MotionDirector", MOTION_DIRECTOR, (), "text 27.55, ViCLIP 25.54, consistency 93.56")
 FULL = Variant("TAP + AH + PLI", TAP, (*highway(), *PLI), "text 28.52, ViCLIP 26.52, consistency 93.83")
@@ -121,7 +121,8 @@ ARTEFACTS = {
         (UNTOUCHED, Variant("baseline (MotionDirector)", MOTION_DIRECTOR, (), DIRECTOR.reported),
          Variant("+ TAP", TAP, (), "text 27.91, consistency 93.86"),
          Variant("+ AH", TAP, highway(), HIGHWAY.reported),
-         Variant("+ PLI (full)", TAP, (*highway(), *PLI), FULL.reported)),
+         Variant("+ PLI (full)", TAP, (*highway(), *PLI), FULL.reported),
+         Variant("+ PLI from timestep 400", TAP, (*highway(), *EARLY_PLI))),
         (Claim("TAP improves looks over the baseline", "appearance", "+ TAP", "more", "baseline (MotionDirector)"),
          Claim("AH improves looks over TAP", "appearance", "+ AH", "more", "+ TAP"),
          Claim("PLI improves looks over AH", "appearance", "+ PLI (full)", "more", "+ AH"),
