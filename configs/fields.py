@@ -7,6 +7,8 @@ limit in the metadata is checked when a configuration is loaded. Sizes are pixel
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
+MOST_STEPS = 999  # DDIM's 1000 timesteps start at 1 (steps_offset), so a thousand steps would ask for timestep 1000
+
 
 def key(default: Any, help: str, **limits: Any) -> Any:
     """A dataclass field with its line of help and limits: low, high (inclusive), above (exclusive), multiple."""
@@ -52,7 +54,7 @@ class ValidationData:
     num_frames: int | None = key(None, "frames of a preview; default as train_data.n_sample_frames", low=1)
     width: int | None = key(None, "width of a preview in pixels; default as train_data.width", low=8, multiple=8)
     height: int | None = key(None, "height of a preview in pixels; default as train_data.height", low=8, multiple=8)
-    num_inference_steps: int = key(30, "DDIM steps", low=1, high=1000)
+    num_inference_steps: int = key(30, "DDIM steps", low=1, high=MOST_STEPS)
     guidance_scale: float = key(12.0, "classifier-free guidance scale", low=0)
     guidance_rescale: float = key(
         0.0, "share of the guided prediction brought back to the unguided variance", low=0, high=1
@@ -124,7 +126,7 @@ class Config:
     debias_beta: float = key(1.0, "beta of the appearance-debiased temporal loss", low=0)
     embeddings: Embeddings = key(Embeddings, "")
     initial_noise: InitialNoise = key(InitialNoise, "")
-    inversion_steps: int = key(50, "DDIM steps of the reference's inversion", low=1, high=1000)
+    inversion_steps: int = key(50, "DDIM steps of the reference's inversion", low=1, high=MOST_STEPS)
 
     max_train_steps: int = key(1000, "optimizer steps", low=1)
     learning_rate: float = key(5e-4, "learning rate of the LoRAs", above=0)
@@ -145,7 +147,7 @@ class Config:
     seed: int = key(0, "every draw of a run derives from it and the step", low=0)
 
     mixed_precision: Literal["no", "fp16", "bf16"] = key(
-        "fp16", "precision of the frozen model; adapters stay fp32 (a CPU uses bf16 for fp16)"
+        "fp16", "precision of the frozen model; adapters stay fp32 (a CPU takes fp32 throughout)"
     )
     gradient_checkpointing: bool = key(True, "recompute activations in the backward pass: less memory, more time")
     memory: Literal["default", "low"] = key("default", "low: nested recomputation for the smallest cards")

@@ -1,8 +1,9 @@
 """Keys of older files of this family that are still accepted: each says, on one line, what replaced it.
 
 They come from the authors' release, MotionDirector and the text-to-video finetuning code both grew from. A key that
-still means something is moved to today's key; a key that asks for what cannot be given is an error, never ignored in
-silence.
+still means something is moved to today's key. One that asks for what is not done here (use_offset_noise,
+train_text_encoder, ...) says so in a note and the file runs, as published files must run unchanged; only a value that
+would change what is trained on (extra_train_data) or means nothing (train_batch_size: 0) is an error.
 """
 
 from typing import Any
@@ -45,14 +46,14 @@ REPLACED = {
     "validation_data.freeu": "appearance_highway.beta is the scale of the skips",
 }
 LOGGERS = ("tensorboard", "none")
+BATCH_SIZE = "train_batch_size"  # multiplies gradient_accumulation_steps, in whichever file either stands
 
 
-def modernise(path: str, value: Any, given: dict[str, Any]) -> tuple[dict[str, Any], str | None] | None:
+def modernise(path: str, value: Any) -> tuple[dict[str, Any], str | None] | None:
     """What an old key means today.
 
-    `path` is a dotted key with its `value`; `given` holds the sibling keys of the same file by dotted path. Returns
-    None when `path` is not an old key, else the keys to set in its place and the line to print (None: nothing to
-    say). Raises ValueError, with what to do, when the old key asks for something that does not exist here.
+    `path` is a dotted key with its `value`. Returns None when `path` is not an old key, else the keys to set in its
+    place and the line to print (None: nothing to say). Raises ValueError, with what to do, for an impossible value.
     """
     if path in REPLACED:
         return {}, REPLACED[path]
@@ -62,11 +63,11 @@ def modernise(path: str, value: Any, given: dict[str, Any]) -> tuple[dict[str, A
         return {}, None
     if path == "logger_type":
         return {"logger": value if value in LOGGERS else "tensorboard"}, "logger names it; curves go to TensorBoard"
-    if path == "train_batch_size":
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{value!r} is not a count of clips; remove the key or give a whole number from 1")
-        if value == 1:
-            return {}, None
-        steps = value * int(given.get("gradient_accumulation_steps") or 1)
-        return {"gradient_accumulation_steps": steps}, f"clips are accumulated: gradient_accumulation_steps is {steps}"
     return None
+
+
+def batch_size(value: Any) -> int:
+    """The clips in a batch that train_batch_size asks for. Raises ValueError when `value` is no count."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is not a count of clips; remove the key or give a whole number from 1")
+    return value

@@ -6,6 +6,7 @@ them. Every error is collected and reported at once. Imports neither torch nor d
 """
 
 import difflib
+import os
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import UserError
 from configs.fields import KEYS, SECTIONS, Config, default_of, default_text, kind_of
-from configs.legacy_keys import modernise
+from configs.legacy_keys import BATCH_SIZE, batch_size, modernise
 
 ROOT = Path(__file__).resolve().parents[1]
 INPUT_PATHS = (
@@ -28,18 +29,16 @@ INPUT_PATHS = (
     "train_data.json_path",
     "train_data.image_dir",
 )
+OUTPUT_PATHS = ("output_dir", "cache_dir")
 SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "json_path", "image": "image_dir"}
 SIDES = ("down", "mid", "up")
-YAML_BOOLEANS = {
-    "mixed_precision": "no",
-    "appearance_highway.use": "off",
-    "logger": "none",
-}  # YAML reads no/off as false
+# YAML reads no/off as false
+YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "logger": "none"}
 
 
 def locate(path: str | Path) -> Path:
     """A path as given when it exists from the working directory, else under the repository's root when it is there."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # an unknown ~name stays as it is, and is then said to be missing
     return ROOT / path if not path.exists() and (ROOT / path).exists() else path
 
 
@@ -137,6 +136,7 @@ class _Merge:
     def __init__(self) -> None:
         self.cfg = OmegaConf.structured(Config)
         self.errors: list[str] = []
+        self.batch_size = 1
 
     def file(self, name: str) -> None:
         path = locate(name)
@@ -158,10 +158,13 @@ class _Merge:
                 f"{origin}: holds {type(values).__name__} in place of keys and values; write `key: value` lines"
             )
             return
-        given, replacements = dict(_leaves(values)), {}
-        for path, value in given.items():
+        replacements = {}
+        for path, value in _leaves(values):
             try:
-                old = modernise(path, value, given)
+                if path == BATCH_SIZE:
+                    self.batch_size = batch_size(value)
+                    continue
+                old = modernise(path, value)
             except ValueError as error:
                 self.errors.append(f"{origin}: {path}: {error}")
                 continue
@@ -199,6 +202,10 @@ class _Merge:
     def finish(self) -> DictConfig:
         """Fill in what follows from other keys, check limits, and raise every error together."""
         cfg = self.cfg
+        if self.batch_size > 1:
+            cfg.gradient_accumulation_steps *= self.batch_size
+            told = f"clips are accumulated: gradient_accumulation_steps is {cfg.gradient_accumulation_steps}"
+            print(f"note: {BATCH_SIZE}: {told}", file=sys.stderr)
         for name, source in (("num_frames", "n_sample_frames"), ("width", "width"), ("height", "height")):
             if cfg.validation_data[name] is None:
                 cfg.validation_data[name] = cfg.train_data[source]
@@ -206,6 +213,8 @@ class _Merge:
             if value := OmegaConf.select(cfg, path):
                 located = locate(value)
                 OmegaConf.update(cfg, path, value if located == Path(value) else str(located))
+        for path in OUTPUT_PATHS:
+            cfg[path] = os.path.expanduser(cfg[path])
         for path, entry in KEYS.items():
             self.errors += _beyond(path, OmegaConf.select(cfg, path), entry.metadata)
         self.errors += _contradictions(cfg)

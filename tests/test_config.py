@@ -144,6 +144,10 @@ def test_a_missing_file_and_a_wrong_flag_are_errors():
         {"dataset_types": []},
         {"extra_train_data": [{"path": "x"}]},
         {"train_batch_size": 0},
+        {"train_batch_size": 2, "gradient_accumulation_steps": [1]},
+        {"train_batch_size": 2, "gradient_accumulation_steps": "two"},
+        {"inversion_steps": 1000},
+        {"validation_data.num_inference_steps": 1000},
         {"appearance_highway.beta": 0},
     ],
 )
@@ -169,6 +173,30 @@ def test_old_batch_size_becomes_accumulation(capsys):
     cfg = schema.from_dict({**CLIP, "train_batch_size": 2, "gradient_accumulation_steps": 3})
     assert cfg.gradient_accumulation_steps == 6
     assert "gradient_accumulation_steps is 6" in capsys.readouterr().err
+
+
+def test_old_batch_size_multiplies_what_any_other_origin_accumulates(tmp_path):
+    file = write(tmp_path, "a.yaml", "gradient_accumulation_steps: 3\ntrain_data: {single_video_path: a}\n")
+    old = write(tmp_path, "old.yaml", "train_batch_size: 2\n")
+    words = ("train_batch_size=2", "gradient_accumulation_steps=4")
+    assert load("--config", file, words[0])[0].gradient_accumulation_steps == 6
+    assert load("--config", file, *words)[0].gradient_accumulation_steps == 8
+    assert load("--config", file, *reversed(words))[0].gradient_accumulation_steps == 8
+    assert load("--config", file, "--config", old, "train_batch_size=1")[0].gradient_accumulation_steps == 3
+
+
+def test_old_keys_that_ask_for_what_is_not_done_here_say_so_and_the_file_runs(capsys):
+    keys = ("use_offset_noise", "train_text_encoder", "rescale_schedule")
+    schema.from_dict({**CLIP, **dict.fromkeys(keys, True)})
+    said = capsys.readouterr().err
+    assert all(f"note: {key} " in said for key in keys)
+
+
+def test_a_tilde_in_output_folders_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = schema.from_dict({**CLIP, "output_dir": "~/runs", "cache_dir": "~/cache"})
+    assert (cfg.output_dir, cfg.cache_dir) == (f"{tmp_path}/runs", f"{tmp_path}/cache")
+    assert schema.from_dict(CLIP).output_dir == "./outputs/train"
 
 
 def test_yaml_round_trip_is_exact():
