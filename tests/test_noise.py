@@ -122,3 +122,10 @@ def test_a_constant_inversion_resizes_without_nan():
 def test_bad_input_is_one_sentence(arguments, sentence, inversion):
     with pytest.raises(UserError, match=sentence):
         initial_noise(SHAPE, generator(), **{"inversion": inversion, **arguments})
+
+
+@pytest.mark.parametrize("cutoff", [0.0, -0.25, 1.5, float("nan")])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_cutoff_that_is_no_share_is_one_sentence(strategy, cutoff, inversion):
+    with pytest.raises(UserError, match="initial_noise.cutoff"):
+        initial_noise(SHAPE, generator(), inversion, 0.5, strategy, cutoff=cutoff)
