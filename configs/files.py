@@ -17,8 +17,8 @@ FULL = 64 * 1024  # bytes; with less than this left, a failed write failed for w
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` (same suffix) that becomes `path`, file or folder, if the block succeeds.
 
-    Missing parent folders are made; after a failure nothing of all this is left. On a full disk the failure is always
-    an OSError with ENOSPC, however the library that was writing words it.
+    Missing parent folders are made; after a failure nothing of all this is left and what was there before still is.
+    On a full disk the failure is always an OSError with ENOSPC, however the library that was writing words it.
     """
     path = Path(path)
     made = [folder for folder in path.parents if not folder.exists()]
@@ -30,7 +30,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.is_dir():  # a folder cannot be replaced in one go: move the old one aside first
             path.rename(old)
-        part.rename(path)
+        try:
+            part.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
         _remove(old)
     except BaseException as error:
         full = isinstance(error, Exception) and shutil.disk_usage(path.parent).free < FULL

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -125,6 +126,22 @@ def test_writing_is_all_or_nothing(tmp_path):
             (part / content).touch()
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+def test_a_folder_that_can_not_be_replaced_stays_as_it_was(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "folder", Path.rename
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def fail(path, target):
+        if ".part" in path.name:
+            raise OSError(errno.EACCES, "not allowed")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="not allowed"), atomic_path(folder) as part:
+        part.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
 
 
 def test_the_limit_keeps_the_newest(unet, tmp_path):
