@@ -19,30 +19,32 @@ DESCRIPTION = "train.py: give a text-to-video model the motion of one or a few r
 if __name__ == "__main__":  # before the slow imports, so that --help and a misspelt key answer at once
     CONFIG, DRY_RUN = command(load)(sys.argv[1:], description=DESCRIPTION)
 
+import itertools
 import math
-import signal
+import shutil
 import time
 from dataclasses import replace
 
 import torch
 from accelerate import PartialState
 from diffusers import DDIMScheduler
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data import cache
 from data.sources import load_clips
 from infer.inversion import ddim_invert
 from infer.journal import Journal
-from infer.noise import initial_noise
-from infer.pictures import contact_sheet
-from infer.sampler import sample
-from infer.video import safe_name, write_video
-from models import legacy, memory, methods, objective
+from infer.preview import longest, preview
+from infer.settings import skeleton
+from infer.stopping import StopSignals, together
+from models import memory, methods, objective
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.checkpoint import list_checkpoints, load_checkpoint, load_training_state, save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.optimizer import DualPathOptimizer
+
+VAE_FACTOR, CLIP_TOKENS = 8, 77  # of every model of this family; only the estimate of --dry-run assumes them
 
 
 def training_step(unet, scheduler, method, latents, text, draw, *, clip=0, debias_beta=1.0, learn_motion=True,
@@ -88,7 +90,7 @@ def run(cfg: DictConfig) -> Path:
     backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)
     with processes.main_process_first():
         clips = prepare_clips(cfg, backbone)
-    method = methods.attach(backbone.unet, cfg, clips=len(clips), latent_size=tuple(longest(clips).latents.shape[2:]))
+    method = methods.attach(backbone.unet, cfg, clips=len(clips), latent_size=tuple(clips[longest(clips)].latents.shape[2:]))
     say(processes, "\n".join(method.describe()))
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.unet, nested=cfg.memory == "low")
@@ -97,18 +99,18 @@ def run(cfg: DictConfig) -> Path:
         motion_lr=cfg.learning_rate if cfg.method == "lora" else cfg.embeddings.learning_rate,
         half=backbone.dtype == torch.float16)
     folder, start = begin_or_resume(cfg, method, optimizer, processes)
+    if not processes.is_main_process:
+        loop(cfg, backbone, method, optimizer, clips, folder, start, processes, None)
+        return folder
 
-    if processes.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(cfg))
-        cache.export(clips, folder)
-    journal = Journal(folder, start, cfg.max_train_steps, device, cfg.logger == "tensorboard") \
-        if processes.is_main_process else None
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(cfg))
+    cache.export(clips, folder)
+    journal = Journal(folder, start, cfg.max_train_steps, device, cfg.logger == "tensorboard")
     try:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal)
     finally:
-        plot = journal.close() if journal else None
-    say(processes, f"loss plot: {plot}")
+        say(processes, f"loss plot: {journal.close()}")
     return folder
 
 
@@ -121,34 +123,35 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
     unet.train()  # as the release: LoRA dropout and the temporal convolutions' own dropout are active
     with StopSignals() as stop:
         for step in range(start + 1, cfg.max_train_steps + 1):
+            found = []
             for k in range(accumulation):
                 micro = k * ranks + processes.process_index
                 clip = clip_order(cfg.seed, (step - 1) * accumulation * ranks + micro, len(clips))
                 latents, text = batches[clip]
                 draw = objective.draw(cfg.seed, step, latents, micro=micro, min_timestep=cfg.min_timestep,
                                       max_timestep=cfg.max_timestep, spatial_probability=cfg.spatial_path_probability)
-                torch.manual_seed(objective.seed_of(cfg.seed, step, micro))  # for dropout, the one global draw
-                losses = training_step(
+                torch.manual_seed(objective.seed_of("dropout", cfg.seed, step, micro))  # the one global draw
+                found.append(training_step(
                     unet, backbone.scheduler, method, latents, text, draw, debias_beta=cfg.debias_beta,
                     clip=0 if cfg.single_spatial_lora else clip, learn_motion=cfg.train_temporal_lora,
-                    backward=optimizer.backward)
-                losses = {name: loss.item() for name, loss in losses.items()}
-                stop_if_not_finite(losses, step, draw.timestep, folder)
+                    backward=optimizer.backward))
+            losses = mean_losses(found)
+            stopped, broken = together(processes, stop.requested, not all(map(math.isfinite, losses.values())))
+            if broken:
+                raise UserError(f"training: the losses are {losses} at step {step}, timestep {draw.timestep.tolist()}; earlier "
+                                f"checkpoints in {folder} are kept; lower learning_rate, or use mixed_precision=bf16")
             rate = optimizer.learning_rate
             optimizer.step()
             if journal:
                 journal.log(step, losses, timestep=int(draw.timestep[0]), learning_rate=rate)
-
-            last = step == cfg.max_train_steps or stop.requested
-            if (last or step % cfg.checkpointing_steps == 0) and processes.is_main_process:
-                save(cfg, method, optimizer, folder, step, backbone)
-            if processes.is_main_process and step % cfg.validation_steps == 0 and cfg.validation_data.sample_preview:
-                preview(cfg, backbone, method, clips, folder / "previews" / f"step-{step}")
-            if journal:
+                if step == cfg.max_train_steps or stopped or step % cfg.checkpointing_steps == 0:
+                    save(cfg, method, optimizer, folder, step)
+                if step % cfg.validation_steps == 0 and cfg.validation_data.sample_preview and cfg.validation_data.prompt:
+                    preview(cfg, backbone, method, clips, folder / "previews" / f"step-{step}")
                 journal.pause()
-            if stop.requested and step < cfg.max_train_steps:
+            if stopped and step < cfg.max_train_steps:
                 say(processes, f"stopped after step {step}; go on with: resume_from_checkpoint={folder}")
-                raise SystemExit(128 + stop.requested)
+                raise SystemExit(128 + stopped)
 
 
 def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
@@ -164,63 +167,61 @@ def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
                            empty.to(backbone.device), cfg.inversion_steps).cpu()
 
     return cache.build(
-        clips, Path(cfg.cache_dir), key_parts={"weights": backbone.fingerprint(), "inversion": cfg.inversion_steps},
+        clips, Path(cfg.cache_dir), key_parts={"weights": backbone.fingerprint(), "precision": str(backbone.dtype), "inversion": cfg.inversion_steps},
         encode_video=lambda frames: backbone.encode_video(frames).cpu(),
         encode_text=lambda prompt: backbone.encode_text([prompt]).cpu(), invert=invert)
 
 
 def begin_or_resume(cfg, method, optimizer, processes) -> tuple[Path, int]:
-    """The run folder and the number of steps done: a new folder and 0, or what resume_from_checkpoint names."""
+    """The run folder and the number of steps done: a new folder and 0, or what resume_from_checkpoint names.
+
+    A run's last checkpoint goes on in the run's own folder. An earlier one starts a new folder with the log so far, so
+    that what came after it is kept.
+    """
+    fresh = new_folder(Path(cfg.output_dir) / time.strftime("train_%Y-%m-%dT%H-%M-%S"))
     source = cfg.resume_from_checkpoint
     if source == "latest":
-        runs = sorted((p for p in Path(cfg.output_dir).glob("train_*") if p.is_dir() and list_checkpoints(p)),
-                      key=lambda p: p.name)
+        runs = sorted(p for p in Path(cfg.output_dir).glob("train_*") if p.is_dir() and list_checkpoints(p))
         if not runs:
             say(processes, f"note: no checkpoint under {cfg.output_dir} yet, starting from step 0")
         source = runs[-1] if runs else None
     if not source:
-        return Path(cfg.output_dir) / time.strftime("train_%Y-%m-%dT%H-%M-%S"), 0
+        return fresh, 0
     found = load_checkpoint(source)
+    if changed := shaping_differences(cfg, found.config or {}):
+        raise UserError(f"resume_from_checkpoint: {found.path} was trained with {changed}; give the same, or start anew")
     method.load(found.motion, found.appearance)
     state = load_training_state(found.path)
     optimizer.load_state_dict(state["optimizer"])
-    say(processes, f"resuming after step {state['step']} of {found.path}")
-    return found.path.parent, state["step"]
+    run, step = found.path.parent, state["step"]
+    if step < max(list_checkpoints(run)):
+        if processes.is_main_process:
+            fresh.mkdir(parents=True)
+            shutil.copy(run / "log.jsonl", fresh)
+        run = fresh
+    say(processes, f"resuming after step {step} of {found.path}, in {run}")
+    return run, step
 
 
-def save(cfg, method, optimizer, folder: Path, step: int, backbone: Backbone) -> None:
+def shaping_differences(cfg, trained: dict) -> str:
+    """What must not change between a checkpoint and the run that goes on from it, in words; empty when nothing did."""
+    names = [name for name in ("method", "temporal_preset", "lora_rank", "lora_alpha", "seed", "embeddings")
+             if name in trained and trained[name] != OmegaConf.to_container(cfg)[name]]
+    return ", ".join(f"{name} {trained[name]} (asked for: {cfg[name]})" for name in names)
+
+
+def new_folder(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist: two runs may start in the same second."""
+    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def save(cfg, method, optimizer, folder: Path, step: int) -> None:
     motion, appearance = method.state()
     info = {"base_model": cfg.pretrained_model_path, "method": cfg.method, **method.info()}
     save_checkpoint(folder, step, motion=motion, appearance=appearance, kind=method.kind, config_yaml=to_yaml(cfg),
                     info=info, training_state={"step": step, "optimizer": optimizer.state_dict()},
                     limit=cfg.checkpoints_total_limit)
-
-
-def preview(cfg, backbone: Backbone, method, clips, folder: Path) -> None:
-    """Sample the validation prompts with the weights as they are, through the sampler that inference uses."""
-    wanted, factor = cfg.validation_data, backbone.vae_factor
-    shape = (1, backbone.unet.config.in_channels, wanted.num_frames, wanted.height // factor, wanted.width // factor)
-    negative = backbone.encode_text([wanted.negative_prompt])
-    reference = longest(clips).inversion
-    usable = reference is not None and reference.shape[2] > 1  # an image's inversion would be one noise for all frames
-    rows = []
-    backbone.unet.eval()
-    with method.sampling(wanted.spatial_scale):
-        for prompt in wanted.prompt:
-            noise = initial_noise(shape, torch.Generator().manual_seed(cfg.seed), reference,
-                                  wanted.noise_prior if usable else 0.0, cfg.initial_noise.strategy, cutoff=cfg.initial_noise.cutoff)
-            latents = sample(backbone.unet, backbone.scheduler, noise.to(backbone.device), backbone.encode_text([prompt]),
-                             negative, steps=wanted.num_inference_steps, guidance_scale=wanted.guidance_scale,
-                             guidance_rescale=wanted.guidance_rescale)
-            rows.append((prompt, backbone.decode_video(latents)))
-            write_video(folder / f"{safe_name(prompt)}.mp4", rows[-1][1], fps=cfg.train_data.fps or 8)
-    backbone.unet.train()
-    contact_sheet(folder / "sheet.png", rows)
-
-
-def longest(clips: list[cache.CachedClip]) -> cache.CachedClip:
-    """The first of the clips with the most frames: images beside videos do not say how large a motion is."""
-    return max(clips, key=lambda clip: clip.latents.shape[2])
 
 
 def clip_order(seed: int, position: int, clips: int) -> int:
@@ -230,11 +231,10 @@ def clip_order(seed: int, position: int, clips: int) -> int:
     return torch.randperm(clips, generator=generator)[place].item()
 
 
-def stop_if_not_finite(losses: dict[str, float], step: int, timestep: torch.Tensor, folder: Path) -> None:
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            raise UserError(f"training: the {name} loss is {value} at step {step}, timestep {timestep.tolist()}; earlier "
-                            f"checkpoints in {folder} are kept; lower learning_rate, or use mixed_precision=bf16")
+def mean_losses(found: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """The mean of each loss over the clips of a step; a pass that did not run has none."""
+    names = dict.fromkeys(name for losses in found for name in losses)
+    return {name: torch.stack([losses[name] for losses in found if name in losses]).mean().item() for name in names}
 
 
 def say(processes, message: str) -> None:
@@ -242,49 +242,29 @@ def say(processes, message: str) -> None:
         print(message, file=sys.stderr)
 
 
-class StopSignals:
-    """Inside the block Ctrl-C and SIGTERM only ask: `requested` becomes the signal's number. A second Ctrl-C insists."""
-
-    def __enter__(self) -> "StopSignals":
-        self.requested = 0
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = number
-        os.write(2, b"\nfinishing this step, then saving (Ctrl-C again to stop at once)\n")
-
-
 def dry_run(cfg: DictConfig) -> str:
-    """The resolved configuration, what would be patched and the memory a step needs; loads and writes nothing."""
-    unet = legacy.skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
+    """The resolved configuration, what would be patched and the memory a step needs; loads no weights, writes nothing."""
+    unet = skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
     unet.requires_grad_(False)
-    factor, data = 8, cfg.train_data
-    size = (data.n_sample_frames, data.height // factor, data.width // factor)
-    base = memory.parameter_bytes(unet)
+    base, n, data = memory.parameter_bytes(unet), cfg.timesteps_per_step, cfg.train_data
+    size = (data.n_sample_frames, data.height // VAE_FACTOR, data.width // VAE_FACTOR)
     bypass_single_frames(unet)
     method = methods.attach(unet, cfg, clips=1, latent_size=size)
     if cfg.gradient_checkpointing:
         checkpoint_activations(unet, nested=cfg.memory == "low")
-    latents = torch.empty(cfg.timesteps_per_step, unet.config.in_channels, *size, device="meta")
-    text = torch.empty(cfg.timesteps_per_step, 77, unet.config.cross_attention_dim, device="meta")
-    draw = objective.Draw(latents, torch.empty(cfg.timesteps_per_step, dtype=torch.long, device="meta"), 0, 0, True)
+    latents = torch.empty(n, unet.config.in_channels, *size, device="meta")
+    text = torch.empty(n, CLIP_TOKENS, unet.config.cross_attention_dim, device="meta")
+    draw = objective.Draw(latents, torch.empty(n, dtype=torch.long, device="meta"), 0, 0, True)
     with memory.PeakBytes() as counted:
         training_step(unet.train(), DDIMScheduler(), method, latents, text, draw, learn_motion=cfg.train_temporal_lora)
     learned = 4 * sum(p.numel() for p in (*method.motion_parameters, *method.appearance_parameters))
-    moments = 2 * learned  # AdamW; weights are not in `counted`, gradients are
+    kept = 3 * learned  # the fp32 masters and AdamW's two moments; their gradients are in `counted`
     lines = method.describe()
     if cfg.appearance_highway.use != "off":
         with attach_highway(unet, cfg.appearance_highway.scope, cfg.appearance_highway.beta) as highway:
             lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
-    lines.append(f"memory      {(base + learned + moments + counted.peak) / 1e9:.2f} GB for a training step "
-                 f"(model {base / 1e9:.2f}, adapters and AdamW {(learned + moments) / 1e9:.2f}, activations and gradients "
+    lines.append(f"memory      {(base + kept + counted.peak) / 1e9:.2f} GB for a training step with one reference clip "
+                 f"(model {base / 1e9:.2f}, adapters and AdamW {kept / 1e9:.2f}, activations and gradients "
                  f"{counted.peak / 1e9:.2f}), without the CUDA context")
     return to_yaml(cfg) + "\n" + "\n".join(lines)
 

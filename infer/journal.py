@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from configs.files import atomic_path
 from infer.pictures import loss_plot
 
 
@@ -21,6 +22,17 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS and in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def read_log(file: Path) -> list[dict]:
+    """The records of a log.jsonl; a line that a crash cut short is left out."""
+    records = []
+    for line in file.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
 
 
 class Journal:
@@ -63,10 +75,12 @@ class Journal:
         self._stream.close()
         if self._curves:
             self._curves.close()
-        return loss_plot(self.file.with_name("loss.png"), self.file) if self.file.stat().st_size else None
+        records = read_log(self.file)
+        return loss_plot(self.file.with_name("loss.png"), records) if records else None
 
     def _forget_after(self, start: int) -> None:
         """Drop records of steps after the checkpoint that a run resumes from: they will be made again."""
         if self.file.exists():
-            lines = [line for line in self.file.read_text().splitlines() if json.loads(line)["step"] <= start]
-            self.file.write_text("".join(line + "\n" for line in lines))
+            kept = [json.dumps(record) + "\n" for record in read_log(self.file) if record["step"] <= start]
+            with atomic_path(self.file) as temporary:
+                temporary.write_text("".join(kept))

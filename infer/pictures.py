@@ -3,7 +3,6 @@
 Videos are uint8 [f c h w]; sheets are PNG files with a caption above each row.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +52,10 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
     return text + "..."
 
 
-def loss_plot(path: Path, log: Path) -> Path:
-    """Plot every loss in a run's log.jsonl over its steps, with a running mean that shows what the noise hides."""
+def loss_plot(path: Path, records: list[dict]) -> Path:
+    """Plot every loss of a run's log over its steps, with a running mean that shows what the noise hides."""
     from matplotlib.figure import Figure  # the slowest import of all, needed once a run
 
-    records = [json.loads(line) for line in log.read_text().splitlines()]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name in sorted({key for record in records for key in record if key.startswith("loss_")}):

@@ -11,7 +11,6 @@ import itertools
 
 import numpy as np
 import torch
-
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 

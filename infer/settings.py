@@ -47,7 +47,7 @@ class Source:
     def record(self) -> dict:
         c = self.checkpoint
         return {"folder": str(self.folder), "index": c.index, "part": self.part, "strength": self.strength,
-                "kind": c.kind, "preset": c.preset, "rank": c.rank}
+                "clip": self.clip, "kind": c.kind, "preset": c.preset, "rank": c.rank}
 
 
 class Settings:

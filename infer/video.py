@@ -6,7 +6,6 @@ prompt (slashes, a thousand characters, emoji) inside the output folder.
 
 import hashlib
 import re
-import shutil
 import unicodedata
 from pathlib import Path
 
@@ -47,7 +46,6 @@ def write_video(path: Path, frames: torch.Tensor, fps: int, quality: float = 8) 
             temporary.mkdir()
             for i, image in enumerate(images):
                 iio.imwrite(temporary / f"{i:04d}.png", image)
-            shutil.rmtree(path, ignore_errors=True)
     return path
 
 

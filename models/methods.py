@@ -61,8 +61,11 @@ class Method:
                 yield
 
     @contextmanager
-    def sampling(self, appearance_scale: float = 0.0) -> Iterator[None]:
-        """The model as inference will see it: motion on, appearance LoRA of the first clip at `appearance_scale`."""
+    def sampling(self, appearance_scale: float = 0.0) -> Iterator[Patch]:
+        """The model as inference will see it: motion on, appearance LoRA of the first clip at `appearance_scale`.
+
+        The patch it gives takes all of this off before the block ends (phased LoRA integration).
+        """
         with ExitStack() as patches:
             if appearance_scale:
                 for adapter in self.appearance[:1]:
@@ -73,7 +76,7 @@ class Method:
                 patches.enter_context(lora.merge(self.unet, self.motion.state_dict(), self.motion.scale))
             else:
                 patches.enter_context(self.motion.at(strength=1.0, sampling=self.embedding_sampling))
-            yield
+            yield Patch([patches.close])
 
     def state(self) -> tuple[State, list[State]]:
         """What a checkpoint keeps: (motion, one appearance state per clip), fp32."""

@@ -22,6 +22,7 @@ class DualPathOptimizer:
         optimizer = _adamw_8bit() if cfg.use_8bit_adam else torch.optim.AdamW
         options = dict(betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_epsilon, weight_decay=cfg.adam_weight_decay)
         paths = [(motion, motion_lr), (appearance, cfg.learning_rate)]
+        self.options = [{"initial_lr": lr, **options} for parameters, lr in paths if parameters]
         self.optimizers = [optimizer(parameters, lr=lr, **options) for parameters, lr in paths if parameters]
         self.schedules = [
             get_scheduler(cfg.lr_scheduler, o, num_warmup_steps=cfg.lr_warmup_steps,
@@ -29,6 +30,7 @@ class DualPathOptimizer:
             for o in self.optimizers
         ]
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.scaler.scale(torch.zeros(1, device=device))  # a process whose first clips learn nothing needs the scale too
         self.max_grad_norm = cfg.max_grad_norm
         self.share = 1 / cfg.gradient_accumulation_steps
 
@@ -55,19 +57,25 @@ class DualPathOptimizer:
 
     @property
     def learning_rate(self) -> float:
-        return self.schedules[0].get_last_lr()[0]
+        return self.optimizers[0].param_groups[0]["lr"]
 
     def state_dict(self) -> dict:
         return {"optimizers": [o.state_dict() for o in self.optimizers],
                 "schedules": [s.state_dict() for s in self.schedules], "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        """Moments, schedule and loss scale of a checkpoint; rates, betas and decay are those of this run's config."""
         if len(state["optimizers"]) != len(self.optimizers):
             raise UserError(f"checkpoint: it was trained with {len(state['optimizers'])} optimizers and this run has "
                             f"{len(self.optimizers)}; resume with the same method")
         for mine, saved in zip([*self.optimizers, *self.schedules], [*state["optimizers"], *state["schedules"]]):
             mine.load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
+        for optimizer, schedule, options in zip(self.optimizers, self.schedules, self.options):
+            schedule.base_lrs = [options["initial_lr"]] * len(optimizer.param_groups)
+            for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas):
+                group.update(options, lr=options["initial_lr"] * factor(schedule.last_epoch))
+        if state["scaler"]:  # empty when the checkpoint comes from another precision
+            self.scaler.load_state_dict(state["scaler"])
 
     def _average_over_processes(self) -> None:
         """Mean gradient over processes; a parameter that no process touched keeps None (clips may differ by rank)."""

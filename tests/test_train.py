@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -15,9 +16,11 @@ from diffusers import DDIMScheduler
 import train
 from configs.errors import UserError
 from configs.schema import to_yaml
+from infer.video import read_video
 from models import methods, objective
 from models.backbone import Backbone
 from models.checkpoint import list_checkpoints, load_checkpoint, load_training_state
+from models.optimizer import DualPathOptimizer
 
 
 def command(config, tmp_path, *words, **options):
@@ -56,14 +59,16 @@ def test_ten_steps_are_five_steps_and_five_more_in_a_new_process(tiny_config, tm
     settings = dict(checkpointing_steps=5, lr_scheduler="cosine", lr_warmup_steps=2, gradient_accumulation_steps=2,
                     max_grad_norm=1.0, validation_data={"sample_preview": False}, max_train_steps=10)
     whole = train.run(tiny_config(**settings, output_dir=str(tmp_path / "whole")))
-    resumed = command(tiny_config(**settings), tmp_path, f"resume_from_checkpoint={whole}/checkpoint-5",
-                      f"output_dir={tmp_path / 'again'}")
-    assert resumed.returncode == 0, resumed.stderr
-    # resuming goes on in the run's own folder, so compare with a second run made in one go
-    once_more = train.run(tiny_config(**settings, output_dir=str(tmp_path / "reference")))
-    assert losses(whole) == losses(once_more) and list(losses(whole)) == list(range(1, 11))
-    a, b = weights(whole, 10), weights(once_more, 10)
+    kept = (whole / "log.jsonl").read_text(), weights(whole, 10)
+    done = command(tiny_config(**settings), tmp_path, f"resume_from_checkpoint={whole}/checkpoint-5",
+                   f"output_dir={tmp_path / 'again'}")
+    assert done.returncode == 0, done.stderr
+    resumed = type(tmp_path)(done.stdout.strip())
+    assert resumed.parent.name == "again", "an earlier checkpoint starts a folder of its own"
+    assert losses(whole) == losses(resumed) and list(losses(whole)) == list(range(1, 11))
+    a, b = weights(whole, 10), weights(resumed, 10)
     assert all(torch.equal(a[name], b[name]) for name in b)
+    assert (whole / "log.jsonl").read_text() == kept[0] and all(torch.equal(a[n], kept[1][n]) for n in a), "nothing lost"
 
 
 def test_latest_finds_the_last_run_and_the_same_command_goes_on(tiny_config, tmp_path):
@@ -104,8 +109,46 @@ def test_old_checkpoints_are_removed_beyond_the_limit(tiny_config):
 
 def test_resuming_with_another_preset_is_refused(tiny_config):
     folder = train.run(tiny_config())
-    with pytest.raises(UserError, match="another preset"):
+    with pytest.raises(UserError, match="trained with temporal_preset tap"):
         train.run(tiny_config(temporal_preset="tap_key", resume_from_checkpoint=str(folder)))
+
+
+def test_a_resumed_run_takes_its_rates_from_its_own_configuration(tiny_config):
+    method = SimpleNamespace(p=[torch.nn.Parameter(torch.ones(2))])
+    made = []
+    for rate, precision in ((1.0, False), (1e-3, True)):
+        cfg = tiny_config(learning_rate=rate, lr_scheduler="linear", max_train_steps=10, adam_beta1=0.5 + rate / 10)
+        made.append(DualPathOptimizer(cfg, method.p, [], motion_lr=rate, half=precision, device=torch.device("cpu")))
+    first, second = made
+    for _ in range(4):
+        method.p[0].grad = torch.ones(2)
+        first.step()
+    second.load_state_dict(first.state_dict())  # from a run without a loss scale into one with it
+    (group,) = second.optimizers[0].param_groups
+    assert group["lr"] == pytest.approx(1e-3 * 0.6) == second.learning_rate and group["betas"][0] == pytest.approx(0.5001)
+    assert second.scaler.get_scale() > 1
+
+
+def test_no_prompts_mean_no_previews(tiny_config):
+    folder = train.run(tiny_config(validation_steps=1, max_train_steps=1, validation_data={"prompt": []}))
+    assert not (folder / "previews").exists()
+
+
+def test_a_log_cut_short_by_a_crash_does_not_stop_a_resume(tiny_config):
+    folder = train.run(tiny_config(max_train_steps=1))
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 2, "loss_tem')
+    train.run(tiny_config(max_train_steps=2, resume_from_checkpoint=str(folder)))
+    assert list(losses(folder)) == [1, 2]
+
+
+def test_previews_follow_phased_integration(tiny_config):
+    """Above every timestep the preview is the plain model's, whatever the adapters learned."""
+    quick = dict(max_train_steps=1, validation_steps=1, validation_data={"noise_prior": 0.0})
+    slow, fast, adapted = (
+        read_video(next((train.run(tiny_config(**quick, learning_rate=rate, pli_threshold=tau)) / "previews").rglob("*.mp4")))
+        for rate, tau in ((1e-6, 999), (0.5, 999), (0.5, None)))
+    assert torch.equal(slow, fast) and not torch.equal(fast, adapted)
 
 
 def test_dry_run_tells_and_writes_nothing(tiny_config, tmp_path):
