@@ -7,8 +7,16 @@ is a defect of this project and keeps its traceback.
 
 import errno
 import functools
+import pickle
+import struct
 import sys
+import tarfile
 from collections.abc import Callable
+
+# What torch.load raises, opening with weights_only, for a file that is cut short, altered, or no pickle at all: its
+# unpickler trusts lengths, indices and shapes that damage can make anything.
+DAMAGED_PICKLE = (pickle.UnpicklingError, struct.error, tarfile.TarError, OSError, EOFError, ArithmeticError,
+                  AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 class UserError(Exception):

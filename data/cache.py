@@ -8,7 +8,6 @@ cached_latents/cached_{i}.pt, which can be read too (opened with weights_only, s
 
 import hashlib
 import json
-import pickle
 import re
 import sys
 import warnings
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from configs.errors import UserError
+from configs.errors import DAMAGED_PICKLE, UserError
 from configs.files import atomic_path
 from data.clips import Clip
 
@@ -120,20 +119,33 @@ def read_folder(directory: str | Path) -> list[CachedClip]:
     return [read_cached(path) for _, path in sorted(numbered.items())]
 
 
+def check_fit(clips: list[CachedClip], channels: int, text_width: int) -> None:
+    """Raise UserError unless every clip's latents have `channels` and its text embedding `text_width`, the model's."""
+    for clip in clips:
+        width = text_width if clip.text is None else clip.text.shape[-1]
+        if (clip.latents.shape[1], width) != (channels, text_width):
+            raise UserError(
+                f"cached_latent_dir: {clip.name} was cached with another model ({clip.latents.shape[1]} latent"
+                f" channels, text width {width}; this model has {channels} and {text_width}); give train_data in place of it"
+            )
+
+
 def _read_ours(path: Path) -> CachedClip:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path}: not a readable cache file ({error}); delete it and train again") from None
     if not {"latents", "text"} <= tensors.keys() or not {"prompt", "name"} <= metadata.keys():
         raise UserError(
             f"{path}: not a cache file of this project (holds {', '.join(tensors) or 'nothing'}); delete it"
         )
-    return CachedClip(
-        tensors["latents"], tensors["text"], tensors.get("inversion"), metadata["prompt"], metadata["name"]
-    )
+    latents, text, inversion = tensors["latents"], tensors["text"], tensors.get("inversion")
+    if text.ndim != 3 or not text.is_floating_point():
+        raise UserError(f"{path}: its text is {_kind(text)}, no embedding [1 n d]; delete it and train again")
+    _check_latents(path, latents, inversion)
+    return CachedClip(latents, text, inversion, metadata["prompt"], metadata["name"])
 
 
 def _read_release(path: Path) -> CachedClip:
@@ -141,15 +153,26 @@ def _read_release(path: Path) -> CachedClip:
         with warnings.catch_warnings():  # of pickles that torch did not write: refused or read, either way it is said
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-        latents, inversion = content["latents"], content.get("inversion_noise")
+        latents, inversion = _batched(content["latents"]), _batched(content.get("inversion_noise"))
         prompt = content["text_prompt"]
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGED_PICKLE as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a cached clip of the release ({reason}); nothing in it was run") from None
-    if not torch.is_tensor(latents) or latents.ndim not in (4, 5):
-        raise UserError(f"{path}: its latents are not a [c f h w] tensor; give a cached_latents file of the release")
+    _check_latents(path, latents, inversion)
     prompt = prompt[0] if isinstance(prompt, (list, tuple)) and prompt else prompt
-    return CachedClip(_batched(latents), None, _batched(inversion), str(prompt), path.stem)
+    return CachedClip(latents, None, inversion, str(prompt), path.stem)
+
+
+def _check_latents(path: Path, latents: torch.Tensor, inversion: torch.Tensor | None) -> None:
+    if latents.ndim != 5 or len(latents) != 1 or not latents.numel() or not latents.is_floating_point():
+        raise UserError(f"{path}: its latents are {_kind(latents)}, no clip [1 c f h w]; give another file")
+    if inversion is not None and inversion.shape != latents.shape:
+        raise UserError(f"{path}: its inversion is {_kind(inversion)}, its latents {_kind(latents)}; the two belong to"
+                        " different clips: give another file")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _plain(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -157,5 +180,7 @@ def _plain(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _batched(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """[c f h w] or [1 c f h w] -> fp32 [1 c f h w]."""
+    """[c f h w] or [1 c f h w] -> fp32 [1 c f h w]; TypeError for what is no tensor of real numbers."""
+    if tensor is not None and (not torch.is_tensor(tensor) or tensor.is_complex()):
+        raise TypeError(f"{type(tensor).__name__} in place of latents")
     return None if tensor is None else _plain(tensor if tensor.ndim == 5 else tensor[None])

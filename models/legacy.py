@@ -20,7 +20,7 @@ import torch
 from diffusers import UNet3DConditionModel
 from torch import nn
 
-from configs.errors import UserError
+from configs.errors import DAMAGED_PICKLE, UserError
 from models.adapter import State
 from models.lora import PRESETS, targets
 
@@ -51,7 +51,7 @@ def read_pickle(path: Path) -> Any:
             f"{path}: refused, it holds more than tensors ({reason.strip() or 'not a pickle of tensors'}); nothing in it"
             " was executed: ask its author for a safetensors file"
         ) from error
-    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except DAMAGED_PICKLE as error:
         raise UserError(f"{path}: truncated, or not a PyTorch file: copy or download it again") from error
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import random
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from configs.errors import UserError
 from data import cache
 from data.clips import Clip
+from models import legacy
 
 
 @pytest.fixture
@@ -147,3 +149,48 @@ def test_a_pickle_that_tries_to_execute_is_refused(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="nothing in it was run"):
             cache.read_cached(tmp_path / name)
     assert not (tmp_path / "trap-was-run").exists()
+
+
+def content(**changes):
+    latents = torch.ones(4, 2, 3, 3)
+    return {"latents": latents, "inversion_noise": -latents, "text_prompt": "a car"} | changes
+
+
+@pytest.mark.parametrize("changes", [
+    {"inversion_noise": [1, 2]}, {"inversion_noise": torch.ones(4, 1, 3, 3)}, {"latents": [0.5]},
+    {"latents": torch.ones(3)}, {"latents": torch.ones(2, 4, 2, 3, 3)}, {"latents": torch.ones(4, 2, 3, 3) * 1j},
+])  # fmt: skip
+def test_a_cached_clip_of_the_wrong_kind_is_one_sentence(changes, tmp_path):
+    torch.save(content(**changes), tmp_path / "cached_0.pt")
+    with pytest.raises(UserError, match="cached_0.pt"):
+        cache.read_cached(tmp_path / "cached_0.pt")
+
+
+@pytest.mark.parametrize("kind", ["release", "release, 2019", "ours", "adapter", "adapter, 2019"])
+def test_damage_of_any_kind_is_noticed_or_harmless(kind, clip, tmp_path):
+    matrices, old = [torch.randn(3, 2), torch.randn(2, 3)], kind.endswith("2019")
+    path = tmp_path / ("cached_0.safetensors" if kind == "ours" else "cached_0.pt")
+    if kind == "ours":
+        cache.write_cached(Encoders().build([clip], tmp_path / "cache")[0], path)
+    else:
+        torch.save(matrices if kind.startswith("adapter") else content(), path, _use_new_zipfile_serialization=not old)
+    read = legacy.read_list if kind.startswith("adapter") else cache.read_cached
+    whole, draw, refused = path.read_bytes(), random.Random(0), 0
+    for number in range(200):
+        damaged = bytearray(whole[: draw.randrange(len(whole))] if number % 3 == 0 else whole)
+        for _ in range(draw.choice((1, 3, 10)) if number % 3 and damaged else 0):
+            damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            read(path)
+        except UserError:
+            refused += 1
+    assert refused > 60
+
+
+def test_clips_cached_with_another_model_are_refused(clip, tmp_path):
+    (cached,) = Encoders().build([clip], tmp_path)  # 3 channels, text width 3
+    cache.check_fit([cached, dataclasses.replace(cached, text=None)], 3, 3)
+    for fit in ((4, 3), (3, 1024)):
+        with pytest.raises(UserError, match="another model"):
+            cache.check_fit([cached], *fit)
