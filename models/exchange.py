@@ -13,11 +13,13 @@ A stock pipeline loads the diffusers file once its U-Net can hold adapters, whic
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from peft.utils.other import get_pattern_key
 
 from configs.errors import UserError
 from models.adapter import (
@@ -83,15 +85,24 @@ def read_peft(folder: Path) -> Checkpoint:
 
 
 def _foreign(path: Path, state: State, header: dict[str, str], config: Mapping[str, Any]) -> Checkpoint:
+    if not isinstance(config, Mapping):
+        raise UserError(f"{path}: its adapter configuration is a {type(config).__name__}, not keys and values")
     if config.get("use_dora") or config.get("peft_type", "LORA") != "LORA":
         raise UserError(f"{path}: is no plain LoRA (found {config.get('peft_type')}, DoRA {config.get('use_dora')})")
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    try:
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        patterns = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
+        if rank < 1 or not math.isfinite(alpha) or alpha == 0:
+            raise ValueError(f"r={rank}, lora_alpha={alpha:g}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: its adapter configuration gives no usable r, lora_alpha and alpha_pattern ({error});"
+                        " copy it again from where the weights came from") from error
     root = math.sqrt if config.get("use_rslora") else float
     scale = alpha / root(rank)
     for name in [name for name in state if name.endswith(".lora_B.weight")]:
         layer = name.removesuffix(".lora_B.weight")
         r = state[name].shape[1]
-        ratio = config.get("alpha_pattern", {}).get(layer, alpha) / root(r) / scale
+        ratio = patterns.get(_pattern(path, patterns, layer), alpha) / root(r) / scale
         if not math.isclose(ratio, 1):
             state[name] = state[name] * ratio
     if "layout" not in header:
@@ -100,6 +111,14 @@ def _foreign(path: Path, state: State, header: dict[str, str], config: Mapping[s
     folder = path if path.is_dir() else path.parent
     appearance = appearance_states(folder, header.get("clips")) if (folder / ADAPTER_FILE).is_file() else []
     return from_header(path, int(header.get("step", 0)), "lora", state, appearance, header)
+
+
+def _pattern(path: Path, patterns: Mapping[str, float], layer: str) -> str:
+    """The pattern that is `layer`'s: the first to match its name or the end of it, as PEFT looks them up."""
+    try:
+        return get_pattern_key(list(patterns), layer)
+    except re.error as error:
+        raise UserError(f"{path}: alpha_pattern holds what is no regular expression ({error})") from error
 
 
 def write_diffusers(checkpoint: Checkpoint, folder: Path) -> None:
@@ -137,7 +156,10 @@ def _read_diffusers(file: Path) -> tuple[State, dict[str, str], dict[str, Any]]:
     check_pairs(state, file)
     metadata = header.pop(DIFFUSERS_METADATA, None)
     if metadata is not None:
-        config = {key.removeprefix(DIFFUSERS_PREFIX): value for key, value in json.loads(metadata).items()}
+        try:
+            config = {key.removeprefix(DIFFUSERS_PREFIX): value for key, value in json.loads(metadata).items()}
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{file}: its {DIFFUSERS_METADATA} is no JSON object ({error}); copy it again") from error
         return state, header, config
     rank = max(tensor.shape[0] for name, tensor in state.items() if name.endswith("lora_A.weight"))
     # every layer at its own rank: the scale is 1 throughout

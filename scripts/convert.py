@@ -4,8 +4,8 @@
     python scripts/convert.py {ours,peft,diffusers,release,merged} SOURCE OUT [--model FOLDER] [--preset NAME]
 
 SOURCE is a run or checkpoint folder of ours, of the paper's authors, of MotionDirector or of Motion Inversion, one
-`N_unet.pt`, a PEFT folder, or a diffusers LoRA file. OUT is a folder: a run (ours, release), or the adapter's own
-(peft, diffusers), or a whole pipeline with the motion in its weights (merged). Nothing in SOURCE is executed, and
+`N_unet.pt`, a PEFT folder, or a diffusers LoRA file. OUT is a folder, new or empty: a run (ours, release), or the
+adapter's own (peft, diffusers), or a whole pipeline with the motion in its weights (merged). Nothing in SOURCE is executed, and
 nothing is written before all of it was read and checked.
 """
 
@@ -22,11 +22,12 @@ from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from configs.errors import UserError, command
+from configs.files import atomic_path
 from data.cache import read_cached
 from models import legacy, lora
 from models.adapter import ADAPTER_FILE
 from models.backbone import Backbone
-from models.checkpoint import Checkpoint, atomic_path, list_checkpoints, load_checkpoint, save_checkpoint
+from models.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from models.exchange import DIFFUSERS_FILE, header_of, read_diffusers, read_peft, write_diffusers, write_peft
 
 CACHE = "cached_latents"
@@ -69,9 +70,9 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
     if "assumed" in checkpoint.info:
         raise UserError(f"{source}: its layers have no names and release and tap have the same shapes: say which with"
                         " --preset release (what the authors' code trains) or --preset tap")
+    _refuse_existing(out)
     if kind in ("ours", "release"):
         folder = out / f"checkpoint-{checkpoint.index}"
-        _refuse_existing(folder)
         cache = _cache_of(checkpoint, model, release=kind == "release")
         if kind == "ours":
             _write_ours(checkpoint, out)
@@ -82,7 +83,6 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
     if checkpoint.kind != "lora":
         raise UserError(f"{source}: holds Motion Inversion's embeddings, which {kind} files have no place for; they can"
                         " be written as ours or release")
-    _refuse_existing(out)
     with atomic_path(out) as part:
         if kind == "merged":
             _write_merged(checkpoint, part, model)
@@ -93,7 +93,7 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
 
 
 def _refuse_existing(path: Path) -> None:
-    if path.exists():
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path}: exists already; remove it or name another place")
 
 

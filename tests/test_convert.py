@@ -151,6 +151,45 @@ def test_somebody_elses_peft_folder_keeps_its_effect(unet, model, tmp_path):
         read_peft(tmp_path)
 
 
+def test_patterns_match_the_ends_of_names_and_as_expressions_like_pefts(unet, tmp_path):
+    state = lora_state(unet, "motiondirector")
+    save_file({f"base_model.model.{n}": t for n, t in state.items()}, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "alpha_pattern": {"attn1.to_q": 8, r"down_.*\.to_v": 12}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    motion = read_peft(tmp_path).motion
+    for name in (name for name in state if "lora_B" in name):
+        gain = 2 if ".attn1.to_q." in name else 3 if name.startswith("down_") and ".to_v." in name else 1
+        assert torch.equal(motion[name], gain * state[name])
+
+
+@pytest.mark.parametrize("config", [{}, {"r": "x", "lora_alpha": 4}, {"r": 0, "lora_alpha": 4}, {"r": 4}, [1], None,
+                                    {"r": 4, "lora_alpha": 4, "alpha_pattern": {"(": 1}},
+                                    {"r": 4, "lora_alpha": 4, "alpha_pattern": 3}])
+def test_an_adapter_configuration_without_what_it_must_say_is_one_sentence(unet, tmp_path, config):
+    state = lora_state(unet, "tap")
+    save_file({f"base_model.model.{n}": t for n, t in state.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="adapter configuration|alpha_pattern"):
+        read_peft(tmp_path)
+    metadata = {"lora_adapter_metadata": json.dumps(config)}
+    save_file({f"unet.{n}": t for n, t in state.items()}, tmp_path / DIFFUSERS_FILE, metadata)
+    with pytest.raises(UserError, match="configuration|alpha_pattern|metadata"):
+        read(tmp_path / DIFFUSERS_FILE)
+
+
+def test_a_run_that_is_there_is_left_alone(run, tmp_path):
+    out = tmp_path / "out"
+    change("ours", run, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(UserError, match="exists already"):
+        change("ours", run, out)
+    (out / "checkpoint-7").rename(out / "checkpoint-8")
+    with pytest.raises(UserError, match="exists already"):
+        change("ours", run, out)
+    cached = out / "cached_latents" / "cached_0.safetensors"
+    assert cached.stat().st_mtime_ns == before[cached]
+
+
 def test_what_we_write_is_a_peft_folder(run, model, tmp_path):
     change("peft", run, tmp_path / "out")
     unet = diffusers.UNet3DConditionModel.from_pretrained(model, subfolder="unet")
