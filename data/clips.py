@@ -6,7 +6,7 @@ buckets are kept where they keep the aspect ratio inside the asked size; sizes g
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 
 import decord
@@ -53,8 +53,13 @@ class Cut:
 def pick_frames(path: Path, count: int, native_fps: float, cut: Cut) -> tuple[list[int], float]:
     """Indices into a file of `count` frames, and the rate in frames a second that they play at.
 
-    Raises UserError naming how many frames there are when the file is too short.
+    Raises UserError naming how many frames there are when the file is too short or has no frame rate.
     """
+    if count < 1 or not isfinite(native_fps):
+        raise UserError(
+            f"{path}: {count} frames at {native_fps:g} fps are nothing to train on; re-encode it, for example with"
+            " `ffmpeg -i IN -r 24 OUT.mp4`"
+        )
     every = min(count, max(1, round(native_fps / cut.fps))) if cut.fps else 1
     every *= cut.step
     indices = list(range(cut.start, count, every))[: cut.frames]

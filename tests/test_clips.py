@@ -59,6 +59,12 @@ def test_too_few_frames_is_an_error_with_the_count(video):
         pick_frames(video, 3, 8.0, Cut(64, 64, 1, start=7))
 
 
+@pytest.mark.parametrize(("count", "fps"), [(0, 8.0), (20, float("inf")), (20, float("nan"))])
+def test_a_video_without_frames_or_rate_is_an_error(count, fps, tmp_path):
+    with pytest.raises(UserError, match=f"{count} frames at"):
+        pick_frames(tmp_path, count, fps, Cut(64, 64, 4, fps=8))
+
+
 @pytest.mark.parametrize(
     ("size", "cut", "expected"),
     [
