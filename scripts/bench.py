@@ -198,7 +198,9 @@ def seconds(work: Callable[[], None], device: torch.device) -> tuple[float, floa
     wall, busy = time.perf_counter(), time.process_time()
     work()
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     elapsed = time.perf_counter() - wall
     return elapsed, time.process_time() - busy if device.type == "cpu" else elapsed
 
@@ -223,12 +225,12 @@ def measure(
     for step in steps:
         step.train(0)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     for number in range(1, repeats + 1):
         for step in steps:
             times[step].append(seconds(lambda step=step, number=number: step.train(number), device))
             print(f"{type(step).__name__} {number}: {times[step][-1][0]:.3f} s", file=sys.stderr)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" and not baseline else None
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" and not baseline else None
     ours.unet.eval()
     with ours.method.sampling():
         ours.sample()
@@ -273,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     if not asked.memory:
         name = (
-            torch.cuda.get_device_name()
+            torch.cuda.get_device_name(device)
             if device.type == "cuda"
             else f"{device.type}, {torch.get_num_threads()} threads"
         )

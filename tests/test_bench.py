@@ -69,6 +69,15 @@ def test_the_last_line_is_one_json_document(monkeypatch, capsys):
     assert (counted["train_step_s"], counted["peak_bytes"], counted["peak_bytes_low"]) == (None, 2, 1)
 
 
+@pytest.mark.parametrize("name", ["cuda:1", "mps"])
+def test_a_timing_waits_for_the_device_that_did_the_work(name, monkeypatch):
+    waited, device = [], torch.device(name)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(torch.device("mps")))
+    bench.seconds(lambda: None, device)
+    assert waited == [device]
+
+
 def test_a_count_that_measures_nothing_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         bench.main(["--repeats", "0"])
