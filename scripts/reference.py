@@ -5,6 +5,7 @@ A file is a .safetensors, with settings in a .json beside some. Its U-Net is reb
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -69,14 +70,14 @@ class Reference:
     def pipeline(self, name: str | None = None, fits: Callable[[UNet3DConditionModel], bool] | None = None) -> Path:
         """The pipeline folder called `name`; else one with this file's text width, the most alike in name, for whose
         weightless U-Net `fits` holds."""
-        if name is not None:
+        if name is not None and any((place / n).is_dir() for place in self.places for n in (name, Path(name).name)):
             return self.find(name, Path(name).name)
         configs = [c for place in self.places for c in sorted([*place.glob("unet/config.json"),
                                                                *place.glob("*/unet/config.json")])]
         found = {config.parents[1]: json.loads(config.read_text()) for config in configs}
-        width = self.data["text"].shape[-1] if "text" in self.data else None
+        width = next((self.data[key].shape[-1] for key in ("text", "prompt_embeds") if key in self.data), None)
         if "unet_config" in self.metadata:
-            width = json.loads(self.metadata["unet_config"])["cross_attention_dim"]
+            width, fits = json.loads(self.metadata["unet_config"])["cross_attention_dim"], None  # brings its own U-Net
         words = set(self.stem.split("_"))
         for folder in sorted(found, key=lambda folder: -len(words & set(folder.name.split("_")))):
             if width in (None, found[folder]["cross_attention_dim"]) and (fits is None or fits(skeleton(folder))):
@@ -121,5 +122,8 @@ class Reference:
     def row(self, key: str, ours: torch.Tensor, tolerance: float = FORWARD, relative: bool = False) -> Row:
         """Compare `ours` with the tensor `key`: largest difference, over the largest value if `relative`."""
         theirs = self.data[key].double()
+        if ours.numel() != theirs.numel():
+            return Row(f"{key}: {list(ours.shape)} here, {list(theirs.shape)} in the file", tolerance, math.inf)
         scale = theirs.abs().max().item() if relative else 1.0
-        return Row(key, tolerance, (ours.double().reshape(theirs.shape) - theirs).abs().max().item() / scale)
+        difference = (ours.double().reshape(theirs.shape) - theirs).abs().max().item() / (scale or 1.0)
+        return Row(key, tolerance, math.inf if math.isnan(difference) else difference)

@@ -5,6 +5,7 @@ its U-Net and VAE are rebuilt from names (models/recipe.py); the copies here lea
 """
 
 import json
+import math
 import shutil
 import sys
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from configs.errors import command
 from models.recipe import build_unet, fill
 from scripts.parity import compare, main
+from scripts.reference import Reference
 
 GOLDEN = ROOT / "tests" / "golden"
 FILES = ["ah_tiny*", "infer_s5", "inversion", "lora_train_forward", "losses*", "train_trace_fixed", "unet_plain"]
@@ -75,6 +77,61 @@ def test_a_model_of_another_width_is_rebuilt_from_the_files_metadata(assets, tmp
     save_file(data, tmp_path / "unet_other.safetensors", metadata={"unet_config": json.dumps(config), "recipe_seed": "5"})
     (row,) = [row for _, row in compare(tmp_path)]
     assert row.quantity == "out" and row.difference <= row.tolerance
+
+
+def rows_without(case, key, assets, tmp_path):
+    data = {name: tensor for name, tensor in load_file(GOLDEN / f"{case}.safetensors").items() if name != key}
+    save_file(data, some(tmp_path, case) / f"{case}.safetensors")
+    return [row for _, row in compare(tmp_path, assets)]
+
+
+@pytest.mark.parametrize(("case", "key"), [("unet_plain", "timestep"), ("lora_train_forward", "text"),
+                                           ("inversion", "latents"), ("losses", "noise"), ("train_trace_fixed", "latents"),
+                                           ("infer_s5", "prompt_embeds")])
+def test_a_missing_tensor_fails_its_case_and_not_the_table(case, key, assets, tmp_path):
+    rows = rows_without(case, key, assets, tmp_path)
+    assert rows[-1].quantity.startswith("not run: ") and rows[-1].difference == math.inf
+
+
+def test_without_initial_latents_sampling_starts_from_the_files_noise(assets, tmp_path):
+    rows = rows_without("infer_s5", "init_latents", assets, tmp_path)
+    assert "final_latents" in [row.quantity for row in rows]
+    assert not [row for row in rows if not row.difference <= row.tolerance]
+
+
+def test_a_batch_of_prompts_is_compared(assets, tmp_path):
+    data = load_file(GOLDEN / "infer_s5.safetensors")
+    batch = {"prompt_embeds": data["prompt_embeds"].repeat_interleave(2, 0), "timesteps": data["timesteps"],
+             **{key: data[key].repeat(2, 1, 1, 1, 1) for key in ("noise", "init_latents", "final_latents")},
+             "frames": data["frames"].repeat(1, 1, 2, 1)}  # side by side, as old diffusers gives them
+    save_file(batch, some(tmp_path, "infer_s5") / "infer_s5.safetensors")
+    rows = [row for _, row in compare(tmp_path, assets)]
+    assert len(rows) == 6 and not [row for row in rows if not row.difference <= row.tolerance]
+
+
+def test_other_shapes_and_wirings_of_another_length_are_differences(assets, tmp_path):
+    data = load_file(GOLDEN / "unet_plain.safetensors")
+    data["out"] = data["out"][:, :, :2].contiguous()
+    save_file({key: data[key] for key in ("out", "sample", "text", "timestep")}, tmp_path / "unet_plain.safetensors")
+    some(tmp_path, "ah_tiny*")
+    wiring = json.loads((tmp_path / "ah_tiny_wiring.json").read_text())
+    (tmp_path / "ah_tiny_wiring.json").write_text(json.dumps([wiring[0] | {"factor": 7}, *wiring[1:-1]]))
+    rows = {row.quantity.split(":")[0]: row.difference for _, row in compare(tmp_path, assets)}
+    assert rows["out"] == math.inf and rows["wiring (rows that differ)"] == 2
+
+
+def test_a_file_with_nothing_to_compare_does_not_pass(assets, tmp_path):
+    save_file({"nothing": torch.zeros(1)}, tmp_path / "unet_nothing.safetensors",
+              {"unet_config": (GOLDEN / "tiny_zeroscope" / "unet" / "config.json").read_text()})
+    (row,) = [row for _, row in compare(tmp_path, assets)]
+    assert row.quantity.startswith("not run") and row.difference == math.inf
+
+
+def test_nan_and_gradients_of_zero_are_told_apart():
+    ref = Reference.__new__(Reference)
+    ref.data = {"grad": torch.zeros(3)}
+    assert ref.row("grad", torch.zeros(3), relative=True).difference == 0
+    assert ref.row("grad", torch.tensor([0, math.nan, 0])).difference == math.inf
 
 
 @pytest.mark.parametrize(("files", "code", "message"), [((), 2, "no reference file"), (("losses_gradckpt",), 1, "FAIL"),
