@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
 
 from configs.errors import command
+from configs.files import atomic_path
 from configs.schema import load
-from models.checkpoint import atomic_path
 
 SEEDS = 4  # prompt i starts from the noise of seed i mod 4, in every variant alike
 

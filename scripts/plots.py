@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from configs.files import atomic_path
 from infer.evaluation import ALL_DEFINITIONS
 from infer.video import read_video
-from models.checkpoint import atomic_path
 from scripts.result import Result
 
 GRID_ROWS, GRID_FRAMES = 3, 4  # prompts for each reference and frames for each video in a picture
