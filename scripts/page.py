@@ -7,9 +7,9 @@ import base64
 from html import escape
 from pathlib import Path
 
-from infer.statistics import FORMULAS
+from configs.files import atomic_path
 from infer.evaluation import ALL_DEFINITIONS
-from models.checkpoint import atomic_path
+from infer.statistics import FORMULAS
 from scripts.artefacts import REPORTED
 from scripts.result import Result
 
