@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from configs.errors import UserError, command
+from configs.files import check_writable
 from configs.schema import load, to_yaml
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
@@ -85,6 +86,8 @@ def predict(unet, z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor)
 
 def run(cfg: DictConfig) -> Path:
     """Train as `cfg` (configs/fields.py) says and return the run folder. Raises UserError for what a person can mend."""
+    for folder in (cfg.output_dir, cfg.cache_dir):
+        check_writable(Path(folder))
     processes = PartialState(cpu=cfg.device == "cpu")
     device = processes.device if processes.num_processes > 1 else choose_device(cfg.device)
     backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)

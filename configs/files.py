@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from configs.errors import UserError
+
 FULL = 64 * 1024  # bytes; with less than this left, a failed write failed for want of space
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError now, not after an hour's work, when `folder` can not be a folder to write into."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{folder}: {nearest} is a file; name a folder to write into")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: no right to write in {nearest}; name another folder")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from configs.errors import UserError
-from configs.files import atomic_path
+from configs.files import atomic_path, check_writable
 from infer import options
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet
@@ -39,7 +39,8 @@ def generate(args: argparse.Namespace) -> Iterator[Path]:
     prompts = options.read_prompts(args)
     seeds = [secrets.randbelow(2**31)] if args.seed is None else args.seed
     jobs = [(prompt, seed + i) for prompt in prompts for seed in seeds for i in range(args.repeat_num)]
-    device = choose_device(args.device)
+    device, folder = choose_device(args.device), Path(args.output_dir)
+    check_writable(folder)
     sources = find_sources(args)
     model = model_path(args, sources)
     settings = resolve(args, sources, model)
@@ -52,7 +53,7 @@ def generate(args: argparse.Namespace) -> Iterator[Path]:
     negative = backbone.encode_text([settings.negative_prompt])
     record = _record(args, settings, sources, backbone, reference)
 
-    rows, folder = [], Path(args.output_dir)
+    rows = []
     with tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True) as bar:
         for start in range(0, len(jobs), args.batch_size):
             batch = jobs[start : start + args.batch_size]
@@ -114,7 +115,7 @@ def _record(args, settings: Settings, sources: list[Source], backbone: Backbone,
         "model": backbone.path, "model_fingerprint": backbone.fingerprint(),
         "settings": settings.values, "origins": settings.origins,
         "sources": [source.record() for source in sources],
-        "reference": reference and {"prompt": reference.prompt, "name": reference.name, "clip": args.clip},
+        "reference": reference and {"prompt": reference.prompt, "name": reference.name},
         "file": {"format": args.format, "quality": args.quality}, "attention": "xformers" if args.xformers else "sdpa",
         "config": sources[0].checkpoint.config if sources else None,
         "device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch."),

@@ -31,9 +31,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--width", "-W", type=_count, help="pixels (default: as trained, else 384)")
     add("--height", "-H", type=_count, help="pixels (default: as trained, else 384)")
     add("--num-frames", "--num_frames", "-T", type=_count, help="frames (default: as trained, else 16)")
-    add("--num-steps", "--num_steps", "-s", type=_count, help="DDIM steps (default 30)")
+    add("--num-steps", "--num_steps", "-s", type=_between(int, 1, 999), help="DDIM steps (default 30)")
     add("--guidance-scale", "--guidance_scale", "-g", type=float, help="classifier-free guidance (default 12)")
-    add("--guidance_rescale", "--guidance-rescale", type=_share, help="share of guidance rescaling (default 0)")
+    add("--guidance_rescale", "--guidance-rescale", type=_between(float, 0, 1), help="share of guidance rescaling (default 0)")
     add("--fps", "-f", type=_count, help="frames a second of the file (default 8)")
     add("--device", "-d", default="auto", help="auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu")
     add("--precision", choices=["fp16", "bf16", "no"], help="default: as trained; a CPU computes in fp32")
@@ -50,19 +50,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--spatial_path_scale", type=float, default=1.0, help="strength of those looks (default 1)")
     add("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
     add("--temporal_path_scale", type=float, help="same as --lora_scale")
-    add("--clip", type=int, default=0, help="which reference clip's inversion and looks to use (default 0)")
-    add("--seed", "-r", type=int, nargs="+", help="one or several seeds (default: a random one, told in the sidecar)")
+    add("--clip", type=int, help="which reference clip's inversion and looks to use (default: the first video, else 0)")
+    add("--seed", "-r", type=_between(int, 0, 2**63 - 1), nargs="+", help="one or several seeds (default: a random one, told in the sidecar)")
     add("--repeat_num", "--repeat-num", "-rn", type=_count, default=1, help="videos a prompt: seed, seed+1, ...")
-    add("--noise_prior", "--noise-prior", "-np", type=_share, help="share of the inversion in the initial noise")
+    add("--noise_prior", "--noise-prior", "-np", type=_between(float, 0, 1), help="share of the inversion in the initial noise")
     add("--noise_strategy", choices=["blend", "frequency", "blend_frequency", "fft"], help="how they are mixed")
-    add("--noise_cutoff", type=_share, help="edge of the low band for the frequency strategies (default 0.25)")
+    add("--noise_cutoff", type=_between(float, 0.01, 1), help="edge of the low band for the frequency strategies (default 0.25)")
     add("--highway", choices=["off", "all", "release", "plain"], help="appearance highway (default: as trained)")
-    add("--beta", type=float, help="scale of the highway's skips (default: as trained)")
+    add("--beta", type=_between(float, 0.01, 100), help="scale of the highway's skips (default: as trained)")
     add("--freeu", type=_four, help="s1,s2,b1,b2 as '[1.1,1.,1,1]': the release's highway with these scales")
     add("--pli_threshold", "--earlystep", type=int, help="phased LoRA integration: the plain model from this timestep down")
     add("--embedding_sampling", choices=["none", "difference", "drop_value"], help="Motion Inversion's value embedding")
     add("--format", choices=["mp4", "gif", "frames"], default="mp4", help="default %(default)s")
-    add("--quality", type=float, default=8, help="of the mp4, 0 to 10; 10 is lossless (default %(default)s)")
+    add("--quality", type=_between(float, 1, 10), default=8, help="of the mp4, 1 to 10; 10 is lossless (default %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -82,17 +82,18 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
+    return _between(int, 1, 2**31)(text)
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+def _between(kind: type, low: float, high: float):
+    def number(text: str):
+        value = kind(text)
+        if not low <= value <= high:  # NaN fails as well
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
+    number.__name__ = {int: "whole number", float: "number"}[kind]  # for argparse's "invalid ... value"
+    return number
 
 
 def _four(text: str) -> list[float]:

@@ -19,6 +19,7 @@ from configs.errors import UserError
 from configs.schema import locate
 from data.cache import CachedClip, read_folder
 from infer.options import RELEASE, RELEASE_FREEU
+from infer.preview import longest
 from models import legacy
 from models.backbone import check_folder
 from models.checkpoint import Checkpoint, check_fit, list_checkpoints, load_checkpoint
@@ -77,6 +78,9 @@ class Settings:
     def report(self, model: str, sources: list[Source]) -> None:
         """Say on stderr what will be used, grouped by origin, and every override."""
         print(f"model: {model}", file=sys.stderr)
+        trained_on = next((s.checkpoint.config["pretrained_model_path"] for s in sources if s.checkpoint.config), model)
+        if locate(trained_on).resolve() != Path(model).resolve():
+            print(f"override: model is {model} (flag), the checkpoint has {trained_on}", file=sys.stderr)
         for source in sources:
             shape = source.checkpoint.preset or source.checkpoint.kind
             print(f"{source.part}: {source.checkpoint.path} ({shape}), strength {source.strength:g}", file=sys.stderr)
@@ -93,17 +97,16 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
     """The checkpoints that the flags name, loaded and checked against the model they will act on."""
     folder = args.temporal_path_folder or args.checkpoint_folder
     strength = args.lora_scale if args.temporal_path_scale is None else args.temporal_path_scale
-    wanted = [(folder, "motion", strength, args.checkpoint_index, args.lora_rank)] if folder else []
-    wanted += [(other, "motion", _number(text), None, None) for other, text in args.motion]
+    wanted = [(folder, "motion", strength, args.checkpoint_index, args.lora_rank, args.temporal_preset)] if folder else []
+    wanted += [(other, "motion", _number(text), None, None, None) for other, text in args.motion]
     if args.spatial_path_folder:
-        wanted.append((args.spatial_path_folder, "appearance", args.spatial_path_scale, None, None))
+        wanted.append((args.spatial_path_folder, "appearance", args.spatial_path_scale, None, None, None))
     sources, unet = [], skeleton(str(locate(args.model))) if args.model else None
-    for name, part, strength, index, rank in wanted:
+    for name, part, strength, index, rank, preset in wanted:
         path = _checkpoint_folder(name)
         moves = part == "motion"
-        checkpoint = load_checkpoint(path, index, preset=args.temporal_preset if moves else None, rank=rank, unet=unet,
-                                     motion_needed=moves)
-        clip = args.clip if len(checkpoint.appearance) > 1 else 0  # the only looks there are belong to every clip
+        checkpoint = load_checkpoint(path, index, preset=preset, rank=rank, unet=unet, motion_needed=moves)
+        clip = (args.clip or 0) if len(checkpoint.appearance) > 1 else 0  # the only looks there are belong to every clip
         if not moves and clip >= len(checkpoint.appearance):
             held = len(checkpoint.appearance)
             raise UserError(f"--spatial_path_folder: {name} " + (
@@ -189,9 +192,10 @@ def reference_clip(args: argparse.Namespace, sources: list[Source], settings: Se
     motion = next((source for source in sources if source.part == "motion"), None)
     places = [motion.folder / "cached_latents", motion.checkpoint.path.parent / "cached_latents"] if motion else []
     clips = next((read_folder(place) for place in places if place.is_dir()), [])
-    if clips and not 0 <= args.clip < len(clips):
-        raise UserError(f"--clip: {args.clip} does not exist, the run has reference clips 0 to {len(clips) - 1}")
-    inversion = clips[args.clip].inversion if clips else None
+    number = args.clip if args.clip is not None else longest(clips) if clips else 0
+    if clips and not 0 <= number < len(clips):
+        raise UserError(f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1}")
+    inversion = clips[number].inversion if clips else None
     missing = ("no cached_latents lie beside the checkpoint" if not clips else "its cache holds no inversion"
                if inversion is None else "that clip is an image" if inversion.shape[2] == 1 else None)
     origin = settings.origins["noise_prior"]
@@ -205,7 +209,7 @@ def reference_clip(args: argparse.Namespace, sources: list[Source], settings: Se
                   "number of reference clips" if several else None)
         if reason:
             settings.values["noise_prior"], settings.origins["noise_prior"] = 0.0, reason
-    return None if missing else clips[args.clip]
+    return None if missing else clips[number]
 
 
 def _checkpoint_folder(name: str) -> Path:

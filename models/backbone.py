@@ -15,6 +15,7 @@ from pickle import UnpicklingError
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from einops import rearrange
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -36,10 +37,11 @@ def choose_device(requested: str = "auto") -> torch.device:
             device = torch.device(requested)
         except RuntimeError:
             raise UserError(f"device: {requested!r} is no torch device; use cuda, cuda:1, mps or cpu") from None
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        if not available.get(device.type, True):
-            raise UserError(f"device: {requested!r} was asked for but torch sees none here; use "
-                            + " or ".join(name for name, there in available.items() if there))
+        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+        if (device.index or 0) >= there.get(device.type, 0):
+            known = [f"{count} x {name}" for name, count in there.items() if count]
+            raise UserError(f"device: {requested!r} was asked for but torch sees {', '.join(known)} here; use auto or one of "
+                            "those")
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -111,13 +113,12 @@ class Backbone:
                 self.vae.encode((chunk.to(self.device).float() / 127.5 - 1).to(self.vae.dtype)).latent_dist.mode()
                 for chunk in frames.split(FRAMES_AT_ONCE)
             ]
-        latents = torch.cat(latents).float() * self.vae.config.scaling_factor  # [f c h w]
-        return latents.transpose(0, 1).unsqueeze(0)
+        return rearrange(torch.cat(latents).float() * self.vae.config.scaling_factor, "f c h w -> 1 c f h w")
 
     @torch.no_grad()
     def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents [1 c f h w] -> uint8 [f c 8h 8w] on the CPU: the integer part of 255 * clamp(x/2 + 1/2)."""
-        frames = (latents[0].transpose(0, 1) / self.vae.config.scaling_factor).to(self.vae.dtype)  # [f c h w]
+        frames = rearrange(latents / self.vae.config.scaling_factor, "1 c f h w -> f c h w").to(self.vae.dtype)
         with _visiting(self.vae, self.device):
             decoded = [self.vae.decode(chunk.to(self.device)).sample.float() for chunk in frames.split(FRAMES_AT_ONCE)]
         return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).mul(255).to(torch.uint8).cpu()
@@ -146,11 +147,9 @@ class Backbone:
         digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
         for part in (self.unet, self.vae, self.text_encoder):
             for name, tensor in part.state_dict().items():
-                if "lora_" in name:
-                    continue
                 flat = tensor.detach().flatten()
                 sampled = flat[:: max(1, flat.numel() // 1024)].float().cpu()
-                digest.update(f"{name.replace('.base_layer', '')}{tuple(tensor.shape)}".encode())
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(sampled.numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -165,8 +164,8 @@ class _visiting:
         self.module.to(self.device)
 
     def __exit__(self, *_) -> None:
+        self.module.to("cpu")
         if self.device.type == "cuda":
-            self.module.to("cpu")
             torch.cuda.empty_cache()
 
 

@@ -9,23 +9,24 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import train
 from configs.errors import command
 from configs.schema import ROOT, load
-
-import train
 from data.sources import load_clips
 from infer import options
 from infer.generate import generate
 from infer.pictures import contact_sheet
 from infer.video import read_video
-from models.backbone import Backbone
 
 SEED = 1
 
 
 @command
 def main() -> None:
-    cfg, _ = load(["--config", str(ROOT / "configs/quickstart.yaml"), *sys.argv[1:]], description=__doc__)
+    cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *sys.argv[1:]], description=__doc__)
+    if dry_run:
+        print(train.dry_run(cfg))
+        return
     folder = train.run(cfg)
 
     def sampled(place: str, strength: float) -> list[Path]:
@@ -34,7 +35,7 @@ def main() -> None:
         return list(generate(options.parse(words)))
 
     base, customized = sampled("samples/base", 0.0), sampled("samples/customized", 1.0)
-    reference = load_clips(cfg, Backbone.load(cfg.pretrained_model_path).snap)[0]
+    reference = load_clips(cfg, snap=64)[0]
     rows = [(f"reference: {reference.prompt}", reference.frames)]
     for prompt, plain, new in zip(cfg.validation_data.prompt, base, customized):
         rows += [(f"base model: {prompt}", read_video(plain)), (f"customized: {prompt}", read_video(new))]

@@ -151,6 +151,29 @@ def test_bad_requests_are_one_sentence(trained, tmp_path, words, told):
     assert not (tmp_path / "out").exists(), "nothing half-written"
 
 
+@pytest.mark.parametrize("words", [
+    ["-s", "2000"], ["-s", "0"], ["--noise_cutoff", "0"], ["--quality", "0"], ["--beta", "-1"], ["-r", str(2**70)],
+    ["-np", "2"], ["-np", "nan"], ["-T", "x"], ["--freeu", "[1,2]"], ["--format", "avi"],
+], ids=" ".join)
+def test_a_value_out_of_range_is_refused_before_anything_is_loaded(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse(["-p", "x", *words])
+    assert stop.value.code == 2 and words[0] in capsys.readouterr().err
+
+
+def test_an_output_folder_that_is_a_file_is_refused_before_sampling(trained, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    with pytest.raises(UserError, match="taken is a file"):
+        sampled(trained, taken / "deeper")
+
+
+def test_another_quality_does_not_replace_the_video(trained, tmp_path):
+    first, other = (next(iter(generate(options.parse(
+        ["-cf", str(trained), "-p", "a horse", "-r", "1", "-s", "1", "-o", str(tmp_path), "--quality", q])))) for q in "58")
+    assert first != other and first.exists() and other.exists()
+
+
 def test_a_wrong_flag_exits_with_2_and_no_traceback(trained):
     done = subprocess.run([sys.executable, "infer/infer.py", "--promt", "x"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
