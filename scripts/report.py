@@ -9,17 +9,17 @@ import re
 import shutil
 from pathlib import Path
 
+from configs.files import atomic_path
 from infer.evaluation import ALL_DEFINITIONS
 from infer.statistics import FORMULAS
-from models.checkpoint import atomic_path
 from scripts.artefacts import ARTEFACTS, REPORTED
 from scripts.result import Result
+from scripts.sections import Key, read_sections, section, write_sections
 
-SECTION = re.compile(r"<!-- begin (\S+) (\S+) -->\n.*?<!-- end \1 \2 -->\n", re.DOTALL)
 VERDICT = re.compile(r"^- \*\*(.+?)\*\* .*$", re.MULTILINE)
 HEADER = """# Results
 
-Written by `scripts/reproduce.py`, never by hand; negative results stay. "reported [S]" is a secondary reading of the
+Written by `scripts/reproduce.py` and `scripts/parity.py`, never by hand; negative results stay. "reported [S]" is a secondary reading of the
 paper's tables, not checked against the PDF, and was measured on ZeroScope with real clips: only its direction can be
 compared with the small embedded model. Brackets are 95 % intervals.
 """
@@ -67,11 +67,14 @@ def verdict_lines(result: Result) -> list[str]:
 
 def update_results(result: Result, path: Path) -> None:
     """Replace or add this artefact's section in `path`, and gather the claims on top."""
-    written = path.read_text() if path.exists() else ""
-    sections = {(found[1], found[2]): found[0] for found in SECTION.finditer(written)}
+    sections = read_sections(path)
     key = (result.name, result.testbed.name.replace(" ", "_"))
-    sections[key] = (f"<!-- begin {key[0]} {key[1]} -->\n## {result.title}\n\n{body(result)}"
-                     f"<!-- end {key[0]} {key[1]} -->\n")
+    sections[key] = section(key, result.title, body(result))
+    rewrite(path, sections)
+
+
+def rewrite(path: Path, sections: dict[Key, str]) -> None:
+    """`path` with these sections in the paper's order, others last, and the claims gathered on top."""
     order = sorted(sections, key=lambda k: (k[1], list(ARTEFACTS).index(k[0]) if k[0] in ARTEFACTS else 99))
     held = []
     for ruling in ("holds", "does not hold", "undecided", "not measured"):
@@ -82,7 +85,7 @@ def update_results(result: Result, path: Path) -> None:
         if lines:
             held.append(f"**{ruling[:1].upper()}{ruling[1:]}:**\n\n" + "\n".join(lines) + "\n")
     summary = "## Which claims held\n\n" + "\n".join(held) if held else ""
-    _write(path, "\n".join(part for part in (HEADER, summary, *(sections[k] for k in order)) if part))
+    write_sections(path, [HEADER, summary], [sections[k] for k in order])
 
 
 def _table(result: Result, group: str) -> str:
