@@ -160,8 +160,10 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
 def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
     """Latents, text embeddings and inversions of the reference clips, from the cache where it has them."""
     if cfg.cached_latent_dir:
-        return [clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
-                for clip in cache.read_folder(cfg.cached_latent_dir)]
+        clips = [clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
+                 for clip in cache.read_folder(cfg.cached_latent_dir)]
+        cache.check_fit(clips, backbone.unet.config.in_channels, backbone.unet.config.cross_attention_dim)
+        return clips
     clips = load_clips(cfg, backbone.snap)
     empty = backbone.encode_text([""])
 

@@ -234,18 +234,6 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     return legacy.read_pickle(file)
 
 
-def forget_after(run_dir: str | Path, step: int) -> list[int]:
-    """Remove the checkpoints of a run above `step`, and return their steps.
-
-    For training that goes on from an older checkpoint: what came after it is another run's future, and `prune` would
-    take it for newer than what is saved next.
-    """
-    later = {n: path for n, path in list_checkpoints(run_dir).items() if n > step and path != Path(run_dir)}
-    for path in later.values():
-        shutil.rmtree(path)
-    return list(later)
-
-
 def prune(run_dir: str | Path, limit: int) -> None:
     """Remove all but the newest `limit` checkpoints of a run."""
     folders = [path for path in list_checkpoints(run_dir).values() if path != Path(run_dir)]

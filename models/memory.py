@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+
 class PeakBytes(TorchDispatchMode):
     """Inside the `with` block, `peak` is the most bytes alive at once among tensors created in it."""
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from configs.errors import UserError, command
 from scripts.parity_cases import highway_case, infer_case, inversion_case, lora_case, unet_case
 from scripts.parity_training import losses_case, trace_case
 from scripts.reference import Reference, Row
+from scripts.report import rewrite
+from scripts.result import commit
+from scripts.sections import read_sections, section
 
 # what a file that lacks a tensor or a setting, or holds those of another shape or model, can provoke anywhere below
 BROKEN = (UserError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
@@ -68,20 +72,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="reference files")
     parser.add_argument("--assets", type=Path, help="pipeline, checkpoint and cache folders, where not beside them")
+    parser.add_argument("--results", type=Path, help="also keep the table as a section of this file (RESULTS.md)")
     args = parser.parse_args()
     failed = total = 0
+    table = ["| case | quantity | tolerance | difference | |", "|---|---|---|---|---|"]
     for case, row in compare(args.folder, args.assets):
         if not total:
-            print("| case | quantity | tolerance | difference | |\n|---|---|---|---|---|")
+            print(*table, sep="\n")
         passed = row.difference <= row.tolerance  # NaN fails
         total, failed = total + 1, failed + (not passed)
         verdict = "pass" if passed else "FAIL"
         quantity = " ".join(row.quantity.replace("|", "/").split())
-        print(f"| {case} | {quantity} | {row.tolerance:.0e} | {row.difference:.1e} | {verdict} |", flush=True)
+        table.append(f"| {case} | {quantity} | {row.tolerance:.0e} | {row.difference:.1e} | {verdict} |")
+        print(table[-1], flush=True)
     if not total:
         raise UserError(f"{args.folder}: no reference file there (unet_*, ah_*, lora_*_forward, losses*, inversion*,"
                         " infer_*, train_trace_* .safetensors)")
-    print(f"{total - failed} of {total} pass", file=sys.stderr)
+    told = f"{total - failed} of {total} pass"
+    print(told, file=sys.stderr)
+    if args.results:
+        facts = (f"{told}. Reference numbers made with the authors' release and MotionDirector's LoRA code, fp32 on a CPU.\n\n"
+                 + "\n".join(table) + f"\n\n{time.strftime('%Y-%m-%d')}, commit {commit()}. "
+                 f"Command: `python scripts/parity.py {args.folder.name} --results {args.results}`\n")
+        key = ("parity", "release")
+        rewrite(args.results, read_sections(args.results) | {key: section(key, "Agreement with the authors' code", facts)})
     sys.exit(1 if failed else 0)
 
 

@@ -14,7 +14,6 @@ from configs.errors import UserError
 from configs.files import atomic_path
 from models import legacy
 from models.checkpoint import (
-    forget_after,
     list_checkpoints,
     load_checkpoint,
     load_training_state,
@@ -158,15 +157,6 @@ def refusals(unet, run, **arguments):
     with pytest.raises(UserError) as error:
         load_checkpoint(run, unet=unet, **arguments)
     return str(error.value)
-
-
-def test_what_comes_after_an_older_checkpoint_is_forgotten(unet, tmp_path):
-    for step in (2, 4, 10):
-        save(unet, tmp_path, step=step, clips=0)
-    assert forget_after(tmp_path, 2) == [4, 10]
-    assert forget_after(tmp_path, 2) == []
-    save(unet, tmp_path, step=3, clips=0, limit=1)
-    assert list(list_checkpoints(tmp_path)) == [3]
 
 
 def test_an_index_that_does_not_exist_lists_those_that_do(unet, tmp_path):
