@@ -1,6 +1,6 @@
 """Make PocketScope, the embedded text-to-video model, from nothing; or measure the shipped one.
 
-    python scripts/pretrain_pocketscope.py                                      # two CPU cores: about an hour
+    python scripts/pretrain_pocketscope.py                                      # two CPU cores: about 90 minutes
     python scripts/pretrain_pocketscope.py --device cuda --dtype bf16 --batch 4 --compile
     python scripts/pretrain_pocketscope.py --evaluate 256 --seed 1              # only measures models/pocketscope
     python scripts/pretrain_pocketscope.py --evaluate 64 --seed 1 --ablate      # ... and what carries its motion
@@ -39,7 +39,7 @@ from models.hooks import bypass_single_frames
 from models.resumable import Phase, Trainer, write
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
-FADE_TO = 0.12
+FADE_TO = 0.03  # at 0.12 the convolutions still carried three motions in four by themselves
 FOREGROUND = 6.0  # extra weight of the object's latents: unweighted, shape and motion explain under 1 % of the loss
 SEEDS = 10_000_000  # a world seed is this times the run's seed, plus the scene's number
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grow": "shrink", "shrink": "grow"}
@@ -47,7 +47,7 @@ PHASES = {
     "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
     "frames": Phase(steps=500, batch=128, lr=1.5e-3, ema=0.99, decay_to=0.2, upper=0.3),
     "video": Phase(steps=800, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.3, upper=0.7),
-    "fade": Phase(steps=1000, batch=16, lr=8e-4, ema=0.998, decay_from=0.6, upper=0.5),
+    "fade": Phase(steps=1400, batch=16, lr=8e-4, ema=0.998, decay_from=0.8, upper=0.5),
 }
 
 
@@ -159,8 +159,8 @@ class Diffusion:
 
 
 def fade_factor(step: int, steps: int) -> float:
-    """The temporal convolutions' scale: 1 -> FADE_TO linearly over the first 60 % of the phase, then held."""
-    return 1 + (FADE_TO - 1) * min(1.0, step / (0.6 * steps))
+    """The temporal convolutions' scale: 1 -> FADE_TO linearly over the first 80 % of the phase, then held."""
+    return 1 + (FADE_TO - 1) * min(1.0, step / (0.8 * steps))
 
 
 class Fade:
