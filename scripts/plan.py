@@ -61,10 +61,9 @@ class Plan:
                 self.places[name].append(self._place(variant, reference))
 
     def _place(self, variant: Variant, reference: Reference) -> Place:
-        chosen = next((w.split("=")[1] for w in variant.train if w.startswith("temporal_preset=")), "")
         train = ["--config", str(self.testbed.recipe), f"pretrained_model_path={self.testbed.model}",
-                 f"cache_dir={self.folder / 'cache'}", *reference.data, *self.testbed.preset_overrides.get(chosen, ()),
-                 *variant.train, *(SMOKE if self.smoke else ()), *self.words]
+                 f"cache_dir={self.folder / 'cache'}", *reference.data, *variant.train, *(SMOKE if self.smoke else ()),
+                 *self.words]
         cfg = load(train, description="")[0]
         name = f"{reference.name}-{_digest([self.model_key, _settled(cfg), _contents(reference)])}"
         chain = self.chains.setdefault(name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, []))

@@ -124,6 +124,7 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     if args.dry_run:
         print("\n".join(filter(None, map(commands, chains))))
         return []
+    made_by = commit()  # what plans and trains; the tree may move on before the page is written
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     jobs = args.jobs or max(1, torch.cuda.device_count())
@@ -135,7 +136,7 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
     pages = []
     for name in names:
-        result = make(name, plan, failed, measure, argv)
+        result = make(name, plan, failed, measure, made_by, argv)
         pages.append(write(result, output / (f"{name}-smoke" if args.smoke else name), plan.places[name]))
         update_results(result, results)
         say(f"{result.title}: {result.conclusion}")
@@ -144,7 +145,8 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     return pages
 
 
-def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, argv: list[str]) -> Result:
+def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, made_by: str,
+         argv: list[str]) -> Result:
     """Measure what an artefact's chains made and return its Result; what failed is said in its problems."""
     rows, problems = [], list(plan.problems[name])
     places = plan.places[name]
@@ -163,7 +165,7 @@ def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, argv: 
         rows += [{"group": place.reference.group, "reference": place.reference.name, "variant": place.variant.name, **row,
                   "path": folder / row["video"]} for row in found.rows if row["prompt"] in place.samples.prompts]
     result = Result(name, plan.testbed, plan.smoke, f"python scripts/reproduce.py {shlex.join(argv)}",
-                    time.strftime("%Y-%m-%d"), commit(), cost(places), rows, list(dict.fromkeys(problems)), measure.models)
+                    time.strftime("%Y-%m-%d"), made_by, cost(places), rows, list(dict.fromkeys(problems)), measure.models)
     if result.artefact.form == "states" and rows:
         result.states = states(plan, places)
     return result

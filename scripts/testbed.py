@@ -56,8 +56,6 @@ class Testbed:
         self.columns = ("motion_success", "correlation", "rmse", "appearance_accuracy", "leakage") if world else \
             ("motion_fidelity", "motion_fidelity_dmt_code", "text_alignment", "text_alignment_logits", "viclip",
              "pickscore", "temporal_consistency", "temporal_consistency_all_pairs", "appearance_leakage")
-        # on the toy model all-layer LoRAs learn best at half the rate; the paper trains all at one
-        self.preset_overrides = {"motiondirector": ("learning_rate=3e-3",)} if world else {}
 
     @property
     def name(self) -> str:
