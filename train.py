@@ -45,6 +45,8 @@ from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.optimizer import DualPathOptimizer
 
+SHAPING = ("method", "temporal_preset", "lora_rank", "lora_alpha", "seed", "embeddings.blocks", "embeddings.widths",
+           "embeddings.max_frames", "embeddings.loss")  # a run resumes only with the checkpoint's own
 VAE_FACTOR, CLIP_TOKENS = 8, 77  # of every model of this family; only the estimate of --dry-run assumes them
 
 
@@ -141,8 +143,10 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
             losses = mean_losses(found)
             stopped, broken = together(processes, stop.requested, not all(map(math.isfinite, losses.values())))
             if broken:
-                raise UserError(f"training: the losses are {losses} at step {step}, timestep {draw.timestep.tolist()}; earlier "
-                                f"checkpoints in {folder} are kept; lower learning_rate, or use mixed_precision=bf16")
+                which = [f"{name} loss is {value}" for name, value in losses.items() if not math.isfinite(value)]
+                raise UserError(f"training: the {' and the '.join(which) or 'loss of another process is not finite'} at step "
+                                f"{step}, timestep {draw.timestep.tolist()}; earlier checkpoints in {folder} are kept; "
+                                "lower learning_rate, or use mixed_precision=bf16")
             rate = optimizer.learning_rate
             optimizer.step()
             if journal:
@@ -210,9 +214,9 @@ def begin_or_resume(cfg, method, optimizer, processes) -> tuple[Path, int]:
 
 def shaping_differences(cfg, trained: dict) -> str:
     """What must not change between a checkpoint and the run that goes on from it, in words; empty when nothing did."""
-    names = [name for name in ("method", "temporal_preset", "lora_rank", "lora_alpha", "seed", "embeddings")
-             if name in trained and trained[name] != OmegaConf.to_container(cfg)[name]]
-    return ", ".join(f"{name} {trained[name]} (asked for: {cfg[name]})" for name in names)
+    before = OmegaConf.create(trained)
+    wanted = [(name, OmegaConf.select(before, name), OmegaConf.select(cfg, name)) for name in SHAPING]
+    return ", ".join(f"{name} {old} (asked for: {new})" for name, old, new in wanted if trained and old != new)
 
 
 def new_folder(path: Path) -> Path:

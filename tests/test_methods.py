@@ -61,13 +61,13 @@ def test_hybrid_training_resumes_to_the_bit(tiny_config, tmp_path):
     expected = tensors(load_checkpoint(whole, 4))
     resumed = train.run(tiny_config(**settings, resume_from_checkpoint=str(whole / "checkpoint-2")))
     again = tensors(load_checkpoint(resumed, 4))
-    assert resumed == whole and (whole / "checkpoint-4").stat().st_mtime > (whole / "checkpoint-2").stat().st_mtime
+    assert resumed != whole, "an earlier checkpoint starts a folder of its own"
     assert len(again) == len(expected) and all(torch.equal(a, b) for a, b in zip(again, expected))
 
 
 def test_resuming_another_loss_says_what_differs(trained, tiny_config):
     run = trained(**inversion("hybrid"))
-    with pytest.raises(UserError, match="1 appearance adapters and this run has 0"):
+    with pytest.raises(UserError, match="embeddings.loss hybrid .asked for: base"):
         train.run(tiny_config(**inversion("base"), resume_from_checkpoint=str(run)))
 
 

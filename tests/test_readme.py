@@ -1,0 +1,126 @@
+"""Every command of the README, run as written on the embedded model; only the amount of work is cut."""
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from configs.schema import markdown_table
+from models.checkpoint import list_checkpoints
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line]
+LESS = ["max_train_steps=2", "inversion_steps=2", "logger=none", "validation_data.sample_preview=false"]
+
+
+def run(words: list[str], capsys) -> list[str]:
+    """Run a Python command in this process (the imports are already paid for); returns stdout's lines."""
+    argv, path = sys.argv, list(sys.path)
+    sys.argv = words
+    capsys.readouterr()
+    try:
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, capsys.readouterr().err
+    finally:
+        sys.argv, sys.path[:] = argv, path
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def folders(tmp_path, capsys):
+    """Two short runs that stand for the RUN and OTHER_RUN of the README."""
+    runs = {}
+    for name in ("RUN", "OTHER_RUN"):
+        words = ["train.py", "--config", str(ROOT / "configs/car.yaml"), *LESS, f"output_dir={tmp_path / name}",
+                 f"cache_dir={tmp_path / 'cache'}", "pretrained_model_path=" + str(ROOT / "models/pocketscope"),
+                 "--config", str(ROOT / "configs/pocket.yaml")]
+        (runs[name],) = run(words, capsys)
+    return runs
+
+
+def python_words(words: list[str]) -> list[str] | None:
+    return words[1:] if words[0] in ("python", "python3") else None
+
+
+def test_every_command_is_of_a_kind_that_is_run_here():
+    kinds = {words[0] if not python_words(words) else python_words(words)[0] for words in COMMANDS}
+    assert kinds <= {"bash", "hf", "train.py", "infer/infer.py", "scripts/convert.py", "scripts/reproduce.py"}
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if "train.py" in w], ids=" ".join)
+def test_training_commands(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (folder,) = run([*python_words(words), *LESS, f"output_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"], capsys)
+    assert list(list_checkpoints(folder)) == [2]
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if "infer/infer.py" in w], ids=" ".join)
+def test_sampling_commands(words, folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {"outputs/train/car/train_TIME": folders["RUN"], "200": "2", **folders}
+    words = [names.get(word, word) for word in python_words(words)]
+    if "--prompt_file" in words:
+        few = tmp_path / "few.txt"
+        few.write_text("\n".join((ROOT / words[words.index("--prompt_file") + 1]).read_text().splitlines()[-2:]))
+        words[words.index("--prompt_file") + 1] = str(few)
+    videos = run([*words, "-s", "2", "--output_dir", str(tmp_path / "out")], capsys)
+    assert videos and all((tmp_path / "out").joinpath(video.split("/")[-1]).stat().st_size for video in videos)
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if "scripts/convert.py" in w], ids=" ".join)
+def test_file_commands(words, folders, tmp_path, capsys):
+    words = [folders.get(word, word).replace("outputs/", f"{tmp_path}/") for word in python_words(words)]
+    assert run(words, capsys) or any(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_list_of_artefacts(capsys):
+    assert len(run(["scripts/reproduce.py", "--list"], capsys)) >= 10
+
+
+def test_the_quickstart(tmp_path, capsys):
+    """scripts/quickstart.sh is the environment of scripts/setup.sh and then this."""
+    assert ["bash", "scripts/quickstart.sh"] in COMMANDS
+    told = run(["scripts/quickstart.py", *LESS, f"output_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}",
+                "validation_data.num_inference_steps=2"], capsys)
+    named = dict(line.split(": ", 1) for line in told)
+    assert list(named) == ["video", "side by side", "loss plot"]
+    assert all((ROOT / path).stat().st_size for path in named.values())
+
+
+def test_the_test_command_is_what_ci_runs():
+    assert ["bash", "scripts/test.sh"] in COMMANDS
+    assert "bash scripts/test.sh" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_shell_scripts_reuse_an_environment_that_is_up_to_date(tmp_path):
+    """setup.sh installs only when requirements.txt changed: with a current marker it goes straight on."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to(sys.executable)
+    shutil.copy(ROOT / "requirements.txt", venv / "installed.txt")
+    done = subprocess.run(["bash", "-c", ". scripts/setup.sh && command -v python"], cwd=ROOT, text=True,
+                          capture_output=True, env={"VENV": str(venv), "PATH": "/usr/bin:/bin", "PYTHON": sys.executable})
+    assert done.returncode == 0 and done.stdout.strip() == str(venv / "bin/python") and "installing" not in done.stderr
+
+
+def test_the_download_command_exists():
+    (words,) = [words for words in COMMANDS if words[0] == "hf"]
+    told = subprocess.run([shutil.which("hf") or "hf", "download", "--help"], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0 and "--local-dir" in told.stdout and "--local-dir" in words
+
+
+def test_the_table_of_keys_is_the_schema():
+    assert markdown_table() in README
+
+
+def test_every_file_that_is_named_exists():
+    named = re.findall(r"(?:configs|data|scripts|infer|models|tests)/[\w/]+\.\w+", README)
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert not missing
