@@ -38,6 +38,14 @@ def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder, model_max_length=TEXT_LENGTH, pad_token="<|endoftext|>")
 
 
+def write_slow_tokenizer(folder: Path) -> None:
+    """Beside the tokenizer.json in `folder`, write vocab.json and merges.txt: what the folders of 2023 hold."""
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = stored["model"]["vocab"] | {token["content"]: token["id"] for token in stored["added_tokens"]}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in stored["model"]["merges"]), ""]))
+
+
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A random CLIP text encoder, to be kept frozen: trained jointly, motion and shape words collapse on each other.
 

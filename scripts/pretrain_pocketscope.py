@@ -34,7 +34,7 @@ from data.world import MOTIONS, render, sample_scene, vocabulary
 from infer import pocket
 from infer.pictures import contact_sheet
 from infer.pocket import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
-from models.blueprint import build
+from models.blueprint import build, write_slow_tokenizer
 from models.hooks import bypass_single_frames
 from models.resumable import Phase, Trainer, write
 
@@ -183,6 +183,7 @@ def export(parts: dict, folder: Path) -> None:
     """Write the pipeline folder, fp16 safetensors, and the model's native sampling. The parts in memory stay."""
     pipe = TextToVideoSDPipeline(**{key: copy.deepcopy(part) for key, part in parts.items()}).to(dtype=torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
+    write_slow_tokenizer(folder / "tokenizer")
     native = {"width": 64, "height": 64, "num_frames": 8, "num_steps": SAMPLE_STEPS, "guidance_scale": GUIDANCE,
               "noise_prior": 0.0}
     (folder / "sampling.json").write_text(json.dumps(native, indent=2) + "\n")

@@ -1,11 +1,13 @@
 """PocketScope: the parts built from nothing, the pretraining loop, and the shipped folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.resnet import TemporalConvLayer
+from transformers import CLIPTokenizer
 
 from data.world import render, sample_scene, vocabulary
 from infer import pocket
@@ -147,3 +149,13 @@ def test_the_shipped_model_draws_what_the_prompt_says(shipped_parts):
 def test_the_shipped_folder_tells_its_native_sampling():
     native = json.loads((SHIPPED / "sampling.json").read_text())
     assert native["num_steps"] == pocket.SAMPLE_STEPS and native["guidance_scale"] == pocket.GUIDANCE
+
+
+def test_the_tokenizer_reads_the_same_from_the_files_of_2023(tmp_path):
+    folder = SHIPPED / "tokenizer"
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(folder / name, tmp_path)
+    today = CLIPTokenizer.from_pretrained(folder)
+    old = CLIPTokenizer.from_pretrained(tmp_path, model_max_length=today.model_max_length, pad_token="<|endoftext|>")
+    texts = ["a red circle moves left over a mint background", "A horse's running! 42", ""]
+    assert today(texts, padding="max_length").input_ids == old(texts, padding="max_length").input_ids
