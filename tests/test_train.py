@@ -173,6 +173,17 @@ def test_images_train_the_looks_only(tiny_config, tmp_path):
     assert any("loss_temporal" not in step for step in steps) and any("loss_temporal" in step for step in steps)
 
 
+def test_an_image_runs_the_spatial_pass_even_where_videos_skip_it(tiny_config, tmp_path):
+    image = tmp_path / "red.png"
+    iio.imwrite(image, np.full((64, 64, 3), (200, 30, 30), np.uint8))
+    folder = train.run(tiny_config(dataset_types=["single_video", "image"], spatial_path_probability=0.0,
+                                   validation_data={"sample_preview": False},
+                                   train_data={"image_dir": str(image), "single_img_prompt": "a red wall"}))
+    of_video, of_image = load_checkpoint(folder).appearance
+    assert any(t.any() for name, t in of_image.items() if "lora_B" in name)
+    assert not any(t.any() for name, t in of_video.items() if "lora_B" in name)
+
+
 @pytest.fixture(scope="module")
 def backbone(tiny_pipeline):
     return Backbone.load(tiny_pipeline)
