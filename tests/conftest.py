@@ -28,6 +28,19 @@ UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its wi
 
 
 @pytest.fixture(scope="session")
+def inputs():
+    """Sample [1 4 3 8 8], timestep and text [1 5 32] for a U-Net of `UNET`'s text width."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(1, 4, 3, 8, 8, generator=generator), torch.tensor(521),
+            torch.randn(1, 5, 32, generator=generator))
+
+
+@torch.no_grad()
+def outcome(unet, inputs):
+    return unet(*inputs).sample
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory) -> Path:
     """A pipeline folder in ZeroScope's layout: random, deterministic weights; epsilon prediction."""
     tokenizer = build_tokenizer(["a", "car", "horse", "is", "running", "on", "the", "road"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import UNET
+from conftest import UNET, outcome
 
 from configs.errors import UserError
 from models.highway import attach_highway
@@ -14,18 +14,6 @@ from models.recipe import build_unet
 @pytest.fixture(scope="module")
 def unet():
     return build_unet(UNET)
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randn(1, 4, 3, 8, 8, generator=generator), torch.tensor(521),
-            torch.randn(1, 5, 32, generator=generator))
-
-
-@torch.no_grad()
-def outcome(unet, inputs):
-    return unet(*inputs).sample
 
 
 @pytest.mark.parametrize("scope", ["all", "release"])

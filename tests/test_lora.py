@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import ROOT, UNET
+from conftest import ROOT, UNET, outcome
 
 from configs.errors import UserError
 from models.legacy import skeleton
@@ -20,18 +20,6 @@ GOLDEN = ROOT / "tests" / "golden"
 @pytest.fixture
 def unet():
     return build_unet(NARROW)
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randn(1, 4, 3, 8, 8, generator=generator), torch.tensor(521),
-            torch.randn(1, 5, 32, generator=generator))
-
-
-@torch.no_grad()
-def outcome(unet, inputs):
-    return unet(*inputs).sample
 
 
 def learned(unet, name, preset="tap", seed=1, **options):
