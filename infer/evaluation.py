@@ -44,6 +44,9 @@ WORLD_DEFINITIONS = {
     "colour_accuracy": Definition("colour", WORLD, "share with the prompt's colour", "data/detectors.py", "up"),
     "background_accuracy": Definition(
         "background", WORLD, "share with the prompt's background", "data/detectors.py", "up"),
+    "frame_consistency": Definition(
+        "frame consistency", WORLD, "share of neighbouring frames that, each read alone, show the same shape, colour and "
+        "background", "data/detectors.py", "up"),
     "leakage": Definition(
         "leakage", WORLD, "share of videos that show the reference's colour, background or window where the prompt asks "
         "for another", "data/detectors.py", "down"),
@@ -87,10 +90,11 @@ class Evaluation:
 
 
 def summarize(rows: Iterable[dict]) -> dict[str, Estimate]:
-    """Metric -> estimate over the rows that hold it."""
+    """Metric -> estimate over the rows that hold it; a row's `run` names its training where there are several."""
     rows = list(rows)
-    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in ALL_DEFINITIONS}
-    return {name: estimate(found) for name, found in values.items() if found}
+    having = {name: [row for row in rows if row.get(name) is not None] for name in ALL_DEFINITIONS}
+    return {name: estimate([row[name] for row in found], [row.get("run") for row in found])
+            for name, found in having.items() if found}
 
 
 def evaluate(folder: Path, measure: Measure, reference: Reference | None = None) -> Evaluation:
@@ -140,7 +144,8 @@ def world_scores(frames: torch.Tensor, prompt: str, reference: Reference | None)
     wanted, seen = parse_prompt(prompt), read_clip(frames)
     found = {"shape": seen.shape, "colour": seen.colour, "background": seen.background}
     right = {name: found[name] == wanted[name] for name in LOOKS}
-    scores = {"appearance_accuracy": all(right.values()), **{f"{name}_accuracy": hit for name, hit in right.items()}}
+    scores = {"appearance_accuracy": all(right.values()), **{f"{name}_accuracy": hit for name, hit in right.items()},
+              "frame_consistency": _frame_consistency(frames)}
     if reference is None:
         return {"motion_success": seen.motion == wanted["motion"], **scores}
     path = np.nanmean([read_clip(clip).trajectory for clip in reference.frames], axis=0)
@@ -151,6 +156,11 @@ def world_scores(frames: torch.Tensor, prompt: str, reference: Reference | None)
     leaked |= seen.window and not wanted["window"] and any(look["window"] for look in shown)
     return {"motion_success": motion["success"], "correlation": motion["correlation"], "rmse": motion["rmse"],
             **scores, "leakage": bool(leaked)}
+
+
+def _frame_consistency(frames: torch.Tensor) -> float:
+    looks = [(seen.shape, seen.colour, seen.background) for seen in (read_clip(frame[None]) for frame in frames)]
+    return float(np.mean([one == next_one and None not in one for one, next_one in zip(looks, looks[1:])]))
 
 
 def speaks_world(text: str) -> bool:

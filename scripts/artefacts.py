@@ -1,4 +1,4 @@
-"""The paper's ten artefacts as data: what each compares, what the paper reports, what it claims.
+"""The paper's ten artefacts, and one of our own, as data: what each compares, what the paper reports and claims.
 
 Reported numbers are a secondary reading of the paper's tables ("[S]", METHOD section 9), not checked against the PDF.
 A variant is a training (overrides of the recipe's keys) and a way of sampling from it (flags of infer/infer.py); equal
@@ -7,11 +7,13 @@ trainings are made once, whichever artefact asks. A claim is a comparison of two
 
 from dataclasses import dataclass
 
+from data.world import PATHS, RETIMINGS
+
 REPORTED = "reported [S]"
 PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference, at most
 PLI_TAU = 200  # ours, the paper's is not known to us; at 400 the toy model already undoes part of the motion
-RETIMED = ("there_and_back", "late_start")  # a known motion on another clock: pretrained values can be recombined
-PATHS = ("orbit",)  # places that no pretrained value holds, beyond what the paper's argument promises
+RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
+NEW_PATH = ("orbit",)  # places that no pretrained value holds, beyond what the paper's argument promises
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Artefact:
     form: str = "rows"
     motions: tuple[str, ...] = RETIMED
     several: bool = False
+    world: bool = False  # only where the truth is known
+    trainings: int = 1  # of each kind, from seeds 0, 1, ...
     needs: str = "one reference clip for each motion"
     reported: str = ""
 
@@ -83,7 +87,7 @@ def _sweep(scope: str, label: str, betas: tuple[float, ...]) -> tuple[Variant, .
     return tuple(Variant(f"{label} @ {beta:g}", TAP, highway(beta, scope)) for beta in betas)
 
 
-ARTEFACTS = {
+PAPER = {
     "table1": Artefact(
         "Table 1: which temporal layers to adapt", "what query, key, value, output and feed-forward layers each bring",
         (UNTOUCHED,
@@ -110,7 +114,7 @@ ARTEFACTS = {
                "MotionDirector"),
          Claim("TAP + AH + PLI moves more like the reference than the untouched model", "motion", "TAP + AH + PLI", "more",
                "untouched model")),
-        motions=(*RETIMED, *PATHS)),
+        motions=(*RETIMED, *NEW_PATH)),
     "table3": Artefact(
         "Table 3: methods on several reference clips", "the same with three clips of one motion in different looks",
         (UNTOUCHED, DIRECTOR, INVERSION, Variant("TAP", TAP), FULL), _against_director("TAP + AH + PLI"),
@@ -162,9 +166,34 @@ ARTEFACTS = {
         reported="the paper's values are not in our reading"),
     "figure5": Artefact(
         "Figure 5: one reference clip, videos", "what the methods look like side by side",
-        (UNTOUCHED, DIRECTOR, Variant("TAP", TAP), HIGHWAY, FULL), form="grid", motions=(*RETIMED, *PATHS)),
+        (UNTOUCHED, DIRECTOR, Variant("TAP", TAP), HIGHWAY, FULL), form="grid", motions=(*RETIMED, *NEW_PATH)),
     "figure6": Artefact(
         "Figure 6: several reference clips, videos", "the same with several clips of one motion",
         (UNTOUCHED, DIRECTOR, Variant("TAP", TAP), HIGHWAY, FULL), form="grid", motions=RETIMED[:1], several=True,
         needs="several clips of one motion (real models: --clips FOLDER)"),
 }
+
+OURS = {
+    "motions": Artefact(
+        "Motions: every held-out motion of the toy world", "which methods learn which motions from one clip, and what they keep",
+        (UNTOUCHED, Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5")),
+         Variant("MotionDirector", MOTION_DIRECTOR), Variant("release (k + out)", preset("release")),
+         Variant("TAP-key (k)", preset("tap_key")), Variant("TAP (q + k)", TAP),
+         Variant("TAP + AH, release scope", TAP, highway(scope="release")), Variant("TAP + AH, beta 1", TAP, highway(1.0)),
+         Variant("TAP + AH (default)", TAP, highway()), Variant("TAP + AH + PLI", TAP, (*highway(), *PLI)),
+         Variant("TAP + noise prior 0.5", TAP, ("--noise_prior", "0.5"))),
+        (*(claim for one in ("TAP (q + k)", "TAP + AH (default)") for claim in _against_director(one)),
+         Claim("TAP + AH keeps the looks of the untouched model", "appearance", "TAP + AH (default)", "not less",
+               "untouched model", "ours"),
+         Claim("TAP + AH moves more like the reference than the untouched model", "motion", "TAP + AH (default)", "more",
+               "untouched model"),
+         Claim("TAP + AH moves more like the reference than a noise prior alone", "motion", "TAP + AH (default)", "more",
+               "noise prior 0.5 alone", "ours"),
+         Claim("AH keeps looks better than TAP alone", "appearance", "TAP + AH (default)", "more", "TAP (q + k)"),
+         Claim("AH costs no motion", "motion", "TAP + AH (default)", "not less", "TAP (q + k)", "ours"),
+         Claim("q + k moves better than k alone", "motion", "TAP (q + k)", "more", "TAP-key (k)", "ours"),
+         Claim("the release's k + out moves better than q + k", "motion", "release (k + out)", "more", "TAP (q + k)", "ours")),
+        motions=(*RETIMINGS, *PATHS), world=True, trainings=2,
+        needs="a model of the toy world"),
+}
+ARTEFACTS = PAPER | OURS

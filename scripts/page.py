@@ -78,7 +78,7 @@ def _table(result: Result, group: str) -> str:
 
 def _videos(result: Result) -> str:
     names = [variant.name for variant in result.artefact.variants]
-    by_place = {(r["reference"], r["prompt"], r["variant"]): r["path"] for r in result.rows}
+    by_place = {(r["reference"], r["prompt"], r["variant"]): r["path"] for r in reversed(result.rows)}  # the first training
     tables = []
     for reference in dict.fromkeys(row["reference"] for row in result.rows):
         prompts = list(dict.fromkeys(row["prompt"] for row in result.rows if row["reference"] == reference))

@@ -30,6 +30,7 @@ class Place:
 
     variant: Variant
     reference: Reference
+    run: str  # the reference, and which of its trainings
     chain: Chain
     samples: Samples
 
@@ -38,11 +39,15 @@ class Plan:
     """The chains that some artefacts need together, and where the videos of each variant will be."""
 
     def __init__(self, testbed: Testbed, folder: Path, words: list[str], *, smoke: bool = False,
-                 prompts: int | None = None, references: int | None = None):
-        """`words` override every training's configuration; `prompts` and `references` are at most so many."""
+                 prompts: int | None = None, references: int | None = None, trainings: int | None = None):
+        """`words` override every training's configuration; `prompts` and `references` are at most so many.
+
+        `trainings`: how often each training is made, from seeds 0, 1, ...; default the artefact's own number.
+        """
         self.testbed, self.folder, self.words, self.smoke = testbed, folder, words, smoke
         self.prompts = prompts or (SMOKE_PROMPTS if smoke else PROMPTS)
         self.most = 1 if smoke else references
+        self.trainings = 1 if smoke else trainings
         self.model_key = testbed.fingerprint()
         self.chains: dict[str, Chain] = {}
         self.places: dict[str, list[Place]] = {}
@@ -51,19 +56,23 @@ class Plan:
     def add(self, name: str) -> None:
         """Plan an artefact. What it lacks becomes one of its problems."""
         artefact, self.places[name], self.problems[name] = ARTEFACTS[name], [], []
+        if artefact.world and not self.testbed.world:
+            self.problems[name].append(f"{artefact.title} needs a model of the toy world: --model pocket, or --world")
+            return
         try:
             references = self.testbed.references(artefact.motions, artefact.several, self.most)
         except UserError as error:
             self.problems[name].append(str(error))
             return
-        for reference in references:
-            for variant in artefact.variants:
-                self.places[name].append(self._place(variant, reference))
+        for seed in range(self.trainings or artefact.trainings):
+            for reference in references:
+                for variant in artefact.variants:
+                    self.places[name].append(self._place(variant, reference, seed))
 
-    def _place(self, variant: Variant, reference: Reference) -> Place:
+    def _place(self, variant: Variant, reference: Reference, seed: int) -> Place:
         train = ["--config", str(self.testbed.recipe), f"pretrained_model_path={self.testbed.model}",
-                 f"cache_dir={self.folder / 'cache'}", *reference.data, *variant.train, *(SMOKE if self.smoke else ()),
-                 *self.words]
+                 f"cache_dir={self.folder / 'cache'}", *reference.data, *variant.train, f"seed={seed}",
+                 *(SMOKE if self.smoke else ()), *self.words]
         cfg = load(train, description="")[0]
         name = f"{reference.name}-{_digest([self.model_key, _settled(cfg), _contents(reference)])}"
         chain = self.chains.setdefault(name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, []))
@@ -71,7 +80,8 @@ class Plan:
         samples = Samples(str(folder), list(variant.flags), list(reference.prompts[: self.prompts]))
         if samples not in chain.samples:
             chain.samples.append(samples)
-        return Place(variant, reference, chain, samples)
+        run = f"{reference.name}, training {seed + 1}" if seed else reference.name
+        return Place(variant, reference, run, chain, samples)
 
 
 def _settled(cfg: DictConfig) -> dict:

@@ -36,7 +36,7 @@ def write_files(result: Result, folder: Path) -> None:
     videos = folder / "videos"
     rows = []
     for row in result.rows:
-        path = videos / f"{_slug(row['variant'])}__{row['reference']}__{row['path'].name}"
+        path = videos / f"{_slug(row['variant'])}__{_slug(row['run'])}__{row['path'].name}"
         videos.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.stat().st_mtime < row["path"].stat().st_mtime:
             shutil.copy(row["path"], path)

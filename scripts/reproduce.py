@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
 from configs.schema import ROOT, load
-from scripts.artefacts import ARTEFACTS, PROMPTS
+from scripts.artefacts import ARTEFACTS, PAPER, PROMPTS
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
 
@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("reproduce.py", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("artefacts", nargs="*", metavar="ARTEFACT or key=value",
-        help="table1 to table6, figure3 to figure6, or all; key=value words override the recipe for every training")
+        help="table1 to table6, figure3 to figure6, all (these ten), or motions; key=value words override the recipe for every training")
     add("--list", action="store_true", help="name the artefacts with what each needs, costs and shows")
     add("--model", default="pocket", help="pocket, or a model folder in ZeroScope's layout (default %(default)s)")
     add("--world", action="store_true", help="the model in --model was pretrained on the toy world, as pocket was")
@@ -37,6 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="print the commands that would be run, then stop")
     add("--prompts", type=int, help=f"prompts for each reference (default all of the list, at most {PROMPTS})")
     add("--references", type=int, help="reference motions (default all of the artefact)")
+    add("--trainings", type=int, help="trainings of each kind, from seeds 0, 1, ... (default the artefact's number, mostly 1)")
     add("--clips", type=Path, help="real models, several reference clips: their folder, captions in .txt beside them")
     add("--jobs", type=int, help="trainings at once (default one for each GPU, else 1)")
     add("--slurm", nargs="+", metavar="NAME=VALUE", help="run as SLURM jobs, submitit's parameters: slurm_partition=gpu ...")
@@ -50,13 +51,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def listing() -> str:
     """What --list prints."""
-    lines = []
+    lines = ["The paper's:"]
     for name, artefact in ARTEFACTS.items():
+        lines += [] if name in PAPER else ["This project's own:"]
         lines += [f"{name}  {artefact.title}", f"    shows {artefact.shows}", f"    needs {artefact.needs}"]
-        for model, (train, video, clips, prompts) in COSTS.items():
-            references = 1 if artefact.several else clips or len(artefact.motions)
-            trainings = len({variant.train for variant in artefact.variants}) * references
-            videos = len(artefact.variants) * references * prompts
+        for model, (train, video, clips, prompts) in list(COSTS.items())[: 1 if artefact.world else None]:
+            runs = artefact.trainings * (1 if artefact.several else clips or len(artefact.motions))
+            trainings, videos = len({v.train for v in artefact.variants}) * runs, len(artefact.variants) * runs * prompts
             lines.append(f"    costs on {model} at most {trainings} trainings and {videos} videos, about "
                          f"{(trainings * train + videos * video) / 60:.0f} min (an estimate)")
     return "\n".join(lines)
@@ -72,8 +73,8 @@ def choose(asked: list[str]) -> tuple[list[str], list[str]]:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ARTEFACTS)}, and all"
             raise UserError(f"{name}: no artefact is called so; {hint}")
     if not names:
-        raise UserError(f"no artefact was named; give one or several of {', '.join(ARTEFACTS)}, or all")
-    return [name for name in ARTEFACTS if name in names or "all" in names], words
+        raise UserError(f"no artefact was named; give one or several of {', '.join(ARTEFACTS)}, or all ten of the paper")
+    return [name for name in ARTEFACTS if name in names or ("all" in names and name in PAPER)], words
 
 
 if __name__ == "__main__":  # before the slow imports, so that --help, --list and a misspelt name answer at once
@@ -117,7 +118,8 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     pocket = args.model == "pocket"
     testbed = Testbed(POCKET if pocket else Path(args.model).resolve(), pocket or args.world, output,
                       args.clips and args.clips.resolve())
-    plan = Plan(testbed, output, words, smoke=args.smoke, prompts=args.prompts, references=args.references)
+    plan = Plan(testbed, output, words, smoke=args.smoke, prompts=args.prompts, references=args.references,
+                trainings=args.trainings)
     for name in names:
         plan.add(name)
     chains = list(plan.chains.values())
@@ -162,8 +164,9 @@ def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, made_b
             problems.append(f"{where}: {error}")
             continue
         problems += found.problems
-        rows += [{"group": place.reference.group, "reference": place.reference.name, "variant": place.variant.name, **row,
-                  "path": folder / row["video"]} for row in found.rows if row["prompt"] in place.samples.prompts]
+        rows += [{"group": place.reference.group, "reference": place.reference.name, "run": place.run,
+                  "variant": place.variant.name, **row, "path": folder / row["video"]}
+                 for row in found.rows if row["prompt"] in place.samples.prompts]
     result = Result(name, plan.testbed, plan.smoke, f"python scripts/reproduce.py {shlex.join(argv)}",
                     time.strftime("%Y-%m-%d"), made_by, cost(places), rows, list(dict.fromkeys(problems)), measure.models)
     if result.artefact.form == "states" and rows:

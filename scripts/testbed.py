@@ -12,7 +12,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.schema import ROOT
-from data.world import MOTIONS, PATHS, reference_clip
+from data.world import PATHS, reference_clip
 from infer.video import write_video
 
 POCKET = ROOT / "models" / "pocketscope"
@@ -50,10 +50,10 @@ class Testbed:
         self.folder = folder / "references"
         # what a claim of the paper is tested on here, and by how much "no worse" may be worse
         self.roles = {"motion": ("correlation", 0.1), "appearance": ("appearance_accuracy", 0.1),
-                      "leakage": ("leakage", 0.1)} if world else \
+                      "leakage": ("leakage", 0.1), "consistency": ("frame_consistency", 0.05)} if world else \
             {"motion": ("motion_fidelity", 0.1), "appearance": ("text_alignment", 0.5),
              "leakage": ("appearance_leakage", 0.5), "consistency": ("temporal_consistency", 0.5)}
-        self.columns = ("motion_success", "correlation", "rmse", "appearance_accuracy", "leakage") if world else \
+        self.columns = ("motion_success", "correlation", "rmse", "appearance_accuracy", "leakage", "frame_consistency") if world else \
             ("motion_fidelity", "motion_fidelity_dmt_code", "text_alignment", "text_alignment_logits", "viclip",
              "pickscore", "temporal_consistency", "temporal_consistency_all_pairs", "appearance_leakage")
 
@@ -98,9 +98,8 @@ class Testbed:
                 write_video(path, clip.frames, fps=8, quality=10)  # lossless: a reference is exactly what was rendered
             path.with_suffix(".txt").write_text(clip.prompt)
             paths.append(path)
-        prompts = tuple(with_verb(prompt, clips[0].scene.verb) for prompt in read_list("pocket.txt"))
-        group = "path" if motion in PATHS else "re-timing"
-        return Reference(motion, group, _data(paths, folder), prompts, paths[0], several)
+        group, prompts = ("path", "pocket_paths.txt") if motion in PATHS else ("re-timing", "pocket.txt")
+        return Reference(motion, group, _data(paths, folder), read_list(prompts), paths[0], several)
 
     def _real(self) -> list[Reference]:
         found = []
@@ -141,11 +140,3 @@ def read_list(name: str, section: str | None = None) -> tuple[str, ...]:
     if not found:
         raise UserError(f"data/prompts/{name}: no prompts under {section!r}; restore the file from the repository")
     return tuple(found)
-
-
-def with_verb(prompt: str, verb: str) -> str:
-    """A prompt of the world with its motion words replaced: the looks stay, the motion is the reference's."""
-    known = next((words for words in MOTIONS.values() if words in prompt), None)
-    if known is None:
-        raise UserError(f"data/prompts: {prompt!r} names no motion of the world; restore the file from the repository")
-    return prompt.replace(known, verb)

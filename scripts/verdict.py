@@ -41,7 +41,7 @@ def judge(claim: Claim, group: str, rows: dict[str, list[dict]], roles: dict[str
         return Verdict(claim, group, "not measured", f"{claim.role} has no measure on this testbed")
     metric, margin = roles[claim.role]
     one, other = (_by_video(rows.get(name, []), metric) for name in (claim.one, claim.other))
-    found = difference(one, other)
+    found = difference(one, other, run_of=lambda video: video[0])
     if found is None:
         return Verdict(claim, group, "not measured", f"no {ALL_DEFINITIONS[metric].title} of both variants")
     means = [sum(values.values()) / len(values) for values in (one, other)]
@@ -63,4 +63,4 @@ def conclude(verdicts: list[Verdict], smoke: bool) -> str:
 
 
 def _by_video(rows: list[dict], metric: str) -> dict[tuple, float]:
-    return {(row["reference"], row["prompt"], row["seed"]): row[metric] for row in rows if row.get(metric) is not None}
+    return {(row["run"], row["prompt"], row["seed"]): row[metric] for row in rows if row.get(metric) is not None}

@@ -66,6 +66,15 @@ def test_without_a_reference_the_motion_is_the_prompts():
     assert "leakage" not in world_scores(render(left).frames, left.caption, None)
 
 
+def test_frame_consistency_counts_neighbours_that_show_the_same_object():
+    one, other = render(SCENE).frames, render(replace(SCENE, background="mint", shape="square")).frames
+    switched = torch.cat([one[:3], other[3:]])  # one of seven neighbouring pairs differs
+    shuffled = torch.stack([one[0], other[1]] * 4)
+    found = [world_scores(clip, SCENE.caption, None)["frame_consistency"] for clip in (one, switched, shuffled)]
+    assert found == pytest.approx([1, 6 / 7, 0])
+    assert world_scores(torch.full_like(one, 200), SCENE.caption, None)["frame_consistency"] == 0  # nothing is no agreement
+
+
 def test_a_lost_object_gives_numbers_and_no_nan():
     scores = world_scores(torch.full((8, 3, 64, 64), 200, dtype=torch.uint8), SCENE.caption, REFERENCE_OF_WORLD)
     assert scores["rmse"] == 64 and scores["correlation"] == 0 and not scores["appearance_accuracy"]

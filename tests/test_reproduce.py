@@ -15,15 +15,15 @@ from diffusers import TextToVideoSDPipeline
 
 import train
 from configs.errors import UserError
-from data.world import vocabulary
+from data.world import BACKGROUNDS, COLOURS, SHAPES, parse_prompt, vocabulary
 from infer.statistics import Estimate
 from models.blueprint import build, build_unet
 from scripts import reproduce, schedule
 from scripts import testbed as beds
-from scripts.artefacts import ARTEFACTS, Claim, Variant
+from scripts.artefacts import ARTEFACTS, PAPER, Claim, Variant
 from scripts.chain import work
 from scripts.plan import Plan, commands
-from scripts.testbed import read_list, with_verb
+from scripts.testbed import read_list
 from scripts.verdict import judge, rule
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "figure5", "figure6"]
@@ -68,9 +68,10 @@ def refuse(chain, worker):
 
 
 def test_the_ten_artefacts_are_named_with_their_needs():
-    assert list(ARTEFACTS) == NAMES
-    listing = reproduce.listing()
-    assert all(f"{name}  " in listing for name in NAMES) and listing.count("needs ") == listing.count("shows ") == 10
+    assert list(PAPER) == NAMES and list(ARTEFACTS) == [*NAMES, "motions"]
+    paper, ours = reproduce.listing().split("This project's own:")
+    assert all(f"{name}  " in paper for name in NAMES) and paper.count("needs ") == paper.count("shows ") == 10
+    assert ours.count("needs ") == 1
 
 
 def test_every_claim_compares_variants_that_exist():
@@ -87,11 +88,33 @@ def test_an_unknown_artefact_gets_a_suggestion():
     assert reproduce.choose(["all"])[0] == NAMES
 
 
-def test_prompts_keep_their_looks_under_the_references_verb():
-    prompts = read_list("pocket.txt")
-    assert len(prompts) == 16
-    assert with_verb("a red ring shrinks over a sky background", "grows") == "a red ring grows over a sky background"
+def test_prompts_ask_for_new_looks_under_the_references_verb(world_model, tmp_path):
+    bed = beds.Testbed(world_model, True, tmp_path)
+    for motion, verb in (("pause", "moves right"), ("zigzag", "wanders")):
+        (reference,) = bed.references([motion], several=False)
+        assert len(reference.prompts) == len(set(reference.prompts)) == 16
+        assert all(verb in prompt for prompt in reference.prompts)
+        assert verb in reference.clip.with_suffix(".txt").read_text()
+    looks = [parse_prompt(prompt) for prompt in read_list("pocket.txt")]
+    for name, words in (("shape", SHAPES), ("colour", COLOURS), ("background", BACKGROUNDS)):
+        assert all(sum(look[name] == word for look in looks) >= 2 for word in words)
     assert len(read_list("real.txt", "camera dolly zoom")) == 8
+
+
+def test_trainings_from_several_seeds_are_runs_of_their_own(world_model, tmp_path):
+    several = Plan(beds.Testbed(world_model, True, tmp_path), tmp_path, FEW, references=2, prompts=4, trainings=2)
+    several.add("table5")
+    places = several.places["table5"]
+    assert len(several.chains) == 8 and len({place.samples.folder for place in places}) == len(places) == 12
+    assert [chain.train.count("seed=1") for chain in several.chains.values()] == [0] * 4 + [1] * 4
+    assert list(dict.fromkeys(place.run for place in places)) == [
+        "there_and_back", "late_start", "there_and_back, training 2", "late_start, training 2"]
+
+
+def test_motions_need_a_model_of_the_world(world_model, tmp_path):
+    real = Plan(beds.Testbed(world_model, False, tmp_path), tmp_path, FEW)
+    real.add("motions")
+    assert not real.chains and "--world" in real.problems["motions"][0]
 
 
 def test_equal_trainings_are_planned_once(plan):
@@ -232,7 +255,7 @@ def test_a_ruling_follows_from_the_interval(expect, low, high, ruling):
 
 def test_a_verdict_is_computed_from_pairs_of_videos():
     def rows(hits):
-        return [{"reference": "r", "prompt": str(i), "seed": 0, "leakage": hit} for i, hit in enumerate(hits)]
+        return [{"run": "r", "prompt": str(i), "seed": 0, "leakage": hit} for i, hit in enumerate(hits)]
 
     claim = Claim("a leaks less than b", "leakage", "a", "less", "b")
     verdict = judge(claim, "g", {"a": rows([False] * 16), "b": rows([True] * 16)}, {"leakage": ("leakage", 0.1)})
