@@ -13,7 +13,7 @@ from infer.statistics import FORMULAS
 from scripts.artefacts import REPORTED
 from scripts.result import Result
 
-PROMPTS = 6  # rows of videos for each reference
+ROWS = 18  # rows of videos on the page at most, divided among the references
 WIDTH = 128  # CSS pixels of a video on the page at least
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1300px; padding: 0 1rem; color: #222 }
@@ -46,6 +46,7 @@ def write_page(result: Result, folder: Path) -> Path:
         f"<p>Paper, {REPORTED}: {escape(result.artefact.reported)}.</p>" if result.artefact.reported else "",
         f"<h2>Numbers</h2><img class=plot alt='plot of the table below' src='{_embed(plot)}'>" if plot.exists() else "",
         result.states.html() if result.states is not None else "".join(_table(result, group) for group in result.groups),
+        "" if result.states is not None else _by_motion(result),
         _missing(result), _videos(result),
         "<h2>How it was made</h2>",
         f"<p>{escape(result.date)}, commit {escape(result.commit)}. Cost: {escape(str(result.cost))}.</p>",
@@ -76,20 +77,31 @@ def _table(result: Result, group: str) -> str:
             f"<th>n</th></tr>{''.join(lines)}</table></div>")
 
 
+def _by_motion(result: Result) -> str:
+    cells, header, rows = result.by_motion()
+    if not rows:
+        return ""
+    line = lambda tag, texts: f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in texts)}</tr>"
+    return (f"<div class=scroll><table><caption>{escape(cells)}</caption>{line('th', header)}"
+            f"{''.join(line('td', row) for row in rows)}</table></div>")
+
+
 def _videos(result: Result) -> str:
     names = [variant.name for variant in result.artefact.variants]
     by_place = {(r["reference"], r["prompt"], r["variant"]): r["path"] for r in reversed(result.rows)}  # the first training
     tables = []
-    for reference in dict.fromkeys(row["reference"] for row in result.rows):
+    references = list(dict.fromkeys(row["reference"] for row in result.rows))
+    most = max(1, min(6, ROWS // max(1, len(references))))
+    for reference in references:
         prompts = list(dict.fromkeys(row["prompt"] for row in result.rows if row["reference"] == reference))
         clip = _cell(result.clips.get(reference))
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
         lines = []
-        for number, prompt in enumerate(prompts[:PROMPTS]):
+        for number, prompt in enumerate(prompts[:most]):
             cells = "".join(f"<td>{_cell(by_place.get((reference, prompt, name)))}</td>" for name in names)
-            first = f"<td rowspan={min(PROMPTS, len(prompts))}>{clip}</td>" if number == 0 else ""
+            first = f"<td rowspan={min(most, len(prompts))}>{clip}</td>" if number == 0 else ""
             lines.append(f"<tr>{first}<td>{escape(prompt)}</td>{cells}</tr>")
-        rest = f" ({PROMPTS} of {len(prompts)} prompts; the others are in videos/)" if len(prompts) > PROMPTS else ""
+        rest = f" ({most} of {len(prompts)} prompts; the others are in videos/)" if len(prompts) > most else ""
         tables.append(f"<div class=scroll><table><caption>{escape(reference)}{rest}</caption><tr><th>reference clip</th>"
                       f"<th>prompt</th>{head}</tr>{''.join(lines)}</table></div>")
     controls = ("<p class=bar><button id=restart>restart together</button> <button id=pause>pause or play</button> speed "

@@ -52,7 +52,7 @@ def body(result: Result) -> str:
     if result.states is not None:
         parts.append(result.states.markdown())
     else:
-        parts += [_table(result, group) for group in result.groups]
+        parts += [_table(result, group) for group in result.groups] + [_by_motion(result)]
     if result.problems:
         parts.append("Missing:\n" + "\n".join(f"- {problem}" for problem in result.problems))
     parts.append(f"{result.date}, commit {result.commit}. Cost: {result.cost}. Command: `{result.command}`")
@@ -97,6 +97,14 @@ def _table(result: Result, group: str) -> str:
         cells = [str(estimates[m]) if m in estimates else "–" for m in result.metrics]
         lines.append(f"| {variant} | {reported or '–'} | {' | '.join(cells)} | {n} |")
     return "\n".join(lines)
+
+
+def _by_motion(result: Result) -> str:
+    cells, header, rows = result.by_motion()
+    if not rows:
+        return ""
+    lines = [header, ["---"] * len(header), *rows]
+    return f"{cells[:1].upper()}{cells[1:]}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _methods(result: Result) -> str:

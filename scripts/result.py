@@ -79,6 +79,17 @@ class Result:
             table.append((variant.name, variant.reported, summarize(rows), len(rows)))
         return table
 
+    def by_motion(self) -> tuple[str, list[str], list[list[str]]]:
+        """(what the cells hold, header, rows): every variant on every motion; no rows for a single motion."""
+        motions = list(dict.fromkeys(row["reference"] for row in self.rows))
+        shown = [m for m in (self.testbed.columns[0], self.testbed.roles["appearance"][0], self.testbed.roles["leakage"][0])
+                 if m in self.metrics]
+        rows = []
+        for variant in self.artefact.variants if len(motions) > 1 else ():
+            found = [summarize(row for row in self.of(variant.name) if row["reference"] == motion) for motion in motions]
+            rows.append([variant.name, *(" / ".join(f"{e[m].value:.2f}" if m in e else "–" for m in shown) for e in found)])
+        return " / ".join(ALL_DEFINITIONS[m].title for m in shown), ["each motion", *motions], rows
+
     @property
     def verdicts(self) -> list[Verdict]:
         if self.states is not None:
