@@ -16,8 +16,8 @@ import torch
 from configs.errors import UserError
 from data.world import BACKGROUNDS, COLOURS, SHAPES, WINDOW_FRAME, WINDOW_PANE, coverage
 
-SUCCESS_RMSE = 6.0  # pixels of 64 (9.4 % of the canvas): a motion counts as transferred below this error ...
-SUCCESS_CORRELATION = 0.8  # ... and above this correlation with the reference's path
+SUCCESS_RMSE = 6.0  # pixels of 64 (9.4 % of the canvas): a motion counts as transferred below this error, ...
+SUCCESS_CORRELATION = 0.8  # ... above this correlation, and nearer to the reference than to what its words alone mean
 TINT = 55.0  # RGB distance above which a colour is called none of the palette
 CONTRAST = 45.0  # RGB distance from the background above which a pixel belongs to something else
 
@@ -88,20 +88,29 @@ def name_motion(trajectory: np.ndarray, size: np.ndarray) -> str | None:
     return "wander" if spread.max() > 6 else None
 
 
-def compare_paths(found: np.ndarray, reference: np.ndarray) -> dict[str, float | bool]:
+def compare_paths(found: np.ndarray, reference: np.ndarray, known: np.ndarray | None = None) -> dict[str, float | bool]:
     """Trajectory error of `found` against `reference`, both [f 2] pixels of 64: rmse, correlation, success.
 
-    Correlation is over both axes together, each around its own mean. Frames without an object count as one lying at
-    the canvas' far side (an error of 64), so that losing the object never helps.
+    Paths are compared each around its own mean, because a motion is the same motion in another place. `known` is the
+    path of the motion that the caption names: a re-timing has been learned only where the video is nearer to it than to
+    that. A frame without an object counts as an error of 64, and the correlation of such a video as 0, so that losing
+    the object never helps.
     """
     lost = ~np.isfinite(found).all(1)
-    error = np.where(lost, 64.0, np.linalg.norm(found - reference, axis=1))
-    rmse = float(np.sqrt((error**2).mean()))
-    seen = found[~lost] if (~lost).sum() > 2 else np.zeros_like(reference)
-    target = reference[~lost] if (~lost).sum() > 2 else reference
-    correlation = _correlation((seen - seen.mean(0)).ravel(), (target - target.mean(0)).ravel())
+    rmse = _path_error(found, reference, lost)
+    correlation = 0.0 if lost.any() else _correlation((found - found.mean(0)).ravel(), (reference - reference.mean(0)).ravel())
     success = rmse < SUCCESS_RMSE and correlation > SUCCESS_CORRELATION
+    if known is not None:
+        success &= rmse < _path_error(found, known, lost)
     return {"rmse": rmse, "correlation": correlation, "success": bool(success)}
+
+
+def _path_error(found: np.ndarray, path: np.ndarray, lost: np.ndarray) -> float:
+    if lost.all():
+        return 64.0
+    offset = (found - path)[~lost].mean(0)
+    error = np.where(lost, 64.0, np.linalg.norm(found - path - offset, axis=1))
+    return float(np.sqrt((error**2).mean()))
 
 
 def _border_colour(image: np.ndarray) -> np.ndarray:

@@ -55,6 +55,10 @@ RETIMINGS = {  # held out: a known direction on another clock; name -> (times, p
     "back_and_forth": ((0, 1 / 3, 2 / 3, 1), (0, 1, 0, 1)),
 }
 PATHS = ("zigzag", "orbit", "spiral", "figure_eight")  # held out: places no known motion visits in that order
+REFERENCE_SEEDS = {  # one look with a window for each: leakage must not hang on a single colour, shape or ground
+    "there_and_back": 3, "late_start": 0, "pause": 38, "speeding_up": 21, "back_and_forth": 29,
+    "zigzag": 43, "orbit": 6, "spiral": 25, "figure_eight": 26,
+}
 HELD_OUT_WORDS = (
     "there and back starts late pauses pausing accelerates speeding up forth zigzags zigzag orbits orbiting spirals "
     "spiral in a figure eight then moving slowly quickly star cross yellow navy"
@@ -146,12 +150,12 @@ def sample_scene(seed: int, split: str = "train", decorated: float = 0.2) -> Sce
     )
 
 
-def reference_clip(motion: str, seed: int = 0, frames: int = 8, size: int = 64, **look) -> WorldClip:
-    """The clip to customize on for one motion: an appearance worth leaking, drawn from `seed`.
+def reference_clip(motion: str, seed: int | None = None, frames: int = 8, size: int = 64, **look) -> WorldClip:
+    """The clip to customize on for one motion: an appearance worth leaking, drawn from `seed` (default the motion's own).
 
     Either a pattern or a window is always present; `look` overrides any field of the Scene.
     """
-    scene = sample_scene(seed, decorated=1.0)
+    scene = sample_scene(REFERENCE_SEEDS.get(motion, 0) if seed is None else seed, decorated=1.0)
     return render(replace(scene, motion=motion, direction="right", **look), frames, size)
 
 
@@ -186,6 +190,13 @@ def trajectory_of(scene: Scene, frames: int = 8) -> tuple[np.ndarray, np.ndarray
     elif scene.motion == "figure_eight":
         centre = middle + reach * np.stack([np.sin(2 * np.pi * t), np.sin(4 * np.pi * t) * 0.6], 1)
     return centre.astype(np.float32), size.astype(np.float32)
+
+
+def known_path(motion: str | None, frames: int = 8) -> np.ndarray | None:
+    """Centre [f 2] of a motion that the model knows by name, up to its place; None for "wander", which is any path."""
+    if motion is None or motion == "wander":
+        return None
+    return trajectory_of(Scene(SHAPES[0], next(iter(COLOURS)), next(iter(BACKGROUNDS)), motion), frames)[0]
 
 
 def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | float) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 Shares (a property that a video has or has not) get Wilson's interval, which stays inside 0..1 and is not empty at 0
 or 1; means get Student's. Differences between two variants are paired: same prompt, same seed, same initial noise.
-These describe fixed trainings over more prompts and seeds. From `FEWEST_RUNS` trainings on the interval also covers what
-another training, on another clip or from another seed, would give.
+These describe trainings as they are, over more prompts and seeds. From `FEWEST_CLIPS` reference clips on, the interval
+also covers what a training on another clip would give.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -14,13 +14,14 @@ from scipy.stats import norm, t
 
 LEVEL = 0.95
 UNLIMITED = (-np.inf, np.inf)
-FEWEST_RUNS = 5  # an interval over fewer trainings would be too wide to say anything
+FEWEST_CLIPS = 4  # an interval over fewer would be too wide to say anything
 FORMULAS = (
     "Shares: Wilson's 95 % interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96. Means: Student's, "
     "m ± t(n−1) s/√n. Differences between variants: Student's on the differences of videos with the same reference, "
     "prompt and seed; for shares Agresti and Min's, with half a video added to each of the four outcomes of a pair. They "
-    "cover the choice of prompts and seeds; from five trainings on also that of the training: the interval is widened to "
-    "Student's on the trainings' means."
+    "cover the choice of prompts and seeds, not that of another training; from four reference clips on also that of the clip: "
+    "the interval is widened to Student's on the clips' means. The prompts of a list start from four draws of noise, the same "
+    "for every variant."
 )
 
 
@@ -59,48 +60,48 @@ def mean(values: Sequence[float]) -> Estimate:
     return Estimate(middle, middle - half, middle + half, n)
 
 
-def estimate(values: Sequence[bool | float], runs: Sequence[Hashable] | None = None) -> Estimate:
-    """`share` of booleans, `mean` of numbers. `runs` names the training of each value, default one for all."""
+def estimate(values: Sequence[bool | float], clips: Sequence[Hashable] | None = None) -> Estimate:
+    """`share` of booleans, `mean` of numbers. `clips` names the reference clip of each value, default one for all."""
     shares = all(isinstance(value, bool) for value in values)
-    by_run = _grouped(values, runs or [None] * len(values))
-    return _over_runs((share if shares else mean)(values), by_run, (0.0, 1.0) if shares else UNLIMITED)
+    by_clip = _grouped(values, clips or [None] * len(values))
+    return _over_clips((share if shares else mean)(values), by_clip, (0.0, 1.0) if shares else UNLIMITED)
 
 
-def difference(one: Mapping, other: Mapping, run_of: Callable[[Hashable], Hashable] = lambda key: None) -> Estimate | None:
+def difference(one: Mapping, other: Mapping, clip_of: Callable[[Hashable], Hashable] = lambda key: None) -> Estimate | None:
     """Mean of one - other over the keys that both have, with its interval; None without a common key.
 
-    Booleans are paired shares: Agresti and Min 2005, whose interval is not empty even when all pairs agree. `run_of`
-    names the training of a key, default one for all.
+    Booleans are paired shares: Agresti and Min 2005, whose interval is not empty even when all pairs agree. `clip_of`
+    names the reference clip of a key, default one for all.
     """
     keys = [key for key in one if key in other]
     if not keys:
         return None
     pairs = [(one[key], other[key]) for key in keys]
-    by_run = _grouped([float(a) - float(b) for a, b in pairs], map(run_of, keys))
+    by_clip = _grouped([float(a) - float(b) for a, b in pairs], map(clip_of, keys))
     if not all(isinstance(value, bool) for pair in pairs for value in pair):
-        return _over_runs(mean([a - b for a, b in pairs]), by_run, UNLIMITED)
+        return _over_clips(mean([a - b for a, b in pairs]), by_clip, UNLIMITED)
     n, gained, lost = len(pairs), sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
     middle = (gained - lost) / (n + 2)
     half = norm.ppf((1 + LEVEL) / 2) * np.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) / (n + 2)
     found = Estimate((gained - lost) / n, max(-1.0, middle - half), min(1.0, middle + half), n)
-    return _over_runs(found, by_run, (-1.0, 1.0))
+    return _over_clips(found, by_clip, (-1.0, 1.0))
 
 
-def _grouped(values: Iterable[float], runs: Iterable[Hashable]) -> dict[Hashable, list[float]]:
-    by_run: dict[Hashable, list[float]] = {}
-    for value, run in zip(values, runs, strict=True):
-        by_run.setdefault(run, []).append(value)
-    return by_run
+def _grouped(values: Iterable[float], clips: Iterable[Hashable]) -> dict[Hashable, list[float]]:
+    by_clip: dict[Hashable, list[float]] = {}
+    for value, clip in zip(values, clips, strict=True):
+        by_clip.setdefault(clip, []).append(value)
+    return by_clip
 
 
-def _over_runs(found: Estimate, by_run: Mapping[Hashable, Sequence[float]], limits: tuple[float, float]) -> Estimate:
-    """`found`, widened to Student's interval of the runs' means where there are at least `FEWEST_RUNS` of them.
+def _over_clips(found: Estimate, by_clip: Mapping[Hashable, Sequence[float]], limits: tuple[float, float]) -> Estimate:
+    """`found`, widened to Student's interval of the clips' means where there are at least `FEWEST_CLIPS` of them.
 
-    The videos of one training succeed or fail together, so they tell less than as many independent videos.
+    The videos learned from one clip succeed or fail together, so they tell less than as many independent videos.
     """
-    if len(by_run) < FEWEST_RUNS:
+    if len(by_clip) < FEWEST_CLIPS:
         return found
-    means = mean([float(np.mean(values)) for values in by_run.values()])
+    means = mean([float(np.mean(values)) for values in by_clip.values()])
     half, (least, most) = means.high - means.value, limits
     return replace(found, low=max(least, min(found.low, found.value - half)),
                    high=min(most, max(found.high, found.value + half)))

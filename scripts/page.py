@@ -87,7 +87,7 @@ def _by_motion(result: Result) -> str:
 
 
 def _videos(result: Result) -> str:
-    names = [variant.name for variant in result.artefact.variants]
+    names = [variant.name for variant in result.variants]
     by_place = {(r["reference"], r["prompt"], r["variant"]): r["path"] for r in reversed(result.rows)}  # the first training
     tables = []
     references = list(dict.fromkeys(row["reference"] for row in result.rows))

@@ -34,7 +34,7 @@ def draw(result: Result, folder: Path) -> list[Path]:
 
 
 def _rows(result: Result) -> Figure:
-    names = [variant.name for variant in result.artefact.variants]
+    names = [variant.name for variant in result.variants]
     figure = Figure(figsize=(2.2 + 2.4 * len(result.metrics), 1.3 + 0.4 * len(names)), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(result.metrics), sharey=True, squeeze=False)[0], result.metrics):
         for number, group in enumerate(result.groups):
@@ -52,7 +52,7 @@ def _rows(result: Result) -> Figure:
 
 def _sweep(result: Result) -> Figure:
     curves: dict[str, list[tuple[float, str]]] = {}
-    for variant in result.artefact.variants:
+    for variant in result.variants:
         name, _, beta = variant.name.partition(" @ ")
         if beta:
             curves.setdefault(name, []).append((float(beta), variant.name))
@@ -77,7 +77,7 @@ def _sweep(result: Result) -> Figure:
 
 def _grid(result: Result) -> Figure:
     """One row for each reference and prompt, one column for each variant; frames of a video from left to right."""
-    names = [variant.name for variant in result.artefact.variants]
+    names = [variant.name for variant in result.variants]
     wanted = []
     for reference in dict.fromkeys(row["reference"] for row in result.rows):
         prompts = dict.fromkeys(row["prompt"] for row in result.rows if row["reference"] == reference)

@@ -1,14 +1,16 @@
-"""Render the example clips that this project ships: a turning car, a dolly zoom, a zoom in, a zoom out, a toy.
+"""Render the example clips that this project ships: a turning car, a dolly zoom, zooms in and out, the toy's motions.
 
-Every scene is placed by hand and drawn by scripts/tracer.py, so that nobody's footage is shipped; the toy is the
-reference clip of the quickstart, from data/world.py. Run from anywhere:
+Every scene is placed by hand and drawn by scripts/tracer.py, so that nobody's footage is shipped; the clips called
+pocket_* are of data/world.py, one of each motion that PocketScope never saw, with a caption beside it.
 
-    python scripts/render_clips.py            # writes data/examples/*.mp4, a few minutes
-    python scripts/render_clips.py zoom_in    # only that one
+    python scripts/render_clips.py                   # writes data/examples/*.mp4, a few minutes
+    python scripts/render_clips.py pocket_zigzag     # only that one
+    python scripts/render_clips.py pocket_zigzag --seed 6 --output_dir outputs/clips    # in other looks
 
 Points are float32 [n 3], metres, y up; frames are uint8 [f h w c].
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import imageio.v3 as imageio
 import numpy as np
 
 from configs.errors import UserError, command
-from data.world import reference_clip
+from data.world import PATHS, RETIMINGS, reference_clip
 from scripts.tracer import Colour, Solid, View, render
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "examples"
@@ -199,7 +201,7 @@ def zoom_out(u: float) -> tuple[list[Solid], Colour, View]:
 
 
 CLIPS = {"car_turn": car_turn, "dolly_zoom": dolly_zoom, "zoom_in": zoom_in, "zoom_out": zoom_out}
-TOY = "pocket_there_and_back"
+TOYS = {f"pocket_{motion}": motion for motion in (*RETIMINGS, *PATHS)}
 
 
 def render_clip(name: str, frames: int = FRAMES, size: int = SIZE, samples: int = SAMPLES) -> np.ndarray:
@@ -207,21 +209,33 @@ def render_clip(name: str, frames: int = FRAMES, size: int = SIZE, samples: int 
     return np.stack([render(*CLIPS[name](number / (frames - 1)), size, samples) for number in range(frames)])
 
 
+def write_toy(path: Path, motion: str, seed: int | None = None) -> None:
+    """The world's reference clip of one motion, its caption in the .txt beside it."""
+    toy = reference_clip(motion, seed)
+    path.with_suffix(".txt").write_text(toy.prompt + "\n")
+    frames = toy.frames.permute(0, 2, 3, 1).numpy()  # [f c h w] -> [f h w c]
+    # at 64 pixels, colour at half resolution would be off by tens of grey levels along every edge
+    imageio.imwrite(path, frames, fps=FPS, quality=10, macro_block_size=2, pixelformat="yuv444p")
+
+
 @command
 def main() -> None:
-    names = sys.argv[1:] or [*CLIPS, TOY]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join([*CLIPS, *TOYS])}")
+    parser.add_argument("--seed", type=int, help="looks of the pocket clips (default each motion's own)")
+    parser.add_argument("--output_dir", type=Path, default=FOLDER, help="default data/examples")
+    args = parser.parse_args()
+    names = args.names or [*CLIPS, *TOYS]
     for name in names:
-        if name not in (*CLIPS, TOY):
-            raise UserError(f"{name}: no such clip; there are {', '.join([*CLIPS, TOY])}")
-    FOLDER.mkdir(parents=True, exist_ok=True)
+        if name not in (*CLIPS, *TOYS):
+            raise UserError(f"{name}: no such clip; there are {', '.join([*CLIPS, *TOYS])}")
+    if args.seed is not None and args.seed < 0:
+        raise UserError(f"--seed: found {args.seed}; give 0 or more")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     for name in names:
-        path = FOLDER / f"{name}.mp4"
-        if name == TOY:
-            toy = reference_clip("there_and_back", seed=3)
-            path.with_suffix(".txt").write_text(toy.prompt + "\n")
-            frames = toy.frames.permute(0, 2, 3, 1).numpy()  # [f c h w] -> [f h w c]
-            # at 64 pixels, colour at half resolution would be off by tens of grey levels along every edge
-            imageio.imwrite(path, frames, fps=FPS, quality=10, macro_block_size=2, pixelformat="yuv444p")
+        path = args.output_dir / f"{name}.mp4"
+        if name in TOYS:
+            write_toy(path, TOYS[name], args.seed)
         else:
             imageio.imwrite(path, render_clip(name), fps=FPS, quality=7, macro_block_size=2)
         print(path)

@@ -35,11 +35,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--output_dir", type=Path, default=Path("outputs/reproduce"), help="default %(default)s")
     add("--smoke", action="store_true", help="tiny numbers that show the road, marked as such; not in RESULTS.md")
     add("--dry-run", action="store_true", help="print the commands that would be run, then stop")
-    add("--prompts", type=int, help=f"prompts for each reference (default all of the list, at most {PROMPTS})")
-    add("--references", type=int, help="reference motions (default all of the artefact)")
-    add("--trainings", type=int, help="trainings of each kind, from seeds 0, 1, ... (default the artefact's number, mostly 1)")
+    add("--prompts", type=_count, help=f"prompts for each reference (default all of the list, at most {PROMPTS})")
+    add("--references", type=_count, help="reference motions (default all of the artefact)")
+    add("--trainings", type=_count, help="trainings of each kind, from seeds 0, 1, ... (default the artefact's number, mostly 1)")
     add("--clips", type=Path, help="real models, several reference clips: their folder, captions in .txt beside them")
-    add("--jobs", type=int, help="trainings at once (default one for each GPU, else 1)")
+    add("--jobs", type=_count, help="trainings at once (default one for each GPU, else 1)")
     add("--slurm", nargs="+", metavar="NAME=VALUE", help="run as SLURM jobs, submitit's parameters: slurm_partition=gpu ...")
     add("--clip", help="CLIP for real videos: folder or hub id")
     add("--pickscore", help="PickScore: folder or hub id")
@@ -47,6 +47,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--cotracker", help="CoTracker: folder with its code and weights (default: Lucas-Kanade)")
     add("--results", type=Path, help="the file of results to update (default RESULTS.md; a smoke run keeps its own)")
     return parser.parse_intermixed_args(argv)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; give a whole number of 1 or more")
+    return int(text)
 
 
 def listing() -> str:
@@ -93,9 +99,9 @@ import time
 import torch
 
 from data.sources import load_clips
-from infer.evaluation import evaluate
+from infer import evaluation
 from infer.metrics import Measure
-from infer.video import write_video
+from infer.video import read_video, write_video
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.checkpoint import load_checkpoint
 from scripts.hidden_states import LabelledClip, States, compare, world_clips
@@ -108,10 +114,11 @@ from scripts.schedule import Launch, Processes, run_all, run_on_slurm
 from scripts.testbed import POCKET, Testbed
 
 
-def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None = None) -> list[Path]:
-    """Make the artefacts and return their pages. `launch` runs one chain; the default starts a process for it.
+def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None = None) -> tuple[list[Path], int]:
+    """Make the artefacts; returns their pages and how many of them lack something that failed.
 
-    Raises UserError for a request that can not work; what fails on the way is said on the page, and the rest is done.
+    `launch` runs one chain; the default starts a process for it. Raises UserError for a request that can not work; what
+    fails on the way is said on the page, and the rest is done.
     """
     names, words = choose(args.artefacts)
     output = args.output_dir.resolve()
@@ -125,7 +132,7 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     chains = list(plan.chains.values())
     if args.dry_run:
         print("\n".join(filter(None, map(commands, chains))))
-        return []
+        return [], 0
     made_by = commit()  # what plans and trains; the tree may move on before the page is written
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -136,15 +143,17 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
         failed = run_all(chains, jobs, launch or Processes(logs, jobs), say)
     measure = Measure(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device()))
     results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
-    pages = []
+    pages, incomplete = [], 0
     for name in names:
         result = make(name, plan, failed, measure, made_by, argv)
         pages.append(write(result, output / (f"{name}-smoke" if args.smoke else name), plan.places[name]))
-        update_results(result, results)
+        if result.rows:  # a run that made nothing must not replace what an earlier one found
+            update_results(result, results)
         say(f"{result.title}: {result.conclusion}")
         for problem in result.problems:
             say(f"missing: {problem}")
-    return pages
+        incomplete += not result.rows or any(place.chain.name in failed for place in plan.places[name])
+    return pages, incomplete
 
 
 def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, made_by: str,
@@ -152,25 +161,34 @@ def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, made_b
     """Measure what an artefact's chains made and return its Result; what failed is said in its problems."""
     rows, problems = [], list(plan.problems[name])
     places = plan.places[name]
-    for place in places:
-        where, folder = f"{place.variant.name} on {place.reference.name}", Path(place.samples.folder)
-        if place.chain.name in failed:
-            problems.append(f"{where}: {failed[place.chain.name]}")
-        if not folder.is_dir():
-            continue
+
+    def measured(place: Place, run: str, variant: str, folder: Path, reference: evaluation.Reference | None = None) -> None:
         try:
-            found = evaluate(folder, measure)
+            found = evaluation.evaluate(folder, measure, reference)
         except UserError as error:
-            problems.append(f"{where}: {error}")
-            continue
-        problems += found.problems
-        rows += [{"group": place.reference.group, "reference": place.reference.name, "run": place.run,
-                  "variant": place.variant.name, **row, "path": folder / row["video"]}
-                 for row in found.rows if row["prompt"] in place.samples.prompts]
+            problems.append(f"{variant} on {place.reference.name}: {error}")
+            return
+        problems.extend(found.problems)
+        rows.extend({"group": place.reference.group, "reference": place.reference.name, "run": run, "variant": variant, **row,
+                     "path": folder / row["video"]} for row in found.rows if row["prompt"] in place.samples.prompts)
+
+    for place in places:
+        if place.chain.name in failed:
+            problems.append(f"{place.variant.name} on {place.reference.name}: {failed[place.chain.name]}")
+        if Path(place.samples.folder).is_dir():
+            measured(place, place.run, place.variant.name, Path(place.samples.folder))
+    for place in {place.reference.name: place for place in places}.values() if ARTEFACTS[name].world else ():
+        clip = place.reference.clip
+        reference = evaluation.Reference((read_video(clip),), (clip.with_suffix(".txt").read_text().strip(),))
+        for variant, folder in plan.testbed.rendered(place.reference.name, place.samples.prompts).items():
+            measured(place, place.reference.name, variant, folder, reference)
     result = Result(name, plan.testbed, plan.smoke, f"python scripts/reproduce.py {shlex.join(argv)}",
                     time.strftime("%Y-%m-%d"), made_by, cost(places), rows, list(dict.fromkeys(problems)), measure.models)
     if result.artefact.form == "states" and rows:
-        result.states = states(plan, places)
+        try:
+            result.states = states(plan, places)
+        except UserError as error:
+            result.problems.append(f"hidden states: {error}")
     return result
 
 
@@ -198,9 +216,15 @@ def write(result: Result, folder: Path, places: list[Place]) -> Path:
     """All files of an artefact; returns the page."""
     for place in places:
         name = place.reference.name
-        if name not in result.clips:
+        if name in result.clips:
+            continue
+        try:
             with contextlib.redirect_stderr(io.StringIO()):  # load_clips tells its plan, training has told it already
                 clip = load_clips(load(place.chain.train, description="")[0], 8)[0]
+        except UserError as error:
+            result.problems.append(f"the clip of {name}: {error}")
+            result.clips[name] = Path("missing")
+        else:
             result.clips[name] = write_video(folder / "videos" / f"reference__{name}.mp4", clip.frames, fps=8)
     write_files(result, folder)
     draw(result, folder)
@@ -214,8 +238,12 @@ def say(message: str) -> None:
 @command
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that chains are stopped as Ctrl-C stops them
-    for page in reproduce(ARGUMENTS, sys.argv[1:]):
+    pages, incomplete = reproduce(ARGUMENTS, sys.argv[1:])
+    for page in pages:
         print(page)
+    if incomplete:
+        raise UserError(f"{incomplete} of {len(pages)} artefacts lack something that failed (said above and on their pages); "
+                        "the same command tries again what is missing")
 
 
 if __name__ == "__main__":

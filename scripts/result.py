@@ -11,7 +11,7 @@ import torch
 from configs.schema import ROOT
 from infer.evaluation import ALL_DEFINITIONS, summarize
 from infer.statistics import Estimate
-from scripts.artefacts import ARTEFACTS, Artefact
+from scripts.artefacts import ARTEFACTS, RENDERED, Artefact, Variant
 from scripts.chain import sidecars
 from scripts.hidden_states import States
 from scripts.plan import Place
@@ -56,6 +56,11 @@ class Result:
         return ARTEFACTS[self.name]
 
     @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Its rows: the artefact's variants, and on a table of the world's own what rendered clips score."""
+        return (*self.artefact.variants, *(RENDERED if self.artefact.world else ()))
+
+    @property
     def title(self) -> str:
         return f"{self.artefact.title} ({self.testbed.name}{', SMOKE RUN' if self.smoke else ''})"
 
@@ -74,7 +79,7 @@ class Result:
     def table(self, group: str) -> list[tuple[str, str, dict[str, Estimate], int]]:
         """(variant, the paper's text, estimates, videos) of every variant; one without videos has no estimates."""
         table = []
-        for variant in self.artefact.variants:
+        for variant in self.variants:
             rows = self.of(variant.name, group)
             table.append((variant.name, variant.reported, summarize(rows), len(rows)))
         return table
@@ -85,7 +90,7 @@ class Result:
         shown = [m for m in (self.testbed.columns[0], self.testbed.roles["appearance"][0], self.testbed.roles["leakage"][0])
                  if m in self.metrics]
         rows = []
-        for variant in self.artefact.variants if len(motions) > 1 else ():
+        for variant in self.variants if len(motions) > 1 else ():
             found = [summarize(row for row in self.of(variant.name) if row["reference"] == motion) for motion in motions]
             rows.append([variant.name, *(" / ".join(f"{e[m].value:.2f}" if m in e else "–" for m in shown) for e in found)])
         return " / ".join(ALL_DEFINITIONS[m].title for m in shown), ["each motion", *motions], rows
@@ -94,7 +99,7 @@ class Result:
     def verdicts(self) -> list[Verdict]:
         if self.states is not None:
             return self.states.verdicts()
-        return [judge(claim, group, {v.name: self.of(v.name, group) for v in self.artefact.variants}, self.testbed.roles)
+        return [judge(claim, group, {v.name: self.of(v.name, group) for v in self.variants}, self.testbed.roles)
                 for group in self.groups for claim in self.artefact.claims]
 
     @property

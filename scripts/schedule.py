@@ -5,6 +5,7 @@ process stops them after their current step, with a checkpoint, so that the same
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ class Processes:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
             environment["CUDA_VISIBLE_DEVICES"] = visible[worker % gpus]
         log = self.folder / f"{chain.name}.log"
+        start = log.stat().st_size if log.exists() else 0
         with log.open("a") as stream:
             # a session of its own: Ctrl-C must reach it once, through `stop`; twice would mean "without saving"
             process = subprocess.Popen(command_of(chain, self.folder), stdout=stream, stderr=stream, env=environment,
@@ -43,7 +45,7 @@ class Processes:
             self.running.add(process)
             process.wait()
             self.running.discard(process)
-        return None if process.returncode == 0 else reason(log, process.returncode)
+        return None if process.returncode == 0 else reason(log, process.returncode, start)
 
     def stop(self) -> None:
         for process in list(self.running):
@@ -56,11 +58,17 @@ def command_of(chain: Chain, folder: Path) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / "chain.py"), str(chain.write(folder / f"{chain.name}.json"))]
 
 
-def reason(log: Path, code: int) -> str:
-    """The sentence a failed process left in its log."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if line.startswith("error: ")), None)
-    return said.removeprefix("error: ") if said else f"exit code {code}: {(lines or ['no output'])[-1][:200]} (see {log})"
+def reason(log: Path, code: int, start: int = 0) -> str:
+    """The sentence that a failed process left in its log, whose words begin at byte `start`."""
+    words = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    return sentence(words) or f"exit code {code}: {(lines or ['no output'])[-1][:200]} (see {log})"
+
+
+def sentence(words: str) -> str | None:
+    """The last "error: ..." of a command's output, with the indented lines that belong to it; None without one."""
+    found = re.findall(r"^(?:\S+: )?error: (.+(?:\n[ \t]+.+)*)", words, re.MULTILINE)
+    return " ".join(found[-1].split()) if found else None
 
 
 def run_all(chains: list[Chain], jobs: int, launch: Launch, say: Callable[[str], None]) -> dict[str, str]:
@@ -109,11 +117,13 @@ def run_on_slurm(chains: list[Chain], folder: Path, parameters: dict[str, str],
     except ImportError:
         raise UserError("--slurm: submitit is not installed; run `pip install submitit`, or leave --slurm out") from None
     settings = dict(parameters)
-    executor = submitit.AutoExecutor(folder, cluster=settings.pop("cluster", "slurm"))
     try:
+        executor = submitit.AutoExecutor(folder, cluster=settings.pop("cluster", "slurm"))
         executor.update_parameters(**{key: int(v) if v.isdecimal() else v for key, v in settings.items()})
     except NameError as error:
         raise UserError(f"--slurm: {error}; use names such as slurm_partition, timeout_min, gpus_per_node") from None
+    except (RuntimeError, ValueError) as error:  # no srun on this machine, or an unknown cluster
+        raise UserError(f"--slurm: {error}; run it on a machine of the cluster, or leave --slurm out") from None
     os.environ["PYTHONPATH"] = str(ROOT)
     waiting = [chain for chain in chains if not chain.is_done]
     jobs = {chain.name: executor.submit(submitit.helpers.CommandFunction(command_of(chain, folder), verbose=False))
@@ -123,7 +133,6 @@ def run_on_slurm(chains: list[Chain], folder: Path, parameters: dict[str, str],
     for number, (name, job) in enumerate(jobs.items(), 1):
         error = job.exception()
         if error is not None:
-            said = [line for line in str(error).splitlines() if line.startswith("error: ")]
-            problems[name] = said[-1].removeprefix("error: ") if said else f"job {job.job_id} failed, see {folder}"
+            problems[name] = sentence(str(error)) or f"job {job.job_id} failed, see {folder}"
         say(f"[{number}/{len(jobs)}] {name}: {problems.get(name, 'done')}")
     return problems

@@ -6,14 +6,16 @@ fixed lists (data/prompts), because the papers' are not public.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import UserError
 from configs.schema import ROOT
-from data.world import PATHS, reference_clip
-from infer.video import write_video
+from data.world import PATHS, REFERENCE_SEEDS, Scene, parse_prompt, reference_clip, render
+from infer.video import safe_name, write_video
+from scripts.artefacts import TRUE_MOTION, WORDS_ALONE
 
 POCKET = ROOT / "models" / "pocketscope"
 EXAMPLES = ROOT / "data" / "examples"
@@ -88,7 +90,7 @@ class Testbed:
         return found[:most]
 
     def _world(self, motion: str, several: bool) -> Reference:
-        seeds = (1, 3, 6) if several else (3,)  # looks that differ: window and pattern, three colours, three shapes
+        seeds = (1, 3, 6) if several else (REFERENCE_SEEDS[motion],)  # 1, 3, 6: window and pattern, three colours and shapes
         folder = self.folder / (f"{motion}_few" if several else motion)
         clips = [reference_clip(motion, seed) for seed in seeds]
         paths = []
@@ -100,6 +102,24 @@ class Testbed:
             paths.append(path)
         group, prompts = ("path", "pocket_paths.txt") if motion in PATHS else ("re-timing", "pocket.txt")
         return Reference(motion, group, _data(paths, folder), read_list(prompts), paths[0], several)
+
+    def rendered(self, motion: str, prompts: Sequence[str]) -> dict[str, Path]:
+        """Folders of clips that the world itself draws for these prompts: how the measures rate no change and the truth.
+
+        One shows the motion that the prompt's words name, the other the held-out `motion`; by the name of their variant.
+        """
+        folders = {WORDS_ALONE: self.folder / "rendered" / "words", TRUE_MOTION: self.folder / "rendered" / motion}
+        for name, folder in folders.items():
+            for seed, prompt in enumerate(prompts):
+                words = parse_prompt(prompt)
+                scene = Scene(words["shape"], words["colour"], words["background"],
+                              words["motion"] if name == WORDS_ALONE else motion, seed=1000 + seed)
+                path = folder / f"{safe_name(prompt)}.mp4"
+                notes = path.with_suffix(".json")
+                if not notes.exists():
+                    write_video(path, render(scene).frames, fps=8, quality=10)
+                    notes.write_text(json.dumps({"video": path.name, "prompt": prompt, "seed": seed, "config": None}))
+        return folders
 
     def _real(self) -> list[Reference]:
         found = []

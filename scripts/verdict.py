@@ -28,7 +28,7 @@ def rule(expect: str, found: Estimate, margin: float) -> str:
     sign = 1 if expect in ("more", "not less") else -1
     low, high = sorted((sign * found.low, sign * found.high))
     edge = -margin if expect.startswith("not") else 0.0
-    if not low <= high:  # a single video has no interval
+    if not low < high:  # a single video has no interval, and videos that are all alike have an empty one
         return "undecided"
     if low > edge:
         return "holds"
@@ -41,14 +41,15 @@ def judge(claim: Claim, group: str, rows: dict[str, list[dict]], roles: dict[str
         return Verdict(claim, group, "not measured", f"{claim.role} has no measure on this testbed")
     metric, margin = roles[claim.role]
     one, other = (_by_video(rows.get(name, []), metric) for name in (claim.one, claim.other))
-    found = difference(one, other, run_of=lambda video: video[0])
+    found = difference(one, other, clip_of=lambda video: video[0])
     if found is None:
         return Verdict(claim, group, "not measured", f"no {ALL_DEFINITIONS[metric].title} of both variants")
     means = [sum(values.values()) / len(values) for values in (one, other)]
+    margin = margin if claim.margin is None else claim.margin
     ruling = rule(claim.expect, found, margin)
     allowed = f", allowing {margin:g}" if claim.expect.startswith("not") else ""
     words = (f"{ALL_DEFINITIONS[metric].title} {means[0]:.2f} against {means[1]:.2f}, difference {found.value:+.2f} "
-             f"[{found.low:+.2f}, {found.high:+.2f}] over {found.n} pairs of videos{allowed}")
+             f"[{found.low:+.2f}, {found.high:+.2f}] over {found.n} pairs of videos, {_counted(len({video[0] for video in one}), 'reference clip')}{allowed}")
     return Verdict(claim, group, ruling, words)
 
 
@@ -62,5 +63,9 @@ def conclude(verdicts: list[Verdict], smoke: bool) -> str:
     return f"SMOKE RUN, the numbers mean nothing. {sentence}" if smoke else sentence
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _by_video(rows: list[dict], metric: str) -> dict[tuple, float]:
-    return {(row["run"], row["prompt"], row["seed"]): row[metric] for row in rows if row.get(metric) is not None}
+    return {(row["reference"], row["run"], row["prompt"], row["seed"]): row[metric] for row in rows if row.get(metric) is not None}

@@ -6,7 +6,9 @@ import torch
 
 from configs.errors import UserError
 from data.detectors import compare_paths, name_motion, read_clip
-from data.world import MOTIONS, Scene, parse_prompt, render, sample_scene
+from data.world import (
+    MOTIONS, RETIMINGS, Scene, known_path, parse_prompt, reference_clip, render, sample_scene, trajectory_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +77,32 @@ def test_every_known_motion_is_named_from_its_true_path(motion):
         assert name_motion(clip.trajectory.numpy() * 8, clip.size.numpy() * 8) == motion
 
 
-def test_a_path_matches_itself_and_neither_its_mirror_nor_a_shifted_copy():
+def test_a_path_matches_itself_in_any_place_and_neither_its_mirror_nor_half_of_it():
     path = render(Scene("circle", "red", "white", "there_and_back", seed=1)).trajectory.numpy()
     same = compare_paths(path, path)
     assert same["success"] and same["rmse"] == 0 and same["correlation"] == pytest.approx(1)
     mirrored = compare_paths(path * [-1, 1] + [64, 0], path)
     assert not mirrored["success"] and mirrored["correlation"] < -0.9
-    assert not compare_paths(path + [7, 0], path)["success"]
+    assert compare_paths(path + [7, 0], path) == pytest.approx(same, abs=1e-5)
+    assert compare_paths(path * 0.5, path)["rmse"] == pytest.approx(np.sqrt(((path - path.mean(0)) ** 2).sum(1).mean()) / 2)
+
+
+def test_losing_the_object_never_helps():
+    going = render(Scene("circle", "red", "white", "right", seed=1)).trajectory.numpy()
+    path = render(Scene("circle", "red", "white", "there_and_back", seed=2)).trajectory.numpy()
+    going[4:] = np.nan  # what is left goes right, as the reference does at first
+    found = compare_paths(going, path)
+    assert found["correlation"] == 0 and found["rmse"] > 40 and not found["success"]
+    assert compare_paths(np.full_like(path, np.nan), path) == {"rmse": 64.0, "correlation": 0.0, "success": False}
+
+
+@pytest.mark.parametrize("motion", RETIMINGS)
+def test_no_re_timing_is_learned_by_the_known_motion_and_each_by_itself_in_any_place(motion):
+    reference = render(reference_clip(motion).scene, size=8).trajectory.numpy() * 8
+    for seed in range(50):
+        words, true = (trajectory_of(Scene("circle", "red", "white", name, seed=seed))[0] for name in ("right", motion))
+        assert not compare_paths(words, reference, known_path("right"))["success"]
+        assert compare_paths(true, reference, known_path("right"))["success"]
 
 
 def test_another_layout_is_refused_in_one_sentence():

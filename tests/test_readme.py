@@ -1,5 +1,6 @@
 """Every command of the README, run as written on the embedded model; only the amount of work is cut."""
 
+import json
 import re
 import runpy
 import shlex
@@ -51,7 +52,8 @@ def python_words(words: list[str]) -> list[str] | None:
 
 def test_every_command_is_of_a_kind_that_is_run_here():
     kinds = {words[0] if not python_words(words) else python_words(words)[0] for words in COMMANDS}
-    assert kinds <= {"bash", "hf", "train.py", "infer/infer.py", "scripts/convert.py", "scripts/reproduce.py"}
+    assert kinds <= {"bash", "hf", "train.py", "infer/infer.py", "scripts/convert.py", "scripts/evaluate.py",
+                     "scripts/reproduce.py"}
 
 
 @pytest.mark.parametrize("words", [w for w in COMMANDS if "train.py" in w], ids=" ".join)
@@ -64,8 +66,10 @@ def test_training_commands(words, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("words", [w for w in COMMANDS if "infer/infer.py" in w], ids=" ".join)
 def test_sampling_commands(words, folders, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    names = {"outputs/train/car/train_TIME": folders["RUN"], "200": "2", **folders}
+    names = {"outputs/train/car/train_TIME": folders["RUN"], **folders}
     words = [names.get(word, word) for word in python_words(words)]
+    if "--checkpoint_index" in words:
+        words[words.index("--checkpoint_index") + 1] = "2"  # the only one that the short training has
     if "--prompt_file" in words:
         few = tmp_path / "few.txt"
         few.write_text("\n".join((ROOT / words[words.index("--prompt_file") + 1]).read_text().splitlines()[-2:]))
@@ -78,6 +82,20 @@ def test_sampling_commands(words, folders, tmp_path, capsys, monkeypatch):
 def test_file_commands(words, folders, tmp_path, capsys):
     words = [folders.get(word, word).replace("outputs/", f"{tmp_path}/") for word in python_words(words)]
     assert run(words, capsys) or any(tmp_path.rglob("*.safetensors"))
+
+
+def test_measuring_commands(tmp_path, capsys):
+    """Train, sample and measure, as the README's block does it."""
+    (block,) = [block for block in BLOCKS if "scripts/evaluate.py" in block]
+    train, infer, evaluate = [python_words(shlex.split(line, comments=True)) for line in block.splitlines()]
+    (trained,) = run([*train, *LESS, f"output_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"], capsys)
+    few, videos = tmp_path / "few.txt", str(tmp_path / "videos")
+    few.write_text("\n".join((ROOT / infer[infer.index("--prompt_file") + 1]).read_text().splitlines()[-2:]))
+    assert infer[-1] == evaluate[-1]
+    changed = {"RUN": trained, "data/prompts/pocket.txt": str(few), infer[-1]: videos}
+    run([*(changed.get(word, word) for word in infer), "-s", "2"], capsys)
+    found = json.loads(run([evaluate[0], videos], capsys)[-1])
+    assert {"motion_success", "appearance_accuracy", "leakage"} <= set(found) and found["n"] == 2
 
 
 def test_the_list_of_artefacts(capsys):

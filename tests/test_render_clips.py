@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from data.clips import Cut, read_video
-from scripts.render_clips import CLIPS, FOLDER, TOY, render_clip
+from data.world import reference_clip
+from scripts.render_clips import CLIPS, FOLDER, TOYS, main, render_clip
 from scripts.tracer import FAR, SUN, Solid, View, render
 
 
@@ -55,10 +56,20 @@ def test_shipped_clips_hold_what_the_configs_ask_for(name):
     assert path.stat().st_size < 200_000
 
 
-def test_the_quickstarts_clip_is_the_worlds_reference_to_a_grey_level():
-    from data.world import reference_clip
+@pytest.mark.parametrize("name", TOYS)
+def test_the_toys_are_the_worlds_references_to_a_grey_level(name):
+    toy = reference_clip(TOYS[name])
+    clip = read_video(FOLDER / f"{name}.mp4", Cut(64, 64, 8, fps=8, snap=64), "")
+    assert (clip.frames.int() - toy.frames.int()).abs().max() <= 3
+    assert (FOLDER / f"{name}.txt").read_text().strip() == toy.prompt
 
-    toy = reference_clip("there_and_back", seed=3)
-    clip = read_video(FOLDER / f"{TOY}.mp4", Cut(64, 64, 8, fps=8, snap=64), "")
-    assert (clip.frames.int() - toy.frames.int()).abs().max() <= 2
-    assert (FOLDER / f"{TOY}.txt").read_text().strip() == toy.prompt
+
+def test_a_toy_in_other_looks_and_a_name_that_is_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["render_clips.py", "pocket_orbit", "--seed", "6", "--output_dir", str(tmp_path)])
+    main()
+    assert (tmp_path / "pocket_orbit.mp4").exists()
+    assert (tmp_path / "pocket_orbit.txt").read_text().strip() == reference_clip("orbit", seed=6).prompt
+    monkeypatch.setattr("sys.argv", ["render_clips.py", "pocket_circle"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "pocket_circle: no such clip; there are" in capsys.readouterr().err

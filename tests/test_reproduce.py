@@ -141,7 +141,8 @@ def test_a_plan_knows_its_runs_by_what_shapes_them(plan, world_model, tmp_path):
 def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for_nothing(plan, monkeypatch, capsys):
     short(monkeypatch)
     args, argv = asked(plan, "table5", "figure4")
-    pages = reproduce.reproduce(args, argv, launch=refuse)
+    pages, incomplete = reproduce.reproduce(args, argv, launch=refuse)
+    assert incomplete == 0
     assert [page.parent.name for page in pages] == ["table5-smoke", "figure4-smoke"]
     for page in pages:
         html, folder = page.read_text(), page.parent
@@ -180,7 +181,8 @@ def test_a_failed_training_is_said_on_the_page_and_the_rest_is_done(plan, monkey
     bad = Variant("another rank", ("temporal_preset=ff",))
     monkeypatch.setitem(ARTEFACTS, "table5", type(artefact)(**vars(artefact) | {"variants": (*artefact.variants[:2], bad)}))
     args, argv = asked(plan, "table5")
-    (page,) = reproduce.reproduce(args, argv, launch=lambda chain, worker: "training: the loss is nan at step 1")
+    (page,), incomplete = reproduce.reproduce(args, argv, lambda chain, worker: "training: the loss is nan at step 1")
+    assert incomplete == 1
     html = page.read_text()
     assert "another rank on there_and_back: training: the loss is nan at step 1" in html
     assert html.count("<video") == 5 and html.count("missing</td>") == 2
@@ -188,8 +190,23 @@ def test_a_failed_training_is_said_on_the_page_and_the_rest_is_done(plan, monkey
 
 def test_what_an_artefact_lacks_is_said_on_its_page(tiny_pipeline, tmp_path):
     argv = ["table3", "--model", str(tiny_pipeline), "--smoke", "--output_dir", str(tmp_path)]
-    (page,) = reproduce.reproduce(reproduce.parse(argv), argv, launch=refuse)
-    assert "several clips of one motion are needed" in page.read_text()
+    former = "<!-- begin table3 tiny -->\nwhat was found before\n<!-- end table3 tiny -->\n"
+    (tmp_path / "RESULTS.md").write_text(former.replace("tiny", tiny_pipeline.name))
+    (page,), incomplete = reproduce.reproduce(reproduce.parse(argv), argv, launch=refuse)
+    assert "several clips of one motion are needed" in page.read_text() and incomplete == 1
+    assert "what was found before" in (tmp_path / "RESULTS.md").read_text()  # nothing replaces it
+
+
+def test_a_reference_clip_that_can_not_be_read_costs_only_its_artefact(plan, monkeypatch, tmp_path):
+    short(monkeypatch)
+    args, argv = asked(plan, "figure4", "table5")
+
+    def unreadable(cfg, snap):
+        raise UserError("frames: found 3; give more")
+
+    monkeypatch.setattr(reproduce, "load_clips", unreadable)
+    pages, _ = reproduce.reproduce(args, argv, launch=refuse)
+    assert len(pages) == 2 and all("the clip of there_and_back: frames: found 3" in page.read_text() for page in pages)
 
 
 def test_a_folder_without_weights_is_one_sentence(tmp_path):
@@ -238,10 +255,30 @@ def test_chains_run_side_by_side_and_failures_do_not_stop_the_others(plan):
 
 def test_a_processs_last_words_are_its_sentence(tmp_path):
     log = tmp_path / "x.log"
-    log.write_text("train: 50%\nerror: the disk is full\nbye\n")
-    assert schedule.reason(log, 2) == "the disk is full"
-    log.write_text("Traceback\nKeyError: 'x'\n")
-    assert schedule.reason(log, 1).startswith("exit code 1: KeyError: 'x'")
+    log.write_text("train: 50%\nerror: 2 things are wrong:\n  the disk is full\n  it rains\nbye\n")
+    assert schedule.reason(log, 2) == "2 things are wrong: the disk is full it rains"
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.write("Traceback\nKeyError: 'x'\n")
+    assert schedule.reason(log, 1, start).startswith("exit code 1: KeyError: 'x'")  # not what an earlier process said
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["cluster=nowhere"], "--slurm"), (["cluster=slurm"], "--slurm"), (["cluster=local", "speed=9"], "use names such as")])
+def test_a_wrong_cluster_is_one_sentence(words, sentence, tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="submitit is not installed: it is needed for --slurm only")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no srun here, wherever this runs
+    with pytest.raises(UserError, match=sentence):
+        schedule.run_on_slurm([], tmp_path, dict(word.split("=") for word in words), print)
+
+
+def test_chains_run_as_jobs_of_submitit(plan, tmp_path):
+    pytest.importorskip("submitit", reason="submitit is not installed: it is needed for --slurm only")
+    (done,) = plan.chains.values()
+    broken = type(done)("broken", ["--config", "nowhere.yaml"], str(tmp_path / "run"), 1, [])
+    said = []
+    problems = schedule.run_on_slurm([done, broken], tmp_path, {"cluster": "local", "timeout_min": "5"}, said.append)
+    assert list(problems) == ["broken"] and "nowhere.yaml" in problems["broken"] and "submitted 1 jobs" in said[0]
 
 
 @pytest.mark.parametrize(("expect", "low", "high", "ruling"), [
@@ -255,7 +292,7 @@ def test_a_ruling_follows_from_the_interval(expect, low, high, ruling):
 
 def test_a_verdict_is_computed_from_pairs_of_videos():
     def rows(hits):
-        return [{"run": "r", "prompt": str(i), "seed": 0, "leakage": hit} for i, hit in enumerate(hits)]
+        return [{"reference": "r", "run": "r", "prompt": str(i), "seed": 0, "leakage": hit} for i, hit in enumerate(hits)]
 
     claim = Claim("a leaks less than b", "leakage", "a", "less", "b")
     verdict = judge(claim, "g", {"a": rows([False] * 16), "b": rows([True] * 16)}, {"leakage": ("leakage", 0.1)})

@@ -31,28 +31,28 @@ def test_booleans_are_shares_and_numbers_are_means():
     assert str(estimate([12.0, 14.0])) == "13.0 [0.29, 25.7]"
 
 
-def test_from_five_trainings_on_an_interval_covers_the_choice_of_training():
-    values = [float(run) for run in range(5) for _ in range(100)]  # the videos of a training are all alike
-    runs = [run for run in range(5) for _ in range(100)]
-    over_videos, over_runs = estimate(values), estimate(values, runs)
+def test_from_four_clips_on_an_interval_covers_the_choice_of_the_clip():
+    values = [float(clip) for clip in range(5) for _ in range(100)]  # the videos of a clip are all alike
+    clips = [clip for clip in range(5) for _ in range(100)]
+    over_videos, over_clips = estimate(values), estimate(values, clips)
     by_hand = mean([0.0, 1.0, 2.0, 3.0, 4.0])
-    assert (over_runs.low, over_runs.high) == pytest.approx((by_hand.low, by_hand.high))
-    assert over_runs.high > over_videos.high and over_runs.n == 500
-    assert estimate(values[:400], runs[:400]) == estimate(values[:400])  # four are too few to tell
+    assert (over_clips.low, over_clips.high) == pytest.approx((by_hand.low, by_hand.high))
+    assert over_clips.high > over_videos.high and over_clips.n == 500
+    assert estimate(values[:300], clips[:300]) == estimate(values[:300])  # three are too few to tell
 
 
-def test_an_interval_over_trainings_is_never_narrower_and_stays_a_share():
+def test_an_interval_over_clips_is_never_narrower_and_stays_a_share():
     alike = [video < 50 for _ in range(5) for video in range(100)]
-    runs = [run for run in range(5) for _ in range(100)]
-    assert estimate(alike, runs) == estimate(alike)
-    mixed = estimate([run > 0 for run in runs], runs)
+    clips = [clip for clip in range(5) for _ in range(100)]
+    assert estimate(alike, clips) == estimate(alike)
+    mixed = estimate([clip > 0 for clip in clips], clips)
     assert mixed.low < 0.8 - 0.4 and mixed.high == 1.0
 
 
-def test_differences_widen_over_trainings_too():
-    one = {(run, video): run % 2 == 0 for run in range(6) for video in range(50)}
+def test_differences_widen_over_clips_too():
+    one = {(clip, video): clip % 2 == 0 for clip in range(6) for video in range(50)}
     other = dict.fromkeys(one, False)
-    plain, widened = difference(one, other), difference(one, other, run_of=lambda key: key[0])
+    plain, widened = difference(one, other), difference(one, other, clip_of=lambda key: key[0])
     assert plain.low > 0.4 and widened.low < 0 and widened.value == plain.value == 0.5
 
 
