@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
@@ -56,15 +56,21 @@ class Trainer:
 
     def __init__(self, folder: Path, seed: int, save_every: int):
         self.folder, self.seed, self.save_every = folder, seed, save_every
-        self.stopped, self.number = False, -1
+        self.stopped, self.running, self.number = False, False, -1
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._stop)
 
     def _stop(self, *_) -> None:
+        if not self.running:  # between phases nothing is lost
+            raise KeyboardInterrupt
         self.stopped = True
 
-    def done(self, name: str) -> bool:
-        return (self.folder / f"{name}.safetensors").exists()
+    def done(self, name: str, phase: Phase) -> bool:
+        """Is this phase complete? Raises UserError where its file was made by another recipe."""
+        return is_made(self.folder / f"{name}.safetensors", self._recipe(phase))
+
+    def _recipe(self, phase: Phase) -> str:
+        return f"seed {self.seed}, {phase}"
 
     def run(
         self,
@@ -84,15 +90,17 @@ class Trainer:
         """
         self.number += 1
         result, state = self.folder / f"{name}.safetensors", self.folder / "state.safetensors"
-        if self.done(name):
+        if self.done(name, phase):
+            if state.exists() and _metadata(state)["phase"] == name:
+                state.unlink()  # killed between writing the result and removing the state
             model.load_state_dict(load_file(result))
             return True
         trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
         average = {key: value.detach().clone() for key, value in trained.items()}
         optimizer = torch.optim.AdamW(trained.values(), lr=phase.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        start = self._restore(state, name, model, average, optimizer)
+        start = self._restore(state, name, self._recipe(phase), model, average, optimizer)
         bar = tqdm(range(start, phase.steps), initial=start, total=phase.steps, desc=name, mininterval=5)
-        clock, smooth = time.time(), None
+        clock, smooth, self.running = time.time(), None, True
         for step in bar:
             optimizer.param_groups[0]["lr"] = phase.rate(step)
             before(step)
@@ -114,31 +122,32 @@ class Trainer:
                 with swapped(trained, average):
                     report(step + 1)
             if self.stopped or last or (step + 1) % self.save_every == 0:
-                self._save(state, name, step + 1, model, average, optimizer)
+                self._save(state, name, step + 1, self._recipe(phase), model, average, optimizer)
             if self.stopped:
                 return False
+        self.running = False
         with torch.no_grad():
             for key, value in trained.items():
                 value.copy_(average[key])
-        write(model.state_dict(), result)
+        write(model.state_dict(), result, {"recipe": self._recipe(phase)})
         state.unlink()
         return True
 
-    def _save(self, path: Path, name: str, step: int, model, average, optimizer) -> None:
+    def _save(self, path: Path, name: str, step: int, recipe: str, model, average, optimizer) -> None:
         tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
         tensors |= {f"average/{key}": value for key, value in average.items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-        write(tensors, path, {"phase": name, "step": str(step)})
+        write(tensors, path, {"phase": name, "step": str(step), "recipe": recipe})
 
-    def _restore(self, path: Path, name: str, model, average, optimizer) -> int:
+    def _restore(self, path: Path, name: str, recipe: str, model, average, optimizer) -> int:
         if not path.exists():
             return 0
-        with safe_open(path, "pt") as file:
-            position = file.metadata()
-        if position["phase"] != name:
-            found = position["phase"]
+        position = _metadata(path)
+        if position.get("phase") != name:
+            found = position.get("phase")
             raise UserError(f"{path}: is at phase {found}, expected {name}; delete {path.parent} and start over.")
+        is_made(path, recipe)
         tensors = load_file(path)
         model.load_state_dict(_below("model/", tensors))
         for key, value in _below("average/", tensors).items():
@@ -149,6 +158,24 @@ class Trainer:
             moments.setdefault(int(index), {})[moment] = value
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         return int(position["step"])
+
+
+def is_made(path: Path, recipe: str) -> bool:
+    """Is this file there? Raises UserError where another recipe made it: mixing two would ruin both without a word."""
+    if not path.exists():
+        return False
+    found = _metadata(path).get("recipe", "none")
+    if found != recipe:
+        raise UserError(f"{path}: was made by another recipe ({found}; now {recipe}); give another --out, or delete the folder")
+    return True
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: is damaged ({error}); delete it, its phase is made again") from None
 
 
 @contextmanager

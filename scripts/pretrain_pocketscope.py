@@ -34,9 +34,10 @@ from data.world import MOTIONS, render, sample_scene, vocabulary
 from infer import pocket
 from infer.pictures import contact_sheet
 from infer.pocket import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
+from models.backbone import choose_device
 from models.blueprint import build, write_slow_tokenizer
 from models.hooks import bypass_single_frames
-from models.resumable import Phase, Trainer, write
+from models.resumable import Phase, Trainer, is_made, write
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
 FADE_TO = 0.03  # at 0.12 the convolutions still carried three motions in four by themselves
@@ -90,7 +91,8 @@ def normalise_latents(vae: nn.Module, frames: torch.Tensor) -> None:
 @torch.no_grad()
 def encode_world(parts: dict, count: int, seed: int, path: Path) -> dict[str, torch.Tensor]:
     """Render and encode `count` clips once: latents [n 4 8 8 8], loss weights [n 8 8 8], captions [n 24] as ids."""
-    if path.exists():
+    recipe = f"seed {seed}, {count} clips"
+    if is_made(path, recipe):
         return load_file(path)
     vae, kept = parts["vae"], {"latents": [], "weights": [], "captions": []}
     for start in tqdm(range(0, count, 8), desc="encode clips"):
@@ -102,7 +104,7 @@ def encode_world(parts: dict, count: int, seed: int, path: Path) -> dict[str, to
         kept["weights"].append(weights / weights.mean((1, 2, 3), keepdim=True))
         kept["captions"].append(token_ids(parts["tokenizer"], [clip.prompt for clip in clips]))
     world = {name: torch.cat(tensors) for name, tensors in kept.items()}
-    write(world, path)
+    write(world, path, {"recipe": recipe})
     return world
 
 
@@ -189,8 +191,8 @@ def export(parts: dict, folder: Path) -> None:
     (folder / "sampling.json").write_text(json.dumps(native, indent=2) + "\n")
 
 
-def pretrain(args) -> None:
-    """All phases; returns early, with the state saved, on a signal."""
+def pretrain(args) -> bool:
+    """All phases; False when a signal ended it early, with the state saved."""
     args.out.mkdir(parents=True, exist_ok=True)
     parts = build(vocabulary(), args.seed)
     for name in ("vae", "unet", "text_encoder"):
@@ -205,7 +207,7 @@ def pretrain(args) -> None:
         print(json.dumps({"phase": name, "step": step} | facts), flush=True)
 
     def train_vae() -> bool:
-        images, masks = (None, None) if trainer.done("vae") else render_frames(frames, args.seed)
+        images, masks = (None, None) if trainer.done("vae", phases["vae"]) else render_frames(frames, args.seed)
 
         def loss(rng):
             rows = torch.randint(len(images), (phases["vae"].batch * args.batch,), generator=rng)
@@ -227,21 +229,23 @@ def pretrain(args) -> None:
         return trainer.run(name, phases[name], unet, loss, before, report=report, every=250)
 
     if not train_vae():
-        return
+        return False
     vae.requires_grad_(False).eval()
     normalise_latents(vae, render_frames(min(frames, 512), args.seed)[0].to(args.device) / 127.5 - 1)
     world = encode_world(parts, clips, args.seed, args.out / "latents.safetensors")
     diffusion = Diffusion(parts, world, args.dtype, args.compile)
     with bypass_single_frames(unet):
         if not train_unet("frames", diffusion, single=True):
-            return
+            return False
     if not train_unet("video", diffusion):
-        return
-    if not trainer.done("fade"):
+        return False
+    if not trainer.done("fade", phases["fade"]):
         export(parts, args.export)  # usable while the last phase goes on
     fade = Fade(unet)
-    if train_unet("fade", diffusion, before=lambda step: fade.set(fade_factor(step, phases["fade"].steps))):
-        export(parts, args.export)
+    if not train_unet("fade", diffusion, before=lambda step: fade.set(fade_factor(step, phases["fade"].steps))):
+        return False
+    export(parts, args.export)
+    return True
 
 
 def evaluate(args) -> None:
@@ -264,7 +268,8 @@ def evaluate(args) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/pretrain"), help="state and sample sheets")
-    parser.add_argument("--export", type=Path, default=SHIPPED, help="the pipeline folder to write or measure")
+    parser.add_argument("--export", type=Path, help="the pipeline folder to write or measure (default models/pocketscope; "
+                        "with --smoke OUT/model)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="autocast of the U-Net")
@@ -274,10 +279,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--evaluate", type=int, metavar="N", help="only measure the model on N fresh prompts")
     parser.add_argument("--ablate", action="store_true", help="also measure with each kind of temporal layer off")
     args = parser.parse_args(argv)
+    args.export = args.export or (args.out / "model" if args.smoke and not args.evaluate else SHIPPED)
+    args.device = choose_device(args.device)
     args.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     if args.evaluate is not None and args.evaluate < 1:
         raise UserError(f"--evaluate: found {args.evaluate}; give a number of prompts of at least 1.")
-    evaluate(args) if args.evaluate else pretrain(args)
+    if args.evaluate:
+        evaluate(args)
+    elif not pretrain(args):
+        print(f"stopped; the same command goes on from {args.out / 'state.safetensors'}", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

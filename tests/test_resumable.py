@@ -96,6 +96,34 @@ def test_a_state_of_another_phase_is_refused(tmp_path):
         Trainer(tmp_path, 0, 100).run("a", FIRST, net, lambda rng: net(torch.zeros(1, 3)).sum())
 
 
+def test_what_another_recipe_made_is_refused(tmp_path):
+    train(tmp_path)
+    net = model()
+    for seed, phase in ((6, FIRST), (5, Phase(7, 4, lr=0.1, ema=0.9))):
+        with pytest.raises(UserError, match="made by another recipe"):
+            Trainer(tmp_path, seed, 100).run("first", phase, net, lambda rng: net(torch.zeros(1, 3)).sum())
+    with pytest.raises(UserError, match="made by another recipe"):
+        train(tmp_path / "other", ("first", 2))
+        Trainer(tmp_path / "other", 6, 100).run("first", FIRST, net, lambda rng: net(torch.zeros(1, 3)).sum())
+
+
+def test_killed_after_writing_a_result_it_goes_on(tmp_path):
+    _, whole = train(tmp_path / "whole")
+    train(tmp_path / "pieces", ("first", 5))  # its last step: result not written yet
+    state = (tmp_path / "pieces" / "state.safetensors").read_bytes()
+    train(tmp_path / "pieces", ("second", 0))
+    (tmp_path / "pieces" / "state.safetensors").write_bytes(state)  # as if killed before the state was removed
+    complete, again = train(tmp_path / "pieces")
+    assert complete
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+
+
+def test_a_signal_between_phases_ends_at_once(tmp_path):
+    Trainer(tmp_path, 0, 100)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_steps_draw_different_numbers_and_the_same_again():
     draw = lambda *key: torch.randn(4, generator=resumable.step_generator(*key))
     assert torch.equal(draw(1, 2, 3), draw(1, 2, 3))
