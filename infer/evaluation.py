@@ -25,6 +25,7 @@ from infer.metrics import DEFINITIONS, Definition, Measure
 from infer.statistics import Estimate, estimate
 from infer.video import read_video
 
+SNAP = 64  # pixels that sides are a multiple of: a VAE of 8 and ZeroScope's three halvings
 WORLD = "analytic detectors"
 LOOKS = ("shape", "colour", "background")
 WORLD_DEFINITIONS = {
@@ -132,6 +133,7 @@ def evaluate(folder: Path, measure: Measure, reference: Reference | None = None)
         except UserError as error:
             result.problems.append(f"{sample.video.name}: {error}")
             continue
+        result.problems += [f"{sample.video.name}: {sentence}" for sentence in measure.skipped]
         if key in lost:
             scores.pop("motion_success", None)  # it would tell whether the motion is the prompt's, which is another question
         result.rows.append({"video": sample.video.name, "prompt": sample.sidecar["prompt"],
@@ -201,7 +203,10 @@ def find_samples(folder: Path) -> tuple[list[Sample], list[str]]:
         notes = video.with_suffix(".json") if video.suffix else video.with_name(f"{video.name}.json")
         try:
             sidecar = json.loads(notes.read_text())
-            samples.append(Sample(video, {"prompt": sidecar["prompt"], "seed": sidecar["seed"], **sidecar}))
+            if not isinstance(sidecar["prompt"], str) or not isinstance(sidecar["seed"], int) \
+                    or not isinstance(sidecar.get("config"), dict | None):
+                raise ValueError
+            samples.append(Sample(video, sidecar))
         except FileNotFoundError:
             problems.append(f"{video.name}: no sidecar {notes.name} beside it, left out; sample it with infer/infer.py")
         except (ValueError, KeyError, TypeError):
@@ -214,7 +219,7 @@ def reference_of(config: dict | None) -> Reference | None:
     if config is None:
         return None
     with contextlib.redirect_stderr(io.StringIO()):  # load_clips tells its plan, once a folder is enough
-        clips = load_clips(from_dict(config), snap=8)
+        clips = load_clips(from_dict(config), snap=SNAP)
     return Reference(tuple(clip.frames for clip in clips), tuple(clip.prompt for clip in clips))
 
 

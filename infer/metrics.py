@@ -1,7 +1,6 @@
 """What can be measured on any video: one definition per metric, and `Measure`, which computes all that it can.
 
-A metric whose weights are missing says in one sentence how to get them, and the others go on. Definitions are those
-of METHOD section 10; numbers are per video, averages are the caller's. The exact measures of the toy world are in
+A metric whose weights are missing says in one sentence how to get them, and the others go on. Numbers are per video, averages are the caller's. The exact measures of the toy world are in
 `data/detectors.py`.
 """
 
@@ -40,7 +39,7 @@ DEFINITIONS = {
         "TGVE 2023", "up"),
     "appearance_leakage": Definition(
         "appearance leakage", "CLIP", "mean over frames of cos(image, caption of the reference's looks) x 100",
-        "METHOD section 10", "down"),
+        "this project", "down"),
     "pickscore": Definition(
         "PickScore", "PickScore_v1", "mean over frames of cos(image, prompt) x exp(logit_scale)",
         "Kirstain et al. 2023", "up"),
@@ -60,13 +59,15 @@ class Measure:
     """All metrics that the given weights allow, each model loaded once and on first use.
 
     `clip`, `pickscore`, `viclip` and `cotracker` are folders (the first two also hub ids) or None. `models` says which
-    model produced the numbers, `unavailable` holds one sentence per metric that could not be computed.
+    model produced the numbers, `unavailable` holds one sentence per metric that can not be computed at all, `skipped` one
+    for each that the last video does not allow.
     """
 
     def __init__(self, clip: str | None = None, pickscore: str | None = None, viclip: str | None = None,
                  cotracker: str | None = None, device: str = "cpu"):
         self.models: dict[str, str] = {"motion_fidelity": "CoTracker 3" if cotracker else "Lucas-Kanade (OpenCV)"}
         self.unavailable: dict[str, str] = {}
+        self.skipped: list[str] = []
         self._load = {
             "clip": partial(_clip, clip, device),
             "pickscore": partial(_pickscore, pickscore, device),
@@ -85,12 +86,16 @@ class Measure:
         `reference_caption` describes its looks, for appearance leakage.
         """
         scores: dict[str, float] = {}
+        self.skipped = []
 
         def score(names: Iterable[str], compute: Callable[[], Iterable[float]]) -> None:
             try:
                 scores.update(zip(names, compute(), strict=True))
             except MetricUnavailable as error:
-                self.unavailable.update(dict.fromkeys(names, str(error)))
+                if any(error is failed for failed in self._loaded.values()):
+                    self.unavailable.update(dict.fromkeys(names, str(error)))
+                else:
+                    self.skipped.append(str(error))
 
         score(("text_alignment", "text_alignment_logits"),
               lambda: clip_scores.text_alignment(self._model("clip"), frames, prompt))

@@ -1,6 +1,6 @@
 """Motion fidelity: do points of the generated video move in the directions points of the reference move?
 
-Yatim et al. 2023 (DMT), section 5; METHOD section 10. Tracklets are [n f 2], (x, y) in pixels, one row per point that
+Yatim et al. 2023 (DMT), section 5. Tracklets are [n f 2], (x, y) in pixels, one row per point that
 could be followed through the whole clip. Points are tracked by CoTracker where its folder is given, else by OpenCV's
 pyramidal Lucas-Kanade on Shi-Tomasi corners; the two do not give comparable numbers, so results name the tracker.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from configs.errors import DAMAGED_PICKLE
 from infer.clip_scores import MetricUnavailable
 
 Tracker = Callable[[torch.Tensor], torch.Tensor]  # uint8 [f c h w] -> tracklets [n f 2]
@@ -61,8 +62,8 @@ def load_cotracker(folder: str, device: str = "cpu") -> Tracker:
         predictor = torch.hub.load(folder, "cotracker3_offline", source="local", pretrained=False)
         state = torch.load(weights, map_location="cpu", weights_only=True)
         predictor.model.load_state_dict(state.get("model", state))
-    except (ImportError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
+    except (ImportError, *DAMAGED_PICKLE) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise MetricUnavailable(f"CoTracker: {folder} does not load ({reason}); see its README") from error
     predictor = predictor.to(device).eval()
 
@@ -86,8 +87,8 @@ def motion_fidelity(reference: torch.Tensor, generated: torch.Tensor, definition
       round; -2 to 2, identical moving videos give 2.
     - "dmt_code": the first of the two terms, as in the published script; -1 to 1. (That script also lowers pairs with
       the same row number by 1, left over from comparing a video with itself; that is not done here.)
-    Clips of different length are compared over their whole duration, the longer resampled in time. A still video
-    scores 0. Raises MetricUnavailable when no point could be tracked in one of the videos, or for a single frame.
+    Clips of different length are compared over their whole duration, the longer resampled in time. A video whose
+    points rest scores 0; there is no dead zone, so the jitter of points in a noisy still video counts as motion. Raises MetricUnavailable when no point could be tracked in one of the videos, or for a single frame.
     """
     for name, tracklets in (("reference", reference), ("generated video", generated)):
         if len(tracklets) == 0 or tracklets.shape[1] < 2:

@@ -55,7 +55,11 @@ def read_video(path: Path) -> torch.Tensor:
         files = sorted(path.glob("*.png"))
         if not files:
             raise UserError(f"{path}: a folder without .png frames; point at a video or a folder of frames")
-        images = np.stack([iio.imread(file)[..., :3] for file in files])
+        try:
+            images = np.stack([iio.imread(file, mode="RGB") for file in files])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path}: its frames can not be read ({str(error).strip()[:120]}); they must be whole and of one "
+                            "size") from None
         return torch.from_numpy(images).permute(0, 3, 1, 2)
     try:
         images = iio.imread(path, plugin="FFMPEG") if path.suffix == ".mp4" else iio.imread(path, mode="RGB", index=None)

@@ -22,6 +22,7 @@ from configs.schema import locate
 from infer.evaluation import ALL_DEFINITIONS, Reference, evaluate
 from infer.metrics import Measure
 from infer.video import read_video
+from models.backbone import choose_device
 
 
 def given_reference(path: str | None, caption: str | None) -> Reference | None:
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", help=f"weights of {what}: a folder (CLIP and PickScore: or a hub id)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    measure = Measure(args.clip, args.pickscore, args.viclip, args.cotracker, args.device)
+    measure = Measure(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device(args.device)))
     result = evaluate(args.folder, measure, given_reference(args.reference, args.caption))
     for problem in result.problems:
         print(f"note: {problem}", file=sys.stderr)

@@ -104,9 +104,31 @@ def test_a_damaged_video_and_a_lost_reference_are_said(folder):
     (folder / "other.mp4").write_bytes(b"not a video")
     (folder.parent / "reference.mp4").unlink()
     found = evaluate(folder, Measure())
-    assert len(found.rows) == 2 and "leakage" not in found.summary()
+    assert len(found.rows) == 2 and not {"leakage", "motion_success"} & found.summary().keys()
     assert any("other.mp4: " in problem for problem in found.problems)
     assert any("the reference clip" in problem for problem in found.problems)
+
+
+@pytest.mark.parametrize("notes", [{"prompt": None}, {"seed": "1"}, {"config": "car.yaml"}])
+def test_a_sidecar_of_another_kind_is_said(folder, notes):
+    path = folder / "other.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | notes))
+    found = evaluate(folder, Measure())
+    assert len(found.rows) == 2 and found.problems == ["other.mp4: its sidecar other.json is damaged, left out; sample it again"]
+
+
+def test_frames_of_two_sizes_and_a_video_without_texture_are_said(folder):
+    (folder / "other.mp4").unlink()
+    write_video(folder / "other", render(SCENE).frames, fps=8)
+    write_video(folder / "more", render(SCENE).frames[:, :, :32, :32], fps=8)
+    (folder / "more" / "0003.png").rename(folder / "other" / "0008.png")
+    assert any("other: its frames can not be read" in problem for problem in evaluate(folder, Measure()).problems)
+    write_video(folder / "good.mp4", torch.full((8, 3, 64, 64), 90, dtype=torch.uint8), fps=8)
+    for path in folder.glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt": "a horse runs"}))
+    found = evaluate(folder, measure := Measure())
+    assert any(problem.startswith("good.mp4: motion fidelity: no point") for problem in found.problems)
+    assert "motion_fidelity" not in measure.unavailable  # the other videos have it
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

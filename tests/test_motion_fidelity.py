@@ -118,3 +118,7 @@ def test_cotracker_is_used_from_a_folder_and_missing_weights_say_how(tmp_path):
     torch.save({"weight": torch.zeros(3, 3)}, tmp_path / "checkpoints" / "scaled_offline.pth")
     with pytest.raises(MetricUnavailable, match="does not load"):
         load_cotracker(str(tmp_path))
+    for damage in (b"", b"version https://git-lfs.github.com/spec/v1\n"):  # a pointer instead of the weights
+        (tmp_path / "checkpoints" / "scaled_offline.pth").write_bytes(damage)
+        with pytest.raises(MetricUnavailable, match="does not load"):
+            load_cotracker(str(tmp_path))
