@@ -117,7 +117,7 @@ class Testbed:
                 path = folder / f"{safe_name(prompt)}.mp4"
                 notes = path.with_suffix(".json")
                 if not notes.exists():
-                    write_video(path, render(scene).frames, fps=8, quality=10)
+                    write_video(path, render(scene).frames, fps=8)  # as infer.py writes samples
                     notes.write_text(json.dumps({"video": path.name, "prompt": prompt, "seed": seed, "config": None}))
         return folders
 

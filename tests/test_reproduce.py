@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 
 import pytest
 from diffusers import TextToVideoSDPipeline
@@ -159,6 +160,28 @@ def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for
     results = (plan.folder / "RESULTS.md").read_text()
     assert results.index("## Table 5") < results.index("## Figure 4") and "Which claims held" not in results
     assert "cosine with the untouched model" in results.lower()
+
+
+PROBE = """<script>setTimeout(() => { const all = [...document.querySelectorAll('video')];
+const told = document.body.appendChild(document.createElement('pre')); told.id = 'probe';
+told.textContent = [all.length, all.filter(v => v.readyState >= 2 && v.videoWidth).length, all.filter(v => !v.paused).length,
+[...document.images].filter(i => !i.naturalWidth).length].join(' ') }, 3000)</script></body>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here: the page is not looked at in a browser")
+def test_a_browser_plays_every_video_of_a_page(plan, monkeypatch, tmp_path):
+    short(monkeypatch)
+    args, argv = asked(plan, "table5")
+    (page,), _ = reproduce.reproduce(args, argv, launch=refuse)
+    probed = tmp_path / "page.html"
+    probed.write_text(page.read_text().replace("</body>", PROBE))
+    shown = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+         "--autoplay-policy=no-user-gesture-required", "--virtual-time-budget=10000", "--dump-dom", probed.as_uri()],
+        capture_output=True, text=True, timeout=120)
+    videos, ready, playing, broken = map(int, re.search(r'id="probe">([\d ]+)<', shown.stdout)[1].split())
+    assert videos == ready == playing == 5 and broken == 0
 
 
 def test_results_are_replaced_section_by_section(plan, monkeypatch, tmp_path):
