@@ -50,7 +50,10 @@ class LabelledClip:
 
 @dataclass(frozen=True)
 class States:
-    """Per model and up block, one value a clip: cosine with the untouched model, and whether its motion was read."""
+    """Per model and up block, one value a clip: cosine with the untouched model, and whether its motion was read.
+
+    `read` is empty where every motion has a single clip: telling clips apart is not reading their motion.
+    """
 
     source: str
     models: list[str]
@@ -64,6 +67,8 @@ class States:
 
     def _judge(self, claim: Claim) -> Verdict:
         values = self.similarity if claim.role == "similarity" else self.read
+        if not values:
+            return Verdict(claim, self.source, "not measured", "it takes several clips of each motion")
         one, other = ({clip: sum(column) / self.blocks for clip, column in enumerate(zip(
             *(values[name, block] for block in range(self.blocks))))} for name in (claim.one, claim.other))
         found = difference(one, other)
@@ -79,6 +84,8 @@ class States:
         tables = []
         for title, values, kind in (("cosine with the untouched model", self.similarity, mean),
                                     ("motion classifier, share right", self.read, share)):
+            if not values:
+                continue
             rows = [[name, *(str(kind(values[name, b])) for b in range(self.blocks)), str(len(values[name, 0]))]
                     for name in self.models]
             tables.append((title, [head, *rows]))
@@ -110,7 +117,7 @@ class States:
         figure.colorbar(image, ax=matrix, shrink=0.8)
         for axes, values, kind, title in ((near, self.similarity, mean, "cosine with the untouched model"),
                                           (reading, self.read, share, "motion classifier, share right")):
-            for name in self.models:
+            for name in self.models if values else ():
                 found: list[Estimate] = [kind(values[name, block]) for block in range(self.blocks)]
                 error = [[max(0, e.value - e.low) for e in found], [max(0, e.high - e.value) for e in found]]
                 axes.errorbar(range(self.blocks), [e.value for e in found], yerr=error, marker="o", markersize=3, capsize=2,
@@ -134,7 +141,7 @@ def world_clips(each: int) -> list[LabelledClip]:
 
 @torch.no_grad()
 def compare(backbone: Backbone, checkpoint: Checkpoint, clips: Sequence[LabelledClip], source: str) -> States:
-    """Hidden states of `clips` (every label at least twice) under each customization of `backbone` by `checkpoint`."""
+    """Hidden states of `clips` (every label at least twice, to read motion of different clips) under each customization of `backbone` by `checkpoint`."""
     unet, highway = backbone.unet, SimpleNamespace(scope="all", beta=1.1)
     motion, looks = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
     customizations = {BASE: ([], [], None), TAP: (motion, [], None), AH: ([], [], highway), BOTH: (motion, [], highway),
@@ -159,7 +166,8 @@ def compare(backbone: Backbone, checkpoint: Checkpoint, clips: Sequence[Labelled
                 similarity[name, block] += cosines[:, 0, number].tolist()
                 features[name, block].append(_pooled(states[name][block]))
     labels = [clip.label for clip in clips]
-    read = {key: classify(torch.cat(parts), labels) for key, parts in features.items()}
+    several = all(any(a.label == b.label and not torch.equal(a.frames, b.frames) for b in clips) for a in clips)
+    read = {key: classify(torch.cat(parts), labels) for key, parts in features.items()} if several else {}
     return States(source, models, blocks, similarity, between, read)
 
 

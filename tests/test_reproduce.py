@@ -12,17 +12,21 @@ import signal
 import subprocess
 
 import pytest
+import torch
 from diffusers import TextToVideoSDPipeline
 
 import train
 from configs.errors import UserError
 from data.world import BACKGROUNDS, COLOURS, SHAPES, parse_prompt, vocabulary
 from infer.statistics import Estimate
+from models.backbone import Backbone
 from models.blueprint import build, build_unet
+from models.checkpoint import load_checkpoint
 from scripts import reproduce, schedule
 from scripts import testbed as beds
 from scripts.artefacts import ARTEFACTS, PAPER, Claim, Variant
 from scripts.chain import work
+from scripts.hidden_states import LabelledClip, compare, world_clips
 from scripts.plan import Plan, commands
 from scripts.testbed import read_list
 from scripts.verdict import judge, rule
@@ -197,6 +201,14 @@ def test_results_are_replaced_section_by_section(plan, monkeypatch, tmp_path):
     assert text.count("<!-- begin table5 random_world -->") == 1 and "former" not in text and other in text
     assert "**Holds:**\n\n- Table 6 (pocketscope): 1.1 is best (g)\n" in text
     assert "commit" in text and "Cost: 1 trainings" in text
+
+
+def test_noise_draws_of_one_clip_are_not_taken_for_clips_of_one_motion(plan, world_model):
+    (chain,) = plan.chains.values()
+    backbone, clips = Backbone.load(str(world_model), torch.float32, torch.device("cpu")), world_clips(2)[:2]
+    draws = [LabelledClip(clip.label, clip.frames, seed) for clip in clips for seed in (1, 2)]
+    found = compare(backbone, load_checkpoint(chain.run_folder), draws, "two clips")
+    assert not found.read and found.similarity["untouched model", 0] == pytest.approx([1] * 4)
 
 
 def test_a_failed_training_is_said_on_the_page_and_the_rest_is_done(plan, monkeypatch):
