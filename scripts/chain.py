@@ -9,6 +9,7 @@ infer/infer.py, with arguments that those commands take.
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,8 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a s
 
 from configs.errors import command
 from configs.files import atomic_path
-from configs.schema import load
+from configs.schema import ROOT, load
 
+COMMITS = "commit.txt"  # in a run's and in a samples' folder: the commits that made what is there
 SEEDS = 4  # prompt i starts from the noise of seed i mod 4, in every variant alike
 
 
@@ -82,6 +84,30 @@ def sidecars(folder: Path) -> Iterator[tuple[dict, str, int]]:
             path.unlink()  # damaged: its video is sampled again
 
 
+def commit() -> str:
+    """The commit this tree stands on, and whether its code or prompts differ from it."""
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+    except OSError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    changed = git("diff", "--quiet", "HEAD", "--", "*.py", "*.yaml", "data", "models").returncode
+    return head.stdout.strip() + (" with local changes" if changed else "")
+
+
+def note_commit(folder: Path) -> None:
+    """Write into `folder` which commit is about to make something there."""
+    path, now = folder / COMMITS, commit()
+    known = path.read_text().splitlines() if path.exists() else []
+    if now not in known:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([*known, now]) + "\n")
+
+
 def train_words(chain: Chain) -> list[str]:
     """The words after train.py that make or resume this chain's training."""
     return [*chain.train, f"output_dir={chain.run}", "resume_from_checkpoint=latest"]
@@ -100,9 +126,11 @@ def work(chain: Chain) -> None:
     from train import run
 
     if chain.run_folder is None:
+        note_commit(Path(chain.run))
         run(load(train_words(chain), description="")[0])
     for samples in chain.samples:
         for seed, prompts in list(samples.missing()):
+            note_commit(Path(samples.folder))
             for _ in generate(options.parse(infer_words(chain, samples, seed, prompts))):
                 pass
 

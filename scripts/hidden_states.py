@@ -141,7 +141,10 @@ def world_clips(each: int) -> list[LabelledClip]:
 
 @torch.no_grad()
 def compare(backbone: Backbone, checkpoint: Checkpoint, clips: Sequence[LabelledClip], source: str) -> States:
-    """Hidden states of `clips` (every label at least twice, to read motion of different clips) under each customization of `backbone` by `checkpoint`."""
+    """Hidden states of `clips` under each customization of `backbone` by `checkpoint`.
+
+    Motion is read from them where every label has different clips.
+    """
     unet, highway = backbone.unet, SimpleNamespace(scope="all", beta=1.1)
     motion, looks = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
     customizations = {BASE: ([], [], None), TAP: (motion, [], None), AH: ([], [], highway), BOTH: (motion, [], highway),

@@ -49,7 +49,7 @@ def write_page(result: Result, folder: Path) -> Path:
         "" if result.states is not None else _by_motion(result),
         _missing(result), _videos(result),
         "<h2>How it was made</h2>",
-        f"<p>{escape(result.date)}, commit {escape(result.commit)}. Cost: {escape(str(result.cost))}.</p>",
+        f"<p>{escape(result.provenance)}</p>",
         f"<p><code>{escape(result.command)}</code></p>", _definitions(result), f"<p>{escape(FORMULAS)}</p>",
         f"<script>{SCRIPT}</script></body></html>",
     ]

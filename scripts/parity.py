@@ -22,11 +22,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: several tim
 from safetensors import SafetensorError
 
 from configs.errors import UserError, command
+from scripts.chain import commit
 from scripts.parity_cases import highway_case, infer_case, inversion_case, lora_case, unet_case
 from scripts.parity_training import losses_case, trace_case
 from scripts.reference import Reference, Row
 from scripts.report import rewrite
-from scripts.result import commit
 from scripts.sections import read_sections, section
 
 # what a file that lacks a tensor or a setting, or holds those of another shape or model, can provoke anywhere below

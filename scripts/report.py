@@ -55,7 +55,7 @@ def body(result: Result) -> str:
         parts += [_table(result, group) for group in result.groups] + [_by_motion(result)]
     if result.problems:
         parts.append("Missing:\n" + "\n".join(f"- {problem}" for problem in result.problems))
-    parts.append(f"{result.date}, commit {result.commit}. Cost: {result.cost}. Command: `{result.command}`")
+    parts.append(f"{result.provenance} Command: `{result.command}`")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -104,12 +104,13 @@ from infer.metrics import Measure
 from infer.video import read_video, write_video
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.checkpoint import load_checkpoint
+from scripts.chain import commit
 from scripts.hidden_states import LabelledClip, States, compare, world_clips
 from scripts.page import write_page
 from scripts.plan import Place, Plan, commands
 from scripts.plots import draw
 from scripts.report import update_results, write_files
-from scripts.result import Result, commit, cost
+from scripts.result import Result, cost, made_at
 from scripts.schedule import Launch, Processes, run_all, run_on_slurm
 from scripts.testbed import POCKET, Testbed
 
@@ -133,7 +134,7 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     if args.dry_run:
         print("\n".join(filter(None, map(commands, chains))))
         return [], 0
-    made_by = commit()  # what plans and trains; the tree may move on before the page is written
+    measured_by = commit()  # now: the tree may move on before the page is written
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     jobs = args.jobs or max(1, torch.cuda.device_count())
@@ -145,7 +146,7 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
     pages, incomplete = [], 0
     for name in names:
-        result = make(name, plan, failed, measure, made_by, argv)
+        result = make(name, plan, failed, measure, measured_by, argv)
         pages.append(write(result, output / (f"{name}-smoke" if args.smoke else name), plan.places[name]))
         if result.rows:  # a run that made nothing must not replace what an earlier one found
             update_results(result, results)
@@ -156,7 +157,7 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     return pages, incomplete
 
 
-def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, made_by: str,
+def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, measured_by: str,
          argv: list[str]) -> Result:
     """Measure what an artefact's chains made and return its Result; what failed is said in its problems."""
     rows, problems = [], list(plan.problems[name])
@@ -183,7 +184,8 @@ def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, made_b
         for variant, folder in plan.testbed.rendered(place.reference.name, place.samples.prompts).items():
             measured(place, place.reference.name, variant, folder, reference)
     result = Result(name, plan.testbed, plan.smoke, f"python scripts/reproduce.py {shlex.join(argv)}",
-                    time.strftime("%Y-%m-%d"), made_by, cost(places), rows, list(dict.fromkeys(problems)), measure.models)
+                    time.strftime("%Y-%m-%d"), measured_by, made_at(places), cost(places), rows,
+                    list(dict.fromkeys(problems)), measure.models)
     if result.artefact.form == "states" and rows:
         try:
             result.states = states(plan, places)

@@ -2,17 +2,15 @@
 
 import json
 import os
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from configs.schema import ROOT
 from infer.evaluation import ALL_DEFINITIONS, summarize
 from infer.statistics import Estimate
 from scripts.artefacts import ARTEFACTS, RENDERED, Artefact, Variant
-from scripts.chain import sidecars
+from scripts.chain import COMMITS, sidecars
 from scripts.hidden_states import States
 from scripts.plan import Place
 from scripts.testbed import Testbed
@@ -43,7 +41,8 @@ class Result:
     smoke: bool
     command: str
     date: str
-    commit: str
+    commit: str  # the one that measured
+    made_at: list[str]  # those that trained and sampled
     cost: Cost
     rows: list[dict]
     problems: list[str] = field(default_factory=list)
@@ -63,6 +62,11 @@ class Result:
     @property
     def title(self) -> str:
         return f"{self.artefact.title} ({self.testbed.name}{', SMOKE RUN' if self.smoke else ''})"
+
+    @property
+    def provenance(self) -> str:
+        made = f", trained and sampled at {', '.join(self.made_at)}" if self.made_at not in ([], [self.commit]) else ""
+        return f"{self.date}, commit {self.commit}{made}. Cost: {self.cost}."
 
     @property
     def groups(self) -> list[str]:
@@ -130,19 +134,11 @@ def cost(places: list[Place]) -> Cost:
                 tuple(sorted(named.get(device, device) for device in devices)))
 
 
-def commit() -> str:
-    """The commit this tree stands on, and whether its code differs from it."""
-    def git(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-
-    try:
-        head = git("rev-parse", "--short", "HEAD")
-    except OSError:
-        return "unknown"
-    if head.returncode:
-        return "unknown"
-    changed = git("diff", "--quiet", "HEAD", "--", "*.py", "*.yaml").returncode
-    return head.stdout.strip() + (" with local changes" if changed else "")
+def made_at(places: list[Place]) -> list[str]:
+    """The commits at which the runs and videos of an artefact were made, as far as they were noted."""
+    folders = {path for place in places for path in (place.chain.run, place.samples.folder)}
+    notes = [Path(folder) / COMMITS for folder in folders]
+    return sorted({line for path in notes if path.exists() for line in path.read_text().splitlines()})
 
 
 def _duration(seconds: float) -> str:
