@@ -31,7 +31,7 @@ def main() -> None:
 
     def sampled(place: str, strength: float) -> list[Path]:
         words = ["--checkpoint_folder", str(folder), "--prompt", *cfg.validation_data.prompt, "--seed", str(SEED),
-                 "--output_dir", str(folder / place), "--lora_scale", str(strength), "--quality", "10"]
+                 "--output_dir", str(folder / place), "--lora_scale", str(strength)]
         return list(generate(options.parse(words)))
 
     base, customized = sampled("samples/base", 0.0), sampled("samples/customized", 1.0)
