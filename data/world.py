@@ -249,19 +249,20 @@ def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
 def parse_prompt(prompt: str) -> dict[str, str | None]:
     """Read what a caption asks for: shape, colour, background, motion, pattern, window; None where it names none.
 
-    Colour and background come from the words before "shape" and "background", so free prompts work as well.
+    No word of the world means two things, so free prompts in any order work as well.
     """
     words = prompt.lower().replace(",", " ").replace(".", " ").split()
-    before = words[: words.index("over")] if "over" in words else words
-    after = words[len(before) :]
-    motion = next((name for name, verb in MOTIONS.items() if verb in " ".join(before)), None)
+
+    def first(names) -> str | None:
+        return next((word for word in words if word in names), None)
+
     return {
-        "shape": next((w for w in before if w in SHAPES), None),
-        "colour": next((w for w in before if w in COLOURS), None),
-        "background": next((w for w in after if w in BACKGROUNDS), None),
-        "motion": motion,
-        "pattern": next((w for w in after if w in PATTERNS), None),
-        "window": "window" if "window" in after else None,
+        "shape": first(SHAPES),
+        "colour": first(COLOURS),
+        "background": first(BACKGROUNDS),
+        "motion": next((name for name, verb in MOTIONS.items() if verb in " ".join(words)), None),
+        "pattern": first(PATTERNS),
+        "window": first(("window",)),
     }
 
 

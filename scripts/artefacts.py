@@ -54,7 +54,6 @@ class Artefact:
     motions: tuple[str, ...] = RETIMED
     several: bool = False
     world: bool = False  # only where the truth is known
-    trainings: int = 1  # of each kind, from seeds 0, 1, ...
     needs: str = "one reference clip for each motion"
     reported: str = ""
 
@@ -198,7 +197,7 @@ OURS = {
          Claim("AH costs no motion", "motion", "TAP + AH (default)", "not less", "TAP (q + k)", "ours"),
          Claim("q + k moves better than k alone", "motion", "TAP (q + k)", "more", "TAP-key (k)", "ours"),
          Claim("the release's k + out moves better than q + k", "motion", "release (k + out)", "more", "TAP (q + k)", "ours")),
-        motions=(*RETIMINGS, *PATHS), world=True, trainings=2,
+        motions=(*RETIMINGS, *PATHS), world=True,
         needs="a model of the toy world"),
 }
 ARTEFACTS = PAPER | OURS

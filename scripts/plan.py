@@ -39,10 +39,10 @@ class Plan:
     """The chains that some artefacts need together, and where the videos of each variant will be."""
 
     def __init__(self, testbed: Testbed, folder: Path, words: list[str], *, smoke: bool = False,
-                 prompts: int | None = None, references: int | None = None, trainings: int | None = None):
+                 prompts: int | None = None, references: int | None = None, trainings: int = 1):
         """`words` override every training's configuration; `prompts` and `references` are at most so many.
 
-        `trainings`: how often each training is made, from seeds 0, 1, ...; default the artefact's own number.
+        `trainings`: how often each training is made, from seeds 0, 1, ...
         """
         self.testbed, self.folder, self.words, self.smoke = testbed, folder, words, smoke
         self.prompts = prompts or (SMOKE_PROMPTS if smoke else PROMPTS)
@@ -64,7 +64,7 @@ class Plan:
         except UserError as error:
             self.problems[name].append(str(error))
             return
-        for seed in range(self.trainings or artefact.trainings):
+        for seed in range(self.trainings):
             for reference in references:
                 for variant in artefact.variants:
                     self.places[name].append(self._place(variant, reference, seed))

@@ -37,8 +37,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="print the commands that would be run, then stop")
     add("--prompts", type=_count, help=f"prompts for each reference (default all of the list, at most {PROMPTS})")
     add("--references", type=_count, help="reference motions (default all of the artefact)")
-    add("--trainings", type=_count, help="trainings of each kind, from seeds 0, 1, ... (default the artefact's number, mostly 1)")
-    add("--clips", type=Path, help="real models, several reference clips: their folder, captions in .txt beside them")
+    add("--trainings", type=_count, default=1, help="trainings of each kind, from seeds 0, 1, ... (default %(default)s)")
+    add("--clips", type=Path, help="real models, several reference clips: their folder, captions in .txt beside them; "
+        "prompts.txt in it says what to sample (default ours for sport)")
     add("--jobs", type=_count, help="trainings at once (default one for each GPU, else 1)")
     add("--slurm", nargs="+", metavar="NAME=VALUE", help="run as SLURM jobs, submitit's parameters: slurm_partition=gpu ...")
     add("--clip", help="CLIP for real videos: folder or hub id")
@@ -62,7 +63,7 @@ def listing() -> str:
         lines += [] if name in PAPER else ["This project's own:"]
         lines += [f"{name}  {artefact.title}", f"    shows {artefact.shows}", f"    needs {artefact.needs}"]
         for model, (train, video, clips, prompts) in list(COSTS.items())[: 1 if artefact.world else None]:
-            runs = artefact.trainings * (1 if artefact.several else clips or len(artefact.motions))
+            runs = 1 if artefact.several else clips or len(artefact.motions)
             trainings, videos = len({v.train for v in artefact.variants}) * runs, len(artefact.variants) * runs * prompts
             lines.append(f"    costs on {model} at most {trainings} trainings and {videos} videos, about "
                          f"{(trainings * train + videos * video) / 60:.0f} min (an estimate)")

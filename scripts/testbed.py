@@ -13,13 +13,13 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.schema import ROOT
+from data.clips import VIDEO_SUFFIXES
 from data.world import PATHS, REFERENCE_SEEDS, Scene, parse_prompt, reference_clip, render
 from infer.video import safe_name, write_video
 from scripts.artefacts import TRUE_MOTION, WORDS_ALONE
 
 POCKET = ROOT / "models" / "pocketscope"
 EXAMPLES = ROOT / "data" / "examples"
-CLIP_SUFFIXES = (".mp4", ".gif", ".mov", ".webm", ".avi", ".mkv")
 REAL_CLIPS = {  # example clip -> its caption, and the part of data/prompts/real.txt that asks for its kind of motion
     "car_turn": ("A car is running on the road.", "vehicle turning"),
     "dolly_zoom": ("A figure stands between the columns of a temple.", "camera dolly zoom"),
@@ -136,10 +136,11 @@ class Testbed:
         if self.clips is None or not self.clips.is_dir():
             raise UserError("several clips of one motion are needed (the paper uses UCF Sports, which is not shipped): give "
                             "a folder of clips with a .txt caption beside each as --clips FOLDER")
-        paths = sorted(p for p in self.clips.iterdir() if p.suffix.lower() in CLIP_SUFFIXES)
+        paths = sorted(p for p in self.clips.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
         if not paths:
             raise UserError(f"--clips: no video in {self.clips}; put clips of one motion there")
-        prompts = read_list("real.txt", "person in sport")
+        own = self.clips / "prompts.txt"
+        prompts = read_list(own) if own.is_file() else read_list("real.txt", "person in sport")
         return [Reference(self.clips.name, "real clips", _data(paths, self.clips), prompts, paths[0], several=True)]
 
 
@@ -149,14 +150,14 @@ def _data(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
     return (f"train_data.single_video_path={paths[0]}",)  # its caption stands in the .txt beside it
 
 
-def read_list(name: str, section: str | None = None) -> tuple[str, ...]:
-    """The prompts of data/prompts/`name`, or those below its line `## section`."""
+def read_list(name: str | Path, section: str | None = None) -> tuple[str, ...]:
+    """The prompts of data/prompts/`name` (or of any file by its path), or those below its line `## section`."""
     found, current = [], None
-    for line in (ROOT / "data" / "prompts" / name).read_text().splitlines():
+    for line in (ROOT / "data" / "prompts" / name).read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             current = line.removeprefix("## ").strip()
         elif line.strip() and not line.startswith("#") and section in (None, current):
             found.append(line.strip())
     if not found:
-        raise UserError(f"data/prompts/{name}: no prompts under {section!r}; restore the file from the repository")
+        raise UserError(f"{name}: no prompts{f' under {section!r}' if section else ''}; give one a line")
     return tuple(found)

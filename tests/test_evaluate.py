@@ -46,7 +46,11 @@ def test_every_sample_gets_its_known_numbers(folder):
     assert summary["motion_success"].value == pytest.approx(2 / 3) and summary["leakage"].n == 3
 
 
-def test_the_motion_backwards_in_time_is_no_success(folder):
+def test_mirrored_reversed_and_still_motions_are_no_success():
+    late = replace(SCENE, motion="late_start")
+    reference = Reference((render(late).frames,), (late.caption,))
+    assert world_scores(render(late).frames, late.caption, reference)["motion_success"]
+    assert not world_scores(render(late).frames.flip(0), late.caption, reference)["motion_success"]
     forwards = world_scores(render(SCENE).frames, SCENE.caption, REFERENCE_OF_WORLD)
     mirrored = world_scores(render(SCENE).frames.flip(3), SCENE.caption, REFERENCE_OF_WORLD)
     still = world_scores(render(SCENE).frames[:1].expand(8, -1, -1, -1), SCENE.caption, REFERENCE_OF_WORLD)

@@ -142,7 +142,7 @@ def test_the_shipped_temporal_convolutions_only_whisper(shipped_parts):
 @shipped
 def test_the_shipped_model_draws_what_the_prompt_says(shipped_parts):
     facts, _ = pocket.measure(shipped_parts, pocket.fresh_prompts(8, seed=3), seed=3, steps=10)
-    assert facts["background"] >= 0.8 and facts["colour"] >= 0.8 and facts["motion"] >= 0.6
+    assert facts["background"] >= 0.8 and facts["colour"] >= 0.8 and facts["shape"] >= 0.6 and facts["motion"] >= 0.6
 
 
 @shipped

@@ -99,6 +99,8 @@ def test_captions_are_read_back_and_held_out_motions_use_known_verbs():
 
 def test_a_prompt_that_names_nothing_reads_as_nothing():
     assert set(parse_prompt("a dog runs on the beach").values()) == {None}
+    free = parse_prompt("On a mint background, a ring that is black wanders.")
+    assert (free["shape"], free["colour"], free["background"], free["motion"]) == ("ring", "black", "mint", "wander")
 
 
 def test_every_caption_is_spelled_with_the_vocabulary():
