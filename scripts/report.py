@@ -19,9 +19,14 @@ from scripts.sections import Key, read_sections, section, write_sections
 VERDICT = re.compile(r"^- \*\*(.+?)\*\* .*$", re.MULTILINE)
 HEADER = """# Results
 
-Written by `scripts/reproduce.py` and `scripts/parity.py`, never by hand; negative results stay. "reported [S]" is a secondary reading of the
-paper's tables, not checked against the PDF, and was measured on ZeroScope with real clips: only its direction can be
-compared with the small embedded model. Brackets are 95 % intervals.
+Written by `scripts/reproduce.py` and `scripts/parity.py`, never by hand; negative results stay. "reported [S]" is a
+secondary reading of the paper's tables, not checked against the PDF, and was measured on ZeroScope with real clips: only
+its direction can be compared with the small embedded model. Brackets are 95 % intervals; `table.md` beside every page
+(`outputs/reproduce/ARTEFACT/`) has the formula of each metric. One training for each variant and reference clip.
+
+On PocketScope all methods share one recipe (`configs/reproduce_pocket.yaml`). It was chosen with TAP on three of the
+motions (there and back, late start, back and forth) and these prompts; the other six took no part. MotionDirector also
+has a row at half the learning rate.
 """
 
 
