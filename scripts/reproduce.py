@@ -47,7 +47,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--viclip", help="ViCLIP: folder")
     add("--cotracker", help="CoTracker: folder with its code and weights (default: Lucas-Kanade)")
     add("--results", type=Path, help="the file of results to update (default RESULTS.md; a smoke run keeps its own)")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.slurm:  # its words end where an artefact's name follows
+        args.artefacts += [word for word in args.slurm if "=" not in word]
+        args.slurm = [word for word in args.slurm if "=" in word]
+    return args
 
 
 def _count(text: str) -> int:

@@ -91,6 +91,7 @@ def test_an_unknown_artefact_gets_a_suggestion():
         reproduce.choose(["tabel4"])
     assert reproduce.choose(["figure3", "table1", "lora_rank=4"]) == (["table1", "figure3"], ["lora_rank=4"])
     assert reproduce.choose(["all"])[0] == NAMES
+    assert reproduce.parse(["--slurm", "slurm_partition=gpu", "table4"]).artefacts == ["table4"]
 
 
 def test_prompts_ask_for_new_looks_under_the_references_verb(world_model, tmp_path):
