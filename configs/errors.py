@@ -18,6 +18,9 @@ from collections.abc import Callable
 DAMAGED_PICKLE = (pickle.UnpicklingError, struct.error, tarfile.TarError, OSError, EOFError, ArithmeticError,
                   AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
+# a path that can not be used as asked, whatever this project does: no permission, read-only, a file for a folder
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
 
 class UserError(Exception):
     """One sentence for the person at the keyboard: what was wrong, what was found, what to do."""
@@ -34,6 +37,10 @@ def command(main: Callable) -> Callable:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except OSError as error:
+            if error.errno in REFUSED and error.filename:
+                print(f"error: {error.filename}: {error.strerror.lower()}; give another path, or change what is there",
+                      file=sys.stderr)
+                sys.exit(2)
             if error.errno != errno.ENOSPC:
                 raise
             print(f"error: no space left on the disk while writing {error.filename or 'a file'}; nothing half-written"

@@ -50,22 +50,31 @@ def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
     every wrong key, value and file at once.
     """
     files, words, dry_run = parse_cli(argv, description=description)
-    merge = _Merge()
-    for file in files:
-        merge.file(file)
+    merge = _merged(files, with_fallback=False)
     asked = [_word(word, merge) for word in words]
     model_given = any("pretrained_model_path" in values for values in asked)
     model = merge.cfg.pretrained_model_path
     if merge.cfg.fallback and not model_given and not locate(model).exists():
         print(
             f"warning: no model folder at {model}; falling back to {merge.cfg.fallback}: a small model that shows the"
-            " road, not the paper's quality (README: using ZeroScope)",
+            " road, not the paper's quality (README: The real ZeroScope)",
             file=sys.stderr,
         )
-        merge.file(merge.cfg.fallback)
+        merge = _merged(files, with_fallback=True)
     for values in asked:
         merge.add(values, "command line")
     return merge.finish(), dry_run
+
+
+def _merged(files: list[str], with_fallback: bool) -> "_Merge":
+    """The files in order; a fallback goes directly over the file that names it, so that later files still win."""
+    merge = _Merge()
+    for file in files:
+        before = merge.cfg.fallback
+        merge.file(file)
+        if with_fallback and merge.cfg.fallback and merge.cfg.fallback != before:
+            merge.file(merge.cfg.fallback)
+    return merge
 
 
 def from_dict(values: dict[str, Any]) -> DictConfig:
@@ -136,6 +145,7 @@ class _Merge:
     def __init__(self) -> None:
         self.cfg = OmegaConf.structured(Config)
         self.errors: list[str] = []
+        self.notes: list[str] = []
         self.batch_size = 1
 
     def file(self, name: str) -> None:
@@ -174,7 +184,7 @@ class _Merge:
             replacement, note = old
             replacements |= replacement
             if note:
-                print(f"note: {path} ({origin}): {note}", file=sys.stderr)
+                self.notes.append(f"note: {path} ({origin}): {note}")
         for path, value in replacements.items():  # after the rest: an old key may refine what today's key says
             self._set(path, value, origin)
 
@@ -202,6 +212,8 @@ class _Merge:
     def finish(self) -> DictConfig:
         """Fill in what follows from other keys, check limits, and raise every error together."""
         cfg = self.cfg
+        for note in self.notes:
+            print(note, file=sys.stderr)
         if self.batch_size > 1:
             cfg.gradient_accumulation_steps *= self.batch_size
             told = f"clips are accumulated: gradient_accumulation_steps is {cfg.gradient_accumulation_steps}"
@@ -225,12 +237,26 @@ class _Merge:
 
 def _word(word: str, merge: _Merge) -> dict[str, Any]:
     name, _, text = word.partition("=")
+    name = name.strip()
+    if (literal := _literal(name, text)) is not None:
+        return {name: literal}
     try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([word.replace(name, "value", 1)]))["value"]
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         merge.errors.append(f"command line: {name}: {text!r} is not a YAML value ({' '.join(str(error).split())})")
         return {}
-    return {name.strip(): value}
+    return {name: value}
+
+
+def _literal(name: str, text: str) -> Any:
+    """A word's text as it is where its key takes text (a caption may hold any sign); None where it is read as YAML."""
+    kind = kind_of(KEYS[name]) if name in KEYS else ""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if quoted or text in ("", "null") or kind not in ("str", "str or null", "list[str]") \
+            or (kind == "list[str]" and text.startswith("[") and text.endswith("]")):
+        return None
+    text = text.replace("${", "\\${")  # nothing is to be looked up
+    return [text] if kind == "list[str]" else text
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

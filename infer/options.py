@@ -6,6 +6,7 @@ A flag left out takes its value from the checkpoint's own configuration where th
 
 import argparse
 import ast
+import difflib
 
 from configs.errors import UserError
 
@@ -20,7 +21,7 @@ DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags as given, None where left out. Wrong ones exit with code 2 and argparse's one line."""
-    parser = argparse.ArgumentParser("infer.py", description=DESCRIPTION, allow_abbrev=False)
+    parser = _Parser("infer.py", description=DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
     add("--model", "-m", help="model folder in ZeroScope's layout (default: the one the checkpoint was trained on)")
     add("--prompt", "-p", nargs="+", action="extend", default=[], help="one or several prompts")
@@ -32,7 +33,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--height", "-H", type=_count, help="pixels (default: as trained, else 384)")
     add("--num-frames", "--num_frames", "-T", type=_count, help="frames (default: as trained, else 16)")
     add("--num-steps", "--num_steps", "-s", type=_between(int, 1, 999), help="DDIM steps (default 30)")
-    add("--guidance-scale", "--guidance_scale", "-g", type=float, help="classifier-free guidance (default 12)")
+    add("--guidance-scale", "--guidance_scale", "-g", type=_between(float, 0, 1000), help="classifier-free guidance (default 12)")
     add("--guidance_rescale", "--guidance-rescale", type=_between(float, 0, 1), help="share of guidance rescaling (default 0)")
     add("--fps", "-f", type=_count, help="frames a second of the file (default 8)")
     add("--device", "-d", default="auto", help="auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu")
@@ -43,13 +44,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--checkpoint_index", "--checkpoint-index", "-ci", type=int, help="N of checkpoint-N (default: the latest)")
     add("--temporal_preset", help="layers of a file without names, where shapes can not tell: release or tap")
     add("--lora_rank", "-lr", type=_count, help="only checked: the rank is in the checkpoint")
-    add("--lora_scale", "-ls", type=float, default=1.0, help="strength of the motion; 0 is the plain model (default 1)")
+    add("--lora_scale", "-ls", type=_strength, default=1.0, help="strength of the motion; 0 is the plain model (default 1)")
     add("--motion", nargs=2, action="append", default=[], metavar=("FOLDER", "STRENGTH"),
         help="mix in the motion of another checkpoint; may be repeated")
     add("--spatial_path_folder", help="take the looks of this checkpoint (MotionDirector's mixing)")
-    add("--spatial_path_scale", type=float, default=1.0, help="strength of those looks (default 1)")
+    add("--spatial_path_scale", type=_strength, default=1.0, help="strength of those looks (default 1)")
     add("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
-    add("--temporal_path_scale", type=float, help="same as --lora_scale")
+    add("--temporal_path_scale", type=_strength, help="same as --lora_scale")
     add("--clip", type=int, help="which reference clip's inversion and looks to use (default: the first video, else 0)")
     add("--seed", "-r", type=_between(int, 0, 2**63 - 1), nargs="+", help="one or several seeds (default: a random one, told in the sidecar)")
     add("--repeat_num", "--repeat-num", "-rn", type=_count, default=1, help="videos a prompt: seed, seed+1, ...")
@@ -59,7 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--highway", choices=["off", "all", "release", "plain"], help="appearance highway (default: as trained)")
     add("--beta", type=_between(float, 0.01, 100), help="scale of the highway's skips (default: as trained)")
     add("--freeu", type=_four, help="s1,s2,b1,b2 as '[1.1,1.,1,1]': the release's highway with these scales")
-    add("--pli_threshold", "--earlystep", type=int, help="phased LoRA integration: the plain model from this timestep down")
+    add("--pli_threshold", "--earlystep", type=_between(int, 0, 1000), help="phased LoRA integration: the plain model from this timestep down")
     add("--embedding_sampling", choices=["none", "difference", "drop_value"], help="Motion Inversion's value embedding")
     add("--format", choices=["mp4", "gif", "frames"], default="mp4", help="default %(default)s")
     add("--quality", type=_between(float, 1, 10), default=8, help="of the mp4, 1 to 10; 10 is lossless (default %(default)s)")
@@ -76,24 +77,39 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompt_file: {args.prompt_file} can not be read ({error}); give a UTF-8 text file") from None
         prompts += [line for line in lines if line and not line.startswith("#")]
+        if not any(line and not line.startswith("#") for line in lines):
+            raise UserError(f"--prompt_file: {args.prompt_file} holds no prompt ({len(lines)} lines, empty or with #); write one "
+                            "a line")
     if not prompts:
         raise UserError("no prompt was given; use --prompt TEXT or --prompt_file FILE")
+    if not all(prompt.strip() for prompt in prompts):
+        raise UserError("--prompt: one is empty; say what the video shows")
     return prompts
 
 
-def _count(text: str) -> int:
-    return _between(int, 1, 2**31)(text)
+class _Parser(argparse.ArgumentParser):
+    """Wrong flags end in one line with the nearest right one, not in the list of all."""
+
+    def error(self, message: str):
+        wrong = [word for word in message.split() if word.startswith("-")] if "unrecognized" in message else []
+        near = difflib.get_close_matches(wrong[0], self._option_string_actions, 1) if wrong else []
+        hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+        self.exit(2, f"error: {message}; {hint}\n")
 
 
 def _between(kind: type, low: float, high: float):
     def number(text: str):
         value = kind(text)
         if not low <= value <= high:  # NaN fails as well
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            limits = f"between {low} and {high}" if high < 2**31 else f"{low} or more"
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
         return value
 
     number.__name__ = {int: "whole number", float: "number"}[kind]  # for argparse's "invalid ... value"
     return number
+
+
+_count, _strength = _between(int, 1, 2**31), _between(float, -100, 100)
 
 
 def _four(text: str) -> list[float]:

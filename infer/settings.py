@@ -6,6 +6,7 @@ sampling.json (a model's native size and guidance), the release's default. `Sett
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,11 +224,18 @@ def _checkpoint_folder(name: str) -> Path:
 
 def _native(model: Path) -> dict[str, Any]:
     file = model / "sampling.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: not a JSON object of sampling values ({error}); mend or delete it") from None
 
 
 def _number(text: str) -> float:
     try:
-        return float(text)
+        strength = float(text)
+        if not math.isfinite(strength):
+            raise ValueError
     except ValueError:
         raise UserError(f"--motion: strength {text!r} is not a number; write --motion FOLDER 0.5") from None
