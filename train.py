@@ -20,33 +20,29 @@ DESCRIPTION = "train.py: give a text-to-video model the motion of one or a few r
 if __name__ == "__main__":  # before the slow imports, so that --help and a misspelt key answer at once
     CONFIG, DRY_RUN = command(load)(sys.argv[1:], description=DESCRIPTION)
 
-import itertools
 import math
-import shutil
-import time
 from dataclasses import replace
 
 import torch
 from accelerate import PartialState
 from diffusers import DDIMScheduler
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from data import cache
 from data.sources import load_clips
 from infer.inversion import ddim_invert
 from infer.journal import Journal
 from infer.preview import longest, preview
+from infer.resume import begin_or_resume, say
 from infer.settings import skeleton
 from infer.stopping import StopSignals, together
 from models import memory, methods, objective
 from models.backbone import Backbone, choose_device, choose_dtype
-from models.checkpoint import list_checkpoints, load_checkpoint, load_training_state, save_checkpoint
+from models.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.optimizer import DualPathOptimizer
 
-SHAPING = ("method", "temporal_preset", "lora_rank", "lora_alpha", "seed", "embeddings.blocks", "embeddings.widths",
-           "embeddings.max_frames", "embeddings.loss")  # a run resumes only with the checkpoint's own
 VAE_FACTOR, CLIP_TOKENS = 8, 77  # of every model of this family; only the estimate of --dry-run assumes them
 
 
@@ -103,7 +99,10 @@ def run(cfg: DictConfig) -> Path:
         cfg, method.motion_parameters, method.appearance_parameters, device=device,
         motion_lr=cfg.learning_rate if cfg.method == "lora" else cfg.embeddings.learning_rate,
         half=backbone.dtype == torch.float16)
-    folder, start = begin_or_resume(cfg, method, optimizer, processes)
+    folder, start = begin_or_resume(cfg, method, optimizer, clips, processes)
+    if start >= cfg.max_train_steps:
+        say(processes, f"nothing is left to do: {start} of {cfg.max_train_steps} steps are done; raise max_train_steps to go on")
+        return folder
     if not processes.is_main_process:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, None)
         return folder
@@ -144,9 +143,10 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
             stopped, broken = together(processes, stop.requested, not all(map(math.isfinite, losses.values())))
             if broken:
                 which = [f"{name} loss is {value}" for name, value in losses.items() if not math.isfinite(value)]
+                advice = "" if backbone.dtype == torch.float32 else ", or use mixed_precision=bf16"
                 raise UserError(f"training: the {' and the '.join(which) or 'loss of another process is not finite'} at step "
-                                f"{step}, timestep {draw.timestep.tolist()}; earlier checkpoints in {folder} are kept; "
-                                "lower learning_rate, or use mixed_precision=bf16")
+                                f"{step}, timestep {draw.timestep.tolist()}; checkpoints made before are kept in {folder}; "
+                                f"lower learning_rate{advice}")
             rate = optimizer.learning_rate
             optimizer.step()
             if journal:
@@ -181,50 +181,6 @@ def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
         encode_text=lambda prompt: backbone.encode_text([prompt]).cpu(), invert=invert)
 
 
-def begin_or_resume(cfg, method, optimizer, processes) -> tuple[Path, int]:
-    """The run folder and the number of steps done: a new folder and 0, or what resume_from_checkpoint names.
-
-    A run's last checkpoint goes on in the run's own folder. An earlier one starts a new folder with the log so far, so
-    that what came after it is kept.
-    """
-    fresh = new_folder(Path(cfg.output_dir) / time.strftime("train_%Y-%m-%dT%H-%M-%S"))
-    source = cfg.resume_from_checkpoint
-    if source == "latest":
-        runs = sorted(p for p in Path(cfg.output_dir).glob("train_*") if p.is_dir() and list_checkpoints(p))
-        if not runs:
-            say(processes, f"note: no checkpoint under {cfg.output_dir} yet, starting from step 0")
-        source = runs[-1] if runs else None
-    if not source:
-        return fresh, 0
-    found = load_checkpoint(source)
-    if changed := shaping_differences(cfg, found.config or {}):
-        raise UserError(f"resume_from_checkpoint: {found.path} was trained with {changed}; give the same, or start anew")
-    method.load(found.motion, found.appearance)
-    state = load_training_state(found.path)
-    optimizer.load_state_dict(state["optimizer"])
-    run, step = found.path.parent, state["step"]
-    if step < max(list_checkpoints(run)):
-        if processes.is_main_process:
-            fresh.mkdir(parents=True)
-            shutil.copy(run / "log.jsonl", fresh)
-        run = fresh
-    say(processes, f"resuming after step {step} of {found.path}, in {run}")
-    return run, step
-
-
-def shaping_differences(cfg, trained: dict) -> str:
-    """What must not change between a checkpoint and the run that goes on from it, in words; empty when nothing did."""
-    before = OmegaConf.create(trained)
-    wanted = [(name, OmegaConf.select(before, name), OmegaConf.select(cfg, name)) for name in SHAPING]
-    return ", ".join(f"{name} {old} (asked for: {new})" for name, old, new in wanted if trained and old != new)
-
-
-def new_folder(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that does not exist: two runs may start in the same second."""
-    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
-    return next(name for name in names if not name.exists())
-
-
 def save(cfg, method, optimizer, folder: Path, step: int) -> None:
     motion, appearance = method.state()
     info = {"base_model": cfg.pretrained_model_path, "method": cfg.method, **method.info()}
@@ -244,11 +200,6 @@ def mean_losses(found: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     """The mean of each loss over the clips of a step; a pass that did not run has none."""
     names = dict.fromkeys(name for losses in found for name in losses)
     return {name: torch.stack([losses[name] for losses in found if name in losses]).mean().item() for name in names}
-
-
-def say(processes, message: str) -> None:
-    if processes.is_main_process:
-        print(message, file=sys.stderr)
 
 
 def dry_run(cfg: DictConfig) -> str:

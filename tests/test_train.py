@@ -113,6 +113,26 @@ def test_resuming_with_another_preset_is_refused(tiny_config):
         train.run(tiny_config(temporal_preset="tap_key", resume_from_checkpoint=str(folder)))
 
 
+def test_resuming_on_another_clip_or_caption_is_refused_and_nothing_is_lost(tiny_config):
+    folder = train.run(tiny_config(max_train_steps=1))
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for data in ({"single_video_prompt": "something else"}, {"sample_start_idx": 3, "frame_step": 2}):
+        with pytest.raises(UserError, match="learned from other clips or captions"):
+            train.run(tiny_config(max_train_steps=2, resume_from_checkpoint=str(folder), train_data=data))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
+
+
+def test_resuming_tells_what_changed_and_when_nothing_is_left(tiny_config, capsys):
+    folder = train.run(tiny_config(max_train_steps=1))
+    (folder / "log.jsonl").unlink()  # no reason to stop
+    train.run(tiny_config(max_train_steps=2, resume_from_checkpoint=str(folder), learning_rate=0.25))
+    assert "learning_rate 0.0005 (asked for: 0.25)" in capsys.readouterr().err
+    stored = (folder / "config.yaml").read_text()
+    assert train.run(tiny_config(max_train_steps=1, resume_from_checkpoint=str(folder))) == folder
+    assert "nothing is left to do: 2 of 1 steps" in capsys.readouterr().err
+    assert (folder / "config.yaml").read_text() == stored
+
+
 def test_a_resumed_run_takes_its_rates_from_its_own_configuration(tiny_config):
     method = SimpleNamespace(p=[torch.nn.Parameter(torch.ones(2))])
     made = []
