@@ -60,16 +60,24 @@ def pick_frames(path: Path, count: int, native_fps: float, cut: Cut) -> tuple[li
             f"{path}: {count} frames at {native_fps:g} fps are nothing to train on; re-encode it, for example with"
             " `ffmpeg -i IN -r 24 OUT.mp4`"
         )
-    every = min(count, max(1, round(native_fps / cut.fps))) if cut.fps else 1
-    every *= cut.step
-    indices = list(range(cut.start, count, every))[: cut.frames]
-    if len(indices) < cut.frames:
-        raise UserError(
-            f"{path}: {len(indices)} frames where {cut.frames} are asked for ({count} in the file at"
-            f" {native_fps:g} fps, every {every}. taken from frame {cut.start}); lower train_data.n_sample_frames or"
-            " train_data.frame_step, or raise train_data.fps"
-        )
-    return indices, native_fps / every
+    nearest = native_fps / cut.fps if cut.fps else 1
+    for skip in (round(nearest), int(nearest)):  # the next quicker rate where a clip just misses the nearest
+        every = min(count, max(1, skip)) * cut.step
+        indices = list(range(cut.start, count, every))[: cut.frames]
+        if len(indices) == cut.frames:
+            return indices, native_fps / every
+    left = count - cut.start
+    widest = (left - 1) // max(1, cut.frames - 1) // cut.step  # how many frames there is room to skip
+    if left < 1:
+        advice = f"lower train_data.sample_start_idx, the file has {count} frames"
+    elif widest:
+        advice = f"train_data.fps={ceil(native_fps / widest)} would do, or lower train_data.n_sample_frames"
+    else:
+        advice = "lower train_data.n_sample_frames or train_data.frame_step, or take a longer clip"
+    raise UserError(
+        f"{path}: {len(indices)} frames where {cut.frames} are asked for ({count} in the file at {native_fps:g} fps, every"
+        f" {every}. taken from frame {cut.start}); {advice}"
+    )
 
 
 def bucket(width: int, height: int, cut: Cut) -> tuple[int, int]:
@@ -102,6 +110,9 @@ def read_video(path: str | Path, cut: Cut, prompt: str) -> Clip:
     Raises UserError when the file is missing, empty, unreadable, truncated or too short.
     """
     path = _present(Path(path))
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError(f"{path}: is an image, and a motion needs a video; for looks alone use dataset_types=[image]"
+                        f" train_data.image_dir={path}")
     if path.suffix.lower() == ".gif":
         frames, fps = _read_gif(path)
         indices, rate = pick_frames(path, len(frames), fps, cut)

@@ -86,11 +86,16 @@ def save_checkpoint(
     return folder
 
 
+def _runs_near(folder: Path) -> str:
+    runs = sorted(path.name for path in folder.glob("train_*") if path.is_dir())
+    return f"; there is {', '.join(runs[-3:])} in {folder}, the last is the newest" if runs else ""
+
+
 def list_checkpoints(folder: str | Path) -> dict[int, Path]:
     """Checkpoint folders by step, ascending: those in the run `folder`, and `folder` itself where it is one."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such checkpoint folder")
+        raise UserError(f"{folder}: no such checkpoint folder{_runs_near(folder.parent)}")
     found = {}
     if any((folder / part).exists() for part in ("temporal", "spatial", EMBEDDINGS_FILE, legacy.EMBEDDINGS_FILE)):
         found[_step_of(folder)] = folder
@@ -124,7 +129,7 @@ def load_checkpoint(
     """
     found = list_checkpoints(folder)
     if not found:
-        raise UserError(f"{folder}: holds no checkpoint-N folder; give the folder that train.py named")
+        raise UserError(f"{folder}: holds no checkpoint-N folder{_runs_near(Path(folder)) or '; give the folder that train.py named'}")
     index = max(found) if index is None else index
     if index not in found:
         raise UserError(f"{folder}: no checkpoint-{index}; there are {', '.join(map(str, found))}")

@@ -25,6 +25,13 @@ from infer.video import read_video
 from models.backbone import choose_device
 
 
+WEIGHTS = {  # flag -> a metric that needs it, and what it takes
+    "clip": ("text_alignment", "CLIP: a folder or a hub id"), "pickscore": ("pickscore", "PickScore: a folder or a hub id"),
+    "viclip": ("viclip", "ViCLIP: a folder, whose code is run"),
+    "cotracker": ("motion_fidelity", "CoTracker 3: a folder, whose code is run"),
+}
+
+
 def given_reference(path: str | None, caption: str | None) -> Reference | None:
     """The clip of --reference with its caption, from --caption or the .txt beside it."""
     if path is None:
@@ -44,20 +51,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="videos with JSON sidecars, as infer/infer.py writes them")
     parser.add_argument("--reference", help="measure motion and leakage against this clip, whatever the sidecars say")
     parser.add_argument("--caption", help="what that clip shows; default: the .txt beside it")
-    for name, what in (("clip", "CLIP"), ("pickscore", "PickScore"), ("viclip", "ViCLIP"), ("cotracker", "CoTracker 3")):
-        parser.add_argument(f"--{name}", help=f"weights of {what}: a folder (CLIP and PickScore: or a hub id)")
+    for flag, (_, what) in WEIGHTS.items():
+        parser.add_argument(f"--{flag}", help=f"weights of {what}")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     measure = Measure(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device(args.device)))
     result = evaluate(args.folder, measure, given_reference(args.reference, args.caption))
     for problem in result.problems:
         print(f"note: {problem}", file=sys.stderr)
-    if not result.rows:
-        raise UserError(f"{args.folder}: none of its videos could be measured; the notes above say why")
     facts = result.summary()
+    if not facts:
+        raise UserError(f"{args.folder}: none of its videos could be measured; the notes above say why")
     for name, estimate in facts.items():
         print(f"{ALL_DEFINITIONS[name].title}: {estimate}", file=sys.stderr)
     print(json.dumps({name: round(estimate.value, 4) for name, estimate in facts.items()} | {"n": len(result.rows)}))
+    if lacking := [flag for flag, (metric, _) in WEIGHTS.items() if getattr(args, flag) and metric in measure.unavailable]:
+        raise UserError(f"--{', --'.join(lacking)}: asked for and could not be used; the notes above say why")
 
 
 if __name__ == "__main__":

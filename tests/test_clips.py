@@ -1,6 +1,7 @@
 """Clips: which frames, which size, which caption, and one sentence for every file that cannot be used."""
 
 import json
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -205,3 +206,22 @@ def test_a_folder_without_clips_says_what_it_holds(tmp_path):
         load_clips(config(dataset_types=["folder"], path=str(tmp_path)), 32)
     with pytest.raises(UserError, match="no folder"):
         load_clips(config(dataset_types=["folder"], path=str(tmp_path / "nowhere")), 32)
+
+
+@pytest.mark.parametrize("rate", [24, 25, 30, 50, 60])
+def test_two_seconds_are_enough_at_every_usual_rate(rate):
+    indices, fps = pick_frames(Path("phone.mp4"), 2 * rate, rate, Cut(64, 64, 16, fps=8))
+    assert len(indices) == 16 and 8 <= fps <= 10
+
+
+@pytest.mark.parametrize(("count", "start", "advice"), [
+    (40, 0, "train_data.fps=15 would do"), (10, 0, "take a longer clip"), (60, 99, "lower train_data.sample_start_idx")])
+def test_a_clip_too_short_is_told_what_would_do(count, start, advice):
+    with pytest.raises(UserError, match=advice):
+        pick_frames(Path("phone.mp4"), count, 30, Cut(64, 64, 16, fps=8, start=start))
+
+
+def test_an_image_in_place_of_a_clip_is_told_where_it_belongs(tmp_path):
+    with pytest.raises(UserError, match="dataset_types=.image."):
+        (tmp_path / "look.png").write_bytes(b"x")
+        read_video(tmp_path / "look.png", Cut(64, 64, 16), "")

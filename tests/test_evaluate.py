@@ -140,6 +140,16 @@ def test_an_empty_folder_is_an_error(tmp_path):
         find_samples(tmp_path)
 
 
+def test_weights_that_were_asked_for_and_are_not_there_end_in_an_error_after_the_rest(folder, capsys, tmp_path):
+    for path in folder.glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt": "a horse runs"}))
+    with pytest.raises(SystemExit) as stop:
+        command.main([str(folder), "--viclip", str(tmp_path / "nowhere")])
+    told = capsys.readouterr()
+    assert stop.value.code == 2 and "--viclip: asked for and could not be used" in told.err
+    assert "motion_fidelity" in json.loads(told.out.splitlines()[-1])
+
+
 def test_the_commands_last_line_is_json(folder, capsys):
     command.main([str(folder)])
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
