@@ -85,7 +85,7 @@ def load_clip(path: str, device: str = "cpu", tokenizer: str | None = None, metr
 def text_alignment(clip: ClipScorer, frames: torch.Tensor, text: str) -> tuple[float, float]:
     """Mean over frames of the image-text cosine, as cosine x 100 and as logits (cosine x exp(logit_scale)).
 
-    METHOD section 10, "text alignment"; TGVE's leaderboard uses the logits of ViT-L/14. With a caption of the
+    CLIPScore without its clipping; TGVE's leaderboard uses the logits of ViT-L/14. With a caption of the
     reference's looks in place of the prompt the first number is appearance leakage; with PickScore's weights the
     second is PickScore (Kirstain et al. 2023, section 3).
     """
@@ -96,7 +96,7 @@ def text_alignment(clip: ClipScorer, frames: torch.Tensor, text: str) -> tuple[f
 def temporal_consistency(clip: ClipScorer, frames: torch.Tensor) -> tuple[float, float]:
     """Mean cosine x 100 between frames' CLIP embeddings: of neighbouring frames, and of all pairs (TGVE).
 
-    METHOD section 10, "temporal consistency". Raises MetricUnavailable on fewer than two frames.
+    Neighbours as in Tune-A-Video, all pairs as in TGVE. Raises MetricUnavailable on fewer than two frames.
     """
     if len(frames) < 2:
         raise MetricUnavailable("temporal consistency: one frame has no neighbour; measure videos of two frames or more")
@@ -124,7 +124,7 @@ def load_viclip(path: str, device: str = "cpu") -> torch.nn.Module:
 
 @torch.no_grad()
 def viclip_score(model: torch.nn.Module, frames: torch.Tensor, text: str) -> float:
-    """Video-text cosine x 100 on eight evenly spaced frames (Wang et al. 2023, InternVid; METHOD section 10).
+    """Video-text cosine x 100 on eight evenly spaced frames (Wang et al. 2023, InternVid).
 
     Raises MetricUnavailable on fewer than eight frames.
     """

@@ -80,7 +80,7 @@ def generate(args: argparse.Namespace) -> Iterator[Path]:
 
 
 def _customized(unet, sources: list[Source], settings: Settings, latent_size: tuple[int, int, int]):
-    """The adapters of all sources on the plain U-Net. PLI takes them off at its threshold (METHOD section 4)."""
+    """The adapters of all sources on the plain U-Net. PLI takes them off at its threshold."""
     motions = [(s.checkpoint, s.strength) for s in sources if s.part == "motion"]
     appearances = [(s.checkpoint, s.clip, s.strength) for s in sources if s.part == "appearance"]
     highway = SimpleNamespace(scope=settings.highway, beta=settings.beta, scales=settings.freeu)

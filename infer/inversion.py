@@ -1,6 +1,6 @@
 """DDIM inversion: walk a clean clip back to the noise that deterministic DDIM would denoise into it.
 
-METHOD section 6: 50 steps, the empty prompt, no guidance. The result carries the reference's layout and motion, and a
+As the release does it: 50 steps, the empty prompt, no guidance. The result carries the reference's layout and motion, and a
 share of it (the noise prior) starts the sampling of new videos. The rule is diffusers' `DDIMInverseScheduler`, written
 out because it is six lines; epsilon and v-prediction, leading and trailing spacing come from the scheduler's
 configuration. Latents are [b c f h w].
@@ -15,7 +15,7 @@ from configs.errors import UserError
 
 
 def inversion_step(scheduler: DDIMScheduler, prediction: torch.Tensor, t: int, latents: torch.Tensor, stride: int):
-    """One step from noise level t - stride up to noise level t (METHOD section 6, "DDIM inversion step").
+    """One step from noise level t - stride up to noise level t (DDIM's step, run backwards).
 
     `prediction` is the U-Net's output at (latents, t), of the shape of `latents`; below timestep 0 the scheduler's
     final alpha stands for the clean clip. Returns the noisier latents, same shape.
@@ -43,7 +43,7 @@ def ddim_invert(
     progress: Callable[[Iterable], Iterable] = iter,
     trajectory: bool = False,
 ) -> torch.Tensor:
-    """Invert clean latents [b c f h w] to noise of the same shape, in fp32 (METHOD section 6).
+    """Invert clean latents [b c f h w] to noise of the same shape, in fp32.
 
     `text` [b n d] is the embedding of the empty prompt. With `trajectory` the result is [steps+1 b c f h w], from
     the clean latents to the noise. The scheduler passed in is not changed. Raises UserError when the U-Net's

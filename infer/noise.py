@@ -1,6 +1,6 @@
 """Initial noise for sampling: seeded Gaussian noise, alone or mixed with the DDIM inversion of a reference clip.
 
-Four mixtures (METHOD section 8, "Initial noise"); all of them can be used with every method. Everything is drawn and
+Four mixtures, which can all be used with every method. Everything is drawn and
 mixed in fp32 on the CPU, so one seed means one video on every machine. Latents are [1 c f h w].
 
 The release draws from PyTorch's global generator after building its LoRA layers has already used up part of the
@@ -29,7 +29,7 @@ def initial_noise(
 
     `inversion` [1 c f h w] may have another size or length: see `resize`. `prior` in [0, 1] is the share of the
     inversion's variance; at 0 the result is the plain noise whatever the strategy. Strategies:
-    - blend: sqrt(prior) * inversion + sqrt(1 - prior) * noise (METHOD section 6);
+    - blend: sqrt(prior) * inversion + sqrt(1 - prior) * noise (the paper's);
     - frequency: squares of 1/cutoff latent pixels keep the inversion's mean and the noise's detail;
     - blend_frequency: the same, with the blend in place of the inversion;
     - fft: Gaussian low-pass over frames, height and width (FreeInit, Wu et al. 2023, section 3.3, d = 0.25).

@@ -1,4 +1,4 @@
-"""The guided DDIM sampler: one loop for previews, inference and evaluation (METHOD: 30 steps, guidance 12).
+"""The guided DDIM sampler: one loop for previews, inference and evaluation (the release: 30 steps, guidance 12).
 
 The sampler knows nothing about adapters. What must change along the way, such as phased LoRA integration switching to
 the untouched model at t <= tau, is a callback that sees each timestep before the U-Net does. Latents are

@@ -188,7 +188,7 @@ def reference_clip(args: argparse.Namespace, sources: list[Source], settings: Se
     """The reference clip whose inversion starts the sampling, or None when the noise prior is 0.
 
     Without a flag the prior falls to 0 where there is no inversion, where no motion acts, and, for the authors' files,
-    with several reference clips (METHOD section 6).
+    with several reference clips.
     """
     motion = next((source for source in sources if source.part == "motion"), None)
     places = [motion.folder / "cached_latents", motion.checkpoint.path.parent / "cached_latents"] if motion else []

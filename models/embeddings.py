@@ -1,4 +1,4 @@
-"""Motion Inversion: motion learned as embeddings added to the inputs of temporal attention (METHOD section 8, [MI]).
+"""Motion Inversion: motion learned as embeddings added to the inputs of temporal attention (Wang et al. 2024, Motion Inversion).
 
 Each chosen temporal transformer block owns one Query-Key embedding, shared by its two self-attentions, and one Value
 embedding per attention. After the norm, with x the hidden states [(b h w) f c]:
@@ -58,7 +58,7 @@ def temporal_blocks(unet: UNet3DConditionModel) -> list[Block]:
 
 
 def choose_blocks(unet: UNet3DConditionModel, sides: Sequence[str], widths: Sequence[int] | None) -> list[Block]:
-    """Blocks on these sides with these channel widths; by default the widest there are (METHOD: 1280).
+    """Blocks on these sides with these channel widths; by default the widest there are (1280 in ZeroScope).
 
     Raises UserError naming the sides and widths that exist when one of those asked for does not.
     """
@@ -78,9 +78,9 @@ def choose_blocks(unet: UNet3DConditionModel, sides: Sequence[str], widths: Sequ
 class MotionEmbeddings(Patch):
     """The attached embeddings. `remove()` restores the U-Net bit for bit; `strength` 0 is the base model, exactly.
 
-    `strength` scales what is added (1 as trained). `sampling` says what happens to the Value embeddings
-    (METHOD section 8): "none" leaves them, "difference" replaces frame j > 0 by the change since frame j - 1 (object
-    motion), "drop_value" leaves them out (camera motion). Query-Key embeddings stay as they are.
+    `strength` scales what is added (1 as trained). `sampling` says what happens to the Value embeddings (Motion
+    Inversion): "none" leaves them, "difference" replaces frame j > 0 by the change since frame j - 1 (object motion),
+    "drop_value" leaves them out (camera motion). Query-Key embeddings stay as they are.
     """
 
     def __init__(self, blocks: list[Block], parameters: dict[str, nn.Parameter], height: int, width: int,
@@ -186,7 +186,7 @@ def attach_embeddings(
     another size (bilinear interpolation over the latent grid) or length. `frames` is the training's clip length: its
     embeddings are stretched linearly to other lengths. Without it a clip takes the first of the `max_frames` frames,
     and only one longer than that stretches them. One-frame passes with the temporal layers bypassed are untouched.
-    Raises UserError on an unknown side or width, or more frames than `max_frames` (METHOD section 8; 5 blocks and
+    Raises UserError on an unknown side or width, or more frames than `max_frames` (5 blocks and
     59 M parameters on ZeroScope at 384x384).
     """
     if frames is not None and frames > max_frames:

@@ -1,12 +1,12 @@
 """Checkpoints of the paper's authors, of MotionDirector and of Motion Inversion, read without executing them.
 
 The first two store `{temporal,spatial}/lora/{index}_unet.pt`: a pickled list [up, down, up, down, ...] in module order,
-without names, rank or targets (METHOD 7). up is [out, r], down is [r, in]. Names come from `models.lora.targets` on the
+without names, rank or targets (as its training code writes them). up is [out, r], down is [r, in]. Names come from `models.lora.targets` on the
 U-Net the file belongs to, which may live on the meta device (`skeleton`). With several reference clips the release
 nests its appearance adapters, clip 0 outermost; walking the modules then meets, layer by layer, clip 0, clip 1, ...:
 such files are interleaved per layer, and their number of tensors is a multiple of the one-clip number.
 
-Motion Inversion stores `motion_embed.pt`, a pickled dict of embeddings [1 or h*w, frames, C] by module name (METHOD 8).
+Motion Inversion stores `motion_embed.pt`, a pickled dict of embeddings [1 or h*w, frames, C] by module name.
 """
 
 import json

@@ -26,7 +26,7 @@ class Method:
 
     `motion` is a LoraAdapter on the temporal transformers or Motion Inversion's embeddings. `appearance` holds one
     LoRA on the spatial transformers per reference clip, parallel and never nested: clip i trains number i alone
-    (METHOD section 5). `debiased` adds the appearance-debiased loss to the temporal one.
+    (dual path). `debiased` adds the appearance-debiased loss to the temporal one.
     """
 
     def __init__(self, unet: UNet3DConditionModel, motion, appearance: list[lora.LoraAdapter], highway, *,
@@ -159,7 +159,7 @@ def customize(unet: UNet3DConditionModel, motions: Sequence[tuple[Checkpoint, fl
     the U-Net untouched, above 1 exaggerates. `appearances` are (checkpoint, number of its clip, strength). `highway`
     has scope and beta, or is None for the plain skips. `latent_size` (frames, height, width in latent pixels) is what
     will be sampled. Raises UserError for checkpoints that can not act together; after any exception, Ctrl-C
-    included, the U-Net is as it was (METHOD sections 3 and 8; MotionDirector's mixing of two paths).
+    included, the U-Net is as it was (MotionDirector's mixing of two paths).
     """
     if len({checkpoint.kind for checkpoint, _ in motions}) > 1:
         raise UserError("mixing: motion embeddings are learned against the pretrained query and key projections, which "

@@ -1,6 +1,6 @@
 """The paper's ten artefacts, and one of our own, as data: what each compares, what the paper reports and claims.
 
-Reported numbers are a secondary reading of the paper's tables ("[S]", METHOD section 9), not checked against the PDF.
+Reported numbers are a secondary reading of the paper's tables ("[S]"), not checked against the PDF.
 A variant is a training (overrides of the recipe's keys) and a way of sampling from it (flags of infer/infer.py); equal
 trainings are made once, whichever artefact asks. A claim is a comparison of two variants that the numbers can decide.
 """

@@ -14,7 +14,7 @@ Models have random weights: `pocket` is the shipped architecture, `mid` has 64/1
     baseline_ratio   the plain step's time over ours, in CPU time on a CPU; the median of alternating pairs
     train_share      the step's model FLOPs per second over the device's measured matmul rate
 
-The baseline is the dual path as METHOD describes it and nothing more: fp32, text encoder in every step, checkpointing
+The baseline is the dual path as MotionDirector describes it and nothing more: fp32, text encoder in every step, checkpointing
 on, every adapter gathering gradients in both passes.
 """
 
@@ -133,7 +133,7 @@ class Step:
 
 
 class PlainStep(Step):
-    """The dual-path step as METHOD describes it, without our savings."""
+    """The dual-path step as MotionDirector describes it, without our savings."""
 
     def __init__(self, architecture: Architecture, device: torch.device | str):
         super().__init__(architecture, device, torch.float32, checkpointing=True)

@@ -72,7 +72,7 @@ def test_strength_zero_is_the_base_model_and_the_dial_acts(unet):
 
 
 def test_embedding_attention_equals_the_explicit_formula(unet):
-    """One attention, written as sums over batch, pixels, heads and frames (METHOD section 8)."""
+    """One attention, written as sums over batch, pixels, heads and frames."""
     block = unet.get_submodule(DEEPEST_UP)
     attn, seen = block.attn2, {}
     with randomize(attach_embeddings(unet, height=8, width=12)) as embeddings:

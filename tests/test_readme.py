@@ -52,7 +52,8 @@ def python_words(words: list[str]) -> list[str] | None:
 
 def test_every_command_is_of_a_kind_that_is_run_here():
     kinds = {words[0] if not python_words(words) else python_words(words)[0] for words in COMMANDS}
-    assert kinds <= {"bash", "hf", "train.py", "infer/infer.py", "scripts/convert.py", "scripts/evaluate.py",
+    assert [".", ".venv/bin/activate"] in COMMANDS  # the environment that scripts/setup.sh makes
+    assert kinds <= {"bash", "hf", ".", "train.py", "infer/infer.py", "scripts/convert.py", "scripts/evaluate.py",
                      "scripts/reproduce.py"}
 
 
