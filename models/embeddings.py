@@ -1,4 +1,4 @@
-"""Motion Inversion: motion learned as embeddings added to the inputs of temporal attention (Wang et al. 2024, Motion Inversion).
+"""Motion Inversion (Wang et al. 2024): motion learned as embeddings added to the inputs of temporal attention.
 
 Each chosen temporal transformer block owns one Query-Key embedding, shared by its two self-attentions, and one Value
 embedding per attention. After the norm, with x the hidden states [(b h w) f c]:
