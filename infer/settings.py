@@ -239,3 +239,4 @@ def _number(text: str) -> float:
             raise ValueError
     except ValueError:
         raise UserError(f"--motion: strength {text!r} is not a number; write --motion FOLDER 0.5") from None
+    return strength
