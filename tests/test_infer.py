@@ -7,8 +7,8 @@ import torch
 from conftest import ROOT
 
 import train
-from configs.errors import UserError
-from infer import options
+from configs.errors import UserError, command
+from infer import options, settings
 from infer.generate import generate
 from infer.video import read_video, safe_name, write_video
 
@@ -193,3 +193,38 @@ def test_a_full_disk_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2 and "no space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["--lora_scael", "1"], "did you mean --lora_scale?"), (["--lora_scale", "nan"], "nan is not between"),
+    (["--guidance-scale", "-5"], "is not between 0 and"), (["--width", "0"], "0 is not 1 or more")])
+def test_a_wrong_flag_ends_in_one_line(words, sentence, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse(["--prompt", "x", *words])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and sentence in told and told.count("\n") == 1
+
+
+def test_empty_prompts_are_refused(tmp_path):
+    with pytest.raises(UserError, match="one is empty"):
+        options.read_prompts(options.parse(["--prompt", "a cat", " "]))
+    (tmp_path / "none.txt").write_text("# nothing yet\n\n")
+    with pytest.raises(UserError, match="holds no prompt"):
+        options.read_prompts(options.parse(["--prompt_file", str(tmp_path / "none.txt")]))
+
+
+def test_damaged_native_values_and_a_strength_that_is_no_number_are_one_sentence(tmp_path):
+    (tmp_path / "sampling.json").write_text("{")
+    with pytest.raises(UserError, match="not a JSON object of sampling values"):
+        settings._native(tmp_path)
+    for strength in ("nan", "much"):
+        with pytest.raises(UserError, match="is not a number"):
+            settings._number(strength)
+    assert settings._number("0.5") == 0.5
+
+
+def test_a_path_that_can_not_be_used_ends_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        command(lambda: (tmp_path / "file" / "folder").mkdir())()
+    assert stop.value.code == 2 and "not a directory; give another path" in capsys.readouterr().err
