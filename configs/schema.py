@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.errors import UserError
 from configs.fields import KEYS, SECTIONS, Config, default_of, default_text, kind_of
 from configs.legacy_keys import BATCH_SIZE, batch_size, modernise
+from configs.limits import beyond, contradictions, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 INPUT_PATHS = (
@@ -30,8 +31,6 @@ INPUT_PATHS = (
     "train_data.image_dir",
 )
 OUTPUT_PATHS = ("output_dir", "cache_dir")
-SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "json_path", "image": "image_dir"}
-SIDES = ("down", "mid", "up")
 # YAML reads no/off as false
 YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "logger": "none"}
 
@@ -110,7 +109,7 @@ def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str
             words.append(word.removeprefix("--"))
         else:
             close = difflib.get_close_matches(word, ["--config", "--dry-run", "--help"], 1, 0.5)
-            errors.append(f"{word}: not understood{_did_you_mean(close)}; give --config FILE or key=value")
+            errors.append(f"{word}: not understood{did_you_mean(close)}; give --config FILE or key=value")
     if errors:
         raise UserError(_together(errors))
     return files, words, dry_run
@@ -156,7 +155,7 @@ class _Merge:
             known = difflib.get_close_matches(
                 name, sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml")), 1
             )
-            self.errors.append(f"{name}: no such configuration file{_did_you_mean(known)}")
+            self.errors.append(f"{name}: no such configuration file{did_you_mean(known)}")
         except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
             self.errors.append(f"{name}: not a readable YAML file ({' '.join(str(error).split())})")
         else:
@@ -195,7 +194,7 @@ class _Merge:
             return
         if path not in KEYS:
             self.errors.append(
-                f"{origin}: {path}: unknown key{_did_you_mean(_nearest(path)) or '; --help lists the keys'}"
+                f"{origin}: {path}: unknown key{did_you_mean(_nearest(path)) or '; --help lists the keys'}"
             )
             return
         if value is False and path in YAML_BOOLEANS:
@@ -228,8 +227,8 @@ class _Merge:
         for path in OUTPUT_PATHS:
             cfg[path] = os.path.expanduser(cfg[path])
         for path, entry in KEYS.items():
-            self.errors += _beyond(path, OmegaConf.select(cfg, path), entry.metadata)
-        self.errors += _contradictions(cfg)
+            self.errors += beyond(path, OmegaConf.select(cfg, path), entry.metadata)
+        self.errors += contradictions(cfg)
         if self.errors:
             raise UserError(_together(self.errors))
         return cfg
@@ -274,47 +273,6 @@ def _nearest(path: str) -> list[str]:
         or difflib.get_close_matches(path, KEYS, 1, 0.7)
         or [name for name in KEYS if difflib.get_close_matches(path.split(".")[-1], [name.split(".")[-1]], 1, 0.75)][:1]
     )
-
-
-def _beyond(path: str, value: Any, limits: dict[str, Any]) -> list[str]:
-    if value is None:
-        return []
-    wrong = [
-        text
-        for name, text, holds in (
-            ("low", "at least", lambda edge: value >= edge),
-            ("high", "at most", lambda edge: value <= edge),
-            ("above", "more than", lambda edge: value > edge),
-            ("multiple", "a multiple of", lambda edge: value % edge == 0),
-        )
-        if name in limits and not holds(limits[name])
-        for text in [f"{text} {limits[name]}"]
-    ]
-    return [f"{path}: {value} must be {' and '.join(wrong)}"] if wrong else []
-
-
-def _contradictions(cfg: DictConfig) -> list[str]:
-    wrong = []
-    if not cfg.dataset_types:
-        wrong.append(f"dataset_types: empty; name one or more of {', '.join(SOURCE_KEYS)}")
-    for kind in cfg.dataset_types:
-        if kind not in SOURCE_KEYS:
-            close = difflib.get_close_matches(kind, SOURCE_KEYS, 1) or list(SOURCE_KEYS)
-            wrong.append(f"dataset_types: {kind!r} is unknown{_did_you_mean(close)}")
-        elif cfg.train_data[SOURCE_KEYS[kind]] is None and cfg.cached_latent_dir is None:
-            wrong.append(
-                f"train_data.{SOURCE_KEYS[kind]}: not set, and dataset_types asks for {kind}; point it at your data"
-            )
-    for side in cfg.embeddings.blocks:
-        if side not in SIDES:
-            wrong.append(f"embeddings.blocks: {side!r} is unknown; there are {', '.join(SIDES)}")
-    if cfg.min_timestep > cfg.max_timestep:
-        wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
-    return wrong
-
-
-def _did_you_mean(names: list[str]) -> str:
-    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _together(errors: list[str]) -> str:
