@@ -18,18 +18,16 @@ from diffusers import TextToVideoSDPipeline
 import train
 from configs.errors import UserError
 from data.world import BACKGROUNDS, COLOURS, SHAPES, parse_prompt, vocabulary
-from infer.statistics import Estimate
 from models.backbone import Backbone
 from models.blueprint import build, build_unet
 from models.checkpoint import load_checkpoint
 from scripts import reproduce, schedule
 from scripts import testbed as beds
-from scripts.artefacts import ARTEFACTS, PAPER, Claim, Variant
+from scripts.artefacts import ARTEFACTS, PAPER, Variant
 from scripts.chain import work
 from scripts.hidden_states import LabelledClip, compare, world_clips
 from scripts.plan import Plan, commands
 from scripts.testbed import read_list
-from scripts.verdict import judge, rule
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "figure5", "figure6"]
 FEW = ["lora_rank=2", "train_data.width=64"]
@@ -315,24 +313,3 @@ def test_chains_run_as_jobs_of_submitit(plan, tmp_path):
     said = []
     problems = schedule.run_on_slurm([done, broken], tmp_path, {"cluster": "local", "timeout_min": "5"}, said.append)
     assert list(problems) == ["broken"] and "nowhere.yaml" in problems["broken"] and "submitted 1 jobs" in said[0]
-
-
-@pytest.mark.parametrize(("expect", "low", "high", "ruling"), [
-    ("more", 0.1, 0.3, "holds"), ("more", -0.1, 0.3, "undecided"), ("more", -0.3, -0.1, "does not hold"),
-    ("less", -0.3, -0.1, "holds"), ("less", 0.1, 0.3, "does not hold"), ("not less", -0.05, 0.3, "holds"),
-    ("not less", -0.2, 0.3, "undecided"), ("not less", -0.3, -0.2, "does not hold"), ("not more", -0.3, 0.05, "holds"),
-    ("not more", 0.2, 0.3, "does not hold"), ("more", float("nan"), float("nan"), "undecided")])
-def test_a_ruling_follows_from_the_interval(expect, low, high, ruling):
-    assert rule(expect, Estimate((low + high) / 2, low, high, 9), 0.1) == ruling
-
-
-def test_a_verdict_is_computed_from_pairs_of_videos():
-    def rows(hits):
-        return [{"reference": "r", "run": "r", "prompt": str(i), "seed": 0, "leakage": hit} for i, hit in enumerate(hits)]
-
-    claim = Claim("a leaks less than b", "leakage", "a", "less", "b")
-    verdict = judge(claim, "g", {"a": rows([False] * 16), "b": rows([True] * 16)}, {"leakage": ("leakage", 0.1)})
-    assert verdict.ruling == "holds" and "16 pairs" in verdict.words
-    assert "0.00 against 1.00, difference -1.00" in verdict.words
-    assert judge(claim, "g", {"a": []}, {"leakage": ("leakage", 0.1)}).ruling == "not measured"
-    assert judge(claim, "g", {}, {}).ruling == "not measured"
