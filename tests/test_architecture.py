@@ -1,6 +1,7 @@
 """The arrows between the rooms: configs <- data, models <- infer <- train.py <- scripts."""
 
 import ast
+from collections import Counter
 
 import pytest
 from conftest import ROOT
@@ -14,7 +15,17 @@ MAY_IMPORT = {
     "scripts": {"configs", "data", "models", "infer", "train", "scripts"},
 }
 ROOMS = set(MAY_IMPORT) | {"tests"}
-FILES = sorted(p for p in ROOT.glob("*/*.py") if p.parent.name in MAY_IMPORT) + [ROOT / "train.py"]
+FILES = sorted(p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py")) + [ROOT / "train.py"]
+
+
+def room_of(path):
+    """The room at the top of the tree that a file lies in, however deep; train.py is a room of its own."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_every_file_of_every_room_is_looked_at():
+    seen = Counter(map(room_of, FILES))
+    assert seen == {"configs": 7, "data": 6, "models": 17, "infer": 20, "scripts": 26, "train": 1}
 
 
 def imports(path):
@@ -27,14 +38,14 @@ def imports(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path):
-    room = "train" if path.name == "train.py" else path.parent.name
+    room = room_of(path)
     wrong = {name for name in imports(path) if name.split(".")[0] in ROOMS - MAY_IMPORT[room]}
     assert not wrong, f"{path.name} of {room} imports {wrong}"
 
 
 def test_configuration_needs_neither_torch_nor_diffusers():
     heavy = {"torch", "diffusers", "transformers", "peft", "accelerate"}
-    found = {name.split(".")[0] for path in (ROOT / "configs").glob("*.py") for name in imports(path)}
+    found = {name.split(".")[0] for path in (ROOT / "configs").rglob("*.py") for name in imports(path)}
     assert not found & heavy
 
 
