@@ -38,7 +38,7 @@ from infer.settings import skeleton
 from infer.stopping import StopSignals, together
 from models import memory, methods, objective
 from models.backbone import Backbone, choose_device, choose_dtype
-from models.checkpoint import save_checkpoint
+from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.optimizer import DualPathOptimizer

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from configs.errors import UserError
 from configs.fields import KEYS
 from data import cache
-from models.checkpoint import list_checkpoints, load_checkpoint, load_training_state
+from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state
 
 SHAPING = ("method", "temporal_preset", "lora_rank", "lora_alpha", "seed", "embeddings.blocks", "embeddings.widths",
            "embeddings.max_frames", "embeddings.loss")  # a run resumes only with the checkpoint's own

@@ -21,9 +21,9 @@ from configs.schema import locate
 from data.cache import CachedClip, read_folder
 from infer.options import RELEASE, RELEASE_FREEU
 from infer.preview import longest
-from models import legacy
+from models.files import release
 from models.backbone import check_folder
-from models.checkpoint import Checkpoint, check_fit, list_checkpoints, load_checkpoint
+from models.files.checkpoint import Checkpoint, check_fit, list_checkpoints, load_checkpoint
 
 CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
     "width": "validation_data.width", "height": "validation_data.height", "num_frames": "validation_data.num_frames",
@@ -132,7 +132,7 @@ def model_path(args: argparse.Namespace, sources: list[Source]) -> str:
 def skeleton(model: str) -> UNet3DConditionModel:
     """The U-Net of a model folder or hub id without weights, to check checkpoints against before anything is loaded."""
     if Path(model).is_dir():
-        return legacy.skeleton(model)
+        return release.skeleton(model)
     check_folder(model)
     try:
         config = UNet3DConditionModel.load_config(model, subfolder="unet")
@@ -169,14 +169,14 @@ def _choose_highway(args, sources: list[Source], config, settings: Settings) -> 
     checkpoint = sources[0].checkpoint if sources else None
     still = bool(sources) and not moving(sources)
     trained = OmegaConf.select(config, "appearance_highway")
-    release = checkpoint is not None and checkpoint.config is None and checkpoint.preset == "release"
+    published = checkpoint is not None and checkpoint.config is None and checkpoint.preset == "release"
     scope = None if trained is None else "off" if trained.use == "off" else trained.scope
     settings.choose("highway", ("flag", args.highway or ("release" if args.freeu else None)),
                     ("absence of motion", "off" if still else None), ("checkpoint", scope),
-                    ("release's default", "release" if release else "off"))
+                    ("release's default", "release" if published else "off"))
     settings.choose("beta", ("flag", args.beta), ("checkpoint", None if trained is None else trained.beta),
                     ("release's default", RELEASE_FREEU[0]))
-    settings.choose("freeu", ("flag", args.freeu), ("release's default", RELEASE_FREEU if release and not args.beta else None))
+    settings.choose("freeu", ("flag", args.freeu), ("release's default", RELEASE_FREEU if published and not args.beta else None))
     if settings.freeu and settings.highway != "release":
         if settings.origins["freeu"] == "flag":
             raise UserError(f"--freeu: its four scales belong to the release's highway, --highway is {settings.highway}; "

@@ -12,8 +12,9 @@ import torch
 from diffusers import UNet3DConditionModel
 
 from configs.errors import UserError
-from models import legacy, lora
-from models.checkpoint import Checkpoint
+from models import lora
+from models.files import release
+from models.files.checkpoint import Checkpoint
 from models.embeddings import MotionEmbeddings, attach_embeddings, attach_trained, mix
 from models.highway import attach_highway
 from models.hooks import Patch
@@ -84,7 +85,7 @@ class Method:
 
     def info(self) -> dict[str, str | int | float]:
         """What a checkpoint's header must say for these states to be read: rank and alpha of its LoRAs, preset, sizes."""
-        facts = {"architecture": legacy.architecture(self.unet)}
+        facts = {"architecture": release.architecture(self.unet)}
         for adapter in self._adapters[:1]:
             facts |= {"rank": adapter.rank, "alpha": adapter.alpha}
         if self.kind == "lora":

@@ -24,11 +24,12 @@ from transformers import CLIPTokenizer
 from configs.errors import UserError, command
 from configs.files import atomic_path
 from data.cache import read_cached
-from models import legacy, lora
-from models.adapter import ADAPTER_FILE
+from models import lora
+from models.files import release
+from models.files.peft import ADAPTER_FILE
 from models.backbone import Backbone
-from models.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from models.exchange import DIFFUSERS_FILE, header_of, read_diffusers, read_peft, write_diffusers, write_peft
+from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from models.files.diffusers import DIFFUSERS_FILE, header_of, read_diffusers, read_peft, write_diffusers, write_peft
 
 CACHE = "cached_latents"
 
@@ -46,19 +47,19 @@ def read(source: Path, index: int | None = None, model: str | None = None, prese
     if source.is_file():
         raise UserError(f"{source}: expected a .pt, {ADAPTER_FILE} or {DIFFUSERS_FILE}")
     nameless = any(source.glob("**/lora/*_unet.pt"))
-    unet = legacy.skeleton(model) if nameless or model else None
+    unet = release.skeleton(model) if nameless or model else None
     return load_checkpoint(source, index, preset=preset, unet=unet)
 
 
 def _read_pickle(path: Path, model: str | None, preset: str | None) -> Checkpoint:
-    if path.name == legacy.EMBEDDINGS_FILE:
+    if path.name == release.EMBEDDINGS_FILE:
         return load_checkpoint(path.parent)
-    tensors, unet = legacy.read_list(path), legacy.skeleton(model)
+    tensors, unet = release.read_list(path), release.skeleton(model)
     asked = preset
-    preset, _ = legacy.choose_preset(path, tensors, unet, asked)
-    (motion,) = legacy.name_tensors(tensors, lora.targets(unet, preset))
-    info = {"architecture": legacy.architecture(unet)}
-    if asked is None and preset == legacy.ASSUMED:
+    preset, _ = release.choose_preset(path, tensors, unet, asked)
+    (motion,) = release.name_tensors(tensors, lora.targets(unet, preset))
+    info = {"architecture": release.architecture(unet)}
+    if asked is None and preset == release.ASSUMED:
         info["assumed"] = f"{path} names no layers"
     step, rank = path.name.split("_")[0], max(down.shape[0] for down in tensors[1::2])
     return Checkpoint(path, int(step) if step.isdecimal() else 0, "lora", preset, rank, 1.0, motion, info=info)
@@ -108,13 +109,13 @@ def _write_release(checkpoint: Checkpoint, folder: Path, model: str | None) -> N
     with atomic_path(folder) as part:
         part.mkdir()
         if checkpoint.kind == "embeddings":
-            legacy.write_embeddings(checkpoint.motion, part / legacy.EMBEDDINGS_FILE)
+            release.write_embeddings(checkpoint.motion, part / release.EMBEDDINGS_FILE)
             return
         if checkpoint.preset is None:
             raise UserError(f"{checkpoint.path}: adapts no preset's layers, so it has no place in a positional file")
-        legacy.write_lora(part, checkpoint.index, legacy.skeleton(_model_of(checkpoint, model)), checkpoint.preset,
+        release.write_lora(part, checkpoint.index, release.skeleton(_model_of(checkpoint, model)), checkpoint.preset,
                           checkpoint.motion, checkpoint.appearance, checkpoint.scale)
-    if checkpoint.preset not in (legacy.ASSUMED, "motiondirector"):
+    if checkpoint.preset not in (release.ASSUMED, "motiondirector"):
         _note(f"the authors' code knows the presets release and motiondirector only and would put the"
               f" {checkpoint.preset} layers of this file elsewhere; ours reads it with --preset {checkpoint.preset}")
     if checkpoint.scale != 1:
@@ -172,7 +173,7 @@ def _stored_dtype(unet: Path) -> torch.dtype:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(next(iter(file.keys()))).dtype
     for path in unet.glob("*.bin"):
-        return next(iter(legacy.read_pickle(path).values())).dtype
+        return next(iter(release.read_pickle(path).values())).dtype
     raise UserError(f"{unet}: no weights there; give the folder of a complete pipeline")
 
 
@@ -181,8 +182,8 @@ def inspect(path: Path, model: str | None) -> list[str]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if (path / "model_index.json").is_file():
-        return ["pipeline folder", f"U-Net: {legacy.architecture(legacy.skeleton(path))}"]
-    if path.suffix == ".pt" and path.name != legacy.EMBEDDINGS_FILE:
+        return ["pipeline folder", f"U-Net: {release.architecture(release.skeleton(path))}"]
+    if path.suffix == ".pt" and path.name != release.EMBEDDINGS_FILE:
         return _inspect_pickle(path, model)
     if path.is_file() or (path / ADAPTER_FILE).is_file() or (path / DIFFUSERS_FILE).is_file():
         return _describe(read(path, None, model))
@@ -191,24 +192,24 @@ def inspect(path: Path, model: str | None) -> list[str]:
         raise UserError(f"{path}: no checkpoint, LoRA or pipeline there")
     lines = [f"run folder, checkpoints {', '.join(map(str, found))}; the last:"] if len(found) > 1 else []
     last = found[max(found)]
-    if (file := legacy.lora_file(last, "temporal")) is None:
+    if (file := release.lora_file(last, "temporal")) is None:
         return lines + _describe(load_checkpoint(last))
-    sides = [file, legacy.lora_file(last, "spatial")]
+    sides = [file, release.lora_file(last, "spatial")]
     return lines + [f"{side.relative_to(path)}: {line}" for side in sides if side for line in _inspect_pickle(side, model)]
 
 
 def _inspect_pickle(path: Path, model: str | None) -> list[str]:
-    content = legacy.read_pickle(path)
+    content = release.read_pickle(path)
     if isinstance(content, dict):
         shapes = [f"{name}: {list(v.shape) if isinstance(v, torch.Tensor) else v!r}" for name, v in content.items()]
         return ["dict of the release, such as its cached latents", *shapes]
-    tensors, unet = legacy.read_list(path), legacy.skeleton(model)
+    tensors, unet = release.read_list(path), release.skeleton(model)
     ranks = sorted({down.shape[0] for down in tensors[1::2]})
-    fits = [f"{name}" + (f" ({n} clips)" if n > 1 else "") for name, n in legacy.identify(tensors, unet).items()]
-    known = f"fits {' or '.join(fits)} on {legacy.architecture(unet)}" if fits else (
-        f"fits no preset on {legacy.architecture(unet)}" + ("" if model else "; name its model with --model"))
+    fits = [f"{name}" + (f" ({n} clips)" if n > 1 else "") for name, n in release.identify(tensors, unet).items()]
+    known = f"fits {' or '.join(fits)} on {release.architecture(unet)}" if fits else (
+        f"fits no preset on {release.architecture(unet)}" + ("" if model else "; name its model with --model"))
     return [f"positional list of the release or MotionDirector, {len(tensors) // 2} layers, rank"
-            f" {'/'.join(map(str, ranks))}, widths {legacy.widths(tensors)}", known]
+            f" {'/'.join(map(str, ranks))}, widths {release.widths(tensors)}", known]
 
 
 def _describe(checkpoint: Checkpoint) -> list[str]:
@@ -236,7 +237,7 @@ def main() -> None:
         sub.add_argument("--model", help="pipeline folder the file belongs to (default: ZeroScope's layout)")
         if kind != "inspect":
             sub.add_argument("out", type=Path)
-            sub.add_argument("--preset", choices=[name for name in lora.PRESETS if name != legacy.APPEARANCE])
+            sub.add_argument("--preset", choices=[name for name in lora.PRESETS if name != release.APPEARANCE])
             sub.add_argument("--index", type=int, help="checkpoint of a run folder (default: the last)")
     args = parser.parse_args()
     if args.kind == "inspect":

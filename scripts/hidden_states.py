@@ -19,7 +19,7 @@ from data.world import MOTIONS, render, sample_scene
 from infer.statistics import Estimate, difference, mean, share
 from models import methods
 from models.backbone import Backbone
-from models.checkpoint import Checkpoint
+from models.files.checkpoint import Checkpoint
 from scripts.artefacts import Claim
 from scripts.verdict import Verdict, rule
 

@@ -20,7 +20,7 @@ from infer.inversion import ddim_invert, inversion_step
 from infer.noise import blend
 from infer.sampler import sample
 from models import methods
-from models.checkpoint import load_checkpoint
+from models.files.checkpoint import load_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames
 from models.lora import PRESETS, active, add_adapter, merge, targets

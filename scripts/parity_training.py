@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 
 from configs.errors import UserError
 from models import methods
-from models.checkpoint import load_checkpoint
+from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames
 from models.lora import PRESETS, add_adapter, targets
 from models.objective import Draw

@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from configs.errors import UserError
 from models.backbone import Backbone
-from models.checkpoint import load_checkpoint
-from models.legacy import skeleton
+from models.files.checkpoint import load_checkpoint
+from models.files.release import skeleton
 from models.recipe import REFERENCE_SEED, build_unet
 
 FORWARD = 5e-6  # absolute, one pass through the U-Net or the text encoder

@@ -108,7 +108,7 @@ from infer import evaluation
 from infer.metrics import Measure
 from infer.video import read_video, write_video
 from models.backbone import Backbone, choose_device, choose_dtype
-from models.checkpoint import load_checkpoint
+from models.files.checkpoint import load_checkpoint
 from scripts.chain import commit
 from scripts.hidden_states import LabelledClip, States, compare, world_clips
 from scripts.page import write_page

@@ -10,7 +10,7 @@ import torch
 from configs.errors import UserError
 from data import cache
 from data.clips import Clip
-from models import legacy
+from models.files import release
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_damage_of_any_kind_is_noticed_or_harmless(kind, clip, tmp_path):
         cache.write_cached(Encoders().build([clip], tmp_path / "cache")[0], path)
     else:
         torch.save(matrices if kind.startswith("adapter") else content(), path, _use_new_zipfile_serialization=not old)
-    read = legacy.read_list if kind.startswith("adapter") else cache.read_cached
+    read = release.read_list if kind.startswith("adapter") else cache.read_cached
     whole, draw, refused = path.read_bytes(), random.Random(0), 0
     for number in range(200):
         damaged = bytearray(whole[: draw.randrange(len(whole))] if number % 3 == 0 else whole)

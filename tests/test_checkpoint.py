@@ -12,8 +12,8 @@ from peft import PeftModel
 
 from configs.errors import UserError
 from configs.files import atomic_path
-from models import legacy
-from models.checkpoint import (
+from models.files import release
+from models.files.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_training_state,
@@ -27,7 +27,7 @@ TINY = {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1, "cross_at
 
 def skeleton(folder, **changes):
     (folder / "config.json").write_text(json.dumps(TINY | changes))
-    return legacy.skeleton(folder)
+    return release.skeleton(folder)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def unet(tmp_path_factory):
 def lora_state(unet, preset, rank=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, (out, width) in legacy.layer_shapes(unet, preset).items():
+    for name, (out, width) in release.layer_shapes(unet, preset).items():
         r = min(rank, out, width)
         state[f"{name}.lora_A.weight"] = torch.randn(r, width, generator=generator)
         state[f"{name}.lora_B.weight"] = torch.randn(out, r, generator=generator)
@@ -51,7 +51,7 @@ def save(unet, run, step=5, rank=4, clips=2, **changes):
         "appearance": [lora_state(unet, "appearance", rank, seed=clip + 1) for clip in range(clips)],
         "kind": "lora",
         "config_yaml": "seed: 3\ntrain_data:\n  fps: 8\n",
-        "info": {"preset": "tap", "rank": rank, "architecture": legacy.architecture(unet), "method": "lora"},
+        "info": {"preset": "tap", "rank": rank, "architecture": release.architecture(unet), "method": "lora"},
         "training_state": {"step": step, "optimizers": [{"state": {0: {"exp_avg": torch.ones(2)}}}]},
     }
     return save_checkpoint(run, step, **arguments | changes)
@@ -94,7 +94,7 @@ def test_embeddings_are_kept_by_name(unet, tmp_path):
     checkpoint = load_checkpoint(tmp_path, unet=unet)
     assert checkpoint.kind == "embeddings" and same(checkpoint.motion, motion) and checkpoint.config is None
     with pytest.raises(UserError, match="does not fit this model"):
-        load_checkpoint(tmp_path, unet=legacy.skeleton())
+        load_checkpoint(tmp_path, unet=release.skeleton())
 
 
 def test_the_authors_folder_is_taken_directly_and_said_to_be_assumed(unet, tmp_path):
@@ -102,7 +102,7 @@ def test_the_authors_folder_is_taken_directly_and_said_to_be_assumed(unet, tmp_p
     for step in (200, 1000):
         path = tmp_path / f"checkpoint-{step}"
         path.mkdir()
-        legacy.write_lora(path, step, unet, "release", *states)
+        release.write_lora(path, step, unet, "release", *states)
     checkpoint = load_checkpoint(tmp_path, unet=unet)
     assert (checkpoint.index, checkpoint.preset, checkpoint.rank) == (1000, "release", 4)
     assert same(checkpoint.motion, states[0]) and same(checkpoint.appearance[0], states[1][0])
@@ -172,7 +172,7 @@ def test_another_rank_preset_or_architecture_is_named(unet, tmp_path):
     save(unet, tmp_path)
     assert "has rank 4, rank 32 was asked" in refusals(unet, tmp_path, rank=32)
     assert "trained with the temporal preset tap, release was asked" in refusals(unet, tmp_path, preset="release")
-    message = refusals(legacy.skeleton(), tmp_path)
+    message = refusals(release.skeleton(), tmp_path)
     assert "32/64/64/64" in message and "320/640/1280/1280" in message
     deeper = skeleton(tmp_path, layers_per_block=2)
     save(deeper, tmp_path / "deeper", clips=0)

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 
 from configs.errors import UserError
 from data.cache import CachedClip, export, read_cached
-from models import blueprint, legacy, lora
-from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.exchange import DIFFUSERS_FILE, read_peft
+from models import blueprint, lora
+from models.files import release
+from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.files.diffusers import DIFFUSERS_FILE, read_peft
 from scripts.convert import convert, inspect, read
 
 ROOT = Path(__file__).parents[1]
@@ -37,13 +38,13 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unet(model):
-    return legacy.skeleton(model)
+    return release.skeleton(model)
 
 
 def lora_state(unet, preset, seed=0, rank=4):
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, (out, width) in legacy.layer_shapes(unet, preset).items():
+    for name, (out, width) in release.layer_shapes(unet, preset).items():
         state[f"{name}.lora_A.weight"] = torch.randn(rank, width, generator=generator) / rank
         state[f"{name}.lora_B.weight"] = torch.randn(out, rank, generator=generator) / rank
     return state
@@ -60,7 +61,7 @@ def run(unet, tmp_path_factory):
         appearance=[lora_state(unet, "appearance", seed=clip) for clip in (1, 2)],
         kind="lora",
         config_yaml="seed: 3\n",
-        info={"preset": "tap", "rank": 4, "architecture": legacy.architecture(unet)},
+        info={"preset": "tap", "rank": 4, "architecture": release.architecture(unet)},
     )
     clip = CachedClip(torch.randn(1, 4, 2, 8, 8), torch.randn(1, 24, 64), torch.randn(1, 4, 2, 8, 8), "a cat", "clip")
     export([clip], folder)
@@ -92,7 +93,7 @@ def test_the_authors_layout_is_written_whole(run, model, tmp_path, capsys):
     assert "would put the tap layers of this file elsewhere" in capsys.readouterr().err
     temporal = torch.load(tmp_path / "checkpoint-7/temporal/lora/7_unet.pt", weights_only=True)
     spatial = torch.load(tmp_path / "checkpoint-7/spatial/lora/7_unet.pt", weights_only=True)
-    assert len(spatial) == 2 * 2 * len(lora.targets(legacy.skeleton(model), "appearance"))
+    assert len(spatial) == 2 * 2 * len(lora.targets(release.skeleton(model), "appearance"))
     assert all(isinstance(tensor, torch.nn.Parameter) for tensor in temporal + spatial)
     cached = torch.load(tmp_path / "cached_latents/cached_0.pt", weights_only=True)
     ours = read_cached(run / "cached_latents/cached_0.safetensors")
@@ -222,9 +223,9 @@ def test_inspect_says_what_a_file_is(run, unet, model, tmp_path):
     assert "fits tap or release" in text and "fits appearance (2 clips)" in text
     assert "fits no preset" in "\n".join(inspect(tmp_path / "theirs/checkpoint-7/temporal/lora/7_unet.pt", None))
     assert "text_prompt: 'a cat'" in inspect(tmp_path / "theirs/cached_latents/cached_0.pt", None)
-    full = legacy.skeleton()
+    full = release.skeleton()
     names = lora.targets(full, "tap_key")
-    torch.save(legacy.list_tensors([lora_state(full, "tap_key", rank=1)], names), tmp_path / "1_unet.pt")
+    torch.save(release.list_tensors([lora_state(full, "tap_key", rank=1)], names), tmp_path / "1_unet.pt")
     assert "fits tap_key or query or value or out on channels 320/640/1280/1280" in inspect(tmp_path / "1_unet.pt", None)[1]
 
 

@@ -7,7 +7,7 @@ from conftest import UNET, outcome
 from configs.errors import UserError
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
-from models.legacy import skeleton
+from models.files.release import skeleton
 from models.recipe import build_unet
 
 

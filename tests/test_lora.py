@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, UNET, outcome
 
 from configs.errors import UserError
-from models.legacy import skeleton
+from models.files.release import skeleton
 from models.lora import PRESETS, active, add_adapter, merge, targets
 from models.recipe import build_unet
 

@@ -12,9 +12,10 @@ from diffusers import UNet3DConditionModel
 from configs.errors import UserError
 from infer import generate, options, settings
 from infer.video import read_video
-from models import legacy, methods
+from models import methods
+from models.files import release
 from models.backbone import Backbone
-from models.checkpoint import load_checkpoint
+from models.files.checkpoint import load_checkpoint
 
 LORA = {"temporal_preset": "tap", "learning_rate": 0.05, "max_train_steps": 3}
 DIRECTOR = {"temporal_preset": "motiondirector", "learning_rate": 0.05, "seed": 1, "spatial_path_probability": 1.0,
@@ -148,7 +149,7 @@ def positional(run, folder, unet):
     """The run's checkpoint as MotionDirector writes it: run/checkpoint-N/{temporal,spatial}/lora/N_unet.pt."""
     found = load_checkpoint(run)
     (folder / "checkpoint-300").mkdir(parents=True)
-    legacy.write_lora(folder / "checkpoint-300", 300, unet, found.preset, found.motion, found.appearance)
+    release.write_lora(folder / "checkpoint-300", 300, unet, found.preset, found.motion, found.appearance)
     return folder / "checkpoint-300"
 
 
@@ -211,7 +212,7 @@ def test_motion_inversions_own_file_is_sampled_without_knowing_its_size(trained,
     (expected,) = sample("-cf", run, "-np", 0)
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    legacy.write_embeddings(load_checkpoint(run).motion, theirs / "motion_embed.pt")
+    release.write_embeddings(load_checkpoint(run).motion, theirs / "motion_embed.pt")
     (video,) = sample("-cf", theirs, "--model", tiny_pipeline)
     assert torch.equal(video, expected)
     assert "interpolated" not in capsys.readouterr().err
@@ -223,7 +224,7 @@ def test_a_size_that_is_no_square_is_taken_from_what_is_sampled(trained, sample,
     run = trained(**EMBEDDINGS, train_data={"width": 96, "use_bucketing": False})
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    legacy.write_embeddings(load_checkpoint(run).motion, theirs / "motion_embed.pt")
+    release.write_embeddings(load_checkpoint(run).motion, theirs / "motion_embed.pt")
     (video,) = sample("-cf", theirs, "--model", tiny_pipeline, "-W", 96)
     assert torch.equal(video, sample("-cf", run, "-np", 0, "-W", 96)[0])
     with pytest.raises(UserError, match="does not say for which size it was made; .* of 6 pixels are neither square nor"):

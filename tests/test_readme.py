@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from configs.schema import markdown_table
-from models.checkpoint import list_checkpoints
+from models.files.checkpoint import list_checkpoints
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

@@ -20,7 +20,7 @@ from configs.errors import UserError
 from data.world import BACKGROUNDS, COLOURS, SHAPES, parse_prompt, vocabulary
 from models.backbone import Backbone
 from models.blueprint import build, build_unet
-from models.checkpoint import load_checkpoint
+from models.files.checkpoint import load_checkpoint
 from scripts import reproduce
 from scripts import testbed as beds
 from scripts.artefacts import ARTEFACTS, PAPER, Variant

@@ -19,7 +19,7 @@ from configs.schema import to_yaml
 from infer.video import read_video
 from models import methods, objective
 from models.backbone import Backbone
-from models.checkpoint import list_checkpoints, load_checkpoint, load_training_state
+from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state
 from models.optimizer import DualPathOptimizer
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from models import legacy
+from models.files import release
 from models.lora import PRESETS, targets
 
 GOLDEN = Path(__file__).parent / "golden" / "lora_train" / "checkpoint-200"
@@ -20,13 +20,13 @@ TINY = {"block_out_channels": (32, 64, 96, 96), "layers_per_block": 2, "cross_at
 def unet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps(TINY))
-    return legacy.skeleton(folder)
+    return release.skeleton(folder)
 
 
 def positional(unet, preset, rank=4, clips=1, seed=0):
     generator = torch.Generator().manual_seed(seed)
     tensors = []
-    for out, width in legacy.layer_shapes(unet, preset).values():
+    for out, width in release.layer_shapes(unet, preset).values():
         r = min(rank, out, width)
         for _ in range(clips):
             tensors += [torch.randn(out, r, generator=generator), torch.randn(r, width, generator=generator)]
@@ -44,7 +44,7 @@ class Malicious:
 
 
 def test_the_authors_file_gets_its_names_in_module_order(unet):
-    preset, motion, (appearance,) = legacy.read_lora(GOLDEN, unet, None)
+    preset, motion, (appearance,) = release.read_lora(GOLDEN, unet, None)
     tensors = torch.load(GOLDEN / "temporal" / "lora" / "200_unet.pt", weights_only=True)
     names = targets(unet, "release")
     assert preset == "release" and len(motion) == 136 and len(appearance) == 192
@@ -55,8 +55,8 @@ def test_the_authors_file_gets_its_names_in_module_order(unet):
 
 
 def test_a_written_file_is_what_the_authors_code_pickles(unet, tmp_path):
-    preset, motion, appearance = legacy.read_lora(GOLDEN, unet, None)
-    legacy.write_lora(tmp_path, 200, unet, preset, motion, appearance)
+    preset, motion, appearance = release.read_lora(GOLDEN, unet, None)
+    release.write_lora(tmp_path, 200, unet, preset, motion, appearance)
     for side in ("temporal", "spatial"):
         theirs = torch.load(GOLDEN / side / "lora" / "200_unet.pt", weights_only=True)
         ours = torch.load(tmp_path / side / "lora" / "200_unet.pt", weights_only=True)
@@ -65,42 +65,42 @@ def test_a_written_file_is_what_the_authors_code_pickles(unet, tmp_path):
 
 
 def test_several_clips_are_interleaved_layer_by_layer_and_come_apart_again(unet):
-    clips = [legacy.name_tensors(positional(unet, "appearance", seed=i), targets(unet, "appearance"))[0] for i in (1, 2, 3)]
-    tensors = legacy.list_tensors(clips, targets(unet, "appearance"))
+    clips = [release.name_tensors(positional(unet, "appearance", seed=i), targets(unet, "appearance"))[0] for i in (1, 2, 3)]
+    tensors = release.list_tensors(clips, targets(unet, "appearance"))
     first = targets(unet, "appearance")[0]
     assert all(torch.equal(tensors[2 * i], clips[i][f"{first}.lora_B.weight"]) for i in range(3))
-    assert legacy.identify(tensors, unet) == {"appearance": 3}
-    again = legacy.name_tensors(tensors, targets(unet, "appearance"), 3)
+    assert release.identify(tensors, unet) == {"appearance": 3}
+    again = release.name_tensors(tensors, targets(unet, "appearance"), 3)
     assert all(torch.equal(again[i][name], clips[i][name]) for i in range(3) for name in clips[i])
 
 
 def test_shapes_name_the_preset_wherever_they_can(unet):
     motion = [preset for preset in PRESETS if preset != "appearance"]
     for preset in motion:
-        shapes = [*legacy.layer_shapes(unet, preset).values()]
-        alike = {other for other in motion if [*legacy.layer_shapes(unet, other).values()] == shapes}
-        assert set(legacy.identify(positional(unet, preset), unet)) == alike
-    assert legacy.choose_preset(Path("f.pt"), positional(unet, "motiondirector"), unet, None) == ("motiondirector", 1)
-    assert legacy.choose_preset(Path("f.pt"), positional(unet, "tap"), unet, "tap") == ("tap", 1)
+        shapes = [*release.layer_shapes(unet, preset).values()]
+        alike = {other for other in motion if [*release.layer_shapes(unet, other).values()] == shapes}
+        assert set(release.identify(positional(unet, preset), unet)) == alike
+    assert release.choose_preset(Path("f.pt"), positional(unet, "motiondirector"), unet, None) == ("motiondirector", 1)
+    assert release.choose_preset(Path("f.pt"), positional(unet, "tap"), unet, "tap") == ("tap", 1)
 
 
 def test_a_rank_beyond_a_layers_width_is_read_as_the_release_clips_it(unet):
-    assert "motiondirector" in legacy.identify(positional(unet, "motiondirector", rank=48), unet)
+    assert "motiondirector" in release.identify(positional(unet, "motiondirector", rank=48), unet)
 
 
 def test_presets_that_shapes_can_not_tell_apart_are_asked_for(unet):
     with pytest.raises(UserError, match="tap_key, query, value, out.* name one of them"):
-        legacy.choose_preset(Path("f.pt"), positional(unet, "tap_key"), unet, None)
+        release.choose_preset(Path("f.pt"), positional(unet, "tap_key"), unet, None)
 
 
 def test_a_mismatch_says_what_the_file_looks_like(unet):
     with pytest.raises(UserError, match="do not fit the preset tap; they look like motiondirector"):
-        legacy.choose_preset(Path("f.pt"), positional(unet, "motiondirector"), unet, "tap")
-    full = positional(legacy.skeleton(), "release", rank=1)
+        release.choose_preset(Path("f.pt"), positional(unet, "motiondirector"), unet, "tap")
+    full = positional(release.skeleton(), "release", rank=1)
     with pytest.raises(UserError, match="look like tap or release on ZeroScope"):
-        legacy.choose_preset(Path("f.pt"), full, unet, None)
+        release.choose_preset(Path("f.pt"), full, unet, None)
     with pytest.raises(UserError, match="tensors are missing, left over, or of another model"):
-        legacy.choose_preset(Path("f.pt"), positional(unet, "release")[:-2], unet, None)
+        release.choose_preset(Path("f.pt"), positional(unet, "release")[:-2], unet, None)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -109,10 +109,10 @@ def test_a_pickle_that_would_execute_is_refused_and_does_not(tmp_path, protocol)
     with open(file, "wb") as out:
         pickle.dump([Malicious(proof)], out, protocol=protocol)
     with pytest.raises(UserError, match="nothing in it was executed"):
-        legacy.read_list(file)
+        release.read_list(file)
     torch.save([torch.zeros(2, 2), Malicious(proof)], file)
     with pytest.raises(UserError, match="nothing in it was executed"):
-        legacy.read_list(file)
+        release.read_list(file)
     assert not proof.exists()
 
 
@@ -121,31 +121,31 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path):
     for content in (whole[: len(whole) // 2], whole[:-100], whole[:10], b"", b"hello"):
         (tmp_path / "f.pt").write_bytes(content)
         with pytest.raises(UserError, match="truncated|refused"):
-            legacy.read_list(tmp_path / "f.pt")
+            release.read_list(tmp_path / "f.pt")
 
 
 def test_a_list_with_one_tensor_too_many_is_refused(unet, tmp_path):
     torch.save([*positional(unet, "release"), torch.zeros(4, 4)], tmp_path / "f.pt")
     with pytest.raises(UserError, match="137 tensors do not pair up"):
-        legacy.read_list(tmp_path / "f.pt")
+        release.read_list(tmp_path / "f.pt")
     torch.save([1, 2], tmp_path / "f.pt")
     with pytest.raises(UserError, match="expected a list of LoRA matrices"):
-        legacy.read_list(tmp_path / "f.pt")
+        release.read_list(tmp_path / "f.pt")
 
 
 def test_motion_inversions_embeddings_go_there_and_back(tmp_path):
     block = "down_blocks.2.temp_attentions.0.transformer_blocks.0"
     state = {f"{block}.query_key": torch.randn(1, 32, 96), f"{block}.attn1.value": torch.randn(4, 32, 96)}
-    legacy.write_embeddings(state, tmp_path / "motion_embed.pt")
+    release.write_embeddings(state, tmp_path / "motion_embed.pt")
     theirs = torch.load(tmp_path / "motion_embed.pt", weights_only=True)
     assert list(theirs) == [f"{block}.pos_embed", f"{block}.attn1.vSpatial"]
-    again = legacy.read_embeddings(tmp_path / "motion_embed.pt")
+    again = release.read_embeddings(tmp_path / "motion_embed.pt")
     assert all(torch.equal(again[name], state[name]) for name in state)
     torch.save({"weight": torch.zeros(3)}, tmp_path / "motion_embed.pt")
     with pytest.raises(UserError, match="no embedding"):
-        legacy.read_embeddings(tmp_path / "motion_embed.pt")
+        release.read_embeddings(tmp_path / "motion_embed.pt")
 
 
 def test_a_model_folder_without_a_unet_is_said(tmp_path):
     with pytest.raises(UserError, match="no unet/config.json"):
-        legacy.skeleton(tmp_path)
+        release.skeleton(tmp_path)

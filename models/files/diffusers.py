@@ -1,6 +1,6 @@
 """LoRA files of other libraries: PEFT folders, and diffusers' `pytorch_lora_weights.safetensors`.
 
-Both are read into, and written from, the states of models/checkpoint.py. What we write carries our header too, so that
+Both are read into, and written from, the states of models/files/checkpoint.py. What we write carries our header too, so that
 preset and config survive the way there and back. One file holds one adapter: the motion adapter lies in the folder
 itself, the appearance adapters of the reference clips in `spatial/{i}/`.
 
@@ -22,7 +22,7 @@ import yaml
 from peft.utils.other import get_pattern_key
 
 from configs.errors import UserError
-from models.adapter import (
+from models.files.peft import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
     State,
@@ -33,8 +33,8 @@ from models.adapter import (
     write_adapter,
     write_tensors,
 )
-from models.checkpoint import LAYOUT, Checkpoint, appearance_states, from_header
-from models.legacy import APPEARANCE
+from models.files.checkpoint import LAYOUT, Checkpoint, appearance_states, from_header
+from models.files.release import APPEARANCE
 from models.lora import PRESETS
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"

@@ -21,7 +21,7 @@ from diffusers import UNet3DConditionModel
 from torch import nn
 
 from configs.errors import DAMAGED_PICKLE, UserError
-from models.adapter import State
+from models.files.peft import State
 from models.lora import PRESETS, targets
 
 EMBEDDINGS_FILE = "motion_embed.pt"

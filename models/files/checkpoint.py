@@ -7,7 +7,7 @@
 
 Every safetensors header holds the preset, rank, alpha, step, architecture and the full config. LoRA states are
 {"<module>.lora_A.weight": [r in], "<module>.lora_B.weight": [out r]}; PEFT's prefix exists on disk only. Folders
-appear complete or not at all. The authors' folders are read through models/legacy.py.
+appear complete or not at all. The authors' folders are read through models/files/release.py.
 """
 
 import re
@@ -23,8 +23,8 @@ from torch import nn
 
 from configs.errors import UserError
 from configs.files import atomic_path
-from models import legacy
-from models.adapter import ADAPTER_FILE, State, read_adapter, read_tensors, write_adapter, write_tensors
+from models.files import release
+from models.files.peft import ADAPTER_FILE, State, read_adapter, read_tensors, write_adapter, write_tensors
 from models.lora import targets
 
 EMBEDDINGS_FILE, TRAINING_STATE = "embeddings.safetensors", "training_state.pt"
@@ -78,7 +78,7 @@ def save_checkpoint(
         else:
             write_adapter(part / "temporal", motion, header)
         for clip, state in enumerate(appearance):
-            write_adapter(part / "spatial" / str(clip), state, header | {"preset": legacy.APPEARANCE})
+            write_adapter(part / "spatial" / str(clip), state, header | {"preset": release.APPEARANCE})
         if training_state is not None:
             torch.save(training_state, part / TRAINING_STATE)
     if limit:
@@ -97,7 +97,7 @@ def list_checkpoints(folder: str | Path) -> dict[int, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder{_runs_near(folder.parent)}")
     found = {}
-    if any((folder / part).exists() for part in ("temporal", "spatial", EMBEDDINGS_FILE, legacy.EMBEDDINGS_FILE)):
+    if any((folder / part).exists() for part in ("temporal", "spatial", EMBEDDINGS_FILE, release.EMBEDDINGS_FILE)):
         found[_step_of(folder)] = folder
     for path in folder.glob("checkpoint-*"):
         if path.is_dir() and (step := path.name.removeprefix("checkpoint-")).isdecimal():
@@ -160,13 +160,13 @@ def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None, mo
     if (path / "temporal" / ADAPTER_FILE).is_file():
         motion, header = read_adapter(path / "temporal")
         return from_header(path, index, "lora", motion, appearance_states(path, header.get("clips")), header)
-    if (path / legacy.EMBEDDINGS_FILE).is_file():
-        motion = legacy.read_embeddings(path / legacy.EMBEDDINGS_FILE)
+    if (path / release.EMBEDDINGS_FILE).is_file():
+        motion = release.read_embeddings(path / release.EMBEDDINGS_FILE)
         return Checkpoint(path, index, "embeddings", None, None, 1.0, motion, info={})
     if (path / "temporal" / "lora").is_dir():
         return _read_positional(path, index, preset, unet)
     if not motion_needed and (path / "spatial" / "lora").is_dir():
-        return _read_positional(path, index, legacy.APPEARANCE, unet)
+        return _read_positional(path, index, release.APPEARANCE, unet)
     if not motion_needed and (path / "spatial").is_dir():
         states = appearance_states(path, None)
         header = read_tensors(path / "spatial" / "0" / ADAPTER_FILE)[1] if states else {}
@@ -178,11 +178,11 @@ def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None, mo
 def _read_positional(path: Path, index: int, asked: str | None, unet: nn.Module | None) -> Checkpoint:
     if unet is None:
         raise UserError(f"{path}: the authors' files hold no layer names; name the model they were trained on")
-    preset, motion, appearance = legacy.read_lora(path, unet, asked)
+    preset, motion, appearance = release.read_lora(path, unet, asked)
     rank = max(tensor.shape[0] for state in [motion, *appearance] for name, tensor in state.items()
                if name.endswith("lora_A.weight"))
-    info = {"architecture": legacy.architecture(unet)}
-    if asked is None and preset == legacy.ASSUMED:
+    info = {"architecture": release.architecture(unet)}
+    if asked is None and preset == release.ASSUMED:
         info["assumed"] = f"{path} names no layers: read as the preset {preset}, which the authors' code writes"
     return Checkpoint(path, index, "lora", preset, rank, 1.0, motion, appearance, info=info)
 
@@ -214,13 +214,13 @@ def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
     weights = [getattr(module, "weight", None) for module in weights]
     fits = all(w is not None and w.shape[axis] == width for w, (_, axis, width) in zip(weights, asked, strict=True))
     if fits and checkpoint.preset is not None:  # a shallower model's layers are all here, but not all that are here
-        preset = checkpoint.preset if state is checkpoint.motion else legacy.APPEARANCE
+        preset = checkpoint.preset if state is checkpoint.motion else release.APPEARANCE
         fits = {layer for layer, _, _ in asked} == set(targets(unet, preset))
     if not fits:
         layer, _, width = asked[0]
         trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
         raise UserError(f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
-                        f" {legacy.architecture(unet)}; give the model it was trained on")
+                        f" {release.architecture(unet)}; give the model it was trained on")
 
 
 def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int, int]:
@@ -236,7 +236,7 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     file = Path(path) / TRAINING_STATE
     if not file.is_file():
         raise UserError(f"{path}: has no {TRAINING_STATE}, so training cannot go on from it; sampling can use it")
-    return legacy.read_pickle(file)
+    return release.read_pickle(file)
 
 
 def prune(run_dir: str | Path, limit: int) -> None:
