@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before the slow imports, so that --help and a miss
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from accelerate import PartialState
@@ -31,17 +32,19 @@ from omegaconf import DictConfig
 from data import cache
 from data.sources import load_clips
 from infer.inversion import ddim_invert
-from infer.journal import Journal
+from models.training.journal import Journal
 from infer.preview import longest, preview
-from infer.resume import begin_or_resume, say
+from models.training.resume import begin_or_resume, say
 from infer.settings import skeleton
-from infer.stopping import StopSignals, together
-from models import memory, methods, objective
+from models.training.stopping import StopSignals, together
+from models import methods
+from models.training import memory
+from models.training import objective
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
-from models.optimizer import DualPathOptimizer
+from models.training.optimizer import DualPathOptimizer
 
 VAE_FACTOR, CLIP_TOKENS = 8, 77  # of every model of this family; only the estimate of --dry-run assumes them
 
@@ -99,7 +102,7 @@ def run(cfg: DictConfig) -> Path:
         cfg, method.motion_parameters, method.appearance_parameters, device=device,
         motion_lr=cfg.learning_rate if cfg.method == "lora" else cfg.embeddings.learning_rate,
         half=backbone.dtype == torch.float16)
-    folder, start = begin_or_resume(cfg, method, optimizer, clips, processes)
+    folder, start = begin_or_resume(cfg, method, optimizer, processes, partial(cache.same_clips, clips))
     if start >= cfg.max_train_steps:
         say(processes, f"nothing is left to do: {start} of {cfg.max_train_steps} steps are done; raise max_train_steps to go on")
         return folder

@@ -119,6 +119,19 @@ def read_folder(directory: str | Path) -> list[CachedClip]:
     return [read_cached(path) for _, path in sorted(numbered.items())]
 
 
+def same_clips(clips: list[CachedClip], kept: Path) -> bool:
+    """Are these the clips and captions whose latents a run keeps? Yes also where it keeps none.
+
+    Other precision changes latents by a little, another clip by much.
+    """
+    if not kept.is_dir():
+        return True
+    before = read_folder(kept)
+    return len(before) == len(clips) and all(
+        old.prompt == new.prompt and old.latents.shape == new.latents.shape
+        and (old.latents - new.latents).abs().mean() < 0.1 * old.latents.abs().mean() for old, new in zip(before, clips))
+
+
 def check_fit(clips: list[CachedClip], channels: int, text_width: int) -> None:
     """Raise UserError unless every clip's latents have `channels` and its text embedding `text_width`, the model's."""
     for clip in clips:

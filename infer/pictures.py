@@ -1,4 +1,4 @@
-"""Pictures of results: contact sheets of videos (one row a video, frames left to right) and the loss plot.
+"""Contact sheets: one row a video, frames left to right.
 
 Videos are uint8 [f c h w]; sheets are PNG files with a caption above each row.
 """
@@ -50,22 +50,3 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
     while text and draw.textlength(text + "...", font=font) > width:
         text = text[:-1]
     return text + "..."
-
-
-def loss_plot(path: Path, records: list[dict]) -> Path:
-    """Plot every loss of a run's log over its steps, with a running mean that shows what the noise hides."""
-    from matplotlib.figure import Figure  # the slowest import of all, needed once a run
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name in sorted({key for record in records for key in record if key.startswith("loss_")}):
-        steps, values = zip(*[(r["step"], r[name]) for r in records if name in r])
-        (line,) = axes.plot(steps, values, alpha=0.25, linewidth=0.8)
-        window = max(1, len(values) // 20)
-        mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], mean, color=line.get_color(), label=name.removeprefix("loss_"))
-    axes.set(xlabel="step", ylabel="loss")
-    axes.legend(frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    return path

@@ -40,11 +40,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from configs import schema
 from configs.errors import UserError, command
 from infer.sampler import sample
-from models import lora, memory, methods, objective
+from models import lora, methods
+from models.training import memory
+from models.training import objective
 from models.files import release
 from models.backbone import choose_device
 from models.hooks import bypass_single_frames, checkpoint_activations
-from models.optimizer import DualPathOptimizer
+from models.training.optimizer import DualPathOptimizer
 from train import predict, training_step
 
 TOKENS = 77

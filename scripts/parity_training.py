@@ -15,8 +15,8 @@ from models import methods
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames
 from models.lora import PRESETS, add_adapter, targets
-from models.objective import Draw
-from models.optimizer import DualPathOptimizer
+from models.training.objective import Draw
+from models.training.optimizer import DualPathOptimizer
 from scripts.parity_cases import UNGUARDED, adapt
 from scripts.reference import Reference, Row
 from train import training_step

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from configs.errors import UserError
-from models.objective import debias, draw, spatial_loss, target, temporal_loss
+from models.training.objective import debias, draw, spatial_loss, target, temporal_loss
 
 LATENTS = torch.randn(2, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
 

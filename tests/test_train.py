@@ -17,10 +17,11 @@ import train
 from configs.errors import UserError
 from configs.schema import to_yaml
 from infer.video import read_video
-from models import methods, objective
+from models import methods
+from models.training import objective
 from models.backbone import Backbone
 from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state
-from models.optimizer import DualPathOptimizer
+from models.training.optimizer import DualPathOptimizer
 
 
 def command(config, tmp_path, *words, **options):

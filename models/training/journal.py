@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from configs.files import atomic_path
-from infer.pictures import loss_plot
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -84,3 +84,22 @@ class Journal:
             kept = [json.dumps(record) + "\n" for record in read_log(self.file) if record["step"] <= start]
             with atomic_path(self.file) as temporary:
                 temporary.write_text("".join(kept))
+
+
+def loss_plot(path: Path, records: list[dict]) -> Path:
+    """Plot every loss of a run's log over its steps, with a running mean that shows what the noise hides."""
+    from matplotlib.figure import Figure  # the slowest import of all, needed once a run
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in sorted({key for record in records for key in record if key.startswith("loss_")}):
+        steps, values = zip(*[(r["step"], r[name]) for r in records if name in r])
+        (line,) = axes.plot(steps, values, alpha=0.25, linewidth=0.8)
+        window = max(1, len(values) // 20)
+        mean = np.convolve(values, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], mean, color=line.get_color(), label=name.removeprefix("loss_"))
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return path

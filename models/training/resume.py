@@ -7,6 +7,7 @@ import itertools
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -14,7 +15,6 @@ from tqdm import tqdm
 
 from configs.errors import UserError
 from configs.fields import KEYS
-from data import cache
 from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state
 
 SHAPING = ("method", "temporal_preset", "lora_rank", "lora_alpha", "seed", "embeddings.blocks", "embeddings.widths",
@@ -23,11 +23,12 @@ FREE = ("pretrained_model_path", "fallback", "output_dir", "cache", "resume", "t
         "max_train_steps", "logger", "device", "memory", "gradient_checkpointing")  # say nothing about a step's numbers
 
 
-def begin_or_resume(cfg, method, optimizer, clips, processes) -> tuple[Path, int]:
+def begin_or_resume(cfg, method, optimizer, processes, same_clips: Callable[[Path], bool]) -> tuple[Path, int]:
     """The run folder and the number of steps done: a new folder and 0, or what resume_from_checkpoint names.
 
     A run's last checkpoint goes on in the run's own folder. An earlier one starts a new folder with the log so far, so
-    that what came after it is kept.
+    that what came after it is kept. `same_clips` says whether the clips whose latents a run keeps in that folder are
+    those of this configuration.
     """
     fresh = new_folder(Path(cfg.output_dir) / time.strftime("train_%Y-%m-%dT%H-%M-%S"))
     source = cfg.resume_from_checkpoint
@@ -41,7 +42,7 @@ def begin_or_resume(cfg, method, optimizer, clips, processes) -> tuple[Path, int
     found = load_checkpoint(source)
     if changed := shaping_differences(cfg, found.config or {}):
         raise UserError(f"resume_from_checkpoint: {found.path} was trained with {changed}; give the same, or start anew")
-    if not same_clips(clips, found.path.parent / "cached_latents"):
+    if not same_clips(found.path.parent / "cached_latents"):
         raise UserError(f"resume_from_checkpoint: {found.path} learned from other clips or captions than this configuration's; "
                         "give the same, or start anew")
     if changed := other_differences(cfg, found.config or {}):
@@ -74,19 +75,6 @@ def _differences(cfg, trained: dict, names) -> str:
     before = OmegaConf.create(trained)
     wanted = [(name, OmegaConf.select(before, name), OmegaConf.select(cfg, name)) for name in names]
     return ", ".join(f"{name} {old} (asked for: {new})" for name, old, new in wanted if trained and old != new)
-
-
-def same_clips(clips: list[cache.CachedClip], kept: Path) -> bool:
-    """Are these the clips and captions whose latents a run keeps? Yes also where it keeps none.
-
-    Other precision changes latents by a little, another clip by much.
-    """
-    if not kept.is_dir():
-        return True
-    before = cache.read_folder(kept)
-    return len(before) == len(clips) and all(
-        old.prompt == new.prompt and old.latents.shape == new.latents.shape
-        and (old.latents - new.latents).abs().mean() < 0.1 * old.latents.abs().mean() for old, new in zip(before, clips))
 
 
 def new_folder(path: Path) -> Path:
