@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
 from configs.schema import locate
-from infer.evaluation import ALL_DEFINITIONS, Reference, evaluate
-from infer.metrics import Measure
+from infer.measure.evaluation import ALL_DEFINITIONS, Reference, evaluate
+from infer.measure.metrics import Measure
 from infer.video import read_video
 from models.backbone import choose_device
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from data.world import MOTIONS, render, sample_scene
-from infer.statistics import Estimate, difference, mean, share
+from infer.measure.statistics import Estimate, difference, mean, share
 from models import methods
 from models.backbone import Backbone
 from models.files.checkpoint import Checkpoint

@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 
 from configs.files import atomic_path
-from infer.evaluation import ALL_DEFINITIONS
-from infer.statistics import FORMULAS
+from infer.measure.evaluation import ALL_DEFINITIONS
+from infer.measure.statistics import FORMULAS
 from scripts.artefacts import REPORTED
 from scripts.result import Result
 

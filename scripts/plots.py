@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs.files import atomic_path
-from infer.evaluation import ALL_DEFINITIONS
+from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.video import read_video
 from scripts.result import Result
 

@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 from configs.files import atomic_path
-from infer.evaluation import ALL_DEFINITIONS
-from infer.statistics import FORMULAS
+from infer.measure.evaluation import ALL_DEFINITIONS
+from infer.measure.statistics import FORMULAS
 from scripts.artefacts import ARTEFACTS, REPORTED
 from scripts.result import Result
 from scripts.sections import Key, read_sections, section, write_sections

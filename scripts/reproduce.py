@@ -1,7 +1,7 @@
 """Make the paper's tables and figures: `python scripts/reproduce.py table4 --model pocket`.
 
 Plans the trainings and samplings that the artefacts need (scripts/plan.py), makes those that are missing
-(scripts/schedule.py), measures all videos (infer/evaluation.py) and writes OUTPUT_DIR/ARTEFACT/: page.html, table.md,
+(scripts/schedule.py), measures all videos (infer/measure/evaluation.py) and writes OUTPUT_DIR/ARTEFACT/: page.html, table.md,
 table.csv, videos.csv, plot.png, plot.svg and videos/. Stopped and started again, it goes on. stdout carries the pages.
 """
 
@@ -104,8 +104,8 @@ import time
 import torch
 
 from data.sources import load_clips
-from infer import evaluation
-from infer.metrics import Measure
+from infer.measure import evaluation
+from infer.measure.metrics import Measure
 from infer.video import read_video, write_video
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.files.checkpoint import load_checkpoint

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from infer.evaluation import ALL_DEFINITIONS, summarize
-from infer.statistics import Estimate
+from infer.measure.evaluation import ALL_DEFINITIONS, summarize
+from infer.measure.statistics import Estimate
 from scripts.artefacts import ARTEFACTS, RENDERED, Artefact, Variant
 from scripts.chain import COMMITS, sidecars
 from scripts.hidden_states import States

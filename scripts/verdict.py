@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from infer.evaluation import ALL_DEFINITIONS
-from infer.statistics import Estimate, difference
+from infer.measure.evaluation import ALL_DEFINITIONS
+from infer.measure.statistics import Estimate, difference
 from scripts.artefacts import Claim
 
 RULINGS = ("holds", "does not hold", "undecided", "not measured")

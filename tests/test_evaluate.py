@@ -8,8 +8,8 @@ import torch
 
 from configs.errors import UserError
 from data.world import Scene, reference_clip, render
-from infer.evaluation import Reference, evaluate, find_samples, world_scores
-from infer.metrics import Measure
+from infer.measure.evaluation import Reference, evaluate, find_samples, world_scores
+from infer.measure.metrics import Measure
 from infer.video import write_video
 from scripts import evaluate as command
 

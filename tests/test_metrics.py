@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
-from infer import clip_scores
-from infer.clip_scores import MetricUnavailable, load_clip, load_viclip, temporal_consistency, text_alignment
-from infer.metrics import DEFINITIONS, Measure
+from infer.measure import clip_scores
+from infer.measure.clip_scores import MetricUnavailable, load_clip, load_viclip, temporal_consistency, text_alignment
+from infer.measure.metrics import DEFINITIONS, Measure
 
 
 @pytest.fixture(scope="module")

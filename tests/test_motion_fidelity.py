@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from infer.clip_scores import MetricUnavailable
-from infer.motion_fidelity import load_cotracker, lucas_kanade, motion_fidelity
+from infer.measure.clip_scores import MetricUnavailable
+from infer.measure.motion_fidelity import load_cotracker, lucas_kanade, motion_fidelity
 
 
 def straight(angle: float, frames: int = 8, speed: float = 3.0) -> torch.Tensor:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from infer.statistics import difference, estimate, mean, share
+from infer.measure.statistics import difference, estimate, mean, share
 
 
 def test_wilson_interval_has_the_published_values():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from infer.statistics import Estimate
+from infer.measure.statistics import Estimate
 from scripts.artefacts import Claim
 from scripts.verdict import judge, rule
 

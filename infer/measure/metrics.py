@@ -10,8 +10,9 @@ from functools import partial
 
 import torch
 
-from infer import clip_scores, motion_fidelity
-from infer.clip_scores import MetricUnavailable
+from infer.measure import clip_scores
+from infer.measure import motion_fidelity
+from infer.measure.clip_scores import MetricUnavailable
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Measure a folder of sampled videos by their sidecars: prompt, seed and reference clip stand beside every video.
 
 On the toy world the measures are exact, because the truth is known (data/detectors.py); on any other video they are
-those of infer/metrics.py. What can not be measured becomes one sentence, and the rest goes on. Frames are uint8
+those of infer/measure/metrics.py. What can not be measured becomes one sentence, and the rest goes on. Frames are uint8
 [f c h w]; paths are (x, y) in pixels of a 64-pixel canvas.
 """
 
@@ -21,8 +21,8 @@ from configs.schema import from_dict
 from data.detectors import SUCCESS_CORRELATION, SUCCESS_RMSE, compare_paths, read_clip
 from data.sources import load_clips
 from data.world import known_path, parse_prompt
-from infer.metrics import DEFINITIONS, Definition, Measure
-from infer.statistics import Estimate, estimate
+from infer.measure.metrics import DEFINITIONS, Definition, Measure
+from infer.measure.statistics import Estimate, estimate
 from infer.video import read_video
 
 SNAP = 64  # pixels that sides are a multiple of: a VAE of 8 and ZeroScope's three halvings

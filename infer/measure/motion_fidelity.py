@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from configs.errors import DAMAGED_PICKLE
-from infer.clip_scores import MetricUnavailable
+from infer.measure.clip_scores import MetricUnavailable
 
 Tracker = Callable[[torch.Tensor], torch.Tensor]  # uint8 [f c h w] -> tracklets [n f 2]
 

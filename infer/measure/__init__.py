@@ -1,0 +1,1 @@
+"""What measures finished videos; nothing that samples or trains imports it."""
