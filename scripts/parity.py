@@ -1,6 +1,6 @@
 """Compare this implementation with reference numbers: `python scripts/parity.py FOLDER [--assets FOLDER]`.
 
-FOLDER holds reference files (scripts/reference.py), told apart by their prefix: unet_, ah_, lora_*_forward, losses,
+FOLDER holds reference files (scripts/authors/reference.py), told apart by their prefix: unet_, ah_, lora_*_forward, losses,
 inversion, infer_*, train_trace_*. Everything is read from the files: sizes, ranks, presets, steps, and the U-Net
 itself. Pipeline, checkpoint and cache folders are looked for in FOLDER and in --assets. Prints a Markdown table; exit
 code 1 when a difference is over its tolerance or a case can not be run, 2 when there is none.
@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 
 from configs.errors import UserError, command
 from scripts.chain import commit
-from scripts.parity_cases import highway_case, infer_case, inversion_case, lora_case, unet_case
-from scripts.parity_training import losses_case, trace_case
-from scripts.reference import Reference, Row
+from scripts.authors.cases import highway_case, infer_case, inversion_case, lora_case, unet_case
+from scripts.authors.training import losses_case, trace_case
+from scripts.authors.reference import Reference, Row
 from scripts.report import rewrite
 from scripts.sections import read_sections, section
 

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from configs.schema import from_dict
 from models.blueprint import build_tokenizer
-from models.recipe import build_unet, fill
+from scripts.authors.weights import build_unet, fill
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its width

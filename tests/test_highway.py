@@ -8,7 +8,7 @@ from configs.errors import UserError
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.files.release import skeleton
-from models.recipe import build_unet
+from scripts.authors.weights import build_unet
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import torch
 from conftest import UNET
 
 from models.hooks import bypass_single_frames, checkpoint_activations, wrap_forward
-from models.recipe import build_unet
+from scripts.authors.weights import build_unet
 
 
 @pytest.fixture(scope="module")

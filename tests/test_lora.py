@@ -11,7 +11,7 @@ from conftest import ROOT, UNET, outcome
 from configs.errors import UserError
 from models.files.release import skeleton
 from models.lora import PRESETS, active, add_adapter, merge, targets
-from models.recipe import build_unet
+from scripts.authors.weights import build_unet
 
 NARROW = {**UNET, "block_out_channels": [32, 32, 64, 64], "layers_per_block": 1}
 GOLDEN = ROOT / "tests" / "golden"

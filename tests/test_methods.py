@@ -13,7 +13,7 @@ from configs.schema import load
 from models import methods
 from models.files import release
 from models.files.checkpoint import load_checkpoint
-from models.recipe import build_unet
+from scripts.authors.weights import build_unet
 
 LOSSES = {"base": {"loss_temporal"}, "debiased": {"loss_temporal", "loss_debiased"},
           "hybrid": {"loss_temporal", "loss_debiased", "loss_spatial"}}

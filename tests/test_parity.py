@@ -1,7 +1,7 @@
 """Agreement with the authors' code: every reference file in tests/golden, through the command's own cases.
 
 The numbers came from running the authors' release and MotionDirector's LoRA code on a random pipeline. The weights of
-its U-Net and VAE are rebuilt from names (models/recipe.py); the copies here leave out what would only add size.
+its U-Net and VAE are rebuilt from names (scripts/authors/weights.py); the copies here leave out what would only add size.
 """
 
 import json
@@ -16,9 +16,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from configs.errors import command
-from models.recipe import build_unet, fill
+from scripts.authors.weights import build_unet, fill
 from scripts.parity import compare, main
-from scripts.reference import Reference
+from scripts.authors.reference import Reference
 
 GOLDEN = ROOT / "tests" / "golden"
 FILES = ["ah_tiny*", "infer_s5", "inversion", "lora_train_forward", "losses*", "train_trace_fixed", "unet_plain"]

@@ -4,7 +4,7 @@ from conftest import UNET
 from diffusers import DDIMScheduler
 
 from infer.sampler import rescale_guidance, sample
-from models.recipe import build_unet
+from scripts.authors.weights import build_unet
 
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
                 set_alpha_to_one=False, steps_offset=1)

@@ -1,7 +1,7 @@
 """A file of reference numbers, and the models that its numbers were made with. Read by scripts/parity.py.
 
 A file is a .safetensors, with settings in a .json beside some. Its U-Net is rebuilt from the file's metadata
-(`unet_config`, `recipe_seed`) or comes from a pipeline folder (its weights, else models/recipe.py).
+(`unet_config`, `recipe_seed`) or comes from a pipeline folder (its weights, else scripts/authors/weights.py).
 """
 
 import json
@@ -20,7 +20,7 @@ from configs.errors import UserError
 from models.backbone import Backbone
 from models.files.checkpoint import load_checkpoint
 from models.files.release import skeleton
-from models.recipe import REFERENCE_SEED, build_unet
+from scripts.authors.weights import REFERENCE_SEED, build_unet
 
 FORWARD = 5e-6  # absolute, one pass through the U-Net or the text encoder
 

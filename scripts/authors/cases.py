@@ -1,7 +1,7 @@
 """Reference files of one model's forward pass, LoRAs, inversion and sampling. Read by scripts/parity.py.
 
-Every case is a generator of rows over one file (scripts/reference.py) and compares what the file holds; sizes, ranks,
-presets and numbers of steps are read from it. Training has a file of its own, scripts/parity_training.py.
+Every case is a generator of rows over one file (scripts/authors/reference.py) and compares what the file holds; sizes, ranks,
+presets and numbers of steps are read from it. Training has a file of its own, scripts/authors/training.py.
 """
 
 import math
@@ -24,7 +24,7 @@ from models.files.checkpoint import load_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames
 from models.lora import PRESETS, active, add_adapter, merge, targets
-from scripts.reference import Reference, Row
+from scripts.authors.reference import Reference, Row
 
 LATENTS = 2e-5  # relative to the largest value, after many passes
 EXACT = 1e-6  # arithmetic without a network

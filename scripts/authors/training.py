@@ -1,6 +1,6 @@
 """Reference files of training: losses and gradients of one step, and short runs. Read by scripts/parity.py.
 
-Every case is a generator of rows over one file (scripts/reference.py), and goes through train.training_step.
+Every case is a generator of rows over one file (scripts/authors/reference.py), and goes through train.training_step.
 """
 
 import re
@@ -17,8 +17,8 @@ from models.hooks import bypass_single_frames
 from models.lora import PRESETS, add_adapter, targets
 from models.training.objective import Draw
 from models.training.optimizer import DualPathOptimizer
-from scripts.parity_cases import UNGUARDED, adapt
-from scripts.reference import Reference, Row
+from scripts.authors.cases import UNGUARDED, adapt
+from scripts.authors.reference import Reference, Row
 from train import training_step
 
 LOSS = 2e-6

@@ -1,0 +1,1 @@
+"""Agreement with the authors' code: their numbers, and the cases that are compared with them."""
