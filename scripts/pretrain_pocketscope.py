@@ -31,13 +31,13 @@ from tqdm import tqdm
 
 from configs.errors import UserError, command
 from data.world import MOTIONS, render, sample_scene, vocabulary
-from infer import pocket
+from scripts.pocket import abilities as pocket
 from infer.pictures import contact_sheet
-from infer.pocket import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
+from scripts.pocket.abilities import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
 from models.backbone import choose_device
-from models.blueprint import build, write_slow_tokenizer
+from scripts.pocket.architecture import build, write_slow_tokenizer
 from models.hooks import bypass_single_frames
-from models.resumable import Phase, Trainer, is_made, write
+from scripts.pocket.trainer import Phase, Trainer, is_made, write
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
 FADE_TO = 0.03  # at 0.12 the convolutions still carried three motions in four by themselves

@@ -1,6 +1,6 @@
 """Render the example clips that this project ships: a turning car, a dolly zoom, zooms in and out, the toy's motions.
 
-Every scene is placed by hand and drawn by scripts/tracer.py, so that nobody's footage is shipped; the clips called
+Every scene is placed by hand and drawn by scripts/pocket/tracer.py, so that nobody's footage is shipped; the clips called
 pocket_* are of data/world.py, one of each motion that PocketScope never saw, with a caption beside it.
 
     python scripts/render_clips.py                   # writes data/examples/*.mp4, a few minutes
@@ -21,7 +21,7 @@ import numpy as np
 
 from configs.errors import UserError, command
 from data.world import PATHS, RETIMINGS, reference_clip
-from scripts.tracer import Colour, Solid, View, render
+from scripts.pocket.tracer import Colour, Solid, View, render
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "examples"
 SIZE, FRAMES, FPS, SAMPLES = 384, 16, 8, 2  # pixels a side, frames, frames a second, rays a pixel's side

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from configs.schema import from_dict
-from models.blueprint import build_tokenizer
+from scripts.pocket.architecture import build_tokenizer
 from scripts.authors.weights import build_unet, fill
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))

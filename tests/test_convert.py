@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from configs.errors import UserError
 from data.cache import CachedClip, export, read_cached
-from models import blueprint, lora
+from models import lora
+from scripts.pocket import architecture as blueprint
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, read_peft

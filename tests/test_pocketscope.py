@@ -10,8 +10,8 @@ from diffusers.models.resnet import TemporalConvLayer
 from transformers import CLIPTokenizer
 
 from data.world import render, sample_scene, vocabulary
-from infer import pocket
-from models.blueprint import TEXT_LENGTH, build
+from scripts.pocket import abilities as pocket
+from scripts.pocket.architecture import TEXT_LENGTH, build
 from scripts import pretrain_pocketscope as pretraining
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"

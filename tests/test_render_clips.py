@@ -6,7 +6,7 @@ import pytest
 from data.clips import Cut, read_video
 from data.world import reference_clip
 from scripts.render_clips import CLIPS, FOLDER, TOYS, main, render_clip
-from scripts.tracer import FAR, SUN, Solid, View, render
+from scripts.pocket.tracer import FAR, SUN, Solid, View, render
 
 
 def rays(*directions):

@@ -19,7 +19,7 @@ import train
 from configs.errors import UserError
 from data.world import BACKGROUNDS, COLOURS, SHAPES, parse_prompt, vocabulary
 from models.backbone import Backbone
-from models.blueprint import build, build_unet
+from scripts.pocket.architecture import build, build_unet
 from models.files.checkpoint import load_checkpoint
 from scripts import reproduce
 from scripts import testbed as beds

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from configs.errors import UserError
-from models import resumable
-from models.resumable import Phase, Trainer
+from scripts.pocket import trainer as resumable
+from scripts.pocket.trainer import Phase, Trainer
 
 FIRST, SECOND = Phase(6, 4, lr=1e-2, ema=0.9, warmup=2), Phase(9, 4, lr=1e-2, ema=0.9, warmup=2, decay_to=0.5)
 

@@ -1,0 +1,1 @@
+"""How the pocket model and the rendered example clips are made."""
