@@ -35,7 +35,7 @@ from infer.inversion import ddim_invert
 from models.training.journal import Journal
 from infer.preview import longest, preview
 from models.training.resume import begin_or_resume, say
-from infer.settings import skeleton
+from infer.request import skeleton
 from models.training.stopping import StopSignals, together
 from models import methods
 from models.training import memory

@@ -25,7 +25,7 @@ from infer import options
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet
 from infer.sampler import sample
-from infer.settings import Settings, Source, find_sources, model_path, reference_clip, resolve
+from infer.request import Settings, Source, find_sources, model_path, reference_clip, resolve
 from infer.video import safe_name, write_video
 from models import methods
 from models.backbone import Backbone, choose_device, choose_dtype

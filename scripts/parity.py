@@ -22,12 +22,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: several tim
 from safetensors import SafetensorError
 
 from configs.errors import UserError, command
-from scripts.chain import commit
+from scripts.artefacts.chain import commit
 from scripts.authors.cases import highway_case, infer_case, inversion_case, lora_case, unet_case
 from scripts.authors.training import losses_case, trace_case
 from scripts.authors.reference import Reference, Row
-from scripts.report import rewrite
-from scripts.sections import read_sections, section
+from scripts.artefacts.report import rewrite
+from scripts.artefacts.sections import read_sections, section
 
 # what a file that lacks a tensor or a setting, or holds those of another shape or model, can provoke anywhere below
 BROKEN = (UserError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,

@@ -1,7 +1,7 @@
 """Make the paper's tables and figures: `python scripts/reproduce.py table4 --model pocket`.
 
-Plans the trainings and samplings that the artefacts need (scripts/plan.py), makes those that are missing
-(scripts/schedule.py), measures all videos (infer/measure/evaluation.py) and writes OUTPUT_DIR/ARTEFACT/: page.html, table.md,
+Plans the trainings and samplings that the artefacts need (scripts/artefacts/plan.py), makes those that are missing
+(scripts/artefacts/schedule.py), measures all videos (infer/measure/evaluation.py) and writes OUTPUT_DIR/ARTEFACT/: page.html, table.md,
 table.csv, videos.csv, plot.png, plot.svg and videos/. Stopped and started again, it goes on. stdout carries the pages.
 """
 
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
 from configs.schema import ROOT, load
-from scripts.artefacts import ARTEFACTS, PAPER, PROMPTS
+from scripts.artefacts.catalogue import ARTEFACTS, PAPER, PROMPTS
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
 
@@ -109,15 +109,15 @@ from infer.measure.metrics import Measure
 from infer.video import read_video, write_video
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.files.checkpoint import load_checkpoint
-from scripts.chain import commit
-from scripts.hidden_states import LabelledClip, States, compare, world_clips
-from scripts.page import write_page
-from scripts.plan import Place, Plan, commands
-from scripts.plots import draw
-from scripts.report import update_results, write_files
-from scripts.result import Result, cost, made_at
-from scripts.schedule import Launch, Processes, run_all, run_on_slurm
-from scripts.testbed import POCKET, Testbed
+from scripts.artefacts.chain import commit
+from scripts.artefacts.hidden_states import LabelledClip, States, compare, world_clips
+from scripts.artefacts.page import write_page
+from scripts.artefacts.plan import Place, Plan, commands
+from scripts.artefacts.plots import draw
+from scripts.artefacts.report import update_results, write_files
+from scripts.artefacts.result import Result, cost, made_at
+from scripts.artefacts.schedule import Launch, Processes, run_all, run_on_slurm
+from scripts.artefacts.testbed import POCKET, Testbed
 
 
 def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None = None) -> tuple[list[Path], int]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from scripts.hidden_states import AH, BASE, SPATIAL, TAP, States, classify
+from scripts.artefacts.hidden_states import AH, BASE, SPATIAL, TAP, States, classify
 
 LABELS = ["left", "right", "up"] * 20
 

@@ -8,7 +8,8 @@ from conftest import ROOT
 
 import train
 from configs.errors import UserError, command
-from infer import options, settings
+from infer import options
+from infer import request
 from infer.generate import generate
 from infer.video import read_video, safe_name, write_video
 
@@ -216,11 +217,11 @@ def test_empty_prompts_are_refused(tmp_path):
 def test_damaged_native_values_and_a_strength_that_is_no_number_are_one_sentence(tmp_path):
     (tmp_path / "sampling.json").write_text("{")
     with pytest.raises(UserError, match="not a JSON object of sampling values"):
-        settings._native(tmp_path)
+        request._native(tmp_path)
     for strength in ("nan", "much"):
         with pytest.raises(UserError, match="is not a number"):
-            settings._number(strength)
-    assert settings._number("0.5") == 0.5
+            request._number(strength)
+    assert request._number("0.5") == 0.5
 
 
 def test_a_path_that_can_not_be_used_ends_in_one_line(tmp_path, capsys):

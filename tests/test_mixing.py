@@ -10,7 +10,8 @@ import torch
 from diffusers import UNet3DConditionModel
 
 from configs.errors import UserError
-from infer import generate, options, settings
+from infer import generate, options
+from infer import request
 from infer.video import read_video
 from models import methods
 from models.files import release

@@ -22,12 +22,12 @@ from models.backbone import Backbone
 from scripts.pocket.architecture import build, build_unet
 from models.files.checkpoint import load_checkpoint
 from scripts import reproduce
-from scripts import testbed as beds
-from scripts.artefacts import ARTEFACTS, PAPER, Variant
-from scripts.chain import work
-from scripts.hidden_states import LabelledClip, compare, world_clips
-from scripts.plan import Plan, commands
-from scripts.testbed import read_list
+from scripts.artefacts import testbed as beds
+from scripts.artefacts.catalogue import ARTEFACTS, PAPER, Variant
+from scripts.artefacts.chain import work
+from scripts.artefacts.hidden_states import LabelledClip, compare, world_clips
+from scripts.artefacts.plan import Plan, commands
+from scripts.artefacts.testbed import read_list
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "figure5", "figure6"]
 FEW = ["lora_rank=2", "train_data.width=64"]

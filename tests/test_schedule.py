@@ -3,8 +3,8 @@
 import pytest
 
 from configs.errors import UserError
-from scripts import schedule
-from scripts.chain import Chain
+from scripts.artefacts import schedule
+from scripts.artefacts.chain import Chain
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 
 from infer.measure.statistics import Estimate
-from scripts.artefacts import Claim
-from scripts.verdict import judge, rule
+from scripts.artefacts.catalogue import Claim
+from scripts.artefacts.verdict import judge, rule
 
 
 @pytest.mark.parametrize(("expect", "low", "high", "ruling"), [

@@ -16,7 +16,7 @@ from configs.schema import ROOT
 from data.clips import VIDEO_SUFFIXES
 from data.world import PATHS, REFERENCE_SEEDS, Scene, parse_prompt, reference_clip, render
 from infer.video import safe_name, write_video
-from scripts.artefacts import TRUE_MOTION, WORDS_ALONE
+from scripts.artefacts.catalogue import TRUE_MOTION, WORDS_ALONE
 
 POCKET = ROOT / "models" / "pocketscope"
 EXAMPLES = ROOT / "data" / "examples"

@@ -9,12 +9,12 @@ import torch
 
 from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.measure.statistics import Estimate
-from scripts.artefacts import ARTEFACTS, RENDERED, Artefact, Variant
-from scripts.chain import COMMITS, sidecars
-from scripts.hidden_states import States
-from scripts.plan import Place
-from scripts.testbed import Testbed
-from scripts.verdict import Verdict, conclude, judge
+from scripts.artefacts.catalogue import ARTEFACTS, RENDERED, Artefact, Variant
+from scripts.artefacts.chain import COMMITS, sidecars
+from scripts.artefacts.hidden_states import States
+from scripts.artefacts.plan import Place
+from scripts.artefacts.testbed import Testbed
+from scripts.artefacts.verdict import Verdict, conclude, judge
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Result:
     problems: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     clips: dict[str, Path] = field(default_factory=dict)  # reference -> a video of it
-    states: States | None = None  # figure 4 alone: scripts/hidden_states.py
+    states: States | None = None  # figure 4 alone: scripts/artefacts/hidden_states.py
 
     @property
     def artefact(self) -> Artefact:

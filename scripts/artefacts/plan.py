@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.errors import UserError
 from configs.schema import load
-from scripts.artefacts import ARTEFACTS, PROMPTS, SMOKE_PROMPTS, Variant
-from scripts.chain import Chain, Samples, infer_words, train_words
-from scripts.testbed import Reference, Testbed
+from scripts.artefacts.catalogue import ARTEFACTS, PROMPTS, SMOKE_PROMPTS, Variant
+from scripts.artefacts.chain import Chain, Samples, infer_words, train_words
+from scripts.artefacts.testbed import Reference, Testbed
 
 SMOKE = ("max_train_steps=2", "lr_warmup_steps=0", "checkpointing_steps=1", "timesteps_per_step=1", "inversion_steps=2",
          "validation_data.num_inference_steps=2")

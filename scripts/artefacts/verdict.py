@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.measure.statistics import Estimate, difference
-from scripts.artefacts import Claim
+from scripts.artefacts.catalogue import Claim
 
 RULINGS = ("holds", "does not hold", "undecided", "not measured")
 

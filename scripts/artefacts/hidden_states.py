@@ -20,8 +20,8 @@ from infer.measure.statistics import Estimate, difference, mean, share
 from models import methods
 from models.backbone import Backbone
 from models.files.checkpoint import Checkpoint
-from scripts.artefacts import Claim
-from scripts.verdict import Verdict, rule
+from scripts.artefacts.catalogue import Claim
+from scripts.artefacts.verdict import Verdict, rule
 
 TIMESTEP = 500
 BATCH = 8

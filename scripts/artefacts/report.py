@@ -12,9 +12,9 @@ from pathlib import Path
 from configs.files import atomic_path
 from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.measure.statistics import FORMULAS
-from scripts.artefacts import ARTEFACTS, REPORTED
-from scripts.result import Result
-from scripts.sections import Key, read_sections, section, write_sections
+from scripts.artefacts.catalogue import ARTEFACTS, REPORTED
+from scripts.artefacts.result import Result
+from scripts.artefacts.sections import Key, read_sections, section, write_sections
 
 VERDICT = re.compile(r"^- \*\*(.+?)\*\* .*$", re.MULTILINE)
 HEADER = """# Results

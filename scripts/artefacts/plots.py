@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from configs.files import atomic_path
 from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.video import read_video
-from scripts.result import Result
+from scripts.artefacts.result import Result
 
 GRID_ROWS, GRID_FRAMES = 3, 4  # prompts for each reference and frames for each video in a picture
 

@@ -1,4 +1,4 @@
-"""Running chains (scripts/chain.py): several at once where there are several GPUs, or as SLURM jobs.
+"""Running chains (scripts/artefacts/chain.py): several at once where there are several GPUs, or as SLURM jobs.
 
 Every chain is a process of its own with a log; one that fails leaves a sentence and the others go on. Stopping this
 process stops them after their current step, with a checkpoint, so that the same command continues.
@@ -19,7 +19,7 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import ROOT
-from scripts.chain import Chain
+from scripts.artefacts.chain import Chain
 
 Launch = Callable[[Chain, int], str | None]  # (chain, number of the worker) -> what went wrong
 
@@ -55,7 +55,7 @@ class Processes:
 
 
 def command_of(chain: Chain, folder: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / "chain.py"), str(chain.write(folder / f"{chain.name}.json"))]
+    return [sys.executable, str(ROOT / "scripts" / "artefacts" / "chain.py"), str(chain.write(folder / f"{chain.name}.json"))]
 
 
 def reason(log: Path, code: int, start: int = 0) -> str:

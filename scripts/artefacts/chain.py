@@ -1,6 +1,6 @@
 """One training and everything sampled from it: a chain, the unit that runs on one device and survives being stopped.
 
-    python scripts/chain.py CHAIN.json
+    python scripts/artefacts/chain.py CHAIN.json
 
 Written and started by scripts/reproduce.py. A finished training is not repeated, an interrupted one goes on from its
 last checkpoint, and only videos that are missing are sampled. Everything is done by the functions of train.py and
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
 
 from configs.errors import command

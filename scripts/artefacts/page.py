@@ -10,8 +10,8 @@ from pathlib import Path
 from configs.files import atomic_path
 from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.measure.statistics import FORMULAS
-from scripts.artefacts import REPORTED
-from scripts.result import Result
+from scripts.artefacts.catalogue import REPORTED
+from scripts.artefacts.result import Result
 
 ROWS = 18  # rows of videos on the page at most, divided among the references
 WIDTH = 128  # CSS pixels of a video on the page at least
