@@ -32,25 +32,35 @@ from omegaconf import DictConfig
 from data import cache
 from data.sources import load_clips
 from infer.inversion import ddim_invert
-from models.training.journal import Journal
 from infer.preview import longest, preview
-from models.training.resume import begin_or_resume, say
 from infer.request import skeleton
-from models.training.stopping import StopSignals, together
 from models import methods
-from models.training import memory
-from models.training import objective
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.training import memory, objective
+from models.training.journal import Journal
 from models.training.optimizer import DualPathOptimizer
+from models.training.resume import begin_or_resume, say
+from models.training.stopping import StopSignals, together
 
 VAE_FACTOR, CLIP_TOKENS = 8, 77  # of every model of this family; only the estimate of --dry-run assumes them
 
 
-def training_step(unet, scheduler, method, latents, text, draw, *, clip=0, debias_beta=1.0, learn_motion=True,
-                  backward=torch.Tensor.backward) -> dict[str, torch.Tensor]:
+def training_step(
+    unet,
+    scheduler,
+    method,
+    latents,
+    text,
+    draw,
+    *,
+    clip=0,
+    debias_beta=1.0,
+    learn_motion=True,
+    backward=torch.Tensor.backward,
+) -> dict[str, torch.Tensor]:
     """Both passes of the objective with their gradients; no weight moves. Returns the detached losses by name.
 
     latents [b c f h w] and text [b n d] belong to reference clip number `clip`; `draw` holds noise, timestep, frame
@@ -86,7 +96,10 @@ def predict(unet, z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor)
 
 
 def run(cfg: DictConfig) -> Path:
-    """Train as `cfg` (configs/fields.py) says and return the run folder. Raises UserError for what a person can mend."""
+    """Train as `cfg` (configs/fields.py) says and return the run folder.
+
+    Raises UserError for what a person can mend.
+    """
     for folder in (cfg.output_dir, cfg.cache_dir):
         check_writable(Path(folder))
     processes = PartialState(cpu=cfg.device == "cpu")
@@ -94,17 +107,26 @@ def run(cfg: DictConfig) -> Path:
     backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)
     with processes.main_process_first():
         clips = prepare_clips(cfg, backbone)
-    method = methods.attach(backbone.unet, cfg, clips=len(clips), latent_size=tuple(clips[longest(clips)].latents.shape[2:]))
+    method = methods.attach(
+        backbone.unet, cfg, clips=len(clips), latent_size=tuple(clips[longest(clips)].latents.shape[2:])
+    )
     say(processes, "\n".join(method.describe()))
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.unet, nested=cfg.memory == "low")
     optimizer = DualPathOptimizer(
-        cfg, method.motion_parameters, method.appearance_parameters, device=device,
+        cfg,
+        method.motion_parameters,
+        method.appearance_parameters,
+        device=device,
         motion_lr=cfg.learning_rate if cfg.method == "lora" else cfg.embeddings.learning_rate,
-        half=backbone.dtype == torch.float16)
+        half=backbone.dtype == torch.float16,
+    )
     folder, start = begin_or_resume(cfg, method, optimizer, processes, partial(cache.same_clips, clips))
     if start >= cfg.max_train_steps:
-        say(processes, f"nothing is left to do: {start} of {cfg.max_train_steps} steps are done; raise max_train_steps to go on")
+        say(
+            processes,
+            f"nothing is left to do: {start} of {cfg.max_train_steps} steps are done; raise max_train_steps to go on",
+        )
         return folder
     if not processes.is_main_process:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, None)
@@ -125,8 +147,9 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
     """Steps start+1 to max_train_steps: draw, both passes, move the weights, log, save, preview."""
     unet, device = backbone.unet, backbone.device
     accumulation, ranks = cfg.gradient_accumulation_steps, processes.num_processes
-    batches = [tuple(x.to(device).expand(cfg.timesteps_per_step, *x.shape[1:]) for x in (c.latents, c.text))
-               for c in clips]
+    batches = [
+        tuple(x.to(device).expand(cfg.timesteps_per_step, *x.shape[1:]) for x in (c.latents, c.text)) for c in clips
+    ]
     unet.train()  # as the release: LoRA dropout and the temporal convolutions' own dropout are active
     with StopSignals() as stop:
         for step in range(start + 1, cfg.max_train_steps + 1):
@@ -135,28 +158,51 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
                 micro = k * ranks + processes.process_index
                 clip = clip_order(cfg.seed, (step - 1) * accumulation * ranks + micro, len(clips))
                 latents, text = batches[clip]
-                draw = objective.draw(cfg.seed, step, latents, micro=micro, min_timestep=cfg.min_timestep,
-                                      max_timestep=cfg.max_timestep, spatial_probability=cfg.spatial_path_probability)
+                draw = objective.draw(
+                    cfg.seed,
+                    step,
+                    latents,
+                    micro=micro,
+                    min_timestep=cfg.min_timestep,
+                    max_timestep=cfg.max_timestep,
+                    spatial_probability=cfg.spatial_path_probability,
+                )
                 torch.manual_seed(objective.seed_of("dropout", cfg.seed, step, micro))  # the one global draw
-                found.append(training_step(
-                    unet, backbone.scheduler, method, latents, text, draw, debias_beta=cfg.debias_beta,
-                    clip=0 if cfg.single_spatial_lora else clip, learn_motion=cfg.train_temporal_lora,
-                    backward=optimizer.backward))
+                found.append(
+                    training_step(
+                        unet,
+                        backbone.scheduler,
+                        method,
+                        latents,
+                        text,
+                        draw,
+                        debias_beta=cfg.debias_beta,
+                        clip=0 if cfg.single_spatial_lora else clip,
+                        learn_motion=cfg.train_temporal_lora,
+                        backward=optimizer.backward,
+                    )
+                )
             losses = mean_losses(found)
             stopped, broken = together(processes, stop.requested, not all(map(math.isfinite, losses.values())))
             if broken:
                 which = [f"{name} loss is {value}" for name, value in losses.items() if not math.isfinite(value)]
                 advice = "" if backbone.dtype == torch.float32 else ", or use mixed_precision=bf16"
-                raise UserError(f"training: the {' and the '.join(which) or 'loss of another process is not finite'} at step "
-                                f"{step}, timestep {draw.timestep.tolist()}; checkpoints made before are kept in {folder}; "
-                                f"lower learning_rate{advice}")
+                raise UserError(
+                    f"training: the {' and the '.join(which) or 'loss of another process is not finite'} at step "
+                    f"{step}, timestep {draw.timestep.tolist()}; checkpoints made before are kept in {folder}; "
+                    f"lower learning_rate{advice}"
+                )
             rate = optimizer.learning_rate
             optimizer.step()
             if journal:
                 journal.log(step, losses, timestep=int(draw.timestep[0]), learning_rate=rate)
                 if step == cfg.max_train_steps or stopped or step % cfg.checkpointing_steps == 0:
                     save(cfg, method, optimizer, folder, step)
-                if step % cfg.validation_steps == 0 and cfg.validation_data.sample_preview and cfg.validation_data.prompt:
+                if (
+                    step % cfg.validation_steps == 0
+                    and cfg.validation_data.sample_preview
+                    and cfg.validation_data.prompt
+                ):
                     preview(cfg, backbone, method, clips, folder / "previews" / f"step-{step}")
                 journal.pause()
             if stopped and step < cfg.max_train_steps:
@@ -167,29 +213,52 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
 def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
     """Latents, text embeddings and inversions of the reference clips, from the cache where it has them."""
     if cfg.cached_latent_dir:
-        clips = [clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
-                 for clip in cache.read_folder(cfg.cached_latent_dir)]
+        clips = [
+            clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
+            for clip in cache.read_folder(cfg.cached_latent_dir)
+        ]
         cache.check_fit(clips, backbone.unet.config.in_channels, backbone.unet.config.cross_attention_dim)
         return clips
     clips = load_clips(cfg, backbone.snap)
     empty = backbone.encode_text([""])
 
     def invert(latents: torch.Tensor) -> torch.Tensor:
-        return ddim_invert(backbone.unet, backbone.scheduler, latents.to(backbone.device),
-                           empty.to(backbone.device), cfg.inversion_steps).cpu()
+        return ddim_invert(
+            backbone.unet,
+            backbone.scheduler,
+            latents.to(backbone.device),
+            empty.to(backbone.device),
+            cfg.inversion_steps,
+        ).cpu()
 
     return cache.build(
-        clips, Path(cfg.cache_dir), key_parts={"weights": backbone.fingerprint(), "precision": str(backbone.dtype), "inversion": cfg.inversion_steps},
+        clips,
+        Path(cfg.cache_dir),
+        key_parts={
+            "weights": backbone.fingerprint(),
+            "precision": str(backbone.dtype),
+            "inversion": cfg.inversion_steps,
+        },
         encode_video=lambda frames: backbone.encode_video(frames).cpu(),
-        encode_text=lambda prompt: backbone.encode_text([prompt]).cpu(), invert=invert)
+        encode_text=lambda prompt: backbone.encode_text([prompt]).cpu(),
+        invert=invert,
+    )
 
 
 def save(cfg, method, optimizer, folder: Path, step: int) -> None:
     motion, appearance = method.state()
     info = {"base_model": cfg.pretrained_model_path, "method": cfg.method, **method.info()}
-    save_checkpoint(folder, step, motion=motion, appearance=appearance, kind=method.kind, config_yaml=to_yaml(cfg),
-                    info=info, training_state={"step": step, "optimizer": optimizer.state_dict()},
-                    limit=cfg.checkpoints_total_limit)
+    save_checkpoint(
+        folder,
+        step,
+        motion=motion,
+        appearance=appearance,
+        kind=method.kind,
+        config_yaml=to_yaml(cfg),
+        info=info,
+        training_state={"step": step, "optimizer": optimizer.state_dict()},
+        limit=cfg.checkpoints_total_limit,
+    )
 
 
 def clip_order(seed: int, position: int, clips: int) -> int:
@@ -206,7 +275,9 @@ def mean_losses(found: list[dict[str, torch.Tensor]]) -> dict[str, float]:
 
 
 def dry_run(cfg: DictConfig) -> str:
-    """The resolved configuration, what would be patched and the memory a step needs; loads no weights, writes nothing."""
+    """The resolved configuration, what would be patched and the memory a step needs; loads no weights, writes
+    nothing.
+    """
     unet = skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
     unet.requires_grad_(False)
     base, n, data = memory.parameter_bytes(unet), cfg.timesteps_per_step, cfg.train_data
@@ -226,9 +297,11 @@ def dry_run(cfg: DictConfig) -> str:
     if cfg.appearance_highway.use != "off":
         with attach_highway(unet, cfg.appearance_highway.scope, cfg.appearance_highway.beta) as highway:
             lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
-    lines.append(f"memory      {(base + kept + counted.peak) / 1e9:.2f} GB for a training step with one reference clip "
-                 f"(model {base / 1e9:.2f}, adapters and AdamW {kept / 1e9:.2f}, activations and gradients "
-                 f"{counted.peak / 1e9:.2f}), without the CUDA context")
+    lines.append(
+        f"memory      {(base + kept + counted.peak) / 1e9:.2f} GB for a training step with one reference clip "
+        f"(model {base / 1e9:.2f}, adapters and AdamW {kept / 1e9:.2f}, activations and gradients "
+        f"{counted.peak / 1e9:.2f}), without the CUDA context"
+    )
     return to_yaml(cfg) + "\n" + "\n".join(lines)
 
 

@@ -15,8 +15,21 @@ from collections.abc import Callable
 
 # What torch.load raises, opening with weights_only, for a file that is cut short, altered, or no pickle at all: its
 # unpickler trusts lengths, indices and shapes that damage can make anything.
-DAMAGED_PICKLE = (pickle.UnpicklingError, struct.error, tarfile.TarError, OSError, EOFError, ArithmeticError,
-                  AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+DAMAGED_PICKLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 # a path that can not be used as asked, whatever this project does: no permission, read-only, a file for a folder
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
@@ -38,13 +51,18 @@ def command(main: Callable) -> Callable:
             sys.exit(2)
         except OSError as error:
             if error.errno in REFUSED and error.filename:
-                print(f"error: {error.filename}: {error.strerror.lower()}; give another path, or change what is there",
-                      file=sys.stderr)
+                print(
+                    f"error: {error.filename}: {error.strerror.lower()}; give another path, or change what is there",
+                    file=sys.stderr,
+                )
                 sys.exit(2)
             if error.errno != errno.ENOSPC:
                 raise
-            print(f"error: no space left on the disk while writing {error.filename or 'a file'}; nothing half-written"
-                  " was kept: free some space and run the same command again", file=sys.stderr)
+            print(
+                f"error: no space left on the disk while writing {error.filename or 'a file'}; nothing half-written"
+                " was kept: free some space and run the same command again",
+                file=sys.stderr,
+            )
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

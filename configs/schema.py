@@ -251,8 +251,12 @@ def _literal(name: str, text: str) -> Any:
     """A word's text as it is where its key takes text (a caption may hold any sign); None where it is read as YAML."""
     kind = kind_of(KEYS[name]) if name in KEYS else ""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if quoted or text in ("", "null") or kind not in ("str", "str or null", "list[str]") \
-            or (kind == "list[str]" and text.startswith("[") and text.endswith("]")):
+    if (
+        quoted
+        or text in ("", "null")
+        or kind not in ("str", "str or null", "list[str]")
+        or (kind == "list[str]" and text.startswith("[") and text.endswith("]"))
+    ):
         return None
     text = text.replace("${", "\\${")  # nothing is to be looked up
     return [text] if kind == "list[str]" else text

@@ -95,8 +95,11 @@ def write_cached(cached: CachedClip, path: Path) -> None:
     """Write one clip, atomically: under another name first."""
     tensors = {"latents": cached.latents, "text": cached.text, "inversion": cached.inversion}
     with atomic_path(path) as unfinished:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}, unfinished,
-                  metadata={"format": "pt", "prompt": cached.prompt, "name": cached.name})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None},
+            unfinished,
+            metadata={"format": "pt", "prompt": cached.prompt, "name": cached.name},
+        )
 
 
 def read_cached(path: str | Path) -> CachedClip:
@@ -128,8 +131,11 @@ def same_clips(clips: list[CachedClip], kept: Path) -> bool:
         return True
     before = read_folder(kept)
     return len(before) == len(clips) and all(
-        old.prompt == new.prompt and old.latents.shape == new.latents.shape
-        and (old.latents - new.latents).abs().mean() < 0.1 * old.latents.abs().mean() for old, new in zip(before, clips))
+        old.prompt == new.prompt
+        and old.latents.shape == new.latents.shape
+        and (old.latents - new.latents).abs().mean() < 0.1 * old.latents.abs().mean()
+        for old, new in zip(before, clips)
+    )
 
 
 def check_fit(clips: list[CachedClip], channels: int, text_width: int) -> None:
@@ -139,7 +145,8 @@ def check_fit(clips: list[CachedClip], channels: int, text_width: int) -> None:
         if (clip.latents.shape[1], width) != (channels, text_width):
             raise UserError(
                 f"cached_latent_dir: {clip.name} was cached with another model ({clip.latents.shape[1]} latent"
-                f" channels, text width {width}; this model has {channels} and {text_width}); give train_data in place of it"
+                f" channels, text width {width}; this model has {channels} and {text_width}); give train_data in "
+                f"place of it"
             )
 
 
@@ -180,8 +187,10 @@ def _check_latents(path: Path, latents: torch.Tensor, inversion: torch.Tensor | 
     if latents.ndim != 5 or len(latents) != 1 or not latents.numel() or not latents.is_floating_point():
         raise UserError(f"{path}: its latents are {_kind(latents)}, no clip [1 c f h w]; give another file")
     if inversion is not None and inversion.shape != latents.shape:
-        raise UserError(f"{path}: its inversion is {_kind(inversion)}, its latents {_kind(latents)}; the two belong to"
-                        " different clips: give another file")
+        raise UserError(
+            f"{path}: its inversion is {_kind(inversion)}, its latents {_kind(latents)}; the two belong to"
+            " different clips: give another file"
+        )
 
 
 def _kind(tensor: torch.Tensor) -> str:

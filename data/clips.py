@@ -75,7 +75,8 @@ def pick_frames(path: Path, count: int, native_fps: float, cut: Cut) -> tuple[li
     else:
         advice = "lower train_data.n_sample_frames or train_data.frame_step, or take a longer clip"
     raise UserError(
-        f"{path}: {len(indices)} frames where {cut.frames} are asked for ({count} in the file at {native_fps:g} fps, every"
+        f"{path}: {len(indices)} frames where {cut.frames} are asked for ({count} in the file at {native_fps:g} fps, "
+        f"every"
         f" {every}. taken from frame {cut.start}); {advice}"
     )
 
@@ -111,8 +112,10 @@ def read_video(path: str | Path, cut: Cut, prompt: str) -> Clip:
     """
     path = _present(Path(path))
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise UserError(f"{path}: is an image, and a motion needs a video; for looks alone use dataset_types=[image]"
-                        f" train_data.image_dir={path}")
+        raise UserError(
+            f"{path}: is an image, and a motion needs a video; for looks alone use dataset_types=[image]"
+            f" train_data.image_dir={path}"
+        )
     if path.suffix.lower() == ".gif":
         frames, fps = _read_gif(path)
         indices, rate = pick_frames(path, len(frames), fps, cut)

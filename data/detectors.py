@@ -98,7 +98,9 @@ def compare_paths(found: np.ndarray, reference: np.ndarray, known: np.ndarray | 
     """
     lost = ~np.isfinite(found).all(1)
     rmse = _path_error(found, reference, lost)
-    correlation = 0.0 if lost.any() else _correlation((found - found.mean(0)).ravel(), (reference - reference.mean(0)).ravel())
+    correlation = (
+        0.0 if lost.any() else _correlation((found - found.mean(0)).ravel(), (reference - reference.mean(0)).ravel())
+    )
     success = rmse < SUCCESS_RMSE and correlation > SUCCESS_CORRELATION
     if known is not None:
         success &= rmse < _path_error(found, known, lost)
@@ -116,8 +118,12 @@ def _path_error(found: np.ndarray, path: np.ndarray, lost: np.ndarray) -> float:
 def _border_colour(image: np.ndarray) -> np.ndarray:
     edge = max(2, image.shape[1] // 20)
     border = np.concatenate(
-        [image[:, :edge].reshape(-1, 3), image[:, -edge:].reshape(-1, 3),
-         image[:, :, :edge].reshape(-1, 3), image[:, :, -edge:].reshape(-1, 3)]
+        [
+            image[:, :edge].reshape(-1, 3),
+            image[:, -edge:].reshape(-1, 3),
+            image[:, :, :edge].reshape(-1, 3),
+            image[:, :, -edge:].reshape(-1, 3),
+        ]
     )
     brightness = border.sum(1)  # the brighter half: a pattern only darkens its background
     return np.median(border[brightness >= np.median(brightness)], axis=0)

@@ -56,8 +56,15 @@ RETIMINGS = {  # held out: a known direction on another clock; name -> (times, p
 }
 PATHS = ("zigzag", "orbit", "spiral", "figure_eight")  # held out: places no known motion visits in that order
 REFERENCE_SEEDS = {  # one look with a window for each: leakage must not hang on a single colour, shape or ground
-    "there_and_back": 3, "late_start": 0, "pause": 38, "speeding_up": 21, "back_and_forth": 29,
-    "zigzag": 43, "orbit": 6, "spiral": 25, "figure_eight": 26,
+    "there_and_back": 3,
+    "late_start": 0,
+    "pause": 38,
+    "speeding_up": 21,
+    "back_and_forth": 29,
+    "zigzag": 43,
+    "orbit": 6,
+    "spiral": 25,
+    "figure_eight": 26,
 }
 HELD_OUT_WORDS = (
     "there and back starts late pauses pausing accelerates speeding up forth zigzags zigzag orbits orbiting spirals "
@@ -151,7 +158,8 @@ def sample_scene(seed: int, split: str = "train", decorated: float = 0.2) -> Sce
 
 
 def reference_clip(motion: str, seed: int | None = None, frames: int = 8, size: int = 64, **look) -> WorldClip:
-    """The clip to customize on for one motion: an appearance worth leaking, drawn from `seed` (default the motion's own).
+    """The clip to customize on for one motion: an appearance worth leaking, drawn from `seed` (default the motion's
+    own).
 
     Either a pattern or a window is always present; `look` overrides any field of the Scene.
     """
@@ -230,9 +238,7 @@ def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
         canvas = canvas * (1 - 0.22 * _pattern(scene.pattern, x, y, rng.uniform(0, 12, 2)))[..., None]
     if scene.window:
         canvas = _draw_window(canvas, x, y, corner=rng.integers(0, 2, 2))
-    alpha = coverage(
-        scene.shape, x - centre[:, 0, None, None], y - centre[:, 1, None, None], radius[:, None, None]
-    )
+    alpha = coverage(scene.shape, x - centre[:, 0, None, None], y - centre[:, 1, None, None], radius[:, None, None])
     image = canvas + alpha[..., None] * (paint - canvas)  # [f h w c]
     pixels = torch.from_numpy(np.rint(image).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
     return WorldClip(

@@ -12,6 +12,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,8 @@ from configs.files import atomic_path, check_writable
 from infer import options
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet
-from infer.sampler import sample
 from infer.request import Settings, Source, find_sources, model_path, reference_clip, resolve
+from infer.sampler import sample
 from infer.video import safe_name, write_video
 from models import methods
 from models.backbone import Backbone, choose_device, choose_dtype
@@ -57,19 +58,33 @@ def generate(args: argparse.Namespace) -> Iterator[Path]:
     with tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True) as bar:
         for start in range(0, len(jobs), args.batch_size):
             batch = jobs[start : start + args.batch_size]
-            noise = [initial_noise(shape, torch.Generator().manual_seed(seed), reference and reference.inversion,
-                                   settings.noise_prior, settings.noise_strategy, cutoff=settings.noise_cutoff)
-                     for _, seed in batch]
+            noise = [
+                initial_noise(
+                    shape,
+                    torch.Generator().manual_seed(seed),
+                    reference and reference.inversion,
+                    settings.noise_prior,
+                    settings.noise_strategy,
+                    cutoff=settings.noise_cutoff,
+                )
+                for _, seed in batch
+            ]
             began = time.perf_counter()
             with _customized(backbone.unet, sources, settings, shape[2:]) as customization:
                 if start == 0:
                     bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
                 latents = sample(
-                    backbone.unet, backbone.scheduler, torch.cat(noise).to(device),
-                    torch.cat([text[prompt] for prompt, _ in batch]), negative.expand(len(batch), -1, -1),
-                    steps=settings.num_steps, guidance_scale=settings.guidance_scale,
-                    guidance_rescale=settings.guidance_rescale, progress=lambda ts: _advance(ts, bar, len(batch)),
-                    on_timestep=lambda t: customization.remove() if t <= settings.pli_threshold else None)
+                    backbone.unet,
+                    backbone.scheduler,
+                    torch.cat(noise).to(device),
+                    torch.cat([text[prompt] for prompt, _ in batch]),
+                    negative.expand(len(batch), -1, -1),
+                    steps=settings.num_steps,
+                    guidance_scale=settings.guidance_scale,
+                    guidance_rescale=settings.guidance_rescale,
+                    progress=partial(_advance, bar=bar, videos=len(batch)),
+                    on_timestep=lambda t: customization.remove() if t <= settings.pli_threshold else None,
+                )
             seconds = (time.perf_counter() - began) / len(batch)
             for (prompt, seed), clean in zip(batch, latents):
                 frames = backbone.decode_video(clean[None])
@@ -84,17 +99,31 @@ def _customized(unet, sources: list[Source], settings: Settings, latent_size: tu
     motions = [(s.checkpoint, s.strength) for s in sources if s.part == "motion"]
     appearances = [(s.checkpoint, s.clip, s.strength) for s in sources if s.part == "appearance"]
     highway = SimpleNamespace(scope=settings.highway, beta=settings.beta, scales=settings.freeu)
-    return methods.customize(unet, motions, appearances, None if settings.highway == "off" else highway,
-                             settings.embedding_sampling, latent_size)
+    return methods.customize(
+        unet,
+        motions,
+        appearances,
+        None if settings.highway == "off" else highway,
+        settings.embedding_sampling,
+        latent_size,
+    )
 
 
 def _latent_shape(settings: Settings, backbone: Backbone) -> tuple[int, int, int, int, int]:
     factor = backbone.vae_factor
     for side in ("width", "height"):
         if settings[side] % factor:
-            raise UserError(f"--{side}: {settings[side]} is not a multiple of {factor}, which this model's VAE needs; "
-                            f"use {max(1, round(settings[side] / factor)) * factor}")
-    return (1, backbone.unet.config.in_channels, settings.num_frames, settings.height // factor, settings.width // factor)
+            raise UserError(
+                f"--{side}: {settings[side]} is not a multiple of {factor}, which this model's VAE needs; "
+                f"use {max(1, round(settings[side] / factor)) * factor}"
+            )
+    return (
+        1,
+        backbone.unet.config.in_channels,
+        settings.num_frames,
+        settings.height // factor,
+        settings.width // factor,
+    )
 
 
 def _choose_attention(unet, args: argparse.Namespace) -> None:
@@ -103,8 +132,10 @@ def _choose_attention(unet, args: argparse.Namespace) -> None:
         try:
             unet.enable_xformers_memory_efficient_attention()
         except (ImportError, ValueError, NotImplementedError) as error:
-            raise UserError(f"--xformers: not usable here ({str(error).splitlines()[0][:120]}); leave it out: PyTorch's "
-                            "SDPA, the default, is as fast") from None
+            raise UserError(
+                f"--xformers: not usable here ({str(error).splitlines()[0][:120]}); leave it out: PyTorch's "
+                "SDPA, the default, is as fast"
+            ) from None
     elif args.sdp:
         unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor2_0())
 
@@ -112,13 +143,17 @@ def _choose_attention(unet, args: argparse.Namespace) -> None:
 def _record(args, settings: Settings, sources: list[Source], backbone: Backbone, reference) -> dict:
     """The part of the sidecar that all videos of one call share."""
     return {
-        "model": backbone.path, "model_fingerprint": backbone.fingerprint(),
-        "settings": settings.values, "origins": settings.origins,
+        "model": backbone.path,
+        "model_fingerprint": backbone.fingerprint(),
+        "settings": settings.values,
+        "origins": settings.origins,
         "sources": [source.record() for source in sources],
         "reference": reference and {"prompt": reference.prompt, "name": reference.name},
-        "file": {"format": args.format, "quality": args.quality}, "attention": "xformers" if args.xformers else "sdpa",
+        "file": {"format": args.format, "quality": args.quality},
+        "attention": "xformers" if args.xformers else "sdpa",
         "config": sources[0].checkpoint.config if sources else None,
-        "device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch."),
+        "device": str(backbone.device),
+        "precision": str(backbone.dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
 

@@ -1,8 +1,8 @@
 """DDIM inversion: walk a clean clip back to the noise that deterministic DDIM would denoise into it.
 
-As the release does it: 50 steps, the empty prompt, no guidance. The result carries the reference's layout and motion, and a
-share of it (the noise prior) starts the sampling of new videos. The rule is diffusers' `DDIMInverseScheduler`, written
-out because it is six lines; epsilon and v-prediction, leading and trailing spacing come from the scheduler's
+As the release does it: 50 steps, the empty prompt, no guidance. The result carries the reference's layout and motion,
+and a share of it (the noise prior) starts the sampling of new videos. The rule is diffusers' `DDIMInverseScheduler`,
+written out because it is six lines; epsilon and v-prediction, leading and trailing spacing come from the scheduler's
 configuration. Latents are [b c f h w].
 """
 

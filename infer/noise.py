@@ -41,14 +41,18 @@ def initial_noise(
     if not 0 <= prior <= 1:
         raise UserError(f"noise_prior: {prior:g} is outside [0, 1], it is the inversion's share of the variance")
     if not 0 < cutoff <= 1:
-        raise UserError(f"initial_noise.cutoff: {cutoff:g} is outside (0, 1], the share of the frequencies that is low;"
-                        " use noise_prior=0 to take nothing from the inversion")
+        raise UserError(
+            f"initial_noise.cutoff: {cutoff:g} is outside (0, 1], the share of the frequencies that is low;"
+            " use noise_prior=0 to take nothing from the inversion"
+        )
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
     if prior == 0:
         return noise
     if inversion is None:
-        raise UserError(f"noise_prior: {prior:g} of the initial noise should come from the reference clip's inversion, "
-                        "but there is none; use noise_prior=0 or cache the latents with the inversion")
+        raise UserError(
+            f"noise_prior: {prior:g} of the initial noise should come from the reference clip's inversion, "
+            "but there is none; use noise_prior=0 or cache the latents with the inversion"
+        )
     inversion = resize(inversion.float().cpu(), tuple(shape[2:]))
     return STRATEGIES[strategy](inversion, noise, prior=prior, cutoff=cutoff)
 

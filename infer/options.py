@@ -11,9 +11,22 @@ import difflib
 from configs.errors import UserError
 
 # what the release's infer.py assumes when a checkpoint does not say otherwise
-RELEASE = {"width": 384, "height": 384, "num_frames": 16, "num_steps": 30, "guidance_scale": 12.0, "fps": 8,
-           "noise_prior": 0.2, "precision": "fp16", "guidance_rescale": 0.0, "negative_prompt": "", "noise_strategy": "blend",
-           "noise_cutoff": 0.25, "embedding_sampling": "none", "pli_threshold": None}
+RELEASE = {
+    "width": 384,
+    "height": 384,
+    "num_frames": 16,
+    "num_steps": 30,
+    "guidance_scale": 12.0,
+    "fps": 8,
+    "noise_prior": 0.2,
+    "precision": "fp16",
+    "guidance_rescale": 0.0,
+    "negative_prompt": "",
+    "noise_strategy": "blend",
+    "noise_cutoff": 0.25,
+    "embedding_sampling": "none",
+    "pli_threshold": None,
+}
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
@@ -33,8 +46,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--height", "-H", type=_count, help="pixels (default: as trained, else 384)")
     add("--num-frames", "--num_frames", "-T", type=_count, help="frames (default: as trained, else 16)")
     add("--num-steps", "--num_steps", "-s", type=_between(int, 1, 999), help="DDIM steps (default 30)")
-    add("--guidance-scale", "--guidance_scale", "-g", type=_between(float, 0, 1000), help="classifier-free guidance (default 12)")
-    add("--guidance_rescale", "--guidance-rescale", type=_between(float, 0, 1), help="share of guidance rescaling (default 0)")
+    add(
+        "--guidance-scale",
+        "--guidance_scale",
+        "-g",
+        type=_between(float, 0, 1000),
+        help="classifier-free guidance (default 12)",
+    )
+    add(
+        "--guidance_rescale",
+        "--guidance-rescale",
+        type=_between(float, 0, 1),
+        help="share of guidance rescaling (default 0)",
+    )
     add("--fps", "-f", type=_count, help="frames a second of the file (default 8)")
     add("--device", "-d", default="auto", help="auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu")
     add("--precision", choices=["fp16", "bf16", "no"], help="default: as trained; a CPU computes in fp32")
@@ -44,26 +68,64 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--checkpoint_index", "--checkpoint-index", "-ci", type=int, help="N of checkpoint-N (default: the latest)")
     add("--temporal_preset", help="layers of a file without names, where shapes can not tell: release or tap")
     add("--lora_rank", "-lr", type=_count, help="only checked: the rank is in the checkpoint")
-    add("--lora_scale", "-ls", type=_strength, default=1.0, help="strength of the motion; 0 is the plain model (default 1)")
-    add("--motion", nargs=2, action="append", default=[], metavar=("FOLDER", "STRENGTH"),
-        help="mix in the motion of another checkpoint; may be repeated")
+    add(
+        "--lora_scale",
+        "-ls",
+        type=_strength,
+        default=1.0,
+        help="strength of the motion; 0 is the plain model (default 1)",
+    )
+    add(
+        "--motion",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FOLDER", "STRENGTH"),
+        help="mix in the motion of another checkpoint; may be repeated",
+    )
     add("--spatial_path_folder", help="take the looks of this checkpoint (MotionDirector's mixing)")
     add("--spatial_path_scale", type=_strength, default=1.0, help="strength of those looks (default 1)")
     add("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
     add("--temporal_path_scale", type=_strength, help="same as --lora_scale")
     add("--clip", type=int, help="which reference clip's inversion and looks to use (default: the first video, else 0)")
-    add("--seed", "-r", type=_between(int, 0, 2**63 - 1), nargs="+", help="one or several seeds (default: a random one, told in the sidecar)")
+    add(
+        "--seed",
+        "-r",
+        type=_between(int, 0, 2**63 - 1),
+        nargs="+",
+        help="one or several seeds (default: a random one, told in the sidecar)",
+    )
     add("--repeat_num", "--repeat-num", "-rn", type=_count, default=1, help="videos a prompt: seed, seed+1, ...")
-    add("--noise_prior", "--noise-prior", "-np", type=_between(float, 0, 1), help="share of the inversion in the initial noise")
+    add(
+        "--noise_prior",
+        "--noise-prior",
+        "-np",
+        type=_between(float, 0, 1),
+        help="share of the inversion in the initial noise",
+    )
     add("--noise_strategy", choices=["blend", "frequency", "blend_frequency", "fft"], help="how they are mixed")
-    add("--noise_cutoff", type=_between(float, 0.01, 1), help="edge of the low band for the frequency strategies (default 0.25)")
+    add(
+        "--noise_cutoff",
+        type=_between(float, 0.01, 1),
+        help="edge of the low band for the frequency strategies (default 0.25)",
+    )
     add("--highway", choices=["off", "all", "release", "plain"], help="appearance highway (default: as trained)")
     add("--beta", type=_between(float, 0.01, 100), help="scale of the highway's skips (default: as trained)")
     add("--freeu", type=_four, help="s1,s2,b1,b2 as '[1.1,1.,1,1]': the release's highway with these scales")
-    add("--pli_threshold", "--earlystep", type=_between(int, 0, 1000), help="phased LoRA integration: the plain model from this timestep down")
+    add(
+        "--pli_threshold",
+        "--earlystep",
+        type=_between(int, 0, 1000),
+        help="phased LoRA integration: the plain model from this timestep down",
+    )
     add("--embedding_sampling", choices=["none", "difference", "drop_value"], help="Motion Inversion's value embedding")
     add("--format", choices=["mp4", "gif", "frames"], default="mp4", help="default %(default)s")
-    add("--quality", type=_between(float, 1, 10), default=8, help="of the mp4, 1 to 10; 10 is lossless (default %(default)s)")
+    add(
+        "--quality",
+        type=_between(float, 1, 10),
+        default=8,
+        help="of the mp4, 1 to 10; 10 is lossless (default %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -75,11 +137,15 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
             with open(args.prompt_file, encoding="utf-8") as file:
                 lines = [line.strip() for line in file]
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompt_file: {args.prompt_file} can not be read ({error}); give a UTF-8 text file") from None
+            raise UserError(
+                f"--prompt_file: {args.prompt_file} can not be read ({error}); give a UTF-8 text file"
+            ) from None
         prompts += [line for line in lines if line and not line.startswith("#")]
         if not any(line and not line.startswith("#") for line in lines):
-            raise UserError(f"--prompt_file: {args.prompt_file} holds no prompt ({len(lines)} lines, empty or with #); write one "
-                            "a line")
+            raise UserError(
+                f"--prompt_file: {args.prompt_file} holds no prompt ({len(lines)} lines, empty or with #); write one "
+                "a line"
+            )
     if not prompts:
         raise UserError("no prompt was given; use --prompt TEXT or --prompt_file FILE")
     if not all(prompt.strip() for prompt in prompts):

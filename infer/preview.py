@@ -32,15 +32,28 @@ def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], fo
     rows = []
     unet.eval()
     for prompt in wanted.prompt:
-        noise = initial_noise(shape, torch.Generator().manual_seed(cfg.seed), reference, wanted.noise_prior if usable else 0.0,
-                              cfg.initial_noise.strategy, cutoff=cfg.initial_noise.cutoff)
+        noise = initial_noise(
+            shape,
+            torch.Generator().manual_seed(cfg.seed),
+            reference,
+            wanted.noise_prior if usable else 0.0,
+            cfg.initial_noise.strategy,
+            cutoff=cfg.initial_noise.cutoff,
+        )
         with method.sampling(wanted.spatial_scale) as customization:
             latents = sample(
-                unet, backbone.scheduler, noise.to(backbone.device), backbone.encode_text([prompt]), negative,
-                steps=wanted.num_inference_steps, guidance_scale=wanted.guidance_scale,
+                unet,
+                backbone.scheduler,
+                noise.to(backbone.device),
+                backbone.encode_text([prompt]),
+                negative,
+                steps=wanted.num_inference_steps,
+                guidance_scale=wanted.guidance_scale,
                 guidance_rescale=wanted.guidance_rescale,
-                on_timestep=lambda t: customization.remove() if t <= (-1 if cfg.pli_threshold is None else cfg.pli_threshold)
-                else None)
+                on_timestep=lambda t: (
+                    customization.remove() if t <= (-1 if cfg.pli_threshold is None else cfg.pli_threshold) else None
+                ),
+            )
         rows.append((prompt, backbone.decode_video(latents)))
         write_video(folder / f"{safe_name(prompt)}.mp4", rows[-1][1], fps=cfg.train_data.fps or 8)
     unet.train()

@@ -21,17 +21,25 @@ from configs.schema import locate
 from data.cache import CachedClip, read_folder
 from infer.options import RELEASE, RELEASE_FREEU
 from infer.preview import longest
-from models.files import release
 from models.backbone import check_folder
+from models.files import release
 from models.files.checkpoint import Checkpoint, check_fit, list_checkpoints, load_checkpoint
 
 CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
-    "width": "validation_data.width", "height": "validation_data.height", "num_frames": "validation_data.num_frames",
-    "num_steps": "validation_data.num_inference_steps", "guidance_scale": "validation_data.guidance_scale",
-    "guidance_rescale": "validation_data.guidance_rescale", "noise_prior": "validation_data.noise_prior",
-    "negative_prompt": "validation_data.negative_prompt", "fps": "train_data.fps", "pli_threshold": "pli_threshold",
-    "noise_strategy": "initial_noise.strategy", "noise_cutoff": "initial_noise.cutoff",
-    "embedding_sampling": "embeddings.sampling", "precision": "mixed_precision",
+    "width": "validation_data.width",
+    "height": "validation_data.height",
+    "num_frames": "validation_data.num_frames",
+    "num_steps": "validation_data.num_inference_steps",
+    "guidance_scale": "validation_data.guidance_scale",
+    "guidance_rescale": "validation_data.guidance_rescale",
+    "noise_prior": "validation_data.noise_prior",
+    "negative_prompt": "validation_data.negative_prompt",
+    "fps": "train_data.fps",
+    "pli_threshold": "pli_threshold",
+    "noise_strategy": "initial_noise.strategy",
+    "noise_cutoff": "initial_noise.cutoff",
+    "embedding_sampling": "embeddings.sampling",
+    "precision": "mixed_precision",
 }
 PARTS_OF_A_CHECKPOINT = ("lora", "spatial", "temporal")
 
@@ -48,8 +56,16 @@ class Source:
 
     def record(self) -> dict:
         c = self.checkpoint
-        return {"folder": str(self.folder), "index": c.index, "part": self.part, "strength": self.strength,
-                "clip": self.clip, "kind": c.kind, "preset": c.preset, "rank": c.rank}
+        return {
+            "folder": str(self.folder),
+            "index": c.index,
+            "part": self.part,
+            "strength": self.strength,
+            "clip": self.clip,
+            "kind": c.kind,
+            "preset": c.preset,
+            "rank": c.rank,
+        }
 
 
 class Settings:
@@ -98,7 +114,9 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
     """The checkpoints that the flags name, loaded and checked against the model they will act on."""
     folder = args.temporal_path_folder or args.checkpoint_folder
     strength = args.lora_scale if args.temporal_path_scale is None else args.temporal_path_scale
-    wanted = [(folder, "motion", strength, args.checkpoint_index, args.lora_rank, args.temporal_preset)] if folder else []
+    wanted = (
+        [(folder, "motion", strength, args.checkpoint_index, args.lora_rank, args.temporal_preset)] if folder else []
+    )
     wanted += [(other, "motion", _number(text), None, None, None) for other, text in args.motion]
     if args.spatial_path_folder:
         wanted.append((args.spatial_path_folder, "appearance", args.spatial_path_scale, None, None, None))
@@ -107,12 +125,19 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
         path = _checkpoint_folder(name)
         moves = part == "motion"
         checkpoint = load_checkpoint(path, index, preset=preset, rank=rank, unet=unet, motion_needed=moves)
-        clip = (args.clip or 0) if len(checkpoint.appearance) > 1 else 0  # the only looks there are belong to every clip
+        clip = (
+            (args.clip or 0) if len(checkpoint.appearance) > 1 else 0
+        )  # the only looks there are belong to every clip
         if not moves and clip >= len(checkpoint.appearance):
             held = len(checkpoint.appearance)
-            raise UserError(f"--spatial_path_folder: {name} " + (
-                f"holds the looks of clips 0 to {held - 1}, number {clip} was asked for; choose one with --clip" if held else
-                "holds no appearance adapter; use a run of method=lora, or of embeddings.loss=hybrid"))
+            raise UserError(
+                f"--spatial_path_folder: {name} "
+                + (
+                    f"holds the looks of clips 0 to {held - 1}, number {clip} was asked for; choose one with --clip"
+                    if held
+                    else "holds no appearance adapter; use a run of method=lora, or of embeddings.loss=hybrid"
+                )
+            )
         sources.append(Source(path, part, strength, clip, checkpoint))
         if unet is None and checkpoint.config:
             unet = skeleton(model_path(args, sources))
@@ -124,8 +149,10 @@ def model_path(args: argparse.Namespace, sources: list[Source]) -> str:
     """The model folder: the flag's, else the one that the first checkpoint was trained on."""
     trained_on = next((s.checkpoint.config["pretrained_model_path"] for s in sources if s.checkpoint.config), None)
     if not (args.model or trained_on):
-        raise UserError("--model: not given, and no checkpoint tells which model it belongs to; point it at a ZeroScope "
-                        "folder, or use models/pocketscope")
+        raise UserError(
+            "--model: not given, and no checkpoint tells which model it belongs to; point it at a ZeroScope "
+            "folder, or use models/pocketscope"
+        )
     return str(locate(args.model or trained_on))
 
 
@@ -137,8 +164,10 @@ def skeleton(model: str) -> UNet3DConditionModel:
     try:
         config = UNet3DConditionModel.load_config(model, subfolder="unet")
     except (OSError, ValueError) as error:
-        raise UserError(f"--model: {model} is no folder and can not be read from the hub ({str(error).splitlines()[0][:100]});"
-                        " point it at a ZeroScope or ModelScope folder") from error
+        raise UserError(
+            f"--model: {model} is no folder and can not be read from the hub ({str(error).splitlines()[0][:100]});"
+            " point it at a ZeroScope or ModelScope folder"
+        ) from error
     with torch.device("meta"):
         return UNet3DConditionModel.from_config(config)
 
@@ -155,8 +184,13 @@ def resolve(args: argparse.Namespace, sources: list[Source], model: str) -> Sett
     native = _native(Path(model))
     settings = Settings()
     for name in CONFIG_KEYS:
-        settings.choose(name, ("flag", getattr(args, name)), ("checkpoint", OmegaConf.select(config, CONFIG_KEYS[name])),
-                        ("model", native.get(name)), ("release's default", RELEASE.get(name)))
+        settings.choose(
+            name,
+            ("flag", getattr(args, name)),
+            ("checkpoint", OmegaConf.select(config, CONFIG_KEYS[name])),
+            ("model", native.get(name)),
+            ("release's default", RELEASE.get(name)),
+        )
     settings.values["fps"] = settings.fps or RELEASE["fps"]  # a config may say 0: every frame
     if settings.pli_threshold is None:
         settings.values["pli_threshold"] = -1  # below every timestep: the adapted model predicts to the end
@@ -171,16 +205,27 @@ def _choose_highway(args, sources: list[Source], config, settings: Settings) -> 
     trained = OmegaConf.select(config, "appearance_highway")
     published = checkpoint is not None and checkpoint.config is None and checkpoint.preset == "release"
     scope = None if trained is None else "off" if trained.use == "off" else trained.scope
-    settings.choose("highway", ("flag", args.highway or ("release" if args.freeu else None)),
-                    ("absence of motion", "off" if still else None), ("checkpoint", scope),
-                    ("release's default", "release" if published else "off"))
-    settings.choose("beta", ("flag", args.beta), ("checkpoint", None if trained is None else trained.beta),
-                    ("release's default", RELEASE_FREEU[0]))
-    settings.choose("freeu", ("flag", args.freeu), ("release's default", RELEASE_FREEU if published and not args.beta else None))
+    settings.choose(
+        "highway",
+        ("flag", args.highway or ("release" if args.freeu else None)),
+        ("absence of motion", "off" if still else None),
+        ("checkpoint", scope),
+        ("release's default", "release" if published else "off"),
+    )
+    settings.choose(
+        "beta",
+        ("flag", args.beta),
+        ("checkpoint", None if trained is None else trained.beta),
+        ("release's default", RELEASE_FREEU[0]),
+    )
+    settings.choose(
+        "freeu", ("flag", args.freeu), ("release's default", RELEASE_FREEU if published and not args.beta else None)
+    )
     if settings.freeu and settings.highway != "release":
         if settings.origins["freeu"] == "flag":
-            raise UserError(f"--freeu: its four scales belong to the release's highway, --highway is {settings.highway}; "
-                            "use --beta")
+            raise UserError(
+                f"--freeu: its four scales belong to the release's highway, --highway is {settings.highway}; use --beta"
+            )
         settings.values["freeu"] = None
 
 
@@ -197,17 +242,33 @@ def reference_clip(args: argparse.Namespace, sources: list[Source], settings: Se
     if clips and not 0 <= number < len(clips):
         raise UserError(f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1}")
     inversion = clips[number].inversion if clips else None
-    missing = ("no cached_latents lie beside the checkpoint" if not clips else "its cache holds no inversion"
-               if inversion is None else "that clip is an image" if inversion.shape[2] == 1 else None)
+    missing = (
+        "no cached_latents lie beside the checkpoint"
+        if not clips
+        else "its cache holds no inversion"
+        if inversion is None
+        else "that clip is an image"
+        if inversion.shape[2] == 1
+        else None
+    )
     origin = settings.origins["noise_prior"]
     if settings.noise_prior and origin == "flag":
         if missing:
-            raise UserError(f"--noise_prior: {settings.noise_prior:g} of the reference's inversion was asked for, but "
-                            f"{missing}; use 0")
+            raise UserError(
+                f"--noise_prior: {settings.noise_prior:g} of the reference's inversion was asked for, but "
+                f"{missing}; use 0"
+            )
     elif settings.noise_prior:
         several = len(clips) > 1 and origin == "release's default"
-        reason = ("absence of an inversion" if missing else "absence of motion" if not moving(sources) else
-                  "number of reference clips" if several else None)
+        reason = (
+            "absence of an inversion"
+            if missing
+            else "absence of motion"
+            if not moving(sources)
+            else "number of reference clips"
+            if several
+            else None
+        )
         if reason:
             settings.values["noise_prior"], settings.origins["noise_prior"] = 0.0, reason
     return None if missing else clips[number]
@@ -217,7 +278,8 @@ def _checkpoint_folder(name: str) -> Path:
     """A run or checkpoint folder for what people point at, also MotionDirector's .../checkpoint-300/temporal/lora."""
     path = locate(name)
     while not (path.is_dir() and list_checkpoints(path)) and (
-            path.name in PARTS_OF_A_CHECKPOINT or (path.name.isdecimal() and path.parent.name == "spatial")):
+        path.name in PARTS_OF_A_CHECKPOINT or (path.name.isdecimal() and path.parent.name == "spatial")
+    ):
         path = path.parent
     return path
 

@@ -37,8 +37,11 @@ def write_video(path: Path, frames: torch.Tensor, fps: int, quality: float = 8) 
     with atomic_path(path) as temporary:
         if path.suffix == ".mp4":
             lossless = quality >= 10
-            options = {"codec": "libx264rgb", "pixelformat": "rgb24", "output_params": ["-crf", "0"]} if lossless else \
-                {"quality": quality, "macro_block_size": 2}
+            options = (
+                {"codec": "libx264rgb", "pixelformat": "rgb24", "output_params": ["-crf", "0"]}
+                if lossless
+                else {"quality": quality, "macro_block_size": 2}
+            )
             iio.imwrite(temporary, _even(images), extension=".mp4", plugin="FFMPEG", fps=fps, **options)
         elif path.suffix == ".gif":
             iio.imwrite(temporary, images, extension=".gif", duration=1000 / fps, loop=0)
@@ -58,11 +61,14 @@ def read_video(path: Path) -> torch.Tensor:
         try:
             images = np.stack([iio.imread(file, mode="RGB") for file in files])
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path}: its frames can not be read ({str(error).strip()[:120]}); they must be whole and of one "
-                            "size") from None
+            raise UserError(
+                f"{path}: its frames can not be read ({str(error).strip()[:120]}); they must be whole and of one size"
+            ) from None
         return torch.from_numpy(images).permute(0, 3, 1, 2)
     try:
-        images = iio.imread(path, plugin="FFMPEG") if path.suffix == ".mp4" else iio.imread(path, mode="RGB", index=None)
+        images = (
+            iio.imread(path, plugin="FFMPEG") if path.suffix == ".mp4" else iio.imread(path, mode="RGB", index=None)
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not a video that can be read ({str(error).strip()[:120]})") from None
     return torch.from_numpy(images).permute(0, 3, 1, 2)

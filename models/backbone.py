@@ -40,8 +40,9 @@ def choose_device(requested: str = "auto") -> torch.device:
         there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
         if (device.index or 0) >= there.get(device.type, 0):
             known = [f"{count} x {name}" for name, count in there.items() if count]
-            raise UserError(f"device: {requested!r} was asked for but torch sees {', '.join(known)} here; use auto or one of "
-                            "those")
+            raise UserError(
+                f"device: {requested!r} was asked for but torch sees {', '.join(known)} here; use auto or one of those"
+            )
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -57,7 +58,10 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 @dataclass
 class Backbone:
-    """A loaded pipeline folder. `unet` stays on `device`; the encoders are moved there for each call and parked after."""
+    """A loaded pipeline folder.
+
+    `unet` stays on `device`; the encoders are moved there for each call and parked after.
+    """
 
     unet: UNet3DConditionModel
     vae: AutoencoderKL
@@ -138,8 +142,10 @@ class Backbone:
             ids = self.tokenizer(prompt).input_ids
         if len(ids) > length:
             cut = self.tokenizer.decode(ids[length - 1 : -1])
-            print(f"note: the prompt has {len(ids)} tokens, the text encoder reads {length}; cut off: {cut!r}",
-                  file=sys.stderr)
+            print(
+                f"note: the prompt has {len(ids)} tokens, the text encoder reads {length}; cut off: {cut!r}",
+                file=sys.stderr,
+            )
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with any part's weights or settings (a strided sample of every tensor)."""
@@ -188,11 +194,15 @@ def check_folder(path: str) -> None:
         missing = [part for part in PARTS if not (folder / part).is_dir()]
         if missing:
             found = sorted(p.name for p in folder.iterdir())[:8]
-            raise UserError(f"model: {path} is not a text-to-video pipeline folder: {', '.join(missing)} missing "
-                            f"(found {', '.join(found) or 'nothing'}); download the whole folder again")
+            raise UserError(
+                f"model: {path} is not a text-to-video pipeline folder: {', '.join(missing)} missing "
+                f"(found {', '.join(found) or 'nothing'}); download the whole folder again"
+            )
     elif path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir():
-        raise UserError(f"model: no folder {path}; point pretrained_model_path (or --model) at a ZeroScope or "
-                        "ModelScope folder, or use models/pocketscope, which is in this repository")
+        raise UserError(
+            f"model: no folder {path}; point pretrained_model_path (or --model) at a ZeroScope or "
+            "ModelScope folder, or use models/pocketscope, which is in this repository"
+        )
 
 
 def _load_part(path: str, name: str, kind, options: dict):
@@ -204,5 +214,7 @@ def _load_part(path: str, name: str, kind, options: dict):
     try:
         return kind.from_pretrained(path, subfolder=name, **options)
     except UNLOADABLE as error:
-        raise UserError(f"model: {name} of {path} can not be loaded ({str(error).strip().splitlines()[0][:200]}); "
-                        "check that the download is complete and is a ZeroScope/ModelScope folder") from error
+        raise UserError(
+            f"model: {name} of {path} can not be loaded ({str(error).strip().splitlines()[0][:200]}); "
+            "check that the download is complete and is a ZeroScope/ModelScope folder"
+        ) from error

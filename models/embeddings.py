@@ -70,8 +70,10 @@ def choose_blocks(unet: UNet3DConditionModel, sides: Sequence[str], widths: Sequ
     here = [block for block in present if block.side in sides]
     exist = sorted({block.channels for block in here})
     if unknown := [width for width in widths or () if width not in exist]:
-        raise UserError(f"embeddings.widths: no temporal transformer of width {unknown[0]} in {', '.join(sides)}; "
-                        f"there are {', '.join(map(str, exist))}")
+        raise UserError(
+            f"embeddings.widths: no temporal transformer of width {unknown[0]} in {', '.join(sides)}; "
+            f"there are {', '.join(map(str, exist))}"
+        )
     return [block for block in here if block.channels in (widths or exist[-1:])]
 
 
@@ -83,8 +85,15 @@ class MotionEmbeddings(Patch):
     "drop_value" leaves them out (camera motion). Query-Key embeddings stay as they are.
     """
 
-    def __init__(self, blocks: list[Block], parameters: dict[str, nn.Parameter], height: int, width: int,
-                 max_frames: int, frames: int | None):
+    def __init__(
+        self,
+        blocks: list[Block],
+        parameters: dict[str, nn.Parameter],
+        height: int,
+        width: int,
+        max_frames: int,
+        frames: int | None,
+    ):
         super().__init__()
         self.blocks = blocks
         self.height, self.width, self.max_frames, self.frames = height, width, max_frames, frames
@@ -102,13 +111,17 @@ class MotionEmbeddings(Patch):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take over trained embeddings; raises UserError when names or shapes are not those attached here."""
         if missing := self._parameters.keys() ^ state.keys():
-            raise UserError(f"embeddings: {len(missing)} names differ between checkpoint and model, such as "
-                            f"{sorted(missing)[0]}; attach with the blocks and widths of the training")
+            raise UserError(
+                f"embeddings: {len(missing)} names differ between checkpoint and model, such as "
+                f"{sorted(missing)[0]}; attach with the blocks and widths of the training"
+            )
         for name, parameter in self._parameters.items():
             if parameter.shape != state[name].shape:
-                raise UserError(f"embeddings: {name} has shape {tuple(state[name].shape)} in the checkpoint and "
-                                f"{tuple(parameter.shape)} here; attach with the size and frames of the training, "
-                                "other sizes are interpolated when sampling")
+                raise UserError(
+                    f"embeddings: {name} has shape {tuple(state[name].shape)} in the checkpoint and "
+                    f"{tuple(parameter.shape)} here; attach with the size and frames of the training, "
+                    "other sizes are interpolated when sampling"
+                )
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(state[name])
@@ -130,8 +143,10 @@ class MotionEmbeddings(Patch):
         kinds = [f"{block.side} {block.channels}" for block in self.blocks]
         counts = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
         total = sum(p.numel() for p in self.parameters())
-        return (f"motion embeddings: {counts}; {total / 1e6:.2f} M parameters for {self.width}x{self.height} latents, "
-                f"{self.max_frames} frames")
+        return (
+            f"motion embeddings: {counts}; {total / 1e6:.2f} M parameters for {self.width}x{self.height} latents, "
+            f"{self.max_frames} frames"
+        )
 
     def interpolation(self, frames: int, height: int, width: int) -> str | None:
         """What is interpolated to run at this latent size and length, in words; None when nothing is."""
@@ -194,8 +209,14 @@ def attach_embeddings(
     return _attach(unet, choose_blocks(unet, blocks, widths), height, width, max_frames, frames)
 
 
-def attach_trained(unet: UNet3DConditionModel, state: dict[str, torch.Tensor], *, size: tuple[int, int] | None,
-                   frames: int | None, sampled: tuple[int, int] | None = None) -> MotionEmbeddings:
+def attach_trained(
+    unet: UNet3DConditionModel,
+    state: dict[str, torch.Tensor],
+    *,
+    size: tuple[int, int] | None,
+    frames: int | None,
+    sampled: tuple[int, int] | None = None,
+) -> MotionEmbeddings:
     """Attach the embeddings of `state` to the blocks that its names say.
 
     `size` (height, width in latents) and `frames` are those of the training. The files of Motion Inversion's authors
@@ -215,20 +236,27 @@ def attach_trained(unet: UNet3DConditionModel, state: dict[str, torch.Tensor], *
     return embeddings
 
 
-def _guess_size(chosen: list[Block], state: dict[str, torch.Tensor], sampled: tuple[int, int] | None) -> tuple[int, int]:
+def _guess_size(
+    chosen: list[Block], state: dict[str, torch.Tensor], sampled: tuple[int, int] | None
+) -> tuple[int, int]:
     values = {name: len(tensor) for name, tensor in state.items() if name.endswith(".value")}
     cells = [(block, count) for name, count in values.items() for block in chosen if name.startswith(f"{block.name}.")]
-    squares = [(side, side) for side in range(LARGEST_SIDE, 0, -1)]  # of sides that halve alike, the largest: a multiple
+    squares = [
+        (side, side) for side in range(LARGEST_SIDE, 0, -1)
+    ]  # of sides that halve alike, the largest: a multiple
     for size in [*squares, sampled] if sampled else squares:
         if all(math.prod(block.grid(*size)) == count for block, count in cells):
             return size
-    raise UserError(f"embeddings: the file does not say for which size it was made; its Value embeddings of "
-                    f"{', '.join(map(str, sorted(set(values.values()))))} pixels are neither square nor of the size "
-                    "sampled now; sample at the width and height of the training")
+    raise UserError(
+        f"embeddings: the file does not say for which size it was made; its Value embeddings of "
+        f"{', '.join(map(str, sorted(set(values.values()))))} pixels are neither square nor of the size "
+        "sampled now; sample at the width and height of the training"
+    )
 
 
-def _attach(unet: UNet3DConditionModel, chosen: list[Block], height: int, width: int, max_frames: int,
-            frames: int | None) -> MotionEmbeddings:
+def _attach(
+    unet: UNet3DConditionModel, chosen: list[Block], height: int, width: int, max_frames: int, frames: int | None
+) -> MotionEmbeddings:
     device = next(unet.parameters()).device
     parameters: dict[str, nn.Parameter] = {}
 
@@ -260,14 +288,18 @@ def mix(states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float]) -> 
     for number, state in enumerate(states[1:], start=2):
         wrong = sorted(first.keys() ^ state.keys()) or [n for n in first if first[n].shape != state[n].shape]
         if wrong:
-            raise UserError(f"embeddings: motion {number} can not be mixed with motion 1, they differ in {wrong[0]}; "
-                            "train both with the same blocks, widths, size and max_frames")
+            raise UserError(
+                f"embeddings: motion {number} can not be mixed with motion 1, they differ in {wrong[0]}; "
+                "train both with the same blocks, widths, size and max_frames"
+            )
     return {name: sum(weight * state[name] for weight, state in zip(weights, states, strict=True)) for name in first}
 
 
 def _tell_grid(forward, hidden_states: torch.Tensor, *args, cross_attention_kwargs: dict | None = None, **kwargs):
     grid = tuple(hidden_states.shape[-2:])
-    return forward(hidden_states, *args, cross_attention_kwargs={**(cross_attention_kwargs or {}), GRID: grid}, **kwargs)
+    return forward(
+        hidden_states, *args, cross_attention_kwargs={**(cross_attention_kwargs or {}), GRID: grid}, **kwargs
+    )
 
 
 def _shifted(embeddings: MotionEmbeddings, attn: Attention, block: str, kind: str, trained_grid: tuple[int, int]):

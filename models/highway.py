@@ -43,11 +43,14 @@ class Highway(Patch):
         moved = sum(skip.moved for skip in self.skips)
         factors = sorted({skip.factor for skip in self.skips} - {1.0})
         scaled = ", ".join(f"{sum(s.factor == f for s in self.skips)} scaled by {f:g}" for f in factors)
-        return f"highway: {moved} of {len(self.skips)} skips start before the temporal transformer, {scaled or 'unscaled'}"
+        return (
+            f"highway: {moved} of {len(self.skips)} skips start before the temporal transformer, {scaled or 'unscaled'}"
+        )
 
 
-def attach_highway(unet: nn.Module, scope: str = "all", beta: float = 1.1,
-                   scales: Sequence[float] | None = None) -> Highway:
+def attach_highway(
+    unet: nn.Module, scope: str = "all", beta: float = 1.1, scales: Sequence[float] | None = None
+) -> Highway:
     """Attach the appearance highway to a UNet3DConditionModel and return the handle that takes it off again.
 
     scope "all": every attention skip is moved and multiplied by beta. "plain": multiplied, not moved (the control of
@@ -60,12 +63,16 @@ def attach_highway(unet: nn.Module, scope: str = "all", beta: float = 1.1,
     if scope not in SCOPES:
         raise UserError(f"appearance_highway.scope: {scope!r} is unknown: choose one of {', '.join(SCOPES)}")
     if scales is not None and (scope != "release" or len(scales) != 4):
-        raise UserError(f"appearance highway: scales (--freeu) are four numbers s1, s2, b1, b2 for the release scope;"
-                        f" found {list(scales)} with scope {scope}: use scope release, or beta")
+        raise UserError(
+            f"appearance highway: scales (--freeu) are four numbers s1, s2, b1, b2 for the release scope;"
+            f" found {list(scales)} with scope {scope}: use scope release, or beta"
+        )
     skips = _wiring(unet, scope, (beta, 1.0, 1.0, 1.0) if scales is None else tuple(scales))
     if not any(".attentions." in s.source or ".temp_attentions." in s.source for s in skips):
-        raise UserError(f"appearance highway: {type(unet).__name__} has no temporal transformer before a skip:"
-                        " use a ZeroScope or ModelScope U-Net (UNet3DConditionModel)")
+        raise UserError(
+            f"appearance highway: {type(unet).__name__} has no temporal transformer before a skip:"
+            " use a ZeroScope or ModelScope U-Net (UNet3DConditionModel)"
+        )
     moved = {skip.source for skip in skips if skip.moved}
     undo = []
     for d, block in enumerate(unet.down_blocks):
@@ -118,8 +125,15 @@ def _down_block(block: nn.Module, layers: set[int]) -> Callable:
     torch.compile then see an ordinary function.
     """
 
-    def forward(_base, hidden_states, temb=None, encoder_hidden_states=None, attention_mask=None, num_frames=1,
-                cross_attention_kwargs=None):
+    def forward(
+        _base,
+        hidden_states,
+        temb=None,
+        encoder_hidden_states=None,
+        attention_mask=None,
+        num_frames=1,
+        cross_attention_kwargs=None,
+    ):
         # diffusers 0.42: CrossAttnDownBlock3D ignores attention_mask
         skips = ()
         context = {"cross_attention_kwargs": cross_attention_kwargs, "return_dict": False}
@@ -142,7 +156,8 @@ def _up_block(factors: list[float], every_length: bool) -> Callable:
         if num_frames > 1 or every_length:  # the release scales one-frame passes too
             res_hidden_states_tuple = tuple(
                 skip if factor == 1 else skip * factor
-                for skip, factor in zip(res_hidden_states_tuple, factors, strict=True))
+                for skip, factor in zip(res_hidden_states_tuple, factors, strict=True)
+            )
         return base(*args, res_hidden_states_tuple=res_hidden_states_tuple, num_frames=num_frames, **kwargs)
 
     return forward

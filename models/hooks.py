@@ -92,8 +92,13 @@ def bypass_single_frames(unet: nn.Module, keep: Collection[str] = ()) -> Patch:
     and more frames are untouched. Layers named in `keep` still run: without gradient checkpointing the release
     forgets to guard `mid_block.temp_convs.0`, which only scripts/parity.py follows.
     """
-    return Patch([wrap_forward(m, _skip_one_frame) for name, m in unet.named_modules()
-                  if isinstance(m, TEMPORAL_LAYERS) and name not in keep])
+    return Patch(
+        [
+            wrap_forward(m, _skip_one_frame)
+            for name, m in unet.named_modules()
+            if isinstance(m, TEMPORAL_LAYERS) and name not in keep
+        ]
+    )
 
 
 def _checkpointed(forward: Callable, *args, **kwargs):

@@ -62,8 +62,10 @@ def targets(unet: nn.Module, preset: str) -> list[str]:
     missing = [name for name in names if name not in modules] or ([] if names else ["temp_attentions.0"])
     if missing:
         near = difflib.get_close_matches(missing[0], modules, n=3, cutoff=0.3)
-        raise UserError(f"{preset}: {type(unet).__name__} has no layer {missing[0]} to adapt; its nearest names are"
-                        f" {', '.join(near) or 'none'}: use a ZeroScope or ModelScope U-Net (UNet3DConditionModel)")
+        raise UserError(
+            f"{preset}: {type(unet).__name__} has no layer {missing[0]} to adapt; its nearest names are"
+            f" {', '.join(near) or 'none'}: use a ZeroScope or ModelScope U-Net (UNet3DConditionModel)"
+        )
     return names
 
 
@@ -98,7 +100,7 @@ class LoraAdapter(Patch):
         return self._parameters
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """"<module>.lora_A.weight" [r, in] and "<module>.lora_B.weight" [out, r], detached, fp32."""
+        """ "<module>.lora_A.weight" [r, in] and "<module>.lora_B.weight" [out, r], detached, fp32."""
         return {key: linear.weight.detach().clone() for key, linear in self.matrices.items()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -106,20 +108,32 @@ class LoraAdapter(Patch):
         wrong = sorted(self.matrices.keys() ^ state.keys())
         if wrong:
             verb = "lacks" if wrong[0] in self.matrices else "has a surplus"
-            raise UserError(f"adapter {self.name} ({self.preset}): the file {verb} {wrong[0]} ({len(wrong)} names"
-                            " differ): was it trained with another preset or on another U-Net?")
+            raise UserError(
+                f"adapter {self.name} ({self.preset}): the file {verb} {wrong[0]} ({len(wrong)} names"
+                " differ): was it trained with another preset or on another U-Net?"
+            )
         for key, linear in self.matrices.items():
             if state[key].shape != linear.weight.shape:
-                raise UserError(f"adapter {self.name}: {key} is {list(state[key].shape)} in the file and"
-                                f" {list(linear.weight.shape)} here: use the U-Net width and rank it was trained with")
+                raise UserError(
+                    f"adapter {self.name}: {key} is {list(state[key].shape)} in the file and"
+                    f" {list(linear.weight.shape)} here: use the U-Net width and rank it was trained with"
+                )
         with torch.no_grad():
             for key, linear in self.matrices.items():
                 linear.weight.copy_(state[key])
 
 
-def add_adapter(unet: nn.Module, name: str, preset: str, rank: int, *, alpha: float | None = None,
-                dropout: float = 0.0, placement: str = "release",
-                generator: torch.Generator | None = None) -> LoraAdapter:
+def add_adapter(
+    unet: nn.Module,
+    name: str,
+    preset: str,
+    rank: int,
+    *,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    placement: str = "release",
+    generator: torch.Generator | None = None,
+) -> LoraAdapter:
     """Inject a LoRA adapter called `name` (no dots) and return it, switched off and frozen.
 
     Several adapters may sit on one U-Net, also on the same layers: they act in parallel, each on the layer's input.
@@ -133,9 +147,14 @@ def add_adapter(unet: nn.Module, name: str, preset: str, rank: int, *, alpha: fl
     modules = dict(unet.named_modules())
     ranks = {n: min(rank, modules[n].in_features, modules[n].out_features) for n in names}
     clipped = {re.escape(n): r for n, r in ranks.items() if r < rank}
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="|".join(map(re.escape, names)),
-                        lora_dropout=dropout if placement == "peft" else 0.0, rank_pattern=clipped,
-                        alpha_pattern={n: alpha / rank * r for n, r in clipped.items()})
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="|".join(map(re.escape, names)),
+        lora_dropout=dropout if placement == "peft" else 0.0,
+        rank_pattern=clipped,
+        alpha_pattern={n: alpha / rank * r for n, r in clipped.items()},
+    )
     before = {n: (m._active_adapter, m._disable_adapters) for n, m in modules.items() if isinstance(m, LoraLayer)}
     grads = {p: p.requires_grad for n, p in unet.named_parameters() if ".lora_" in n}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft's own initial values are overwritten
@@ -178,8 +197,9 @@ def _eject(unet: nn.Module, adapter: LoraAdapter) -> None:
 
 
 @contextlib.contextmanager
-def active(adapters: Iterable[LoraAdapter], on: Iterable[LoraAdapter] = (),
-           trainable: Iterable[LoraAdapter] = ()) -> Iterator[None]:
+def active(
+    adapters: Iterable[LoraAdapter], on: Iterable[LoraAdapter] = (), trainable: Iterable[LoraAdapter] = ()
+) -> Iterator[None]:
     """Inside the block, of `adapters` those in `on` act and those in `trainable` collect gradients; all others do
     neither. On exit everything is as before.
 
@@ -226,8 +246,12 @@ def pairs(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, to
     return found
 
 
-def merge(unet: nn.Module, state: Mapping[str, torch.Tensor], scale: float = 1.0,
-          alpha_over_rank: float | Mapping[str, float] = 1.0) -> Patch:
+def merge(
+    unet: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    scale: float = 1.0,
+    alpha_over_rank: float | Mapping[str, float] = 1.0,
+) -> Patch:
     """Add scale * alpha/rank * up @ down to the weights that `state` names; sampling then costs nothing extra.
 
     Computed in fp32, stored in the weight's own dtype. Several merges add up (rounded once) and may be removed in any
@@ -244,8 +268,10 @@ def merge(unet: nn.Module, state: Mapping[str, torch.Tensor], scale: float = 1.0
             near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
             raise UserError(f"adapter: this U-Net has no linear layer {name}; nearest: {', '.join(near) or 'none'}")
         if (up.shape[0], down.shape[1]) != module.weight.shape or up.shape[1] != down.shape[0]:
-            raise UserError(f"adapter: {name} is made for a weight [{up.shape[0]}, {down.shape[1]}], this U-Net has"
-                            f" {list(module.weight.shape)}: use the U-Net width it was trained with")
+            raise UserError(
+                f"adapter: {name} is made for a weight [{up.shape[0]}, {down.shape[1]}], this U-Net has"
+                f" {list(module.weight.shape)}: use the U-Net width it was trained with"
+            )
         ratio = alpha_over_rank if isinstance(alpha_over_rank, int | float) else alpha_over_rank[name]
         linears.append(module)
         deltas.append((scale * ratio, down, up))

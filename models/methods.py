@@ -13,9 +13,9 @@ from diffusers import UNet3DConditionModel
 
 from configs.errors import UserError
 from models import lora
+from models.embeddings import MotionEmbeddings, attach_embeddings, attach_trained, mix
 from models.files import release
 from models.files.checkpoint import Checkpoint
-from models.embeddings import MotionEmbeddings, attach_embeddings, attach_trained, mix
 from models.highway import attach_highway
 from models.hooks import Patch
 
@@ -30,8 +30,16 @@ class Method:
     (dual path). `debiased` adds the appearance-debiased loss to the temporal one.
     """
 
-    def __init__(self, unet: UNet3DConditionModel, motion, appearance: list[lora.LoraAdapter], highway, *,
-                 debiased: bool = True, sampling: str = "none"):
+    def __init__(
+        self,
+        unet: UNet3DConditionModel,
+        motion,
+        appearance: list[lora.LoraAdapter],
+        highway,
+        *,
+        debiased: bool = True,
+        sampling: str = "none",
+    ):
         self.unet, self.motion, self.appearance, self.highway = unet, motion, appearance, highway
         self.kind = "lora" if isinstance(motion, lora.LoraAdapter) else "embeddings"
         self.debiased, self.embedding_sampling = debiased, sampling
@@ -84,20 +92,27 @@ class Method:
         return self.motion.state_dict(), [adapter.state_dict() for adapter in self.appearance]
 
     def info(self) -> dict[str, str | int | float]:
-        """What a checkpoint's header must say for these states to be read: rank and alpha of its LoRAs, preset, sizes."""
+        """What a checkpoint's header must say for these states to be read: rank and alpha of its LoRAs, preset,
+        sizes.
+        """
         facts = {"architecture": release.architecture(self.unet)}
         for adapter in self._adapters[:1]:
             facts |= {"rank": adapter.rank, "alpha": adapter.alpha}
         if self.kind == "lora":
             return facts | {"preset": self.motion.preset}
-        return facts | {"frames": self.motion.frames, "latent_height": self.motion.height,
-                        "latent_width": self.motion.width}
+        return facts | {
+            "frames": self.motion.frames,
+            "latent_height": self.motion.height,
+            "latent_width": self.motion.width,
+        }
 
     def load(self, motion: State, appearance: list[State]) -> None:
         """Put a checkpoint's state back. Raises UserError when it is another preset, rank or number of clips."""
         if len(self.appearance) != len(appearance):
-            raise UserError(f"checkpoint: it holds {len(appearance)} appearance adapters and this run has "
-                            f"{len(self.appearance)}; resume with the same reference clips and method")
+            raise UserError(
+                f"checkpoint: it holds {len(appearance)} appearance adapters and this run has "
+                f"{len(self.appearance)}; resume with the same reference clips and method"
+            )
         self.motion.load_state_dict(motion)
         for adapter, state in zip(self.appearance, appearance):
             adapter.load_state_dict(state)
@@ -121,8 +136,13 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
     `clips` is the number of reference clips; `latent_size` their frames, height and width in latent pixels, which size
     Motion Inversion's embeddings. Raises UserError when nothing could be learned from these clips.
     """
-    options = dict(rank=cfg.lora_rank, alpha=cfg.lora_alpha, dropout=cfg.lora_unet_dropout,
-                   placement=cfg.lora_dropout_placement, generator=torch.Generator().manual_seed(cfg.seed or 0))
+    options = dict(
+        rank=cfg.lora_rank,
+        alpha=cfg.lora_alpha,
+        dropout=cfg.lora_unet_dropout,
+        placement=cfg.lora_dropout_placement,
+        generator=torch.Generator().manual_seed(cfg.seed or 0),
+    )
     settings = cfg.embeddings
     if cfg.method == "lora":
         motion = lora.add_adapter(unet, "motion", cfg.temporal_preset, **options)
@@ -131,15 +151,26 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
         frames, height, width = latent_size
         if settings.loss != "hybrid" and (frames == 1 or not cfg.train_temporal_lora):
             why = "every clip is an image, which has none" if frames == 1 else "train_temporal_lora is off"
-            raise UserError(f"embeddings.loss: {settings.loss} learns motion alone and {why}; change that, or use hybrid "
-                            "or method=lora to learn looks")
-        motion = attach_embeddings(unet, blocks=settings.blocks, widths=settings.widths, height=height, width=width,
-                                   max_frames=settings.max_frames, frames=frames)
+            raise UserError(
+                f"embeddings.loss: {settings.loss} learns motion alone and {why}; change that, or use hybrid "
+                "or method=lora to learn looks"
+            )
+        motion = attach_embeddings(
+            unet,
+            blocks=settings.blocks,
+            widths=settings.widths,
+            height=height,
+            width=width,
+            max_frames=settings.max_frames,
+            frames=frames,
+        )
         motion.strength = 0.0
         has_appearance, debiased = settings.loss == "hybrid", settings.loss != "base"
     adapters = 1 if cfg.single_spatial_lora else clips
-    appearance = [lora.add_adapter(unet, f"appearance_{i}", "appearance", **options)
-                  for i in range(adapters if has_appearance else 0)]
+    appearance = [
+        lora.add_adapter(unet, f"appearance_{i}", "appearance", **options)
+        for i in range(adapters if has_appearance else 0)
+    ]
     return Method(unet, motion, appearance, cfg.appearance_highway, debiased=debiased, sampling=settings.sampling)
 
 
@@ -151,9 +182,14 @@ class Customization(Patch):
         self.notes = notes
 
 
-def customize(unet: UNet3DConditionModel, motions: Sequence[tuple[Checkpoint, float]],
-              appearances: Sequence[tuple[Checkpoint, int, float]] = (), highway=None, sampling: str = "none",
-              latent_size: tuple[int, int, int] | None = None) -> Customization:
+def customize(
+    unet: UNet3DConditionModel,
+    motions: Sequence[tuple[Checkpoint, float]],
+    appearances: Sequence[tuple[Checkpoint, int, float]] = (),
+    highway=None,
+    sampling: str = "none",
+    latent_size: tuple[int, int, int] | None = None,
+) -> Customization:
     """Give a plain U-Net the motions of `motions`, (checkpoint, strength) pairs, until the patch is removed.
 
     LoRAs of any preset are added into the weights; embeddings with equal shapes are added up. A strength of 0 leaves
@@ -163,8 +199,10 @@ def customize(unet: UNet3DConditionModel, motions: Sequence[tuple[Checkpoint, fl
     included, the U-Net is as it was (MotionDirector's mixing of two paths).
     """
     if len({checkpoint.kind for checkpoint, _ in motions}) > 1:
-        raise UserError("mixing: motion embeddings are learned against the pretrained query and key projections, which "
-                        "a motion LoRA changes, so the two can not act together; mix LoRAs with LoRAs")
+        raise UserError(
+            "mixing: motion embeddings are learned against the pretrained query and key projections, which "
+            "a motion LoRA changes, so the two can not act together; mix LoRAs with LoRAs"
+        )
     acting = [(checkpoint, strength) for checkpoint, strength in motions if strength]
     notes = []
     with ExitStack() as patches:
@@ -176,8 +214,9 @@ def customize(unet: UNet3DConditionModel, motions: Sequence[tuple[Checkpoint, fl
         else:
             for checkpoint, strength in acting:
                 patches.enter_context(lora.merge(unet, checkpoint.motion, strength, checkpoint.scale))
-                notes.append(f"motion LoRA {checkpoint.preset}: {len(checkpoint.motion) // 2} layers, merged at "
-                             f"{strength:g}")
+                notes.append(
+                    f"motion LoRA {checkpoint.preset}: {len(checkpoint.motion) // 2} layers, merged at {strength:g}"
+                )
         for checkpoint, clip, strength in appearances:
             patches.enter_context(lora.merge(unet, checkpoint.appearance[clip], strength, checkpoint.scale))
             notes.append(f"appearance LoRA: {len(checkpoint.appearance[clip]) // 2} layers, merged at {strength:g}")
@@ -186,23 +225,32 @@ def customize(unet: UNet3DConditionModel, motions: Sequence[tuple[Checkpoint, fl
         return Customization(patches.pop_all().close, notes)
 
 
-def _trained_embeddings(unet: UNet3DConditionModel, motions: list[tuple[Checkpoint, float]], sampling: str,
-                        latent_size: tuple[int, int, int] | None) -> MotionEmbeddings:
+def _trained_embeddings(
+    unet: UNet3DConditionModel,
+    motions: list[tuple[Checkpoint, float]],
+    sampling: str,
+    latent_size: tuple[int, int, int] | None,
+) -> MotionEmbeddings:
     """Attach saved embeddings, several of them as their weighted sum; their sizes are in the checkpoint's header."""
     sizes = [_trained_size(checkpoint) for checkpoint, _ in motions]
     if different := next((size for size in sizes if size != sizes[0]), None):
-        raise UserError(f"mixing: these embeddings were trained on {_in_words(sizes[0])} and on {_in_words(different)}; "
-                        "only those of one size and length can be added up")
+        raise UserError(
+            f"mixing: these embeddings were trained on {_in_words(sizes[0])} and on {_in_words(different)}; "
+            "only those of one size and length can be added up"
+        )
     frames, height, width = sizes[0]
     state = mix([checkpoint.motion for checkpoint, _ in motions], [strength for _, strength in motions])
-    embeddings = attach_trained(unet, state, size=height and (height, width), frames=frames,
-                                sampled=latent_size and latent_size[1:])
+    embeddings = attach_trained(
+        unet, state, size=height and (height, width), frames=frames, sampled=latent_size and latent_size[1:]
+    )
     embeddings.sampling = sampling
     return embeddings
 
 
 def _trained_size(checkpoint: Checkpoint) -> tuple[int | None, ...]:
-    """(frames, height, width) in latent pixels; all None for a file of Motion Inversion's authors, which has no header."""
+    """(frames, height, width) in latent pixels; all None for a file of Motion Inversion's authors, which has no
+    header.
+    """
     header = (checkpoint.info.get(name) for name in ("frames", "latent_height", "latent_width"))
     return tuple(value and int(value) for value in header)
 

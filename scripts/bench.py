@@ -14,8 +14,8 @@ Models have random weights: `pocket` is the shipped architecture, `mid` has 64/1
     baseline_ratio   the plain step's time over ours, in CPU time on a CPU; the median of alternating pairs
     train_share      the step's model FLOPs per second over the device's measured matmul rate
 
-The baseline is the dual path as MotionDirector describes it and nothing more: fp32, text encoder in every step, checkpointing
-on, every adapter gathering gradients in both passes.
+The baseline is the dual path as MotionDirector describes it and nothing more: fp32, text encoder in every step,
+checkpointing on, every adapter gathering gradients in both passes.
 """
 
 import argparse
@@ -41,11 +41,10 @@ from configs import schema
 from configs.errors import UserError, command
 from infer.sampler import sample
 from models import lora, methods
-from models.training import memory
-from models.training import objective
-from models.files import release
 from models.backbone import choose_device
+from models.files import release
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.training import memory, objective
 from models.training.optimizer import DualPathOptimizer
 from train import predict, training_step
 

@@ -5,8 +5,8 @@
 
 SOURCE is a run or checkpoint folder of ours, of the paper's authors, of MotionDirector or of Motion Inversion, one
 `N_unet.pt`, a PEFT folder, or a diffusers LoRA file. OUT is a folder, new or empty: a run (ours, release), or the
-adapter's own (peft, diffusers), or a whole pipeline with the motion in its weights (merged). Nothing in SOURCE is executed, and
-nothing is written before all of it was read and checked.
+adapter's own (peft, diffusers), or a whole pipeline with the motion in its weights (merged). Nothing in SOURCE is
+executed, and nothing is written before all of it was read and checked.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from configs.errors import UserError, command
 from configs.files import atomic_path
 from data.cache import read_cached
 from models import lora
-from models.files import release
-from models.files.peft import ADAPTER_FILE
 from models.backbone import Backbone
+from models.files import release
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, header_of, read_diffusers, read_peft, write_diffusers, write_peft
+from models.files.peft import ADAPTER_FILE
 
 CACHE = "cached_latents"
 
@@ -69,8 +69,10 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
     """Read `source`, write it as `kind`, return what was written."""
     checkpoint = read(source, index, model, preset)
     if "assumed" in checkpoint.info:
-        raise UserError(f"{source}: its layers have no names and release and tap have the same shapes: say which with"
-                        " --preset release (what the authors' code trains) or --preset tap")
+        raise UserError(
+            f"{source}: its layers have no names and release and tap have the same shapes: say which with"
+            " --preset release (what the authors' code trains) or --preset tap"
+        )
     _refuse_existing(out)
     if kind in ("ours", "release"):
         folder = out / f"checkpoint-{checkpoint.index}"
@@ -82,8 +84,10 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
         _write_cache(cache, out / CACHE)
         return folder
     if checkpoint.kind != "lora":
-        raise UserError(f"{source}: holds Motion Inversion's embeddings, which {kind} files have no place for; they can"
-                        " be written as ours or release")
+        raise UserError(
+            f"{source}: holds Motion Inversion's embeddings, which {kind} files have no place for; they can"
+            " be written as ours or release"
+        )
     with atomic_path(out) as part:
         if kind == "merged":
             _write_merged(checkpoint, part, model)
@@ -101,8 +105,15 @@ def _refuse_existing(path: Path) -> None:
 def _write_ours(checkpoint: Checkpoint, run: Path) -> None:
     header = header_of(checkpoint) if checkpoint.kind == "lora" else checkpoint.info
     config = None if checkpoint.config is None else yaml.safe_dump(checkpoint.config, sort_keys=False)
-    save_checkpoint(run, checkpoint.index, motion=checkpoint.motion, appearance=checkpoint.appearance,
-                    kind=checkpoint.kind, config_yaml=config, info=header)
+    save_checkpoint(
+        run,
+        checkpoint.index,
+        motion=checkpoint.motion,
+        appearance=checkpoint.appearance,
+        kind=checkpoint.kind,
+        config_yaml=config,
+        info=header,
+    )
 
 
 def _write_release(checkpoint: Checkpoint, folder: Path, model: str | None) -> None:
@@ -113,11 +124,20 @@ def _write_release(checkpoint: Checkpoint, folder: Path, model: str | None) -> N
             return
         if checkpoint.preset is None:
             raise UserError(f"{checkpoint.path}: adapts no preset's layers, so it has no place in a positional file")
-        release.write_lora(part, checkpoint.index, release.skeleton(_model_of(checkpoint, model)), checkpoint.preset,
-                          checkpoint.motion, checkpoint.appearance, checkpoint.scale)
+        release.write_lora(
+            part,
+            checkpoint.index,
+            release.skeleton(_model_of(checkpoint, model)),
+            checkpoint.preset,
+            checkpoint.motion,
+            checkpoint.appearance,
+            checkpoint.scale,
+        )
     if checkpoint.preset not in (release.ASSUMED, "motiondirector"):
-        _note(f"the authors' code knows the presets release and motiondirector only and would put the"
-              f" {checkpoint.preset} layers of this file elsewhere; ours reads it with --preset {checkpoint.preset}")
+        _note(
+            f"the authors' code knows the presets release and motiondirector only and would put the"
+            f" {checkpoint.preset} layers of this file elsewhere; ours reads it with --preset {checkpoint.preset}"
+        )
     if checkpoint.scale != 1:
         _note(f"the scale alpha / rank = {checkpoint.scale:g} was multiplied into the up matrices")
 
@@ -195,7 +215,9 @@ def inspect(path: Path, model: str | None) -> list[str]:
     if (file := release.lora_file(last, "temporal")) is None:
         return lines + _describe(load_checkpoint(last))
     sides = [file, release.lora_file(last, "spatial")]
-    return lines + [f"{side.relative_to(path)}: {line}" for side in sides if side for line in _inspect_pickle(side, model)]
+    return lines + [
+        f"{side.relative_to(path)}: {line}" for side in sides if side for line in _inspect_pickle(side, model)
+    ]
 
 
 def _inspect_pickle(path: Path, model: str | None) -> list[str]:
@@ -206,10 +228,16 @@ def _inspect_pickle(path: Path, model: str | None) -> list[str]:
     tensors, unet = release.read_list(path), release.skeleton(model)
     ranks = sorted({down.shape[0] for down in tensors[1::2]})
     fits = [f"{name}" + (f" ({n} clips)" if n > 1 else "") for name, n in release.identify(tensors, unet).items()]
-    known = f"fits {' or '.join(fits)} on {release.architecture(unet)}" if fits else (
-        f"fits no preset on {release.architecture(unet)}" + ("" if model else "; name its model with --model"))
-    return [f"positional list of the release or MotionDirector, {len(tensors) // 2} layers, rank"
-            f" {'/'.join(map(str, ranks))}, widths {release.widths(tensors)}", known]
+    known = (
+        f"fits {' or '.join(fits)} on {release.architecture(unet)}"
+        if fits
+        else (f"fits no preset on {release.architecture(unet)}" + ("" if model else "; name its model with --model"))
+    )
+    return [
+        f"positional list of the release or MotionDirector, {len(tensors) // 2} layers, rank"
+        f" {'/'.join(map(str, ranks))}, widths {release.widths(tensors)}",
+        known,
+    ]
 
 
 def _describe(checkpoint: Checkpoint) -> list[str]:
@@ -217,8 +245,11 @@ def _describe(checkpoint: Checkpoint) -> list[str]:
     lines = [f"{checkpoint.kind} checkpoint of step {checkpoint.index}, {size:,} motion parameters"]
     if checkpoint.kind == "lora":
         layers = len(checkpoint.motion) // 2
-        lines += [f"preset: {checkpoint.preset or 'none of ours'}, {layers} layers, rank {checkpoint.rank}, scale"
-                  f" {checkpoint.scale:g}", f"appearance adapters: {len(checkpoint.appearance)}"]
+        lines += [
+            f"preset: {checkpoint.preset or 'none of ours'}, {layers} layers, rank {checkpoint.rank}, scale"
+            f" {checkpoint.scale:g}",
+            f"appearance adapters: {len(checkpoint.appearance)}",
+        ]
     lines += [f"{key}: {value}" for key, value in sorted(checkpoint.info.items()) if key not in ("preset", "rank")]
     return lines + [f"config: {'in the header' if checkpoint.config else 'none'}"]
 

@@ -24,9 +24,9 @@ from infer.measure.metrics import Measure
 from infer.video import read_video
 from models.backbone import choose_device
 
-
 WEIGHTS = {  # flag -> a metric that needs it, and what it takes
-    "clip": ("text_alignment", "CLIP: a folder or a hub id"), "pickscore": ("pickscore", "PickScore: a folder or a hub id"),
+    "clip": ("text_alignment", "CLIP: a folder or a hub id"),
+    "pickscore": ("pickscore", "PickScore: a folder or a hub id"),
     "viclip": ("viclip", "ViCLIP: a folder, whose code is run"),
     "cotracker": ("motion_fidelity", "CoTracker 3: a folder, whose code is run"),
 }
@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     for name, estimate in facts.items():
         print(f"{ALL_DEFINITIONS[name].title}: {estimate}", file=sys.stderr)
     print(json.dumps({name: round(estimate.value, 4) for name, estimate in facts.items()} | {"n": len(result.rows)}))
-    if lacking := [flag for flag, (metric, _) in WEIGHTS.items() if getattr(args, flag) and metric in measure.unavailable]:
+    if lacking := [
+        flag for flag, (metric, _) in WEIGHTS.items() if getattr(args, flag) and metric in measure.unavailable
+    ]:
         raise UserError(f"--{', --'.join(lacking)}: asked for and could not be used; the notes above say why")
 
 

@@ -31,11 +31,23 @@ def row(name: str, words: list[str], folder: Path, seed: int):
     """(caption, frames) of one method's first validation prompt, trained and sampled with nothing but its files."""
     files = [str(ROOT / "configs/quickstart.yaml"), str(ROOT / f"configs/methods/{name}.yaml")]
     argv = [word for file in files for word in ("--config", file)]
-    cfg, _ = load([*argv, f"output_dir={folder / name}", "validation_data.sample_preview=false", *words], description=__doc__)
+    cfg, _ = load(
+        [*argv, f"output_dir={folder / name}", "validation_data.sample_preview=false", *words], description=__doc__
+    )
     prompt = cfg.validation_data.prompt[0]
     run = train.run(cfg)
-    arguments = ["--checkpoint_folder", str(run), "--prompt", prompt, "--seed", str(seed), "--quality", "10",
-                 "--output_dir", str(run / "samples")]
+    arguments = [
+        "--checkpoint_folder",
+        str(run),
+        "--prompt",
+        prompt,
+        "--seed",
+        str(seed),
+        "--quality",
+        "10",
+        "--output_dir",
+        str(run / "samples"),
+    ]
     (video,) = generate(options.parse(arguments))
     return (f"{name}: {prompt}", read_video(video)), cfg
 
@@ -55,7 +67,11 @@ def main() -> None:
         made, cfg = row(name, [word for word in args.words if "=" in word], args.output_dir, args.seed)
         rows.append(made)
     reference = load_clips(cfg, snap=64)[0]
-    print(contact_sheet(args.output_dir / "sheet.png", [(f"reference: {reference.prompt}", reference.frames), *rows], height=64))
+    print(
+        contact_sheet(
+            args.output_dir / "sheet.png", [(f"reference: {reference.prompt}", reference.frames), *rows], height=64
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import os
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,7 +32,8 @@ WHEN = {
     "tap_highway_in_training": "as tap, with the skips already moved while training",
     "tap_pli": "the clip's looks still come through: the plain model finishes the last steps",
     "release": "to compare with the authors' code, or to go on from its files",
-    "motiondirector": "the paper's baseline, reported to leak more than tap; its looks can be mixed with another motion",
+    "motiondirector": "the paper's baseline, reported to leak more than tap; its looks can be mixed with another "
+    "motion",
     "motion_inversion": "no weight may change; short training; Value embeddings tie the motion to places in the frame",
     "motion_inversion_debiased": "the same, where the clip's looks come through",
     "motion_inversion_hybrid": "the same, with the looks learned apart, to be mixed in at will",
@@ -47,30 +49,51 @@ def rows(names: list[str], repeats: int) -> list[tuple[str, ...]]:
     """One row a method, cells as text."""
     table = []
     for name in names:
-        cfg, _ = schema.load(["--config", str(FOLDER / f"{name}.yaml"), "train_data.single_video_path=random"], description="")
+        cfg, _ = schema.load(
+            ["--config", str(FOLDER / f"{name}.yaml"), "train_data.single_video_path=random"], description=""
+        )
         zeroscope = Step(MODELS["zeroscope"], "meta", torch.bfloat16, cfg=cfg)
         pocket = Step(MODELS["pocket"], "cpu", torch.float32, cfg=cfg)
         pocket.train(0)
-        times = [seconds(lambda n=n: pocket.train(n), torch.device("cpu"))[1] for n in range(1, repeats + 1)]
-        table.append((
-            f"`{name}`", *(cell for step in (zeroscope, pocket) for cell in parameters(step)),
-            f"{statistics.median(times):.2f}",
-            *(f"{count_bytes(MODELS[model], low=False, checkpointing=None, dtype=dtype, cfg=cfg) / 1e9:.2f}"
-              for model, dtype in (("zeroscope", torch.bfloat16), ("pocket", torch.float32))),
-            WHEN[name]))
+        times = [seconds(partial(pocket.train, n), torch.device("cpu"))[1] for n in range(1, repeats + 1)]
+        table.append(
+            (
+                f"`{name}`",
+                *(cell for step in (zeroscope, pocket) for cell in parameters(step)),
+                f"{statistics.median(times):.2f}",
+                *(
+                    f"{count_bytes(MODELS[model], low=False, checkpointing=None, dtype=dtype, cfg=cfg) / 1e9:.2f}"
+                    for model, dtype in (("zeroscope", torch.bfloat16), ("pocket", torch.float32))
+                ),
+                WHEN[name],
+            )
+        )
         print(" ".join(table[-1][:-1]), file=sys.stderr)
     return table
 
 
 def parameters(step: Step) -> tuple[str, str]:
     """(millions of parameters, motion plus appearance; size of the motion's file)."""
-    motion, looks = (sum(p.numel() for p in group) for group in (step.method.motion_parameters,
-                                                                 step.method.appearance_parameters))
-    return f"{motion / 1e6:.2f} + {looks / 1e6:.2f} M" if looks else f"{motion / 1e6:.2f} M", f"{4 * motion / 1e6:.1f} MB"
+    motion, looks = (
+        sum(p.numel() for p in group) for group in (step.method.motion_parameters, step.method.appearance_parameters)
+    )
+    return (
+        f"{motion / 1e6:.2f} + {looks / 1e6:.2f} M" if looks else f"{motion / 1e6:.2f} M",
+        f"{4 * motion / 1e6:.1f} MB",
+    )
 
 
-HEADER = ("method", "ZeroScope: parameters", "file", "pocket: parameters", "file", "pocket: s/step", "ZeroScope: GB",
-          "pocket: GB", "take it when")
+HEADER = (
+    "method",
+    "ZeroScope: parameters",
+    "file",
+    "pocket: parameters",
+    "file",
+    "pocket: s/step",
+    "ZeroScope: GB",
+    "pocket: GB",
+    "take it when",
+)
 
 
 @command
@@ -81,7 +104,11 @@ def main(argv: list[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     if asked.repeats < 1:
         raise UserError(f"--repeats: {asked.repeats} measures nothing; give 1 or more")
-    print("\n".join(f"| {' | '.join(row)} |" for row in [HEADER, ("---",) * len(HEADER), *rows(asked.methods, asked.repeats)]))
+    print(
+        "\n".join(
+            f"| {' | '.join(row)} |" for row in [HEADER, ("---",) * len(HEADER), *rows(asked.methods, asked.repeats)]
+        )
+    )
 
 
 if __name__ == "__main__":

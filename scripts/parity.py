@@ -1,9 +1,9 @@
 """Compare this implementation with reference numbers: `python scripts/parity.py FOLDER [--assets FOLDER]`.
 
-FOLDER holds reference files (scripts/authors/reference.py), told apart by their prefix: unet_, ah_, lora_*_forward, losses,
-inversion, infer_*, train_trace_*. Everything is read from the files: sizes, ranks, presets, steps, and the U-Net
-itself. Pipeline, checkpoint and cache folders are looked for in FOLDER and in --assets. Prints a Markdown table; exit
-code 1 when a difference is over its tolerance or a case can not be run, 2 when there is none.
+FOLDER holds reference files (scripts/authors/reference.py), told apart by their prefix: unet_, ah_, lora_*_forward,
+losses, inversion, infer_*, train_trace_*. Everything is read from the files: sizes, ranks, presets, steps, and the
+U-Net itself. Pipeline, checkpoint and cache folders are looked for in FOLDER and in --assets. Prints a Markdown table;
+exit code 1 when a difference is over its tolerance or a case can not be run, 2 when there is none.
 """
 
 import argparse
@@ -23,18 +23,35 @@ from safetensors import SafetensorError
 
 from configs.errors import UserError, command
 from scripts.artefacts.chain import commit
-from scripts.authors.cases import highway_case, infer_case, inversion_case, lora_case, unet_case
-from scripts.authors.training import losses_case, trace_case
-from scripts.authors.reference import Reference, Row
 from scripts.artefacts.report import rewrite
 from scripts.artefacts.sections import read_sections, section
+from scripts.authors.cases import highway_case, infer_case, inversion_case, lora_case, unet_case
+from scripts.authors.reference import Reference, Row
+from scripts.authors.training import losses_case, trace_case
 
 # what a file that lacks a tensor or a setting, or holds those of another shape or model, can provoke anywhere below
-BROKEN = (UserError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
-          SafetensorError, TypeError, ValueError)
+BROKEN = (
+    UserError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 CASES: dict[str, Callable[[Reference], Iterator[Row]]] = {
-    r"unet_.*": unet_case, r"ah_.*": highway_case, r"lora_.*_forward": lora_case, r"losses.*": losses_case,
-    r"inversion.*": inversion_case, r"infer_.*": infer_case, r"train_trace_.*": trace_case}
+    r"unet_.*": unet_case,
+    r"ah_.*": highway_case,
+    r"lora_.*_forward": lora_case,
+    r"losses.*": losses_case,
+    r"inversion.*": inversion_case,
+    r"infer_.*": infer_case,
+    r"train_trace_.*": trace_case,
+}
 
 
 def compare(folder: Path, assets: Path | None = None) -> Iterator[tuple[str, Row]]:
@@ -86,16 +103,22 @@ def main() -> None:
         table.append(f"| {case} | {quantity} | {row.tolerance:.0e} | {row.difference:.1e} | {verdict} |")
         print(table[-1], flush=True)
     if not total:
-        raise UserError(f"{args.folder}: no reference file there (unet_*, ah_*, lora_*_forward, losses*, inversion*,"
-                        " infer_*, train_trace_* .safetensors)")
+        raise UserError(
+            f"{args.folder}: no reference file there (unet_*, ah_*, lora_*_forward, losses*, inversion*,"
+            " infer_*, train_trace_* .safetensors)"
+        )
     told = f"{total - failed} of {total} pass"
     print(told, file=sys.stderr)
     if args.results:
-        facts = (f"{told}. Reference numbers made with the authors' release and MotionDirector's LoRA code, fp32 on a CPU.\n\n"
-                 + "\n".join(table) + f"\n\n{time.strftime('%Y-%m-%d')}, commit {commit()}. "
-                 f"Command: `python scripts/parity.py {args.folder.name} --results {args.results}`\n")
+        facts = (
+            f"{told}. Reference numbers made with the authors' release and MotionDirector's LoRA code, fp32 on a "
+            f"CPU.\n\n" + "\n".join(table) + f"\n\n{time.strftime('%Y-%m-%d')}, commit {commit()}. "
+            f"Command: `python scripts/parity.py {args.folder.name} --results {args.results}`\n"
+        )
         key = ("parity", "release")
-        rewrite(args.results, read_sections(args.results) | {key: section(key, "Agreement with the authors' code", facts)})
+        rewrite(
+            args.results, read_sections(args.results) | {key: section(key, "Agreement with the authors' code", facts)}
+        )
     sys.exit(1 if failed else 0)
 
 

@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 from configs.errors import UserError, command
 from data.world import MOTIONS, render, sample_scene, vocabulary
-from scripts.pocket import abilities as pocket
 from infer.pictures import contact_sheet
-from scripts.pocket.abilities import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
 from models.backbone import choose_device
-from scripts.pocket.architecture import build, write_slow_tokenizer
 from models.hooks import bypass_single_frames
+from scripts.pocket import abilities as pocket
+from scripts.pocket.abilities import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
+from scripts.pocket.architecture import build, write_slow_tokenizer
 from scripts.pocket.trainer import Phase, Trainer, is_made, write
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
@@ -186,8 +186,14 @@ def export(parts: dict, folder: Path) -> None:
     pipe = TextToVideoSDPipeline(**{key: copy.deepcopy(part) for key, part in parts.items()}).to(dtype=torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
     write_slow_tokenizer(folder / "tokenizer")
-    native = {"width": 64, "height": 64, "num_frames": 8, "num_steps": SAMPLE_STEPS, "guidance_scale": GUIDANCE,
-              "noise_prior": 0.0}
+    native = {
+        "width": 64,
+        "height": 64,
+        "num_frames": 8,
+        "num_steps": SAMPLE_STEPS,
+        "guidance_scale": GUIDANCE,
+        "noise_prior": 0.0,
+    }
     (folder / "sampling.json").write_text(json.dumps(native, indent=2) + "\n")
 
 
@@ -268,8 +274,11 @@ def evaluate(args) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/pretrain"), help="state and sample sheets")
-    parser.add_argument("--export", type=Path, help="the pipeline folder to write or measure (default models/pocketscope; "
-                        "with --smoke OUT/model)")
+    parser.add_argument(
+        "--export",
+        type=Path,
+        help="the pipeline folder to write or measure (default models/pocketscope; with --smoke OUT/model)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="autocast of the U-Net")

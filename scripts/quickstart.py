@@ -30,8 +30,18 @@ def main() -> None:
     folder = train.run(cfg)
 
     def sampled(place: str, strength: float) -> list[Path]:
-        words = ["--checkpoint_folder", str(folder), "--prompt", *cfg.validation_data.prompt, "--seed", str(SEED),
-                 "--output_dir", str(folder / place), "--lora_scale", str(strength)]
+        words = [
+            "--checkpoint_folder",
+            str(folder),
+            "--prompt",
+            *cfg.validation_data.prompt,
+            "--seed",
+            str(SEED),
+            "--output_dir",
+            str(folder / place),
+            "--lora_scale",
+            str(strength),
+        ]
         return list(generate(options.parse(words)))
 
     base, customized = sampled("samples/base", 0.0), sampled("samples/customized", 1.0)

@@ -1,7 +1,7 @@
 """Render the example clips that this project ships: a turning car, a dolly zoom, zooms in and out, the toy's motions.
 
-Every scene is placed by hand and drawn by scripts/pocket/tracer.py, so that nobody's footage is shipped; the clips called
-pocket_* are of data/world.py, one of each motion that PocketScope never saw, with a caption beside it.
+Every scene is placed by hand and drawn by scripts/pocket/tracer.py, so that nobody's footage is shipped; the clips
+called pocket_* are of data/world.py, one of each motion that PocketScope never saw, with a caption beside it.
 
     python scripts/render_clips.py                   # writes data/examples/*.mp4, a few minutes
     python scripts/render_clips.py pocket_zigzag     # only that one

@@ -1,8 +1,9 @@
 """Make the paper's tables and figures: `python scripts/reproduce.py table4 --model pocket`.
 
 Plans the trainings and samplings that the artefacts need (scripts/artefacts/plan.py), makes those that are missing
-(scripts/artefacts/schedule.py), measures all videos (infer/measure/evaluation.py) and writes OUTPUT_DIR/ARTEFACT/: page.html, table.md,
-table.csv, videos.csv, plot.png, plot.svg and videos/. Stopped and started again, it goes on. stdout carries the pages.
+(scripts/artefacts/schedule.py), measures all videos (infer/measure/evaluation.py) and writes OUTPUT_DIR/ARTEFACT/:
+page.html, table.md, table.csv, videos.csv, plot.png, plot.svg and videos/. Stopped and started again, it goes on.
+stdout carries the pages.
 """
 
 import argparse
@@ -27,8 +28,13 @@ COSTS = {"pocket": (150, 4, None, PROMPTS), "zeroscope": (900, 30, 4, 8)}
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("reproduce.py", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("artefacts", nargs="*", metavar="ARTEFACT or key=value",
-        help="table1 to table6, figure3 to figure6, all (these ten), or motions; key=value words override the recipe for every training")
+    add(
+        "artefacts",
+        nargs="*",
+        metavar="ARTEFACT or key=value",
+        help="table1 to table6, figure3 to figure6, all (these ten), or motions; "
+        "key=value words override the recipe for every training",
+    )
     add("--list", action="store_true", help="name the artefacts with what each needs, costs and shows")
     add("--model", default="pocket", help="pocket, or a model folder in ZeroScope's layout (default %(default)s)")
     add("--world", action="store_true", help="the model in --model was pretrained on the toy world, as pocket was")
@@ -37,11 +43,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="print the commands that would be run, then stop")
     add("--prompts", type=_count, help=f"prompts for each reference (default all of the list, at most {PROMPTS})")
     add("--references", type=_count, help="reference motions (default all of the artefact)")
-    add("--trainings", type=_count, default=1, help="trainings of each kind, from seeds 0, 1, ... (default %(default)s)")
-    add("--clips", type=Path, help="real models, several reference clips: their folder, captions in .txt beside them; "
-        "prompts.txt in it says what to sample (default ours for sport)")
+    add(
+        "--trainings", type=_count, default=1, help="trainings of each kind, from seeds 0, 1, ... (default %(default)s)"
+    )
+    add(
+        "--clips",
+        type=Path,
+        help="real models, several reference clips: their folder, captions in .txt beside them; "
+        "prompts.txt in it says what to sample (default ours for sport)",
+    )
     add("--jobs", type=_count, help="trainings at once (default one for each GPU, else 1)")
-    add("--slurm", nargs="+", metavar="NAME=VALUE", help="run as SLURM jobs, submitit's parameters: slurm_partition=gpu ...")
+    add(
+        "--slurm",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="run as SLURM jobs, submitit's parameters: slurm_partition=gpu ...",
+    )
     add("--clip", help="CLIP for real videos: folder or hub id")
     add("--pickscore", help="PickScore: folder or hub id")
     add("--viclip", help="ViCLIP: folder")
@@ -68,9 +85,14 @@ def listing() -> str:
         lines += [f"{name}  {artefact.title}", f"    shows {artefact.shows}", f"    needs {artefact.needs}"]
         for model, (train, video, clips, prompts) in list(COSTS.items())[: 1 if artefact.world else None]:
             runs = 1 if artefact.several else clips or len(artefact.motions)
-            trainings, videos = len({v.train for v in artefact.variants}) * runs, len(artefact.variants) * runs * prompts
-            lines.append(f"    costs on {model} at most {trainings} trainings and {videos} videos, about "
-                         f"{(trainings * train + videos * video) / 60:.0f} min (an estimate)")
+            trainings, videos = (
+                len({v.train for v in artefact.variants}) * runs,
+                len(artefact.variants) * runs * prompts,
+            )
+            lines.append(
+                f"    costs on {model} at most {trainings} trainings and {videos} videos, about "
+                f"{(trainings * train + videos * video) / 60:.0f} min (an estimate)"
+            )
     return "\n".join(lines)
 
 
@@ -84,7 +106,9 @@ def choose(asked: list[str]) -> tuple[list[str], list[str]]:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ARTEFACTS)}, and all"
             raise UserError(f"{name}: no artefact is called so; {hint}")
     if not names:
-        raise UserError(f"no artefact was named; give one or several of {', '.join(ARTEFACTS)}, or all ten of the paper")
+        raise UserError(
+            f"no artefact was named; give one or several of {', '.join(ARTEFACTS)}, or all ten of the paper"
+        )
     return [name for name in ARTEFACTS if name in names or ("all" in names and name in PAPER)], words
 
 
@@ -129,10 +153,21 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     names, words = choose(args.artefacts)
     output = args.output_dir.resolve()
     pocket = args.model == "pocket"
-    testbed = Testbed(POCKET if pocket else Path(args.model).resolve(), pocket or args.world, output,
-                      args.clips and args.clips.resolve())
-    plan = Plan(testbed, output, words, smoke=args.smoke, prompts=args.prompts, references=args.references,
-                trainings=args.trainings)
+    testbed = Testbed(
+        POCKET if pocket else Path(args.model).resolve(),
+        pocket or args.world,
+        output,
+        args.clips and args.clips.resolve(),
+    )
+    plan = Plan(
+        testbed,
+        output,
+        words,
+        smoke=args.smoke,
+        prompts=args.prompts,
+        references=args.references,
+        trainings=args.trainings,
+    )
     for name in names:
         plan.add(name)
     chains = list(plan.chains.values())
@@ -162,21 +197,32 @@ def reproduce(args: argparse.Namespace, argv: list[str], launch: Launch | None =
     return pages, incomplete
 
 
-def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, measured_by: str,
-         argv: list[str]) -> Result:
+def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, measured_by: str, argv: list[str]) -> Result:
     """Measure what an artefact's chains made and return its Result; what failed is said in its problems."""
     rows, problems = [], list(plan.problems[name])
     places = plan.places[name]
 
-    def measured(place: Place, run: str, variant: str, folder: Path, reference: evaluation.Reference | None = None) -> None:
+    def measured(
+        place: Place, run: str, variant: str, folder: Path, reference: evaluation.Reference | None = None
+    ) -> None:
         try:
             found = evaluation.evaluate(folder, measure, reference)
         except UserError as error:
             problems.append(f"{variant} on {place.reference.name}: {error}")
             return
         problems.extend(found.problems)
-        rows.extend({"group": place.reference.group, "reference": place.reference.name, "run": run, "variant": variant, **row,
-                     "path": folder / row["video"]} for row in found.rows if row["prompt"] in place.samples.prompts)
+        rows.extend(
+            {
+                "group": place.reference.group,
+                "reference": place.reference.name,
+                "run": run,
+                "variant": variant,
+                **row,
+                "path": folder / row["video"],
+            }
+            for row in found.rows
+            if row["prompt"] in place.samples.prompts
+        )
 
     for place in places:
         if place.chain.name in failed:
@@ -188,9 +234,19 @@ def make(name: str, plan: Plan, failed: dict[str, str], measure: Measure, measur
         reference = evaluation.Reference((read_video(clip),), (clip.with_suffix(".txt").read_text().strip(),))
         for variant, folder in plan.testbed.rendered(place.reference.name, place.samples.prompts).items():
             measured(place, place.reference.name, variant, folder, reference)
-    result = Result(name, plan.testbed, plan.smoke, f"python scripts/reproduce.py {shlex.join(argv)}",
-                    time.strftime("%Y-%m-%d"), measured_by, made_at(places), cost(places), rows,
-                    list(dict.fromkeys(problems)), measure.models)
+    result = Result(
+        name,
+        plan.testbed,
+        plan.smoke,
+        f"python scripts/reproduce.py {shlex.join(argv)}",
+        time.strftime("%Y-%m-%d"),
+        measured_by,
+        made_at(places),
+        cost(places),
+        rows,
+        list(dict.fromkeys(problems)),
+        measure.models,
+    )
     if result.artefact.form == "states" and rows:
         try:
             result.states = states(plan, places)
@@ -212,9 +268,15 @@ def states(plan: Plan, places: list[Place]) -> States | None:
     else:
         each = 2 if plan.smoke else 8
         examples = plan.testbed.references((), several=False)
-        clips = [LabelledClip(reference.name, load_clips(load(
-            [*chain.train, *reference.data], description="")[0], backbone.snap)[0].frames, 100 * number + seed)
-                 for number, reference in enumerate(examples) for seed in range(each)]
+        clips = [
+            LabelledClip(
+                reference.name,
+                load_clips(load([*chain.train, *reference.data], description="")[0], backbone.snap)[0].frames,
+                100 * number + seed,
+            )
+            for number, reference in enumerate(examples)
+            for seed in range(each)
+        ]
         source = f"{len(examples)} example clips under {each} draws of noise each"
     return compare(backbone, load_checkpoint(chain.run_folder), clips, source)
 
@@ -249,8 +311,10 @@ def main() -> None:
     for page in pages:
         print(page)
     if incomplete:
-        raise UserError(f"{incomplete} of {len(pages)} artefacts lack something that failed (said above and on their pages); "
-                        "the same command tries again what is missing")
+        raise UserError(
+            f"{incomplete} of {len(pages)} artefacts lack something that failed (said above and on their pages); "
+            "the same command tries again what is missing"
+        )
 
 
 if __name__ == "__main__":

@@ -16,14 +16,20 @@ from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from configs.schema import from_dict
-from scripts.pocket.architecture import build_tokenizer
 from scripts.authors.weights import build_unet, fill
+from scripts.pocket.architecture import build_tokenizer
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its width
-    "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [32, 64, 96, 96], "layers_per_block": 2,
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [32, 64, 96, 96],
+    "layers_per_block": 2,
     "down_block_types": ["CrossAttnDownBlock3D"] * 3 + ["DownBlock3D"],
-    "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * 3, "cross_attention_dim": 32, "attention_head_dim": 16,
+    "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * 3,
+    "cross_attention_dim": 32,
+    "attention_head_dim": 16,
 }
 
 
@@ -31,8 +37,11 @@ UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its wi
 def inputs():
     """Sample [1 4 3 8 8], timestep and text [1 5 32] for a U-Net of `UNET`'s text width."""
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(1, 4, 3, 8, 8, generator=generator), torch.tensor(521),
-            torch.randn(1, 5, 32, generator=generator))
+    return (
+        torch.randn(1, 4, 3, 8, 8, generator=generator),
+        torch.tensor(521),
+        torch.randn(1, 5, 32, generator=generator),
+    )
 
 
 @torch.no_grad()
@@ -45,15 +54,37 @@ def tiny_pipeline(tmp_path_factory) -> Path:
     """A pipeline folder in ZeroScope's layout: random, deterministic weights; epsilon prediction."""
     tokenizer = build_tokenizer(["a", "car", "horse", "is", "running", "on", "the", "road"])
     torch.manual_seed(0)
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    vae = fill(AutoencoderKL(
-        block_out_channels=(16, 16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=8, sample_size=64), 1)
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = fill(
+        AutoencoderKL(
+            block_out_channels=(16, 16, 32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=8,
+            sample_size=64,
+        ),
+        1,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     TextToVideoSDPipeline(vae, text, tokenizer, build_unet(UNET), scheduler).save_pretrained(folder)
     return folder
@@ -72,11 +103,23 @@ def clip_file(tmp_path_factory) -> Path:
 
 def config_of(model: Path, clip: Path, folder: Path, overrides: dict):
     values = {
-        "pretrained_model_path": str(model), "output_dir": str(folder / "train"), "cache_dir": str(folder / "cache"),
-        "mixed_precision": "no", "gradient_checkpointing": False, "lora_rank": 4, "max_train_steps": 2,
-        "inversion_steps": 3, "logger": "none", "device": "cpu",
-        "train_data": {"width": 64, "height": 64, "n_sample_frames": 4, "single_video_path": str(clip),
-                       "single_video_prompt": "a car is running"},
+        "pretrained_model_path": str(model),
+        "output_dir": str(folder / "train"),
+        "cache_dir": str(folder / "cache"),
+        "mixed_precision": "no",
+        "gradient_checkpointing": False,
+        "lora_rank": 4,
+        "max_train_steps": 2,
+        "inversion_steps": 3,
+        "logger": "none",
+        "device": "cpu",
+        "train_data": {
+            "width": 64,
+            "height": 64,
+            "n_sample_frames": 4,
+            "single_video_path": str(clip),
+            "single_video_prompt": "a car is running",
+        },
         "validation_data": {"prompt": ["a horse is running"], "num_inference_steps": 2},
     }
     for key, value in overrides.items():

@@ -4,6 +4,7 @@ import ast
 from collections import Counter
 
 import pytest
+
 from conftest import ROOT
 
 MAY_IMPORT = {

@@ -13,16 +13,15 @@ from peft import PeftModel
 from configs.errors import UserError
 from configs.files import atomic_path
 from models.files import release
-from models.files.checkpoint import (
-    list_checkpoints,
-    load_checkpoint,
-    load_training_state,
-    prune,
-    save_checkpoint,
-)
+from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state, prune, save_checkpoint
 from models.lora import active, add_adapter
 
-TINY = {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1, "cross_attention_dim": 16, "attention_head_dim": 16}
+TINY = {
+    "block_out_channels": (32, 64, 64, 64),
+    "layers_per_block": 1,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 16,
+}
 
 
 def skeleton(folder, **changes):
@@ -204,7 +203,6 @@ def test_a_pair_with_one_matrix_missing_is_refused(unet, tmp_path):
 def test_a_checkpoint_without_training_state_says_so(unet, tmp_path):
     with pytest.raises(UserError, match="training cannot go on"):
         load_training_state(save(unet, tmp_path, clips=0, training_state=None))
-
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(monkeypatch, tmp_path):

@@ -214,8 +214,14 @@ def test_two_seconds_are_enough_at_every_usual_rate(rate):
     assert len(indices) == 16 and 8 <= fps <= 10
 
 
-@pytest.mark.parametrize(("count", "start", "advice"), [
-    (40, 0, "train_data.fps=15 would do"), (10, 0, "take a longer clip"), (60, 99, "lower train_data.sample_start_idx")])
+@pytest.mark.parametrize(
+    ("count", "start", "advice"),
+    [
+        (40, 0, "train_data.fps=15 would do"),
+        (10, 0, "take a longer clip"),
+        (60, 99, "lower train_data.sample_start_idx"),
+    ],
+)
 def test_a_clip_too_short_is_told_what_would_do(count, start, advice):
     with pytest.raises(UserError, match=advice):
         pick_frames(Path("phone.mp4"), count, 30, Cut(64, 64, 16, fps=8, start=start))

@@ -21,7 +21,8 @@ enable_xformers_memory_efficient_attention: true
 enable_torch_2_attn: true
 gradient_checkpointing: true
 text_encoder_gradient_checkpointing: true
-train_data: {width: 384, height: 384, use_bucketing: true, sample_start_idx: 1, fps: 8, frame_step: 1, n_sample_frames: 16,
+train_data: {width: 384, height: 384, use_bucketing: true, sample_start_idx: 1, fps: 8, frame_step: 1, n_sample_frames:
+16,
              single_video_path: ./test/carturn/car-turn.mp4, single_video_prompt: "A car is running on the road."}
 validation_data:
   prompt: A horse is running in the forest.
@@ -222,15 +223,29 @@ def test_fallback_is_used_only_without_the_model_and_only_when_none_was_asked_fo
 
 def test_files_after_the_one_with_a_fallback_still_win(tmp_path, capsys):
     small = write(tmp_path, "small.yaml", "pretrained_model_path: tiny\nlora_rank: 2\nlearning_rate: 0.1\n")
-    big = write(tmp_path, "big.yaml", f"pretrained_model_path: {tmp_path}/big\nfallback: {small}\nlearning_rate: 0.3\n"
-                "train_data: {single_video_path: a}\n")
+    big = write(
+        tmp_path,
+        "big.yaml",
+        f"pretrained_model_path: {tmp_path}/big\nfallback: {small}\nlearning_rate: 0.3\n"
+        "train_data: {single_video_path: a}\n",
+    )
     method = write(tmp_path, "method.yaml", "learning_rate: 0.2\n")
     cfg, _ = load("--config", big, "--config", method)
     assert (cfg.pretrained_model_path, cfg.lora_rank, cfg.learning_rate) == ("tiny", 2, 0.2)
 
 
-@pytest.mark.parametrize("caption", [
-    "A car with the number #7", "A red car: top view", "[wide shot] a dog", "'Hello' he said", "a ${x} b", "no", "2024_01_05"])
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A car with the number #7",
+        "A red car: top view",
+        "[wide shot] a dog",
+        "'Hello' he said",
+        "a ${x} b",
+        "no",
+        "2024_01_05",
+    ],
+)
 def test_a_caption_on_the_command_line_is_taken_as_it_is(caption):
     word = f"train_data.single_video_prompt={caption}"
     cfg, _ = load("train_data.single_video_path=a", word, f"validation_data.prompt={caption} again")
@@ -240,8 +255,12 @@ def test_a_caption_on_the_command_line_is_taken_as_it_is(caption):
 
 
 def test_quoted_text_lists_and_null_are_still_yaml():
-    cfg, _ = load("train_data.single_video_path=a", "train_data.single_video_prompt='a: b'", "validation_data.prompt=[a, b]",
-                  "resume_from_checkpoint=null")
+    cfg, _ = load(
+        "train_data.single_video_path=a",
+        "train_data.single_video_prompt='a: b'",
+        "validation_data.prompt=[a, b]",
+        "resume_from_checkpoint=null",
+    )
     assert cfg.train_data.single_video_prompt == "a: b" and list(cfg.validation_data.prompt) == ["a", "b"]
     assert cfg.resume_from_checkpoint is None
 

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from configs.errors import UserError
 from data.cache import CachedClip, export, read_cached
 from models import lora
-from scripts.pocket import architecture as blueprint
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, read_peft
 from scripts.convert import convert, inspect, read
+from scripts.pocket import architecture as blueprint
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,9 +164,19 @@ def test_patterns_match_the_ends_of_names_and_as_expressions_like_pefts(unet, tm
         assert torch.equal(motion[name], gain * state[name])
 
 
-@pytest.mark.parametrize("config", [{}, {"r": "x", "lora_alpha": 4}, {"r": 0, "lora_alpha": 4}, {"r": 4}, [1], None,
-                                    {"r": 4, "lora_alpha": 4, "alpha_pattern": {"(": 1}},
-                                    {"r": 4, "lora_alpha": 4, "alpha_pattern": 3}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"r": "x", "lora_alpha": 4},
+        {"r": 0, "lora_alpha": 4},
+        {"r": 4},
+        [1],
+        None,
+        {"r": 4, "lora_alpha": 4, "alpha_pattern": {"(": 1}},
+        {"r": 4, "lora_alpha": 4, "alpha_pattern": 3},
+    ],
+)
 def test_an_adapter_configuration_without_what_it_must_say_is_one_sentence(unet, tmp_path, config):
     state = lora_state(unet, "tap")
     save_file({f"base_model.model.{n}": t for n, t in state.items()}, tmp_path / "adapter_model.safetensors")
@@ -227,7 +237,10 @@ def test_inspect_says_what_a_file_is(run, unet, model, tmp_path):
     full = release.skeleton()
     names = lora.targets(full, "tap_key")
     torch.save(release.list_tensors([lora_state(full, "tap_key", rank=1)], names), tmp_path / "1_unet.pt")
-    assert "fits tap_key or query or value or out on channels 320/640/1280/1280" in inspect(tmp_path / "1_unet.pt", None)[1]
+    assert (
+        "fits tap_key or query or value or out on channels 320/640/1280/1280"
+        in inspect(tmp_path / "1_unet.pt", None)[1]
+    )
 
 
 class Malicious:

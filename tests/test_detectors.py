@@ -7,7 +7,15 @@ import torch
 from configs.errors import UserError
 from data.detectors import compare_paths, name_motion, read_clip
 from data.world import (
-    MOTIONS, RETIMINGS, Scene, known_path, parse_prompt, reference_clip, render, sample_scene, trajectory_of,
+    MOTIONS,
+    RETIMINGS,
+    Scene,
+    known_path,
+    parse_prompt,
+    reference_clip,
+    render,
+    sample_scene,
+    trajectory_of,
 )
 
 
@@ -50,7 +58,9 @@ def test_the_canvas_size_does_not_matter():
 
 
 def test_an_empty_clip_has_a_background_and_nothing_else():
-    frames = torch.zeros(8, 3, 64, 64, dtype=torch.uint8) + torch.tensor([150, 240, 190], dtype=torch.uint8)[:, None, None]
+    frames = (
+        torch.zeros(8, 3, 64, 64, dtype=torch.uint8) + torch.tensor([150, 240, 190], dtype=torch.uint8)[:, None, None]
+    )
     reading = read_clip(frames)
     assert reading.background == "mint"
     assert (reading.colour, reading.shape, reading.motion, reading.window) == (None, None, None, False)
@@ -84,7 +94,9 @@ def test_a_path_matches_itself_in_any_place_and_neither_its_mirror_nor_half_of_i
     mirrored = compare_paths(path * [-1, 1] + [64, 0], path)
     assert not mirrored["success"] and mirrored["correlation"] < -0.9
     assert compare_paths(path + [7, 0], path) == pytest.approx(same, abs=1e-5)
-    assert compare_paths(path * 0.5, path)["rmse"] == pytest.approx(np.sqrt(((path - path.mean(0)) ** 2).sum(1).mean()) / 2)
+    assert compare_paths(path * 0.5, path)["rmse"] == pytest.approx(
+        np.sqrt(((path - path.mean(0)) ** 2).sum(1).mean()) / 2
+    )
 
 
 def test_losing_the_object_never_helps():

@@ -16,10 +16,15 @@ DEEPEST_UP = "up_blocks.1.temp_attentions.0.transformer_blocks.0"
 def build() -> UNet3DConditionModel:
     torch.manual_seed(0)
     unet = UNet3DConditionModel(
-        sample_size=8, block_out_channels=(32, 32, 64, 64), layers_per_block=1, cross_attention_dim=16,
-        attention_head_dim=16, norm_num_groups=8,
+        sample_size=8,
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=16,
+        norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"))
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+    )
     return unet.eval().requires_grad_(False)
 
 
@@ -30,8 +35,11 @@ def unet():
 
 def inputs(batch=1, frames=4, height=8, width=12):
     draw = torch.Generator().manual_seed(1)
-    return (torch.randn(batch, 4, frames, height, width, generator=draw), torch.tensor(500),
-            torch.randn(batch, 5, 16, generator=draw))
+    return (
+        torch.randn(batch, 4, frames, height, width, generator=draw),
+        torch.tensor(500),
+        torch.randn(batch, 5, 16, generator=draw),
+    )
 
 
 @torch.no_grad()
@@ -76,6 +84,7 @@ def test_embedding_attention_equals_the_explicit_formula(unet):
     block = unet.get_submodule(DEEPEST_UP)
     attn, seen = block.attn2, {}
     with randomize(attach_embeddings(unet, height=8, width=12)) as embeddings:
+
         def spy(forward, x, *args, **kwargs):
             seen["x"], seen["y"] = x, forward(x, *args, **kwargs)
             return seen["y"]
@@ -166,7 +175,10 @@ def test_default_blocks_are_the_widest_of_down_and_up_with_the_papers_shapes(une
     shapes = {name: tuple(p.shape) for name, p in embeddings.state_dict().items()}
     embeddings.remove()
     assert {name.split(".transformer_blocks")[0] for name in shapes} == {
-        "down_blocks.2.temp_attentions.0", "up_blocks.1.temp_attentions.0", "up_blocks.1.temp_attentions.1"}
+        "down_blocks.2.temp_attentions.0",
+        "up_blocks.1.temp_attentions.0",
+        "up_blocks.1.temp_attentions.1",
+    }
     assert shapes[f"{DEEPEST_UP}.query_key"] == (1, 32, 64)
     assert shapes[f"{DEEPEST_UP}.attn1.value"] == shapes[f"{DEEPEST_UP}.attn2.value"] == (3 * 3, 32, 64)
 
@@ -193,7 +205,8 @@ def test_other_sizes_run_and_a_smooth_embedding_is_resampled_as_an_image(unet):
         assert resampled.mean().item() == pytest.approx(0.5)
     assert embeddings.interpolation(4, 32, 32) is None
     assert embeddings.interpolation(6, 16, 8) == (
-        "embeddings interpolated in space from 32x32 to 8x16 latents and in time from 4 to 6 frames")
+        "embeddings interpolated in space from 32x32 to 8x16 latents and in time from 4 to 6 frames"
+    )
 
 
 def test_other_lengths_stretch_the_trained_frames(unet):

@@ -22,9 +22,18 @@ SCENE = Scene("circle", "blue", "pink", "there_and_back", seed=3)
 def folder(tmp_path):
     """Three samples of a run on the reference: the motion in new looks, another motion, and one that leaks."""
     clip = write_video(tmp_path / "reference.mp4", REFERENCE.frames, fps=8, quality=10)
-    config = {"pretrained_model_path": "x", "train_data": {
-        "single_video_path": str(clip), "single_video_prompt": REFERENCE.prompt, "width": 64, "height": 64,
-        "n_sample_frames": 8, "fps": 0, "use_bucketing": False}}
+    config = {
+        "pretrained_model_path": "x",
+        "train_data": {
+            "single_video_path": str(clip),
+            "single_video_prompt": REFERENCE.prompt,
+            "width": 64,
+            "height": 64,
+            "n_sample_frames": 8,
+            "fps": 0,
+            "use_bucketing": False,
+        },
+    }
     samples = tmp_path / "samples"
     leaky = replace(SCENE, colour="red", window=True)
     for name, scene in (("good", SCENE), ("other", replace(SCENE, motion="left")), ("leaky", leaky)):
@@ -76,7 +85,9 @@ def test_frame_consistency_counts_neighbours_that_show_the_same_object():
     shuffled = torch.stack([one[0], other[1]] * 4)
     found = [world_scores(clip, SCENE.caption, None)["frame_consistency"] for clip in (one, switched, shuffled)]
     assert found == pytest.approx([1, 6 / 7, 0])
-    assert world_scores(torch.full_like(one, 200), SCENE.caption, None)["frame_consistency"] == 0  # nothing is no agreement
+    assert (
+        world_scores(torch.full_like(one, 200), SCENE.caption, None)["frame_consistency"] == 0
+    )  # nothing is no agreement
 
 
 def test_a_lost_object_gives_numbers_and_no_nan():
@@ -101,7 +112,8 @@ def test_a_video_without_a_sidecar_is_said_and_the_rest_is_measured(folder):
     assert [row["video"] for row in found.rows] == ["good.mp4"]
     assert found.problems == [
         "leaky.mp4: its sidecar leaky.json is damaged, left out; sample it again",
-        "other.mp4: no sidecar other.json beside it, left out; sample it with infer/infer.py"]
+        "other.mp4: no sidecar other.json beside it, left out; sample it with infer/infer.py",
+    ]
 
 
 def test_a_damaged_video_and_a_lost_reference_are_said(folder):
@@ -118,7 +130,9 @@ def test_a_sidecar_of_another_kind_is_said(folder, notes):
     path = folder / "other.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | notes))
     found = evaluate(folder, Measure())
-    assert len(found.rows) == 2 and found.problems == ["other.mp4: its sidecar other.json is damaged, left out; sample it again"]
+    assert len(found.rows) == 2 and found.problems == [
+        "other.mp4: its sidecar other.json is damaged, left out; sample it again"
+    ]
 
 
 def test_frames_of_two_sizes_and_a_video_without_texture_are_said(folder):

@@ -18,8 +18,14 @@ def test_a_motion_that_is_in_the_features_is_read_and_noise_is_not():
 def states(read: bool) -> States:
     near = {TAP: 0.9, AH: 0.99, SPATIAL: 0.5, BASE: 1.0}
     clips = [0.0, 0.01, -0.01, 0.02]
-    return States("four clips", list(near), 1, {(name, 0): [value + c for c in clips] for name, value in near.items()},
-                  torch.eye(4), {(name, 0): [True, False, True, False] for name in near} if read else {})
+    return States(
+        "four clips",
+        list(near),
+        1,
+        {(name, 0): [value + c for c in clips] for name, value in near.items()},
+        torch.eye(4),
+        {(name, 0): [True, False, True, False] for name in near} if read else {},
+    )
 
 
 def test_verdicts_follow_from_the_clips():

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from conftest import UNET, outcome
 
 from configs.errors import UserError
+from models.files.release import skeleton
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
-from models.files.release import skeleton
 from scripts.authors.weights import build_unet
+
+from conftest import UNET, outcome
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,11 @@ def test_the_scope_all_equals_the_slow_obvious_version(unet, inputs):
     captured, handles = {}, []
     for block in unet.down_blocks[:3]:
         for j, attention in enumerate(block.attentions):
-            handles.append(attention.register_forward_hook(
-                lambda module, args, output, key=(block, j): captured.update({key: output[0]})))
+            handles.append(
+                attention.register_forward_hook(
+                    lambda module, args, output, key=(block, j): captured.update({key: output[0]})
+                )
+            )
 
         def swap(block, args, output):
             hidden, skips = output
@@ -55,7 +59,8 @@ def test_the_scope_all_equals_the_slow_obvious_version(unet, inputs):
     with attach_highway(unet, "all", beta=1.3) as highway:
         torch.testing.assert_close(outcome(unet, inputs), expected, rtol=0, atol=1e-6)
     assert [skip.source for skip in highway.skips if skip.moved] == [
-        f"down_blocks.{d}.attentions.{j}" for d in (2, 1, 0) for j in (1, 0)]
+        f"down_blocks.{d}.attentions.{j}" for d in (2, 1, 0) for j in (1, 0)
+    ]
     assert str(highway) == "highway: 6 of 12 skips start before the temporal transformer, 6 scaled by 1.3"
 
 
@@ -127,16 +132,25 @@ def test_half_precision_stays_half(inputs):
 
 def test_release_scales_are_read_from_the_models_own_two_widest_widths():
     with attach_highway(skeleton(), "release", scales=(1.1, 0.9, 1.2, 1.3)) as highway:
-        scaled = {(s.up, s.layer): (s.hidden_channels, s.factor, s.hidden_factor) for s in highway.skips if s.factor != 1}
-    assert scaled == {**{(1, j): (1280, 1.1, 1.2) for j in range(3)}, (2, 0): (1280, 1.1, 1.2),
-                      (2, 1): (640, 0.9, 1.3), (2, 2): (640, 0.9, 1.3), (3, 0): (640, 0.9, 1.3)}
+        scaled = {
+            (s.up, s.layer): (s.hidden_channels, s.factor, s.hidden_factor) for s in highway.skips if s.factor != 1
+        }
+    assert scaled == {
+        **{(1, j): (1280, 1.1, 1.2) for j in range(3)},
+        (2, 0): (1280, 1.1, 1.2),
+        (2, 1): (640, 0.9, 1.3),
+        (2, 2): (640, 0.9, 1.3),
+        (3, 0): (640, 0.9, 1.3),
+    }
     assert [s.source for s in highway.skips if s.moved] == ["down_blocks.2.attentions.1", "down_blocks.2.attentions.0"]
 
 
 def test_any_number_of_layers_has_a_wiring():
     with attach_highway(skeleton_with(layers_per_block=1), "all") as highway:
-        assert [(s.source, s.moved) for s in highway.skips][2:4] == [("down_blocks.2.attentions.0", True),
-                                                                      ("down_blocks.1.downsamplers.0", False)]
+        assert [(s.source, s.moved) for s in highway.skips][2:4] == [
+            ("down_blocks.2.attentions.0", True),
+            ("down_blocks.1.downsamplers.0", False),
+        ]
 
 
 def skeleton_with(**changes):
@@ -144,10 +158,14 @@ def skeleton_with(**changes):
         return type(skeleton()).from_config({**UNET, **changes})
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"scope": "everywhere"}, "choose one of all, release, plain"),
-    ({"scope": "all", "scales": (1, 1, 1, 1)}, "use scope release"),
-    ({"scope": "release", "scales": (1, 1)}, "four numbers")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scope": "everywhere"}, "choose one of all, release, plain"),
+        ({"scope": "all", "scales": (1, 1, 1, 1)}, "use scope release"),
+        ({"scope": "release", "scales": (1, 1)}, "four numbers"),
+    ],
+)
 def test_what_can_not_be_attached_says_why(unet, options, message):
     with pytest.raises(UserError, match=message):
         attach_highway(unet, **options)

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from conftest import UNET
 
 from models.hooks import bypass_single_frames, checkpoint_activations, wrap_forward
 from scripts.authors.weights import build_unet
+
+from conftest import UNET
 
 
 @pytest.fixture(scope="module")
@@ -13,8 +14,11 @@ def unet():
 
 def inputs(frames):
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(1, 4, frames, 8, 8, generator=generator), torch.tensor([500]),
-            torch.randn(1, 5, 32, generator=generator))
+    return (
+        torch.randn(1, 4, frames, 8, 8, generator=generator),
+        torch.tensor([500]),
+        torch.randn(1, 5, 32, generator=generator),
+    )
 
 
 @torch.no_grad()
@@ -63,7 +67,7 @@ def test_checkpointing_keeps_less_alive(unet):
     def saved_bytes():
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-            unet(sample.requires_grad_(), time, text).sample
+            _ = unet(sample.requires_grad_(), time, text).sample
         return sum(sizes)
 
     sample, time, text = inputs(3)

@@ -4,14 +4,14 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 
 import train
 from configs.errors import UserError, command
-from infer import options
-from infer import request
+from infer import options, request
 from infer.generate import generate
 from infer.video import read_video, safe_name, write_video
+
+from conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,32 @@ def trained(tiny_pipeline, clip_file, tmp_path_factory):
     from configs.schema import from_dict
 
     folder = tmp_path_factory.mktemp("run")
-    return train.run(from_dict({
-        "pretrained_model_path": str(tiny_pipeline), "output_dir": str(folder), "cache_dir": str(folder / "cache"),
-        "mixed_precision": "no", "gradient_checkpointing": False, "lora_rank": 4, "max_train_steps": 2,
-        "checkpointing_steps": 1, "learning_rate": 0.05, "inversion_steps": 3, "logger": "none", "device": "cpu",
-        "train_data": {"width": 64, "height": 64, "n_sample_frames": 4, "single_video_path": str(clip_file),
-                       "single_video_prompt": "a car is running"},
-        "validation_data": {"sample_preview": False, "num_inference_steps": 3, "guidance_scale": 3.0},
-    }))
+    return train.run(
+        from_dict(
+            {
+                "pretrained_model_path": str(tiny_pipeline),
+                "output_dir": str(folder),
+                "cache_dir": str(folder / "cache"),
+                "mixed_precision": "no",
+                "gradient_checkpointing": False,
+                "lora_rank": 4,
+                "max_train_steps": 2,
+                "checkpointing_steps": 1,
+                "learning_rate": 0.05,
+                "inversion_steps": 3,
+                "logger": "none",
+                "device": "cpu",
+                "train_data": {
+                    "width": 64,
+                    "height": 64,
+                    "n_sample_frames": 4,
+                    "single_video_path": str(clip_file),
+                    "single_video_prompt": "a car is running",
+                },
+                "validation_data": {"sample_preview": False, "num_inference_steps": 3, "guidance_scale": 3.0},
+            }
+        )
+    )
 
 
 def sampled(trained, folder, *words, prompt="a horse", seed="5") -> list[torch.Tensor]:
@@ -38,9 +56,27 @@ def sampled(trained, folder, *words, prompt="a horse", seed="5") -> list[torch.T
 def test_the_command_as_the_readme_writes_it(trained, tiny_pipeline, tmp_path):
     """From another directory, with every flag of the one-line command."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "infer/infer.py"), "--model", str(tiny_pipeline), "--prompt", "a horse is running",
-         "--checkpoint_folder", str(trained), "--checkpoint_index", "2", "--seed", "3", "--output_dir", "outputs/infer/"],
-        cwd=tmp_path, text=True, capture_output=True, timeout=300)
+        [
+            sys.executable,
+            str(ROOT / "infer/infer.py"),
+            "--model",
+            str(tiny_pipeline),
+            "--prompt",
+            "a horse is running",
+            "--checkpoint_folder",
+            str(trained),
+            "--checkpoint_index",
+            "2",
+            "--seed",
+            "3",
+            "--output_dir",
+            "outputs/infer/",
+        ],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     video = tmp_path / line
@@ -53,29 +89,48 @@ def test_the_command_as_the_readme_writes_it(trained, tiny_pipeline, tmp_path):
 def test_help_answers_at_once():
     """Half a second without torch; the limit here leaves room for a busy machine."""
     for script in ("train.py", "infer/infer.py"):
-        code = f"import sys, runpy; sys.argv = [{script!r}, '--help']\n" \
-               f"try: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n" \
-               "except SystemExit as e: assert not e.code\n" \
-               "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+        code = (
+            f"import sys, runpy; sys.argv = [{script!r}, '--help']\n"
+            f"try: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
+            "except SystemExit as e: assert not e.code\n"
+            "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+        )
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
         assert done.returncode == 0 and "--help" in done.stdout, done.stderr
 
 
 def test_the_same_seed_gives_the_same_video_and_another_seed_another(trained, tmp_path):
-    (a,), (b,), (c,) = (sampled(trained, tmp_path / name, seed=seed) for name, seed in (("a", "5"), ("b", "5"), ("c", "6")))
+    (a,), (b,), (c,) = (
+        sampled(trained, tmp_path / name, seed=seed) for name, seed in (("a", "5"), ("b", "5"), ("c", "6"))
+    )
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
 def test_the_checkpoint_index_matters_and_defaults_to_the_latest(trained, tmp_path):
-    (latest,), (second,), (first,) = (sampled(trained, tmp_path / n, *w) for n, w in (
-        ("latest", []), ("second", ["-ci", "2"]), ("first", ["-ci", "1"])))
+    (latest,), (second,), (first,) = (
+        sampled(trained, tmp_path / n, *w)
+        for n, w in (("latest", []), ("second", ["-ci", "2"]), ("first", ["-ci", "1"]))
+    )
     assert torch.equal(latest, second) and not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("words", [
-    ["-ls", "0.5"], ["-np", "0"], ["-g", "1"], ["-s", "2"], ["-n", "a road"], ["--highway", "release"], ["--beta", "1.5"],
-    ["--freeu", "[1.4,1.,1,1]"], ["--pli_threshold", "400"], ["--guidance_rescale", "0.9"], ["--noise_strategy", "fft"],
-], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-ls", "0.5"],
+        ["-np", "0"],
+        ["-g", "1"],
+        ["-s", "2"],
+        ["-n", "a road"],
+        ["--highway", "release"],
+        ["--beta", "1.5"],
+        ["--freeu", "[1.4,1.,1,1]"],
+        ["--pli_threshold", "400"],
+        ["--guidance_rescale", "0.9"],
+        ["--noise_strategy", "fft"],
+    ],
+    ids=lambda words: words[0],
+)
 def test_every_choice_changes_the_video(trained, tmp_path, words):
     (plain,), (changed,) = sampled(trained, tmp_path / "plain"), sampled(trained, tmp_path / "changed", *words)
     assert plain.shape == changed.shape and not torch.equal(plain, changed)
@@ -87,9 +142,35 @@ def test_size_and_length_may_differ_from_the_reference(trained, tmp_path):
 
 
 def test_phased_integration_above_every_timestep_is_the_plain_model(trained, tiny_pipeline, tmp_path):
-    (plain,) = (read_video(p) for p in generate(options.parse(
-        ["-m", str(tiny_pipeline), "-p", "a horse", "-r", "5", "-o", str(tmp_path / "plain"), "-W", "64", "-H", "64",
-         "-T", "4", "-s", "3", "-g", "3", "--quality", "10"])))
+    (plain,) = (
+        read_video(p)
+        for p in generate(
+            options.parse(
+                [
+                    "-m",
+                    str(tiny_pipeline),
+                    "-p",
+                    "a horse",
+                    "-r",
+                    "5",
+                    "-o",
+                    str(tmp_path / "plain"),
+                    "-W",
+                    "64",
+                    "-H",
+                    "64",
+                    "-T",
+                    "4",
+                    "-s",
+                    "3",
+                    "-g",
+                    "3",
+                    "--quality",
+                    "10",
+                ]
+            )
+        )
+    )
     (phased,) = sampled(trained, tmp_path / "phased", "--pli_threshold", "999", "-np", "0")
     (zero,) = sampled(trained, tmp_path / "zero", "-ls", "0", "-np", "0", "--highway", "off")
     assert torch.equal(phased, plain) and torch.equal(zero, plain)
@@ -116,12 +197,22 @@ def test_other_formats(trained, tmp_path, kind):
 
 
 def test_a_video_of_other_settings_is_never_overwritten(trained, tmp_path):
-    first, again, other = (next(iter(generate(options.parse(
-        ["-cf", str(trained), "-p", "a horse", "-r", "1", "-s", steps, "-o", str(tmp_path)])))) for steps in "112")
+    first, again, other = (
+        next(
+            iter(
+                generate(
+                    options.parse(["-cf", str(trained), "-p", "a horse", "-r", "1", "-s", steps, "-o", str(tmp_path)])
+                )
+            )
+        )
+        for steps in "112"
+    )
     assert first == again != other and first.exists() and other.exists()
 
 
-@pytest.mark.parametrize("prompt", ["../../etc/passwd", "/abs/olute", "🐎🐎🐎", "a\nb\0c", "." * 5, "x" * 1000, "CON", "a/b\\c:d*e?"])
+@pytest.mark.parametrize(
+    "prompt", ["../../etc/passwd", "/abs/olute", "🐎🐎🐎", "a\nb\0c", "." * 5, "x" * 1000, "CON", "a/b\\c:d*e?"]
+)
 def test_any_prompt_makes_a_safe_file_name(prompt, tmp_path):
     name = safe_name(prompt)
     assert name.replace("_", "").isalnum() and len(name) <= 80
@@ -137,14 +228,17 @@ def test_a_written_video_reads_back(tmp_path, quality, limit):
     assert (read_video(path).int() - ramp.int()).abs().max() <= limit
 
 
-@pytest.mark.parametrize("words, told", [
-    (["-ci", "7"], "no checkpoint-7; there are 1, 2"),
-    (["-W", "60"], "not a multiple of 8"),
-    (["-lr", "32"], "rank"),
-    (["--clip", "3"], "reference clips 0 to 0"),
-    (["--freeu", "[1,1,1,1]", "--highway", "all"], "--freeu"),
-    (["-m", "nowhere/at/all"], "nowhere/at/all"),
-])
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["-ci", "7"], "no checkpoint-7; there are 1, 2"),
+        (["-W", "60"], "not a multiple of 8"),
+        (["-lr", "32"], "rank"),
+        (["--clip", "3"], "reference clips 0 to 0"),
+        (["--freeu", "[1,1,1,1]", "--highway", "all"], "--freeu"),
+        (["-m", "nowhere/at/all"], "nowhere/at/all"),
+    ],
+)
 def test_bad_requests_are_one_sentence(trained, tmp_path, words, told):
     with pytest.raises(UserError) as error:
         sampled(trained, tmp_path / "out", *words)
@@ -152,10 +246,23 @@ def test_bad_requests_are_one_sentence(trained, tmp_path, words, told):
     assert not (tmp_path / "out").exists(), "nothing half-written"
 
 
-@pytest.mark.parametrize("words", [
-    ["-s", "2000"], ["-s", "0"], ["--noise_cutoff", "0"], ["--quality", "0"], ["--beta", "-1"], ["-r", str(2**70)],
-    ["-np", "2"], ["-np", "nan"], ["-T", "x"], ["--freeu", "[1,2]"], ["--format", "avi"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-s", "2000"],
+        ["-s", "0"],
+        ["--noise_cutoff", "0"],
+        ["--quality", "0"],
+        ["--beta", "-1"],
+        ["-r", str(2**70)],
+        ["-np", "2"],
+        ["-np", "nan"],
+        ["-T", "x"],
+        ["--freeu", "[1,2]"],
+        ["--format", "avi"],
+    ],
+    ids=" ".join,
+)
 def test_a_value_out_of_range_is_refused_before_anything_is_loaded(words, capsys):
     with pytest.raises(SystemExit) as stop:
         options.parse(["-p", "x", *words])
@@ -170,15 +277,40 @@ def test_an_output_folder_that_is_a_file_is_refused_before_sampling(trained, tmp
 
 
 def test_another_quality_does_not_replace_the_video(trained, tmp_path):
-    first, other = (next(iter(generate(options.parse(
-        ["-cf", str(trained), "-p", "a horse", "-r", "1", "-s", "1", "-o", str(tmp_path), "--quality", q])))) for q in "58")
+    first, other = (
+        next(
+            iter(
+                generate(
+                    options.parse(
+                        [
+                            "-cf",
+                            str(trained),
+                            "-p",
+                            "a horse",
+                            "-r",
+                            "1",
+                            "-s",
+                            "1",
+                            "-o",
+                            str(tmp_path),
+                            "--quality",
+                            q,
+                        ]
+                    )
+                )
+            )
+        )
+        for q in "58"
+    )
     assert first != other and first.exists() and other.exists()
 
 
 def test_a_wrong_flag_exits_with_2_and_no_traceback(trained):
     done = subprocess.run([sys.executable, "infer/infer.py", "--promt", "x"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    done = subprocess.run([sys.executable, "infer/infer.py", "-cf", str(trained)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "infer/infer.py", "-cf", str(trained)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "no prompt" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -196,9 +328,15 @@ def test_a_full_disk_is_one_sentence(capsys):
     assert stop.value.code == 2 and "no space left" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "sentence"), [
-    (["--lora_scael", "1"], "did you mean --lora_scale?"), (["--lora_scale", "nan"], "nan is not between"),
-    (["--guidance-scale", "-5"], "is not between 0 and"), (["--width", "0"], "0 is not 1 or more")])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--lora_scael", "1"], "did you mean --lora_scale?"),
+        (["--lora_scale", "nan"], "nan is not between"),
+        (["--guidance-scale", "-5"], "is not between 0 and"),
+        (["--width", "0"], "0 is not 1 or more"),
+    ],
+)
 def test_a_wrong_flag_ends_in_one_line(words, sentence, capsys):
     with pytest.raises(SystemExit) as stop:
         options.parse(["--prompt", "x", *words])

@@ -11,13 +11,20 @@ from safetensors.torch import load_file
 from configs.errors import UserError
 from infer.inversion import ddim_invert, inversion_step
 
-ZEROSCOPE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                 set_alpha_to_one=False, steps_offset=1)
+ZEROSCOPE = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+)
 SCHEDULERS = {
     "epsilon, leading": ZEROSCOPE,
     "v-prediction, leading": dict(ZEROSCOPE, prediction_type="v_prediction"),
-    "v-prediction, trailing, linear": dict(beta_schedule="linear", prediction_type="v_prediction", clip_sample=False,
-                                           timestep_spacing="trailing"),
+    "v-prediction, trailing, linear": dict(
+        beta_schedule="linear", prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
+    ),
 }
 
 

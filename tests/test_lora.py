@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import ROOT, UNET, outcome
 
 from configs.errors import UserError
 from models.files.release import skeleton
 from models.lora import PRESETS, active, add_adapter, merge, targets
 from scripts.authors.weights import build_unet
+
+from conftest import ROOT, UNET, outcome
 
 NARROW = {**UNET, "block_out_channels": [32, 32, 64, 64], "layers_per_block": 1}
 GOLDEN = ROOT / "tests" / "golden"
@@ -41,9 +42,16 @@ def test_names_and_their_order_are_those_of_the_reference_files(system):
     assert targets(unet, "appearance") == [layer["name"] for layer in listed["spatial"]]
 
 
-@pytest.mark.parametrize(("preset", "layers", "parameters"), [
-    ("tap", 68, 3_325_952), ("tap_key", 34, 1_662_976), ("release", 68, 3_325_952), ("motiondirector", 170, 12_472_320),
-    ("appearance", 96, 8_785_920)])
+@pytest.mark.parametrize(
+    ("preset", "layers", "parameters"),
+    [
+        ("tap", 68, 3_325_952),
+        ("tap_key", 34, 1_662_976),
+        ("release", 68, 3_325_952),
+        ("motiondirector", 170, 12_472_320),
+        ("appearance", 96, 8_785_920),
+    ],
+)
 def test_presets_have_the_papers_size_on_zeroscope(preset, layers, parameters):
     unet = skeleton()
     shapes = [unet.get_submodule(name).weight.shape for name in targets(unet, preset)]
@@ -81,7 +89,9 @@ def test_adapters_act_only_when_switched_on_and_all_is_restored_after_an_excepti
     motion, looks = adapters = learned(unet, "motion"), learned(unet, "appearance_0", "appearance")
     with pytest.raises(ZeroDivisionError), active(adapters, on=[motion], trainable=[motion]):
         assert not torch.equal(outcome(unet, inputs), base)
-        assert all(p.requires_grad for p in motion.parameters()) and not any(p.requires_grad for p in looks.parameters())
+        assert all(p.requires_grad for p in motion.parameters()) and not any(
+            p.requires_grad for p in looks.parameters()
+        )
         raise ZeroDivisionError
     assert torch.equal(outcome(unet, inputs), base)
     assert not any(p.requires_grad for p in unet.parameters())
@@ -162,8 +172,11 @@ def test_a_state_goes_round_and_a_wrong_one_changes_nothing(unet):
     assert all(torch.equal(p, q) for p, q in zip(adapter.parameters(), other.parameters()))
     state = {key: torch.zeros_like(value) for key, value in adapter.state_dict().items()}
     *_, last = state
-    for wrong in ({**state, last: torch.zeros(1, 1)}, {**state, "more.lora_A.weight": torch.zeros(1)},
-                  {key: value for key, value in state.items() if key != last}):
+    for wrong in (
+        {**state, last: torch.zeros(1, 1)},
+        {**state, "more.lora_A.weight": torch.zeros(1)},
+        {key: value for key, value in state.items() if key != last},
+    ):
         with pytest.raises(UserError):
             other.load_state_dict(wrong)
     assert all(torch.equal(p, q) for p, q in zip(adapter.parameters(), other.parameters()))
@@ -229,10 +242,15 @@ def test_merging_what_does_not_fit_is_refused_and_changes_nothing(unet):
     before = unet.state_dict()
     state = adapter.state_dict()
     first, second = next(pairwise(state))
-    for wrong, message in ((({"nowhere.to_q.lora_A.weight": state[first], "nowhere.to_q.lora_B.weight": state[second]}),
-                            "no linear layer"),
-                           ({first: torch.zeros(4, 7), second: state[second]}, "made for a weight"),
-                           ({first: state[first]}, "no up matrix"), ({second: state[second]}, "no partner")):
+    for wrong, message in (
+        (
+            ({"nowhere.to_q.lora_A.weight": state[first], "nowhere.to_q.lora_B.weight": state[second]}),
+            "no linear layer",
+        ),
+        ({first: torch.zeros(4, 7), second: state[second]}, "made for a weight"),
+        ({first: state[first]}, "no up matrix"),
+        ({second: state[second]}, "no partner"),
+    ):
         with pytest.raises(UserError, match=message):
             merge(unet, {**dict(list(state.items())[2:]), **wrong})
     assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())

@@ -1,11 +1,12 @@
-"""Motion Inversion, MotionDirector and the presets as full methods: trained, saved, resumed and read by the commands."""
+"""Motion Inversion, MotionDirector and the presets as full methods: trained, saved, resumed and read by the
+commands.
+"""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 import train
 from configs.errors import UserError
@@ -15,8 +16,13 @@ from models.files import release
 from models.files.checkpoint import load_checkpoint
 from scripts.authors.weights import build_unet
 
-LOSSES = {"base": {"loss_temporal"}, "debiased": {"loss_temporal", "loss_debiased"},
-          "hybrid": {"loss_temporal", "loss_debiased", "loss_spatial"}}
+from conftest import ROOT
+
+LOSSES = {
+    "base": {"loss_temporal"},
+    "debiased": {"loss_temporal", "loss_debiased"},
+    "hybrid": {"loss_temporal", "loss_debiased", "loss_spatial"},
+}
 METHOD_FILES = sorted((ROOT / "configs" / "methods").glob("*.yaml"))
 SIZE = (4, 8, 8)
 
@@ -92,7 +98,9 @@ def test_gradients_stay_on_their_path(tiny_config, unet, inputs):
         method.appearance[0].remove()
 
 
-@pytest.mark.parametrize("settings", [inversion("hybrid"), {"temporal_preset": "motiondirector"}], ids=["embeddings", "lora"])
+@pytest.mark.parametrize(
+    "settings", [inversion("hybrid"), {"temporal_preset": "motiondirector"}], ids=["embeddings", "lora"]
+)
 def test_a_preview_leaves_the_model_as_it_was_even_when_it_is_interrupted(tiny_config, unet, inputs, settings):
     method = methods.attach(unet, tiny_config(**settings), clips=1, latent_size=SIZE)
     for parameter in (*method.motion_parameters, *method.appearance_parameters):
@@ -147,8 +155,14 @@ def test_clips_longer_than_the_embeddings_are_refused(unet, tiny_config):
 
 
 def test_every_reference_clip_gets_its_own_looks_and_they_share_one_motion(trained, two_clips):
-    run = trained(dataset_types=["folder"], temporal_preset="motiondirector", max_train_steps=4, validation_steps=100,
-                  spatial_path_probability=1.0, train_data={"path": str(two_clips), "fallback_prompt": "a car"})
+    run = trained(
+        dataset_types=["folder"],
+        temporal_preset="motiondirector",
+        max_train_steps=4,
+        validation_steps=100,
+        spatial_path_probability=1.0,
+        train_data={"path": str(two_clips), "fallback_prompt": "a car"},
+    )
     checkpoint = load_checkpoint(run)
     assert checkpoint.preset == "motiondirector" and len(checkpoint.appearance) == 2
     ups = [[t for name, t in state.items() if "lora_B" in name] for state in checkpoint.appearance]

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from conftest import ROOT
 
 from configs.schema import load
 from scripts import methods_table
 from scripts.bench import MODELS, Step
+
+from conftest import ROOT
 
 
 def test_every_method_file_has_a_row():

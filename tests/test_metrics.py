@@ -22,9 +22,13 @@ def clip_folder(tmp_path_factory):
     small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *[letter + "</w>" for letter in letters]]
-    config = CLIPConfig(text_config=dict(small, vocab_size=len(words), max_position_embeddings=16, bos_token_id=0,
-                                         eos_token_id=1, pad_token_id=1),
-                        vision_config=dict(small, image_size=32, patch_size=8), projection_dim=16)
+    config = CLIPConfig(
+        text_config=dict(
+            small, vocab_size=len(words), max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1
+        ),
+        vision_config=dict(small, image_size=32, patch_size=8),
+        projection_dim=16,
+    )
     CLIPModel(config).save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -65,7 +69,10 @@ def test_shuffling_frames_lowers_neighbours_but_not_all_pairs(clip):
     ramp = torch.stack([torch.full((3, 32, 32), 16 * j, dtype=torch.uint8) for j in range(16)])
     ramp[:, 0, ::2] = 255 - ramp[:, 0, ::2]  # a slow change of pattern, so neighbours look alike
     shuffled = ramp[torch.randperm(16, generator=torch.Generator().manual_seed(0))]
-    (near, pairs), (near_shuffled, pairs_shuffled) = temporal_consistency(clip, ramp), temporal_consistency(clip, shuffled)
+    (near, pairs), (near_shuffled, pairs_shuffled) = (
+        temporal_consistency(clip, ramp),
+        temporal_consistency(clip, shuffled),
+    )
     assert near_shuffled < near
     assert pairs_shuffled == pytest.approx(pairs, abs=1e-3)
 
@@ -88,10 +95,17 @@ def viclip_folder(tmp_path_factory):
         "    def get_vid_features(self, frames):\n        assert frames.shape[:3] == (1, 8, 3)\n"
         "        return self.gain * frames.mean(dim=(1, 3, 4))\n\n"
         "    def get_text_features(self, text, tokenizer, known):\n"
-        "        return torch.tensor([[1.0, 0.0, 0.0] if text == 'red' else [0.0, 0.0, 1.0]])\n")
-    (folder / "config.json").write_text(json.dumps({
-        "model_type": "tiny_viclip", "architectures": ["Tiny"],
-        "auto_map": {"AutoConfig": "modeling_tiny.TinyConfig", "AutoModel": "modeling_tiny.Tiny"}}))
+        "        return torch.tensor([[1.0, 0.0, 0.0] if text == 'red' else [0.0, 0.0, 1.0]])\n"
+    )
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "tiny_viclip",
+                "architectures": ["Tiny"],
+                "auto_map": {"AutoConfig": "modeling_tiny.TinyConfig", "AutoModel": "modeling_tiny.Tiny"},
+            }
+        )
+    )
     save_file({"gain": torch.ones(1)}, folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
 

@@ -10,21 +10,29 @@ import torch
 from diffusers import UNet3DConditionModel
 
 from configs.errors import UserError
-from infer import generate, options
-from infer import request
+from infer import generate, options, request
 from infer.video import read_video
 from models import methods
-from models.files import release
 from models.backbone import Backbone
+from models.files import release
 from models.files.checkpoint import load_checkpoint
 
 LORA = {"temporal_preset": "tap", "learning_rate": 0.05, "max_train_steps": 3}
-DIRECTOR = {"temporal_preset": "motiondirector", "learning_rate": 0.05, "seed": 1, "spatial_path_probability": 1.0,
-            "max_train_steps": 3, "appearance_highway": {"use": "off"}}
+DIRECTOR = {
+    "temporal_preset": "motiondirector",
+    "learning_rate": 0.05,
+    "seed": 1,
+    "spatial_path_probability": 1.0,
+    "max_train_steps": 3,
+    "appearance_highway": {"use": "off"},
+}
 EMBEDDINGS = {"method": "motion_inversion", "embeddings": {"learning_rate": 0.5}, "appearance_highway": {"use": "off"}}
 KINDS = pytest.mark.parametrize("kind", [LORA, EMBEDDINGS], ids=["lora", "embeddings"])
-INPUTS = (torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(500),
-          torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1)))
+INPUTS = (
+    torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+    torch.tensor(500),
+    torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1)),
+)
 
 
 @functools.cache
@@ -42,8 +50,29 @@ def sample(tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "Backbone", SimpleNamespace(load=loaded))
 
     def run(*words, seed=(3,), prompts=("a car is running",)):
-        words = ["--format", "frames", "-s", "2", "-W", "64", "-H", "64", "-T", "4", "-g", "2", "-d", "cpu", "-p", *prompts,
-                 "--seed", *map(str, seed), "-o", tmp_path / f"call{next(calls)}", *words]
+        words = [
+            "--format",
+            "frames",
+            "-s",
+            "2",
+            "-W",
+            "64",
+            "-H",
+            "64",
+            "-T",
+            "4",
+            "-g",
+            "2",
+            "-d",
+            "cpu",
+            "-p",
+            *prompts,
+            "--seed",
+            *map(str, seed),
+            "-o",
+            tmp_path / f"call{next(calls)}",
+            *words,
+        ]
         return [read_video(path) for path in generate.generate(options.parse([str(word) for word in words]))]
 
     return run
@@ -105,8 +134,10 @@ def test_loras_of_two_presets_are_added_into_the_weights(trained, backbone):
     deltas = [s * c.motion[f"{name}.lora_B.weight"] @ c.motion[f"{name}.lora_A.weight"] for c, s in motions]
     with methods.customize(backbone.unet, motions) as customization:
         torch.testing.assert_close(linear.weight, before + sum(deltas))
-        assert customization.notes == ["motion LoRA tap: 68 layers, merged at 0.7",
-                                       "motion LoRA motiondirector: 170 layers, merged at 0.4"]
+        assert customization.notes == [
+            "motion LoRA tap: 68 layers, merged at 0.7",
+            "motion LoRA motiondirector: 170 layers, merged at 0.4",
+        ]
     assert torch.equal(linear.weight, before)
 
 
@@ -155,16 +186,29 @@ def positional(run, folder, unet):
 
 
 def test_motiondirectors_mixing_command_takes_looks_from_one_and_motion_from_another(
-        trained, sample, backbone, tiny_pipeline, tmp_path, capsys):
+    trained, sample, backbone, tiny_pipeline, tmp_path, capsys
+):
     ours, director = trained(**LORA), trained(**DIRECTOR)
     theirs = positional(director, tmp_path / "director", backbone.unet)
     scales = ("--spatial_path_scale", 0.8, "--temporal_path_scale", 0.9, "-np", 0)
     (expected,) = sample("--spatial_path_folder", director, "--temporal_path_folder", ours, *scales)
     assert "appearance LoRA: 96 layers, merged at 0.8" in capsys.readouterr().err
     latest = max(ours.glob("checkpoint-*"))
-    for looks in (theirs / "spatial" / "lora", f"{theirs}/spatial/", theirs, director / "checkpoint-3" / "spatial" / "0"):
-        (video,) = sample("--spatial_path_folder", looks, "--temporal_path_folder", latest / "temporal", *scales,
-                          "--model", tiny_pipeline)
+    for looks in (
+        theirs / "spatial" / "lora",
+        f"{theirs}/spatial/",
+        theirs,
+        director / "checkpoint-3" / "spatial" / "0",
+    ):
+        (video,) = sample(
+            "--spatial_path_folder",
+            looks,
+            "--temporal_path_folder",
+            latest / "temporal",
+            *scales,
+            "--model",
+            tiny_pipeline,
+        )
         assert torch.equal(video, expected)
     (motion_only,) = sample("--temporal_path_folder", ours, *scales)
     assert not torch.equal(motion_only, expected)
@@ -191,13 +235,28 @@ def test_images_are_a_source_of_looks(trained, sample, tmp_path_factory, clip_fi
     images = tmp_path_factory.mktemp("images")
     for i, frame in enumerate(read_video(clip_file)[:2]):
         iio.imwrite(images / f"{i}.png", frame.permute(1, 2, 0).numpy())
-    run = trained(dataset_types=["image"], learning_rate=0.05, max_train_steps=4, validation_steps=4,
-                  train_data={"image_dir": str(images), "single_img_prompt": "a car"})
+    run = trained(
+        dataset_types=["image"],
+        learning_rate=0.05,
+        max_train_steps=4,
+        validation_steps=4,
+        train_data={"image_dir": str(images), "single_img_prompt": "a car"},
+    )
     assert not any(t.any() for name, t in load_checkpoint(run).motion.items() if "lora_B" in name), "no motion to learn"
-    words = ("-cf", trained(**DIRECTOR, dataset_types=["single_video", "image"], train_data={
-        "image_dir": str(images), "single_img_prompt": "a car"}), "-np", 0)
-    videos = [sample(*words, *looks)[0] for looks in ((), ("--spatial_path_folder", run),
-                                                      ("--spatial_path_folder", run, "--clip", 1))]
+    words = (
+        "-cf",
+        trained(
+            **DIRECTOR,
+            dataset_types=["single_video", "image"],
+            train_data={"image_dir": str(images), "single_img_prompt": "a car"},
+        ),
+        "-np",
+        0,
+    )
+    videos = [
+        sample(*words, *looks)[0]
+        for looks in ((), ("--spatial_path_folder", run), ("--spatial_path_folder", run, "--clip", 1))
+    ]
     assert not any(torch.equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
     capsys.readouterr()
     sample("-cf", run)
@@ -208,7 +267,9 @@ def test_images_are_a_source_of_looks(trained, sample, tmp_path_factory, clip_fi
         sample("--spatial_path_folder", run, "--clip", 5)
 
 
-def test_motion_inversions_own_file_is_sampled_without_knowing_its_size(trained, sample, tiny_pipeline, tmp_path, capsys):
+def test_motion_inversions_own_file_is_sampled_without_knowing_its_size(
+    trained, sample, tiny_pipeline, tmp_path, capsys
+):
     run = trained(**EMBEDDINGS)
     (expected,) = sample("-cf", run, "-np", 0)
     theirs = tmp_path / "theirs"
@@ -228,7 +289,9 @@ def test_a_size_that_is_no_square_is_taken_from_what_is_sampled(trained, sample,
     release.write_embeddings(load_checkpoint(run).motion, theirs / "motion_embed.pt")
     (video,) = sample("-cf", theirs, "--model", tiny_pipeline, "-W", 96)
     assert torch.equal(video, sample("-cf", run, "-np", 0, "-W", 96)[0])
-    with pytest.raises(UserError, match="does not say for which size it was made; .* of 6 pixels are neither square nor"):
+    with pytest.raises(
+        UserError, match="does not say for which size it was made; .* of 6 pixels are neither square nor"
+    ):
         sample("-cf", theirs, "--model", tiny_pipeline)
 
 
@@ -240,8 +303,10 @@ def test_other_sizes_and_lengths_say_what_is_interpolated(trained, sample, capsy
 
 
 def test_sampling_strategies_are_one_flag(trained, sample):
-    videos = [sample("-cf", trained(**EMBEDDINGS), "-np", 0, "--embedding_sampling", mode)[0]
-              for mode in ("none", "difference", "drop_value")]
+    videos = [
+        sample("-cf", trained(**EMBEDDINGS), "-np", 0, "--embedding_sampling", mode)[0]
+        for mode in ("none", "difference", "drop_value")
+    ]
     assert not torch.equal(videos[0], videos[1]) and not torch.equal(videos[1], videos[2])
 
 
@@ -278,8 +343,9 @@ def test_a_merge_that_fails_halfway_is_taken_back(trained, backbone, monkeypatch
     assert torch.equal(outcome(backbone.unet), base)
 
 
-def test_checkpoints_are_checked_against_their_model_before_it_is_loaded(trained, sample, tiny_pipeline, tmp_path,
-                                                                         monkeypatch):
+def test_checkpoints_are_checked_against_their_model_before_it_is_loaded(
+    trained, sample, tiny_pipeline, tmp_path, monkeypatch
+):
     run = trained(**LORA)
     config = UNet3DConditionModel.load_config(tiny_pipeline, subfolder="unet")
     wide = UNet3DConditionModel.from_config({**config, "block_out_channels": [32, 32, 64, 64], "layers_per_block": 1})
@@ -290,7 +356,7 @@ def test_checkpoints_are_checked_against_their_model_before_it_is_loaded(trained
     wide.save_config(moved / "unet")
     found = load_checkpoint(run)
     found.config["pretrained_model_path"] = str(moved)
-    monkeypatch.setattr(settings, "load_checkpoint", lambda *_, **__: found)
+    monkeypatch.setattr(request, "load_checkpoint", lambda *_, **__: found)
     with pytest.raises(UserError, match="does not fit this model"):
         sample("-cf", run)
 
@@ -301,5 +367,7 @@ def test_wrong_expectations_name_what_was_found(trained, sample):
     with pytest.raises(UserError, match="has rank 4, rank 32 was asked"):
         sample("-cf", trained(**LORA), "-lr", 32)
     for words in (("--temporal_preset", "tap"), ("-lr", 4)):
-        with pytest.raises(UserError, match="embeddings of Motion Inversion, which have no temporal preset and no rank"):
+        with pytest.raises(
+            UserError, match="embeddings of Motion Inversion, which have no temporal preset and no rank"
+        ):
             sample("-cf", trained(**EMBEDDINGS), *words)

@@ -74,14 +74,16 @@ def test_lengths_are_compared_over_the_whole_clip():
 def test_classical_tracker_follows_known_motion():
     tracklets = lucas_kanade(sliding(3, -2))
     assert len(tracklets) > 20 and tracklets.shape[1:] == (8, 2)
-    torch.testing.assert_close(tracklets.diff(dim=1).median(dim=0).values,
-                               torch.tensor([3.0, -2.0]).expand(7, 2), rtol=0, atol=0.1)
+    torch.testing.assert_close(
+        tracklets.diff(dim=1).median(dim=0).values, torch.tensor([3.0, -2.0]).expand(7, 2), rtol=0, atol=0.1
+    )
 
 
 def test_videos_through_the_tracker_rank_same_other_and_mirrored_motion():
     reference = lucas_kanade(sliding(4, 0))
-    same, other, mirrored = (lucas_kanade(v) for v in (sliding(3, 0, seed=1), sliding(0, 3, seed=1),
-                                                       sliding(4, 0).flip(-1)))
+    same, other, mirrored = (
+        lucas_kanade(v) for v in (sliding(3, 0, seed=1), sliding(0, 3, seed=1), sliding(4, 0).flip(-1))
+    )
     assert motion_fidelity(reference, same) > 1.9
     assert abs(motion_fidelity(reference, other)) < 0.3
     assert motion_fidelity(reference, mirrored) < -1.9
@@ -104,12 +106,14 @@ def test_cotracker_is_used_from_a_folder_and_missing_weights_say_how(tmp_path):
     # a stand-in with CoTracker's interface: every point moves right by its one weight
     (tmp_path / "hubconf.py").write_text(
         "import torch\n\n\nclass Predictor(torch.nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.model = torch.nn.Linear(1, 1, bias=False)\n\n"
+        "    def __init__(self):\n        super().__init__()\n        self.model = torch.nn.Linear(1, 1, "
+        "bias=False)\n\n"
         "    def forward(self, video, grid_size):\n"
         "        steps = torch.arange(video.shape[1])[None, :, None, None] * self.model.weight.squeeze()\n"
         "        tracks = steps * torch.tensor([1.0, 0.0]) + torch.zeros(1, 1, grid_size**2, 1)\n"
         "        return tracks, torch.ones(tracks.shape[:3])\n\n\n"
-        "def cotracker3_offline(*, pretrained=True):\n    assert not pretrained\n    return Predictor()\n")
+        "def cotracker3_offline(*, pretrained=True):\n    assert not pretrained\n    return Predictor()\n"
+    )
     (tmp_path / "checkpoints").mkdir()
     torch.save({"model": {"weight": torch.tensor([[5.0]])}}, tmp_path / "checkpoints" / "scaled_offline.pth")
     tracklets = load_cotracker(str(tmp_path))(sliding(1, 0))

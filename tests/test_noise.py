@@ -48,8 +48,9 @@ def test_prior_one_is_the_inversion(inversion):
 @pytest.mark.parametrize("prior", [0.2, 0.5])
 def test_golden_blend_of_the_release(prior, golden):
     # mix_noise and inv50 are the release's; blending is two products and a sum, so the result is equal to the bit
-    assert torch.equal(STRATEGIES["blend"](golden["inv50"], golden["mix_noise"], prior=prior, cutoff=0.25),
-                       golden[f"mix_{prior}"])
+    assert torch.equal(
+        STRATEGIES["blend"](golden["inv50"], golden["mix_noise"], prior=prior, cutoff=0.25), golden[f"mix_{prior}"]
+    )
 
 
 def test_golden_noise_of_the_release_where_its_generator_stood(golden):
@@ -114,11 +115,14 @@ def test_a_constant_inversion_resizes_without_nan():
     assert torch.equal(resize(torch.ones(1, 4, 2, 4, 4), (3, 6, 6)), torch.ones(1, 4, 3, 6, 6))
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (dict(strategy="blur"), "blend, frequency, blend_frequency, fft"),
-    (dict(prior=1.2), "outside"),
-    (dict(prior=0.2, inversion=None), "noise_prior=0"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (dict(strategy="blur"), "blend, frequency, blend_frequency, fft"),
+        (dict(prior=1.2), "outside"),
+        (dict(prior=0.2, inversion=None), "noise_prior=0"),
+    ],
+)
 def test_bad_input_is_one_sentence(arguments, sentence, inversion):
     with pytest.raises(UserError, match=sentence):
         initial_noise(SHAPE, generator(), **{"inversion": inversion, **arguments})

@@ -33,7 +33,9 @@ def test_draws_cover_their_ranges_and_nothing_else():
 
 @pytest.mark.parametrize("probability", [0, 1])
 def test_the_spatial_pass_can_be_always_or_never(probability):
-    assert {draw(0, step, LATENTS, spatial_probability=probability).spatial for step in range(50)} == {bool(probability)}
+    assert {draw(0, step, LATENTS, spatial_probability=probability).spatial for step in range(50)} == {
+        bool(probability)
+    }
 
 
 def test_each_sample_of_a_batch_has_its_own_timestep_and_the_latents_dtype():

@@ -1,7 +1,8 @@
 """Agreement with the authors' code: every reference file in tests/golden, through the command's own cases.
 
 The numbers came from running the authors' release and MotionDirector's LoRA code on a random pipeline. The weights of
-its U-Net and VAE are rebuilt from names (scripts/authors/weights.py); the copies here leave out what would only add size.
+its U-Net and VAE are rebuilt from names (scripts/authors/weights.py); the copies here leave out what would only add
+size.
 """
 
 import json
@@ -11,14 +12,15 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from configs.errors import command
+from scripts.authors.reference import Reference
 from scripts.authors.weights import build_unet, fill
 from scripts.parity import compare, main
-from scripts.authors.reference import Reference
+
+from conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
 FILES = ["ah_tiny*", "infer_s5", "inversion", "lora_train_forward", "losses*", "train_trace_fixed", "unet_plain"]
@@ -60,8 +62,9 @@ def test_a_difference_and_a_damaged_file_fail_and_the_rest_still_runs(assets, tm
     data["out"][0, 0, 0, 0, 0] += 1e-4
     save_file(data, tmp_path / "unet_plain.safetensors")
     (tmp_path / "unet_broken.safetensors").write_bytes(b"\0" * 20)
-    rows = {(case, row.quantity.split(":")[0]): row.difference <= row.tolerance
-            for case, row in compare(tmp_path, assets)}
+    rows = {
+        (case, row.quantity.split(":")[0]): row.difference <= row.tolerance for case, row in compare(tmp_path, assets)
+    }
     assert not rows["unet_plain", "out"] and not rows["unet_broken", "not run"]
     assert rows["unet_plain", "out_one_frame"]
 
@@ -70,11 +73,16 @@ def test_a_model_of_another_width_is_rebuilt_from_the_files_metadata(assets, tmp
     config = json.loads((GOLDEN / "tiny_zeroscope" / "unet" / "config.json").read_text())
     config |= {"block_out_channels": [32, 64, 64, 128], "layers_per_block": 1, "cross_attention_dim": 48}
     draw = torch.Generator().manual_seed(0)
-    data = {"sample": torch.randn(1, 4, 2, 8, 8, generator=draw), "timestep": torch.tensor([9]),
-            "text": torch.randn(1, 3, 48, generator=draw)}
+    data = {
+        "sample": torch.randn(1, 4, 2, 8, 8, generator=draw),
+        "timestep": torch.tensor([9]),
+        "text": torch.randn(1, 3, 48, generator=draw),
+    }
     with torch.no_grad():
         data["out"] = build_unet(config, 5)(*data.values()).sample.contiguous()
-    save_file(data, tmp_path / "unet_other.safetensors", metadata={"unet_config": json.dumps(config), "recipe_seed": "5"})
+    save_file(
+        data, tmp_path / "unet_other.safetensors", metadata={"unet_config": json.dumps(config), "recipe_seed": "5"}
+    )
     (row,) = [row for _, row in compare(tmp_path)]
     assert row.quantity == "out" and row.difference <= row.tolerance
 
@@ -85,9 +93,17 @@ def rows_without(case, key, assets, tmp_path):
     return [row for _, row in compare(tmp_path, assets)]
 
 
-@pytest.mark.parametrize(("case", "key"), [("unet_plain", "timestep"), ("lora_train_forward", "text"),
-                                           ("inversion", "latents"), ("losses", "noise"), ("train_trace_fixed", "latents"),
-                                           ("infer_s5", "prompt_embeds")])
+@pytest.mark.parametrize(
+    ("case", "key"),
+    [
+        ("unet_plain", "timestep"),
+        ("lora_train_forward", "text"),
+        ("inversion", "latents"),
+        ("losses", "noise"),
+        ("train_trace_fixed", "latents"),
+        ("infer_s5", "prompt_embeds"),
+    ],
+)
 def test_a_missing_tensor_fails_its_case_and_not_the_table(case, key, assets, tmp_path):
     rows = rows_without(case, key, assets, tmp_path)
     assert rows[-1].quantity.startswith("not run: ") and rows[-1].difference == math.inf
@@ -101,9 +117,12 @@ def test_without_initial_latents_sampling_starts_from_the_files_noise(assets, tm
 
 def test_a_batch_of_prompts_is_compared(assets, tmp_path):
     data = load_file(GOLDEN / "infer_s5.safetensors")
-    batch = {"prompt_embeds": data["prompt_embeds"].repeat_interleave(2, 0), "timesteps": data["timesteps"],
-             **{key: data[key].repeat(2, 1, 1, 1, 1) for key in ("noise", "init_latents", "final_latents")},
-             "frames": data["frames"].repeat(1, 1, 2, 1)}  # side by side, as old diffusers gives them
+    batch = {
+        "prompt_embeds": data["prompt_embeds"].repeat_interleave(2, 0),
+        "timesteps": data["timesteps"],
+        **{key: data[key].repeat(2, 1, 1, 1, 1) for key in ("noise", "init_latents", "final_latents")},
+        "frames": data["frames"].repeat(1, 1, 2, 1),
+    }  # side by side, as old diffusers gives them
     save_file(batch, some(tmp_path, "infer_s5") / "infer_s5.safetensors")
     rows = [row for _, row in compare(tmp_path, assets)]
     assert len(rows) == 6 and not [row for row in rows if not row.difference <= row.tolerance]
@@ -121,8 +140,11 @@ def test_other_shapes_and_wirings_of_another_length_are_differences(assets, tmp_
 
 
 def test_a_file_with_nothing_to_compare_does_not_pass(assets, tmp_path):
-    save_file({"nothing": torch.zeros(1)}, tmp_path / "unet_nothing.safetensors",
-              {"unet_config": (GOLDEN / "tiny_zeroscope" / "unet" / "config.json").read_text()})
+    save_file(
+        {"nothing": torch.zeros(1)},
+        tmp_path / "unet_nothing.safetensors",
+        {"unet_config": (GOLDEN / "tiny_zeroscope" / "unet" / "config.json").read_text()},
+    )
     (row,) = [row for _, row in compare(tmp_path, assets)]
     assert row.quantity.startswith("not run") and row.difference == math.inf
 
@@ -134,8 +156,10 @@ def test_nan_and_gradients_of_zero_are_told_apart():
     assert ref.row("grad", torch.tensor([0, math.nan, 0])).difference == math.inf
 
 
-@pytest.mark.parametrize(("files", "code", "message"), [((), 2, "no reference file"), (("losses_gradckpt",), 1, "FAIL"),
-                                                        (("ah_tiny*",), 0, "wiring")])
+@pytest.mark.parametrize(
+    ("files", "code", "message"),
+    [((), 2, "no reference file"), (("losses_gradckpt",), 1, "FAIL"), (("ah_tiny*",), 0, "wiring")],
+)
 def test_the_command_ends_with_the_right_code(files, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["parity.py", str(some(tmp_path, *files))])
     with pytest.raises(SystemExit) as ended:

@@ -10,9 +10,9 @@ from diffusers.models.resnet import TemporalConvLayer
 from transformers import CLIPTokenizer
 
 from data.world import render, sample_scene, vocabulary
+from scripts import pretrain_pocketscope as pretraining
 from scripts.pocket import abilities as pocket
 from scripts.pocket.architecture import TEXT_LENGTH, build
-from scripts import pretrain_pocketscope as pretraining
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
 shipped = pytest.mark.skipif(not (SHIPPED / "model_index.json").exists(), reason="PocketScope is not pretrained yet")

@@ -9,14 +9,17 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from configs.schema import markdown_table
 from models.files.checkpoint import list_checkpoints
 
+from conftest import ROOT
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line]
+COMMANDS = [
+    shlex.split(line, comments=True) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line
+]
 LESS = ["max_train_steps=2", "inversion_steps=2", "logger=none", "validation_data.sample_preview=false"]
 
 
@@ -39,9 +42,17 @@ def folders(tmp_path, capsys):
     """Two short runs that stand for the RUN and OTHER_RUN of the README."""
     runs = {}
     for name in ("RUN", "OTHER_RUN"):
-        words = ["train.py", "--config", str(ROOT / "configs/car.yaml"), *LESS, f"output_dir={tmp_path / name}",
-                 f"cache_dir={tmp_path / 'cache'}", "pretrained_model_path=" + str(ROOT / "models/pocketscope"),
-                 "--config", str(ROOT / "configs/pocket.yaml")]
+        words = [
+            "train.py",
+            "--config",
+            str(ROOT / "configs/car.yaml"),
+            *LESS,
+            f"output_dir={tmp_path / name}",
+            f"cache_dir={tmp_path / 'cache'}",
+            "pretrained_model_path=" + str(ROOT / "models/pocketscope"),
+            "--config",
+            str(ROOT / "configs/pocket.yaml"),
+        ]
         (runs[name],) = run(words, capsys)
     return runs
 
@@ -53,8 +64,16 @@ def python_words(words: list[str]) -> list[str] | None:
 def test_every_command_is_of_a_kind_that_is_run_here():
     kinds = {words[0] if not python_words(words) else python_words(words)[0] for words in COMMANDS}
     assert [".", ".venv/bin/activate"] in COMMANDS  # the environment that scripts/setup.sh makes
-    assert kinds <= {"bash", "hf", ".", "train.py", "infer/infer.py", "scripts/convert.py", "scripts/evaluate.py",
-                     "scripts/reproduce.py"}
+    assert kinds <= {
+        "bash",
+        "hf",
+        ".",
+        "train.py",
+        "infer/infer.py",
+        "scripts/convert.py",
+        "scripts/evaluate.py",
+        "scripts/reproduce.py",
+    }
 
 
 @pytest.mark.parametrize("words", [w for w in COMMANDS if "train.py" in w], ids=" ".join)
@@ -106,8 +125,16 @@ def test_the_list_of_artefacts(capsys):
 def test_the_quickstart(tmp_path, capsys):
     """scripts/quickstart.sh is the environment of scripts/setup.sh and then this."""
     assert ["bash", "scripts/quickstart.sh"] in COMMANDS
-    told = run(["scripts/quickstart.py", *LESS, f"output_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}",
-                "validation_data.num_inference_steps=2"], capsys)
+    told = run(
+        [
+            "scripts/quickstart.py",
+            *LESS,
+            f"output_dir={tmp_path}",
+            f"cache_dir={tmp_path / 'cache'}",
+            "validation_data.num_inference_steps=2",
+        ],
+        capsys,
+    )
     named = dict(line.split(": ", 1) for line in told)
     assert list(named) == ["video", "side by side", "loss plot"]
     assert all((ROOT / path).stat().st_size for path in named.values())
@@ -124,14 +151,21 @@ def test_the_shell_scripts_reuse_an_environment_that_is_up_to_date(tmp_path):
     (venv / "bin").mkdir(parents=True)
     (venv / "bin/python").symlink_to(sys.executable)
     shutil.copy(ROOT / "requirements.txt", venv / "installed.txt")
-    done = subprocess.run(["bash", "-c", ". scripts/setup.sh && command -v python"], cwd=ROOT, text=True,
-                          capture_output=True, env={"VENV": str(venv), "PATH": "/usr/bin:/bin", "PYTHON": sys.executable})
+    done = subprocess.run(
+        ["bash", "-c", ". scripts/setup.sh && command -v python"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={"VENV": str(venv), "PATH": "/usr/bin:/bin", "PYTHON": sys.executable},
+    )
     assert done.returncode == 0 and done.stdout.strip() == str(venv / "bin/python") and "installing" not in done.stderr
 
 
 def test_the_download_command_exists():
     (words,) = [words for words in COMMANDS if words[0] == "hf"]
-    told = subprocess.run([shutil.which("hf") or "hf", "download", "--help"], capture_output=True, text=True, timeout=60)
+    told = subprocess.run(
+        [shutil.which("hf") or "hf", "download", "--help"], capture_output=True, text=True, timeout=60
+    )
     assert told.returncode == 0 and "--local-dir" in told.stdout and "--local-dir" in words
 
 

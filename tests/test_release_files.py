@@ -13,7 +13,12 @@ from models.files import release
 from models.lora import PRESETS, targets
 
 GOLDEN = Path(__file__).parent / "golden" / "lora_train" / "checkpoint-200"
-TINY = {"block_out_channels": (32, 64, 96, 96), "layers_per_block": 2, "cross_attention_dim": 32, "attention_head_dim": 16}
+TINY = {
+    "block_out_channels": (32, 64, 96, 96),
+    "layers_per_block": 2,
+    "cross_attention_dim": 32,
+    "attention_head_dim": 16,
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,9 @@ def test_a_written_file_is_what_the_authors_code_pickles(unet, tmp_path):
 
 
 def test_several_clips_are_interleaved_layer_by_layer_and_come_apart_again(unet):
-    clips = [release.name_tensors(positional(unet, "appearance", seed=i), targets(unet, "appearance"))[0] for i in (1, 2, 3)]
+    clips = [
+        release.name_tensors(positional(unet, "appearance", seed=i), targets(unet, "appearance"))[0] for i in (1, 2, 3)
+    ]
     tensors = release.list_tensors(clips, targets(unet, "appearance"))
     first = targets(unet, "appearance")[0]
     assert all(torch.equal(tensors[2 * i], clips[i][f"{first}.lora_B.weight"]) for i in range(3))

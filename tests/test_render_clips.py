@@ -5,8 +5,8 @@ import pytest
 
 from data.clips import Cut, read_video
 from data.world import reference_clip
-from scripts.render_clips import CLIPS, FOLDER, TOYS, main, render_clip
 from scripts.pocket.tracer import FAR, SUN, Solid, View, render
+from scripts.render_clips import CLIPS, FOLDER, TOYS, main, render_clip
 
 
 def rays(*directions):

@@ -19,7 +19,6 @@ import train
 from configs.errors import UserError
 from data.world import BACKGROUNDS, COLOURS, SHAPES, parse_prompt, vocabulary
 from models.backbone import Backbone
-from scripts.pocket.architecture import build, build_unet
 from models.files.checkpoint import load_checkpoint
 from scripts import reproduce
 from scripts.artefacts import testbed as beds
@@ -28,6 +27,7 @@ from scripts.artefacts.chain import work
 from scripts.artefacts.hidden_states import LabelledClip, compare, world_clips
 from scripts.artefacts.plan import Plan, commands
 from scripts.artefacts.testbed import read_list
+from scripts.pocket.architecture import build, build_unet
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "figure5", "figure6"]
 FEW = ["lora_rank=2", "train_data.width=64"]
@@ -112,7 +112,11 @@ def test_trainings_from_several_seeds_are_runs_of_their_own(world_model, tmp_pat
     assert len(several.chains) == 8 and len({place.samples.folder for place in places}) == len(places) == 12
     assert [chain.train.count("seed=1") for chain in several.chains.values()] == [0] * 4 + [1] * 4
     assert list(dict.fromkeys(place.run for place in places)) == [
-        "there_and_back", "late_start", "there_and_back, training 2", "late_start, training 2"]
+        "there_and_back",
+        "late_start",
+        "there_and_back, training 2",
+        "late_start, training 2",
+    ]
 
 
 def test_motions_need_a_model_of_the_world(world_model, tmp_path):
@@ -167,8 +171,8 @@ def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for
 
 PROBE = """<script>setTimeout(() => { const all = [...document.querySelectorAll('video')];
 const told = document.body.appendChild(document.createElement('pre')); told.id = 'probe';
-told.textContent = [all.length, all.filter(v => v.readyState >= 2 && v.videoWidth).length, all.filter(v => !v.paused).length,
-[...document.images].filter(i => !i.naturalWidth).length].join(' ') }, 3000)</script></body>"""
+told.textContent = [all.length, all.filter(v => v.readyState >= 2 && v.videoWidth).length, all.filter(v =>
+!v.paused).length, [...document.images].filter(i => !i.naturalWidth).length].join(' ') }, 3000)</script></body>"""
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here: the page is not looked at in a browser")
@@ -179,10 +183,25 @@ def test_a_browser_plays_every_video_of_a_page(plan, monkeypatch, tmp_path):
     probed = tmp_path / "page.html"
     probed.write_text(page.read_text().replace("</body>", PROBE))
     shown = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-         "--autoplay-policy=no-user-gesture-required", "--virtual-time-budget=10000", "--dump-dom", probed.as_uri()],
-        capture_output=True, text=True, timeout=120)
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--autoplay-policy=no-user-gesture-required",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
+            probed.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     videos, ready, playing, broken = map(int, re.search(r'id="probe">([\d ]+)<', shown.stdout)[1].split())
     assert videos == ready == playing == 5 and broken == 0
 
@@ -190,8 +209,10 @@ def test_a_browser_plays_every_video_of_a_page(plan, monkeypatch, tmp_path):
 def test_results_are_replaced_section_by_section(plan, monkeypatch, tmp_path):
     short(monkeypatch)
     results = tmp_path / "RESULTS.md"
-    other = "<!-- begin table6 pocketscope -->\n## Table 6\n\n- **holds** (paper; g): 1.1 is best. X 1 against 0.\n" \
-            "<!-- end table6 pocketscope -->\n"
+    other = (
+        "<!-- begin table6 pocketscope -->\n## Table 6\n\n- **holds** (paper; g): 1.1 is best. X 1 against 0.\n"
+        "<!-- end table6 pocketscope -->\n"
+    )
     former = "<!-- begin table5 random_world -->\nformer\n<!-- end table5 random_world -->\n"
     results.write_text(f"former words\n{other}{former}")
     args, argv = asked(plan, "table5", "--results", str(results))
@@ -213,7 +234,9 @@ def test_noise_draws_of_one_clip_are_not_taken_for_clips_of_one_motion(plan, wor
 def test_a_failed_training_is_said_on_the_page_and_the_rest_is_done(plan, monkeypatch):
     artefact = ARTEFACTS["table5"]
     bad = Variant("another rank", ("temporal_preset=ff",))
-    monkeypatch.setitem(ARTEFACTS, "table5", type(artefact)(**vars(artefact) | {"variants": (*artefact.variants[:2], bad)}))
+    monkeypatch.setitem(
+        ARTEFACTS, "table5", type(artefact)(**vars(artefact) | {"variants": (*artefact.variants[:2], bad)})
+    )
     args, argv = asked(plan, "table5")
     (page,), incomplete = reproduce.reproduce(args, argv, lambda chain, worker: "training: the loss is nan at step 1")
     assert incomplete == 1

@@ -71,8 +71,15 @@ def test_the_report_sees_averaged_weights_and_leaves_the_trained_ones(tmp_path):
     trainer = Trainer(tmp_path, 0, 100)
     loss = lambda rng: net(torch.randn(4, 3, generator=rng)).square().mean()
     during = []
-    trainer.run("a", FIRST, net, loss, before=lambda step: during.append(net[0].weight.detach().clone()),
-                report=lambda step: reported.append(net[0].weight.detach().clone()), every=2)
+    trainer.run(
+        "a",
+        FIRST,
+        net,
+        loss,
+        before=lambda step: during.append(net[0].weight.detach().clone()),
+        report=lambda step: reported.append(net[0].weight.detach().clone()),
+        every=2,
+    )
     assert len(reported) == 3 and not torch.equal(reported[0], during[2])
     assert torch.equal(reported[-1], net[0].weight)  # the phase's result is the average
 

@@ -1,13 +1,20 @@
 import pytest
 import torch
-from conftest import UNET
 from diffusers import DDIMScheduler
 
 from infer.sampler import rescale_guidance, sample
 from scripts.authors.weights import build_unet
 
-SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                set_alpha_to_one=False, steps_offset=1)
+from conftest import UNET
+
+SCHEDULE = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +24,11 @@ def unet():
 
 def tensors(batch=1):
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(batch, 4, 3, 8, 8, generator=generator), torch.randn(batch, 5, 32, generator=generator),
-            torch.randn(batch, 5, 32, generator=generator))
+    return (
+        torch.randn(batch, 4, 3, 8, 8, generator=generator),
+        torch.randn(batch, 5, 32, generator=generator),
+        torch.randn(batch, 5, 32, generator=generator),
+    )
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -32,7 +42,9 @@ def test_sampling_equals_the_ddim_formula_written_out(unet, prediction_type):
         e = e0 + 5.0 * (e1 - e0)
         a = scheduler.alphas_cumprod[t]
         previous = scheduler.alphas_cumprod[t - 250] if t >= 250 else scheduler.alphas_cumprod[0]
-        clean = (z - (1 - a).sqrt() * e) / a.sqrt() if prediction_type == "epsilon" else a.sqrt() * z - (1 - a).sqrt() * e
+        clean = (
+            (z - (1 - a).sqrt() * e) / a.sqrt() if prediction_type == "epsilon" else a.sqrt() * z - (1 - a).sqrt() * e
+        )
         noise = e if prediction_type == "epsilon" else a.sqrt() * e + (1 - a).sqrt() * z
         z = previous.sqrt() * clean + (1 - previous).sqrt() * noise
     assert torch.allclose(sampled, z, rtol=2e-5, atol=2e-5)

@@ -36,8 +36,14 @@ def test_a_processs_last_words_are_its_sentence(tmp_path):
     assert schedule.reason(log, 1, start).startswith("exit code 1: KeyError: 'x'")  # not what an earlier process said
 
 
-@pytest.mark.parametrize(("words", "sentence"), [
-    (["cluster=nowhere"], "--slurm"), (["cluster=slurm"], "--slurm"), (["cluster=local", "speed=9"], "use names such as")])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["cluster=nowhere"], "--slurm"),
+        (["cluster=slurm"], "--slurm"),
+        (["cluster=local", "speed=9"], "use names such as"),
+    ],
+)
 def test_a_wrong_cluster_is_one_sentence(words, sentence, tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="submitit is not installed: it is needed for --slurm only")
     monkeypatch.setenv("PATH", str(tmp_path))  # no srun here, wherever this runs

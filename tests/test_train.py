@@ -10,7 +10,6 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from diffusers import DDIMScheduler
 
 import train
@@ -18,18 +17,26 @@ from configs.errors import UserError
 from configs.schema import to_yaml
 from infer.video import read_video
 from models import methods
-from models.training import objective
 from models.backbone import Backbone
 from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state
+from models.training import objective
 from models.training.optimizer import DualPathOptimizer
+
+from conftest import ROOT
 
 
 def command(config, tmp_path, *words, **options):
     """train.py in a process of its own, as a person runs it."""
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
-    return subprocess.run([sys.executable, "train.py", "--config", str(path), *words], cwd=ROOT, text=True,
-                          capture_output=True, timeout=300, **options)
+    return subprocess.run(
+        [sys.executable, "train.py", "--config", str(path), *words],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        **options,
+    )
 
 
 def weights(folder, step):
@@ -48,8 +55,14 @@ def test_a_run_leaves_everything_a_person_needs(tiny_config, tmp_path):
     folder = type(tmp_path)(done.stdout.strip())
     assert done.stdout.count("\n") == 1 and folder.is_dir(), "stdout is one line, the run folder"
     assert list(list_checkpoints(folder)) == [1, 2]
-    for name in ("config.yaml", "log.jsonl", "loss.png", "cached_latents/cached_0.safetensors",
-                 "previews/step-2/a_horse_is_running.mp4", "previews/step-2/sheet.png"):
+    for name in (
+        "config.yaml",
+        "log.jsonl",
+        "loss.png",
+        "cached_latents/cached_0.safetensors",
+        "previews/step-2/a_horse_is_running.mp4",
+        "previews/step-2/sheet.png",
+    ):
         assert (folder / name).stat().st_size > 0, name
     assert "tap: 68 layers, 17 temporal transformers" in done.stderr
     assert load_checkpoint(folder, 2).config["train_data"]["single_video_prompt"] == "a car is running"
@@ -57,19 +70,32 @@ def test_a_run_leaves_everything_a_person_needs(tiny_config, tmp_path):
 
 def test_ten_steps_are_five_steps_and_five_more_in_a_new_process(tiny_config, tmp_path):
     """Dropout, clip order, optimizer moments and schedule included: weights and losses are equal to the bit."""
-    settings = dict(checkpointing_steps=5, lr_scheduler="cosine", lr_warmup_steps=2, gradient_accumulation_steps=2,
-                    max_grad_norm=1.0, validation_data={"sample_preview": False}, max_train_steps=10)
+    settings = dict(
+        checkpointing_steps=5,
+        lr_scheduler="cosine",
+        lr_warmup_steps=2,
+        gradient_accumulation_steps=2,
+        max_grad_norm=1.0,
+        validation_data={"sample_preview": False},
+        max_train_steps=10,
+    )
     whole = train.run(tiny_config(**settings, output_dir=str(tmp_path / "whole")))
     kept = (whole / "log.jsonl").read_text(), weights(whole, 10)
-    done = command(tiny_config(**settings), tmp_path, f"resume_from_checkpoint={whole}/checkpoint-5",
-                   f"output_dir={tmp_path / 'again'}")
+    done = command(
+        tiny_config(**settings),
+        tmp_path,
+        f"resume_from_checkpoint={whole}/checkpoint-5",
+        f"output_dir={tmp_path / 'again'}",
+    )
     assert done.returncode == 0, done.stderr
     resumed = type(tmp_path)(done.stdout.strip())
     assert resumed.parent.name == "again", "an earlier checkpoint starts a folder of its own"
     assert losses(whole) == losses(resumed) and list(losses(whole)) == list(range(1, 11))
     a, b = weights(whole, 10), weights(resumed, 10)
     assert all(torch.equal(a[name], b[name]) for name in b)
-    assert (whole / "log.jsonl").read_text() == kept[0] and all(torch.equal(a[n], kept[1][n]) for n in a), "nothing lost"
+    assert (whole / "log.jsonl").read_text() == kept[0] and all(torch.equal(a[n], kept[1][n]) for n in a), (
+        "nothing lost"
+    )
 
 
 def test_latest_finds_the_last_run_and_the_same_command_goes_on(tiny_config, tmp_path):
@@ -82,8 +108,13 @@ def test_latest_finds_the_last_run_and_the_same_command_goes_on(tiny_config, tmp
 def test_a_signal_saves_and_says_how_to_go_on(tiny_config, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(tiny_config(max_train_steps=500)))
-    process = subprocess.Popen([sys.executable, "train.py", "--config", str(path)], cwd=ROOT, stderr=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     logs = tmp_path / "train"
     deadline = time.time() + 120
     while not any(p.stat().st_size for p in logs.glob("*/log.jsonl")) and time.time() < deadline:
@@ -98,7 +129,9 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_config, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_timestep(tiny_config, tmp_path):
-    done = command(tiny_config(learning_rate=1e30, max_train_steps=20, validation_data={"sample_preview": False}), tmp_path)
+    done = command(
+        tiny_config(learning_rate=1e30, max_train_steps=20, validation_data={"sample_preview": False}), tmp_path
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "loss is nan at step" in done.stderr and "timestep" in done.stderr
 
@@ -146,7 +179,9 @@ def test_a_resumed_run_takes_its_rates_from_its_own_configuration(tiny_config):
         first.step()
     second.load_state_dict(first.state_dict())  # from a run without a loss scale into one with it
     (group,) = second.optimizers[0].param_groups
-    assert group["lr"] == pytest.approx(1e-3 * 0.6) == second.learning_rate and group["betas"][0] == pytest.approx(0.5001)
+    assert group["lr"] == pytest.approx(1e-3 * 0.6) == second.learning_rate and group["betas"][0] == pytest.approx(
+        0.5001
+    )
     assert second.scaler.get_scale() > 1
 
 
@@ -167,15 +202,23 @@ def test_previews_follow_phased_integration(tiny_config):
     """Above every timestep the preview is the plain model's, whatever the adapters learned."""
     quick = dict(max_train_steps=1, validation_steps=1, validation_data={"noise_prior": 0.0})
     slow, fast, adapted = (
-        read_video(next((train.run(tiny_config(**quick, learning_rate=rate, pli_threshold=tau)) / "previews").rglob("*.mp4")))
-        for rate, tau in ((1e-6, 999), (0.5, 999), (0.5, None)))
+        read_video(
+            next((train.run(tiny_config(**quick, learning_rate=rate, pli_threshold=tau)) / "previews").rglob("*.mp4"))
+        )
+        for rate, tau in ((1e-6, 999), (0.5, 999), (0.5, None))
+    )
     assert torch.equal(slow, fast) and not torch.equal(fast, adapted)
 
 
 def test_dry_run_tells_and_writes_nothing(tiny_config, tmp_path):
     done = command(tiny_config(), tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
-    for told in ("lora_rank: 4", "tap: 68 layers", "skip from down_blocks.2.attentions.1, x1.1", "GB for a training step"):
+    for told in (
+        "lora_rank: 4",
+        "tap: 68 layers",
+        "skip from down_blocks.2.attentions.1, x1.1",
+        "GB for a training step",
+    ):
         assert told in done.stdout
     assert not (tmp_path / "train").exists() and not (tmp_path / "cache").exists()
 
@@ -184,9 +227,14 @@ def test_images_train_the_looks_only(tiny_config, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     iio.imwrite(images / "red.png", np.full((64, 64, 3), (200, 30, 30), np.uint8))
-    folder = train.run(tiny_config(dataset_types=["single_video", "image"], max_train_steps=4,
-                                   validation_data={"sample_preview": False},
-                                   train_data={"image_dir": str(images), "single_img_prompt": "a red wall"}))
+    folder = train.run(
+        tiny_config(
+            dataset_types=["single_video", "image"],
+            max_train_steps=4,
+            validation_data={"sample_preview": False},
+            train_data={"image_dir": str(images), "single_img_prompt": "a red wall"},
+        )
+    )
     found = load_checkpoint(folder)
     assert len(found.appearance) == 2, "one appearance adapter per reference"
     assert all(any(t.any() for name, t in state.items() if "lora_B" in name) for state in found.appearance)
@@ -197,9 +245,14 @@ def test_images_train_the_looks_only(tiny_config, tmp_path):
 def test_an_image_runs_the_spatial_pass_even_where_videos_skip_it(tiny_config, tmp_path):
     image = tmp_path / "red.png"
     iio.imwrite(image, np.full((64, 64, 3), (200, 30, 30), np.uint8))
-    folder = train.run(tiny_config(dataset_types=["single_video", "image"], spatial_path_probability=0.0,
-                                   validation_data={"sample_preview": False},
-                                   train_data={"image_dir": str(image), "single_img_prompt": "a red wall"}))
+    folder = train.run(
+        tiny_config(
+            dataset_types=["single_video", "image"],
+            spatial_path_probability=0.0,
+            validation_data={"sample_preview": False},
+            train_data={"image_dir": str(image), "single_img_prompt": "a red wall"},
+        )
+    )
     of_video, of_image = load_checkpoint(folder).appearance
     assert any(t.any() for name, t in of_image.items() if "lora_B" in name)
     assert not any(t.any() for name, t in of_video.items() if "lora_B" in name)
@@ -234,7 +287,9 @@ def test_each_pass_trains_its_own_adapter_only(backbone, tiny_config):
     with method.spatial_pass(1):
         i = slice(draw.frame, draw.frame + 1)
         z_t = backbone.scheduler.add_noise(latents, draw.noise, draw.timestep)
-        loss = objective.spatial_loss(train.predict(backbone.unet, z_t[:, :, i], draw.timestep, text), draw.noise[:, :, i])
+        loss = objective.spatial_loss(
+            train.predict(backbone.unet, z_t[:, :, i], draw.timestep, text), draw.noise[:, :, i]
+        )
         loss.backward()
     assert all(torch.equal(p.grad, g) for p, g in zip(second, both))
     assert all(p.grad is None for p in method.motion_parameters)
@@ -245,7 +300,9 @@ def test_an_attached_method_starts_as_the_plain_model(backbone, tiny_config):
     fresh = Backbone.load(backbone.path)
     with torch.no_grad():
         plain = fresh.unet(z, 500, text).sample
-        method = methods.attach(fresh.unet, tiny_config(appearance_highway={"use": "off"}), clips=1, latent_size=(4, 8, 8))
+        method = methods.attach(
+            fresh.unet, tiny_config(appearance_highway={"use": "off"}), clips=1, latent_size=(4, 8, 8)
+        )
         assert torch.equal(fresh.unet(z, 500, text).sample, plain)
         with method.temporal_pass(0, with_appearance=True), method.sampling():
             assert torch.equal(fresh.unet(z, 500, text).sample, plain)
@@ -264,7 +321,12 @@ def test_two_processes_learn_as_one_with_both_their_draws(tiny_config, tmp_path)
     path.write_text(to_yaml(tiny_config(**settings, output_dir=str(tmp_path / "two"))))
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train.py", "--config", str(path)],
-        cwd=ROOT, text=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1, "only the main process reports"
     a, b = weights(alone, 2), weights(type(tmp_path)(done.stdout.strip()), 2)

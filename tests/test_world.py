@@ -6,8 +6,18 @@ import torch
 
 from configs.errors import UserError
 from data.world import (
-    MOTIONS, PATHS, RETIMINGS, SHAPES, Scene, coverage, parse_prompt, reference_clip, render, sample_scene,
-    trajectory_of, vocabulary,
+    MOTIONS,
+    PATHS,
+    RETIMINGS,
+    SHAPES,
+    Scene,
+    coverage,
+    parse_prompt,
+    reference_clip,
+    render,
+    sample_scene,
+    trajectory_of,
+    vocabulary,
 )
 
 ALL_MOTIONS = [*MOTIONS, *RETIMINGS, *PATHS]

@@ -73,11 +73,15 @@ def load_clip(path: str, device: str = "cpu", tokenizer: str | None = None, metr
         processor = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
     except LOADING_ERRORS as error:
         reason = str(error).strip().splitlines()[0][:160]
-        raise MetricUnavailable(f"{metric}: no usable model in {path} ({reason}); give a folder in transformers' layout "
-                                "or a hub id that this machine can reach") from error
+        raise MetricUnavailable(
+            f"{metric}: no usable model in {path} ({reason}); give a folder in transformers' layout "
+            "or a hub id that this machine can reach"
+        ) from error
     if missing := report["missing_keys"]:
-        raise MetricUnavailable(f"{metric}: {path} lacks {len(missing)} of CLIP's weights, such as "
-                                f"{sorted(missing)[0]}; it is another model or an incomplete copy, download it again")
+        raise MetricUnavailable(
+            f"{metric}: {path} lacks {len(missing)} of CLIP's weights, such as "
+            f"{sorted(missing)[0]}; it is another model or an incomplete copy, download it again"
+        )
     model = model.to(device).eval()
     return ClipScorer(Path(path).name if folder.is_dir() else path, model, words, processor)
 
@@ -99,7 +103,9 @@ def temporal_consistency(clip: ClipScorer, frames: torch.Tensor) -> tuple[float,
     Neighbours as in Tune-A-Video, all pairs as in TGVE. Raises MetricUnavailable on fewer than two frames.
     """
     if len(frames) < 2:
-        raise MetricUnavailable("temporal consistency: one frame has no neighbour; measure videos of two frames or more")
+        raise MetricUnavailable(
+            "temporal consistency: one frame has no neighbour; measure videos of two frames or more"
+        )
     images = clip.images(frames)
     neighbours = (images[1:] * images[:-1]).sum(-1).mean().item()
     rows, columns = torch.triu_indices(len(frames), len(frames), offset=1)
@@ -129,7 +135,9 @@ def viclip_score(model: torch.nn.Module, frames: torch.Tensor, text: str) -> flo
     Raises MetricUnavailable on fewer than eight frames.
     """
     if len(frames) < VICLIP_FRAMES:
-        raise MetricUnavailable(f"ViCLIP: it reads {VICLIP_FRAMES} frames and the video has {len(frames)}; make it longer")
+        raise MetricUnavailable(
+            f"ViCLIP: it reads {VICLIP_FRAMES} frames and the video has {len(frames)}; make it longer"
+        )
     picked = frames[:: len(frames) // VICLIP_FRAMES][:VICLIP_FRAMES].float() / 255
     pixels = F.interpolate(picked, size=(VICLIP_SIZE, VICLIP_SIZE), mode="bilinear", antialias=True)
     pixels = (pixels - torch.tensor(VICLIP_MEAN)[:, None, None]) / torch.tensor(VICLIP_STD)[:, None, None]

@@ -30,29 +30,56 @@ WORLD = "analytic detectors"
 LOOKS = ("shape", "colour", "background")
 WORLD_DEFINITIONS = {
     "motion_success": Definition(
-        "motion success", WORLD, f"share of videos whose object's path is within {SUCCESS_RMSE:g} pixels of 64 (root "
+        "motion success",
+        WORLD,
+        f"share of videos whose object's path is within {SUCCESS_RMSE:g} pixels of 64 (root "
         f"mean square, {SUCCESS_RMSE / 0.64:.1f} % of the canvas) of the reference's, each path around its own mean, "
         f"correlates with it above {SUCCESS_CORRELATION:g}, and is nearer to it than to the motion that its caption "
-        "names; without a reference, whose motion is the prompt's", "data/detectors.py", "up"),
+        "names; without a reference, whose motion is the prompt's",
+        "data/detectors.py",
+        "up",
+    ),
     "correlation": Definition(
-        "path correlation", WORLD, "correlation of the object's path with the reference's, both axes together; 0 "
-        "where a frame lacks the object", "data/detectors.py", "up"),
+        "path correlation",
+        WORLD,
+        "correlation of the object's path with the reference's, both axes together; 0 where a frame lacks the object",
+        "data/detectors.py",
+        "up",
+    ),
     "rmse": Definition(
-        "path error", WORLD, "root mean square distance to the reference's path in pixels of 64, each path around its own "
-        "mean; a frame without the object counts as 64", "data/detectors.py", "down"),
+        "path error",
+        WORLD,
+        "root mean square distance to the reference's path in pixels of 64, each path around its own "
+        "mean; a frame without the object counts as 64",
+        "data/detectors.py",
+        "down",
+    ),
     "appearance_accuracy": Definition(
-        "appearance accuracy", WORLD, "share of videos with the prompt's shape, colour and background", "data/detectors.py",
-        "up"),
+        "appearance accuracy",
+        WORLD,
+        "share of videos with the prompt's shape, colour and background",
+        "data/detectors.py",
+        "up",
+    ),
     "shape_accuracy": Definition("shape", WORLD, "share with the prompt's shape", "data/detectors.py", "up"),
     "colour_accuracy": Definition("colour", WORLD, "share with the prompt's colour", "data/detectors.py", "up"),
     "background_accuracy": Definition(
-        "background", WORLD, "share with the prompt's background", "data/detectors.py", "up"),
+        "background", WORLD, "share with the prompt's background", "data/detectors.py", "up"
+    ),
     "frame_consistency": Definition(
-        "frame consistency", WORLD, "share of neighbouring frames that, each read alone, show the same shape, colour and "
-        "background", "data/detectors.py", "up"),
+        "frame consistency",
+        WORLD,
+        "share of neighbouring frames that, each read alone, show the same shape, colour and background",
+        "data/detectors.py",
+        "up",
+    ),
     "leakage": Definition(
-        "leakage", WORLD, "share of videos that show the reference's colour, background or window where the prompt asks "
-        "for another", "data/detectors.py", "down"),
+        "leakage",
+        WORLD,
+        "share of videos that show the reference's colour, background or window where the prompt asks for another",
+        "data/detectors.py",
+        "down",
+    ),
 }
 ALL_DEFINITIONS = WORLD_DEFINITIONS | DEFINITIONS
 
@@ -78,7 +105,9 @@ class Reference:
         paths = [read_clip(clip).trajectory for clip in self.frames]
         whole = [_at_length(path, len(paths[0])) for path in paths if np.isfinite(path).all()]
         if not whole:
-            raise UserError("no moving object of the toy world is seen in every frame of the reference clip; give another")
+            raise UserError(
+                "no moving object of the toy world is seen in every frame of the reference clip; give another"
+            )
         return np.mean([path - path.mean(0) for path in whole], axis=0)
 
     @property
@@ -105,8 +134,11 @@ def summarize(rows: Iterable[dict]) -> dict[str, Estimate]:
     """Metric -> estimate over the rows that hold it; a row's `reference` names its clip where there are several."""
     rows = list(rows)
     having = {name: [row for row in rows if row.get(name) is not None] for name in ALL_DEFINITIONS}
-    return {name: estimate([row[name] for row in found], [row.get("reference") for row in found])
-            for name, found in having.items() if found}
+    return {
+        name: estimate([row[name] for row in found], [row.get("reference") for row in found])
+        for name, found in having.items()
+        if found
+    }
 
 
 def evaluate(folder: Path, measure: Measure, reference: Reference | None = None) -> Evaluation:
@@ -135,19 +167,26 @@ def evaluate(folder: Path, measure: Measure, reference: Reference | None = None)
             continue
         result.problems += [f"{sample.video.name}: {sentence}" for sentence in measure.skipped]
         if key in lost:
-            scores.pop("motion_success", None)  # it would tell whether the motion is the prompt's, which is another question
-        result.rows.append({"video": sample.video.name, "prompt": sample.sidecar["prompt"],
-                            "seed": sample.sidecar["seed"], **scores})
+            scores.pop(
+                "motion_success", None
+            )  # it would tell whether the motion is the prompt's, which is another question
+        result.rows.append(
+            {"video": sample.video.name, "prompt": sample.sidecar["prompt"], "seed": sample.sidecar["seed"], **scores}
+        )
     if samples and not any(references.values()):
-        result.problems.append(f"{folder}: no reference clip is known, so neither its motion nor leakage is measured; give "
-                               "--reference CLIP and --caption TEXT")
+        result.problems.append(
+            f"{folder}: no reference clip is known, so neither its motion nor leakage is measured; give "
+            "--reference CLIP and --caption TEXT"
+        )
     result.problems += measure.unavailable.values()
     result.problems = list(dict.fromkeys(result.problems))
     return result
 
 
 def measure_video(frames: torch.Tensor, prompt: str, reference: Reference | None, measure: Measure) -> dict:
-    """The world's measures where prompt and reference are of the toy world, else `measure`'s, against the first clip."""
+    """The world's measures where prompt and reference are of the toy world, else `measure`'s, against the first
+    clip.
+    """
     if speaks_world(prompt) and (reference is None or reference.is_world):
         return world_scores(frames, prompt, reference)
     return measure(frames, prompt, reference and reference.frames[0], reference and reference.captions[0])
@@ -161,19 +200,30 @@ def world_scores(frames: torch.Tensor, prompt: str, reference: Reference | None)
     wanted, seen = parse_prompt(prompt), read_clip(frames)
     found = {"shape": seen.shape, "colour": seen.colour, "background": seen.background}
     right = {name: found[name] == wanted[name] for name in LOOKS}
-    scores = {"appearance_accuracy": all(right.values()), **{f"{name}_accuracy": hit for name, hit in right.items()},
-              "frame_consistency": _frame_consistency(frames)}
+    scores = {
+        "appearance_accuracy": all(right.values()),
+        **{f"{name}_accuracy": hit for name, hit in right.items()},
+        "frame_consistency": _frame_consistency(frames),
+    }
     if reference is None:
         return {"motion_success": seen.motion == wanted["motion"], **scores}
     shown = [parse_prompt(caption) for caption in reference.captions]
     path = reference.path
     named = known_path(shown[0]["motion"], len(path))
     motion = compare_paths(_at_length(seen.trajectory, len(path)), path, named)
-    leaked = any(found[name] is not None and found[name] != wanted[name] and found[name] == look[name]
-                 for look in shown for name in ("colour", "background"))
+    leaked = any(
+        found[name] is not None and found[name] != wanted[name] and found[name] == look[name]
+        for look in shown
+        for name in ("colour", "background")
+    )
     leaked |= seen.window and not wanted["window"] and any(look["window"] for look in shown)
-    return {"motion_success": motion["success"], "correlation": motion["correlation"], "rmse": motion["rmse"],
-            **scores, "leakage": bool(leaked)}
+    return {
+        "motion_success": motion["success"],
+        "correlation": motion["correlation"],
+        "rmse": motion["rmse"],
+        **scores,
+        "leakage": bool(leaked),
+    }
 
 
 def _frame_consistency(frames: torch.Tensor) -> float:
@@ -194,8 +244,12 @@ def find_samples(folder: Path) -> tuple[list[Sample], list[str]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give one that infer/infer.py wrote videos into")
-    videos = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and
-                    (path.suffix in (".mp4", ".gif") or (path.is_dir() and any(path.glob("*.png")))))
+    videos = sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+        and (path.suffix in (".mp4", ".gif") or (path.is_dir() and any(path.glob("*.png"))))
+    )
     if not videos:
         raise UserError(f"{folder}: no video in it (mp4, gif or folders of frames); give a folder of samples")
     samples, problems = [], []
@@ -203,8 +257,11 @@ def find_samples(folder: Path) -> tuple[list[Sample], list[str]]:
         notes = video.with_suffix(".json") if video.suffix else video.with_name(f"{video.name}.json")
         try:
             sidecar = json.loads(notes.read_text())
-            if not isinstance(sidecar["prompt"], str) or not isinstance(sidecar["seed"], int) \
-                    or not isinstance(sidecar.get("config"), dict | None):
+            if (
+                not isinstance(sidecar["prompt"], str)
+                or not isinstance(sidecar["seed"], int)
+                or not isinstance(sidecar.get("config"), dict | None)
+            ):
                 raise ValueError
             samples.append(Sample(video, sidecar))
         except FileNotFoundError:

@@ -1,7 +1,7 @@
 """What can be measured on any video: one definition per metric, and `Measure`, which computes all that it can.
 
-A metric whose weights are missing says in one sentence how to get them, and the others go on. Numbers are per video, averages are the caller's. The exact measures of the toy world are in
-`data/detectors.py`.
+A metric whose weights are missing says in one sentence how to get them, and the others go on. Numbers are per video,
+averages are the caller's. The exact measures of the toy world are in `data/detectors.py`.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,8 +10,7 @@ from functools import partial
 
 import torch
 
-from infer.measure import clip_scores
-from infer.measure import motion_fidelity
+from infer.measure import clip_scores, motion_fidelity
 from infer.measure.clip_scores import MetricUnavailable
 
 
@@ -28,31 +27,61 @@ class Definition:
 
 DEFINITIONS = {
     "text_alignment": Definition(
-        "text alignment", "CLIP", "mean over frames of cos(image, prompt) x 100",
-        "Hessel et al. 2021 (CLIPScore), unclipped", "up"),
+        "text alignment",
+        "CLIP",
+        "mean over frames of cos(image, prompt) x 100",
+        "Hessel et al. 2021 (CLIPScore), unclipped",
+        "up",
+    ),
     "text_alignment_logits": Definition(
-        "text alignment (logits)", "CLIP", "mean over frames of cos(image, prompt) x exp(logit_scale)",
-        "TGVE 2023 (with ViT-L/14)", "up"),
+        "text alignment (logits)",
+        "CLIP",
+        "mean over frames of cos(image, prompt) x exp(logit_scale)",
+        "TGVE 2023 (with ViT-L/14)",
+        "up",
+    ),
     "temporal_consistency": Definition(
-        "temporal consistency", "CLIP", "mean of cos(frame j, frame j+1) x 100", "Wu et al. 2023 (Tune-A-Video)", "up"),
+        "temporal consistency", "CLIP", "mean of cos(frame j, frame j+1) x 100", "Wu et al. 2023 (Tune-A-Video)", "up"
+    ),
     "temporal_consistency_all_pairs": Definition(
-        "temporal consistency (all pairs)", "CLIP", "mean of cos(frame i, frame j) x 100 over all i < j",
-        "TGVE 2023", "up"),
+        "temporal consistency (all pairs)",
+        "CLIP",
+        "mean of cos(frame i, frame j) x 100 over all i < j",
+        "TGVE 2023",
+        "up",
+    ),
     "appearance_leakage": Definition(
-        "appearance leakage", "CLIP", "mean over frames of cos(image, caption of the reference's looks) x 100",
-        "this project", "down"),
+        "appearance leakage",
+        "CLIP",
+        "mean over frames of cos(image, caption of the reference's looks) x 100",
+        "this project",
+        "down",
+    ),
     "pickscore": Definition(
-        "PickScore", "PickScore_v1", "mean over frames of cos(image, prompt) x exp(logit_scale)",
-        "Kirstain et al. 2023", "up"),
+        "PickScore",
+        "PickScore_v1",
+        "mean over frames of cos(image, prompt) x exp(logit_scale)",
+        "Kirstain et al. 2023",
+        "up",
+    ),
     "viclip": Definition(
-        "ViCLIP score", "ViCLIP-L", "cos(video, prompt) x 100, eight frames", "Wang et al. 2023 (InternVid)", "up"),
+        "ViCLIP score", "ViCLIP-L", "cos(video, prompt) x 100, eight frames", "Wang et al. 2023 (InternVid)", "up"
+    ),
     "motion_fidelity": Definition(
-        "motion fidelity", "point tracker",
+        "motion fidelity",
+        "point tracker",
         "mean over generated tracklets of the best correlation with the reference's + the same the other way round; "
-        "correlation = mean cosine of unit displacements; at most 2", "Yatim et al. 2023 (DMT), section 5", "up"),
+        "correlation = mean cosine of unit displacements; at most 2",
+        "Yatim et al. 2023 (DMT), section 5",
+        "up",
+    ),
     "motion_fidelity_dmt_code": Definition(
-        "motion fidelity (DMT code)", "point tracker", "the first term of motion fidelity alone; at most 1",
-        "Yatim et al. 2023 (DMT), published script", "up"),
+        "motion fidelity (DMT code)",
+        "point tracker",
+        "the first term of motion fidelity alone; at most 1",
+        "Yatim et al. 2023 (DMT), published script",
+        "up",
+    ),
 }
 
 
@@ -60,12 +89,18 @@ class Measure:
     """All metrics that the given weights allow, each model loaded once and on first use.
 
     `clip`, `pickscore`, `viclip` and `cotracker` are folders (the first two also hub ids) or None. `models` says which
-    model produced the numbers, `unavailable` holds one sentence per metric that can not be computed at all, `skipped` one
-    for each that the last video does not allow.
+    model produced the numbers, `unavailable` holds one sentence per metric that can not be computed at all, `skipped`
+    one for each that the last video does not allow.
     """
 
-    def __init__(self, clip: str | None = None, pickscore: str | None = None, viclip: str | None = None,
-                 cotracker: str | None = None, device: str = "cpu"):
+    def __init__(
+        self,
+        clip: str | None = None,
+        pickscore: str | None = None,
+        viclip: str | None = None,
+        cotracker: str | None = None,
+        device: str = "cpu",
+    ):
         self.models: dict[str, str] = {"motion_fidelity": "CoTracker 3" if cotracker else "Lucas-Kanade (OpenCV)"}
         self.unavailable: dict[str, str] = {}
         self.skipped: list[str] = []
@@ -73,14 +108,20 @@ class Measure:
             "clip": partial(_clip, clip, device),
             "pickscore": partial(_pickscore, pickscore, device),
             "viclip": partial(_viclip, viclip, device),
-            "tracker": lambda: motion_fidelity.load_cotracker(cotracker, device) if cotracker
-            else motion_fidelity.lucas_kanade,
+            "tracker": lambda: (
+                motion_fidelity.load_cotracker(cotracker, device) if cotracker else motion_fidelity.lucas_kanade
+            ),
         }
         self._loaded: dict[str, object] = {}
         self._reference: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def __call__(self, frames: torch.Tensor, prompt: str, reference: torch.Tensor | None = None,
-                 reference_caption: str | None = None) -> dict[str, float]:
+    def __call__(
+        self,
+        frames: torch.Tensor,
+        prompt: str,
+        reference: torch.Tensor | None = None,
+        reference_caption: str | None = None,
+    ) -> dict[str, float]:
         """Scores of one video, uint8 [f c h w], by name of `DEFINITIONS`; those that can not be had are left out.
 
         `reference` is the clip whose motion was learned, uint8 [f c h w], for motion fidelity;
@@ -98,15 +139,21 @@ class Measure:
                 else:
                     self.skipped.append(str(error))
 
-        score(("text_alignment", "text_alignment_logits"),
-              lambda: clip_scores.text_alignment(self._model("clip"), frames, prompt))
-        score(("temporal_consistency", "temporal_consistency_all_pairs"),
-              lambda: clip_scores.temporal_consistency(self._model("clip"), frames))
+        score(
+            ("text_alignment", "text_alignment_logits"),
+            lambda: clip_scores.text_alignment(self._model("clip"), frames, prompt),
+        )
+        score(
+            ("temporal_consistency", "temporal_consistency_all_pairs"),
+            lambda: clip_scores.temporal_consistency(self._model("clip"), frames),
+        )
         score(("pickscore",), lambda: clip_scores.text_alignment(self._model("pickscore"), frames, prompt)[1:])
         score(("viclip",), lambda: [clip_scores.viclip_score(self._model("viclip"), frames, prompt)])
         if reference_caption:
-            score(("appearance_leakage",),
-                  lambda: clip_scores.text_alignment(self._model("clip"), frames, reference_caption)[:1])
+            score(
+                ("appearance_leakage",),
+                lambda: clip_scores.text_alignment(self._model("clip"), frames, reference_caption)[:1],
+            )
         if reference is not None:
             score(("motion_fidelity", "motion_fidelity_dmt_code"), lambda: self._fidelity(frames, reference))
         return scores
@@ -139,13 +186,15 @@ def _clip(path: str | None, device: str) -> clip_scores.ClipScorer:
 
 def _pickscore(path: str | None, device: str) -> clip_scores.ClipScorer:
     if path is None:
-        raise MetricUnavailable(f"PickScore: no weights given; pass a folder or the hub id {clip_scores.PICKSCORE} with "
-                                "--pickscore")
+        raise MetricUnavailable(
+            f"PickScore: no weights given; pass a folder or the hub id {clip_scores.PICKSCORE} with --pickscore"
+        )
     return clip_scores.load_clip(path, device, tokenizer=clip_scores.PICKSCORE_TOKENIZER, metric="PickScore")
 
 
 def _viclip(path: str | None, device: str) -> torch.nn.Module:
     if path is None:
-        raise MetricUnavailable(f"ViCLIP: no weights given; download {clip_scores.VICLIP} and pass its folder with "
-                                "--viclip")
+        raise MetricUnavailable(
+            f"ViCLIP: no weights given; download {clip_scores.VICLIP} and pass its folder with --viclip"
+        )
     return clip_scores.load_viclip(path, device)

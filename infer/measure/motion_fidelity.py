@@ -32,8 +32,10 @@ def lucas_kanade(frames: torch.Tensor) -> torch.Tensor:
     Bouguet's pyramidal Lucas-Kanade as in OpenCV. A video without any texture gives no tracklets (n = 0).
     """
     zoom = max(1.0, SHORT_SIDE / min(frames.shape[2:]))
-    grey = [cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-            for image in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    grey = [
+        cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+        for image in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    ]
     corners = cv2.goodFeaturesToTrack(grey[0], **CORNERS)
     if corners is None:
         return torch.zeros(0, len(grey), 2)
@@ -56,8 +58,10 @@ def load_cotracker(folder: str, device: str = "cpu") -> Tracker:
     """
     weights = Path(folder) / "checkpoints" / COTRACKER_WEIGHTS
     if not (Path(folder) / "hubconf.py").is_file() or not weights.is_file():
-        raise MetricUnavailable(f"CoTracker: {folder} needs hubconf.py and checkpoints/{COTRACKER_WEIGHTS}; clone "
-                                "facebookresearch/co-tracker and put the weights of facebook/cotracker3 there")
+        raise MetricUnavailable(
+            f"CoTracker: {folder} needs hubconf.py and checkpoints/{COTRACKER_WEIGHTS}; clone "
+            "facebookresearch/co-tracker and put the weights of facebook/cotracker3 there"
+        )
     try:
         predictor = torch.hub.load(folder, "cotracker3_offline", source="local", pretrained=False)
         state = torch.load(weights, map_location="cpu", weights_only=True)
@@ -88,12 +92,15 @@ def motion_fidelity(reference: torch.Tensor, generated: torch.Tensor, definition
     - "dmt_code": the first of the two terms, as in the published script; -1 to 1. (That script also lowers pairs with
       the same row number by 1, left over from comparing a video with itself; that is not done here.)
     Clips of different length are compared over their whole duration, the longer resampled in time. A video whose
-    points rest scores 0; there is no dead zone, so the jitter of points in a noisy still video counts as motion. Raises MetricUnavailable when no point could be tracked in one of the videos, or for a single frame.
+    points rest scores 0; there is no dead zone, so the jitter of points in a noisy still video counts as motion.
+    Raises MetricUnavailable when no point could be tracked in one of the videos, or for a single frame.
     """
     for name, tracklets in (("reference", reference), ("generated video", generated)):
         if len(tracklets) == 0 or tracklets.shape[1] < 2:
-            raise MetricUnavailable(f"motion fidelity: no point of the {name} could be followed through "
-                                    f"{tracklets.shape[1]} frames; it needs texture and two frames or more")
+            raise MetricUnavailable(
+                f"motion fidelity: no point of the {name} could be followed through "
+                f"{tracklets.shape[1]} frames; it needs texture and two frames or more"
+            )
     length = min(reference.shape[1], generated.shape[1])
     reference, generated = (directions(_at_length(tracklets, length)) for tracklets in (reference, generated))
     correlation = torch.einsum("mfc,nfc->mn", generated, reference) / (length - 1)

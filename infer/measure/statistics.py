@@ -16,11 +16,15 @@ LEVEL = 0.95
 UNLIMITED = (-np.inf, np.inf)
 FEWEST_CLIPS = 4  # an interval over fewer would be too wide to say anything
 FORMULAS = (
-    "Shares: Wilson's 95 % interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96. Means: Student's, "
+    "Shares: Wilson's 95 % interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96. Means: "
+    "Student's, "
     "m ± t(n−1) s/√n. Differences between variants: Student's on the differences of videos with the same reference, "
-    "prompt and seed; for shares Agresti and Min's, with half a video added to each of the four outcomes of a pair. They "
-    "cover the choice of prompts and seeds, not that of another training; from four reference clips on also that of the clip: "
-    "the interval is widened to Student's on the clips' means. The prompts of a list start from four draws of noise, the same "
+    "prompt and seed; for shares Agresti and Min's, with half a video added to each of the four outcomes of a pair. "
+    "They "
+    "cover the choice of prompts and seeds, not that of another training; from four reference clips on also that of "
+    "the clip: "
+    "the interval is widened to Student's on the clips' means. The prompts of a list start from four draws of noise, "
+    "the same "
     "for every variant."
 )
 
@@ -46,8 +50,9 @@ def share(hits: Sequence[bool]) -> Estimate:
     middle, spread = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     scale = 1 + z**2 / n
     # at p = 0 and 1 the interval ends exactly there; rounding would leave it just beside
-    return Estimate(p, max(0.0, (middle - spread) / scale) if p else 0.0,
-                    min(1.0, (middle + spread) / scale) if p < 1 else 1.0, n)
+    return Estimate(
+        p, max(0.0, (middle - spread) / scale) if p else 0.0, min(1.0, (middle + spread) / scale) if p < 1 else 1.0, n
+    )
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -67,7 +72,9 @@ def estimate(values: Sequence[bool | float], clips: Sequence[Hashable] | None = 
     return _over_clips((share if shares else mean)(values), by_clip, (0.0, 1.0) if shares else UNLIMITED)
 
 
-def difference(one: Mapping, other: Mapping, clip_of: Callable[[Hashable], Hashable] = lambda key: None) -> Estimate | None:
+def difference(
+    one: Mapping, other: Mapping, clip_of: Callable[[Hashable], Hashable] = lambda key: None
+) -> Estimate | None:
     """Mean of one - other over the keys that both have, with its interval; None without a common key.
 
     Booleans are paired shares: Agresti and Min 2005, whose interval is not empty even when all pairs agree. `clip_of`
@@ -103,8 +110,9 @@ def _over_clips(found: Estimate, by_clip: Mapping[Hashable, Sequence[float]], li
         return found
     means = mean([float(np.mean(values)) for values in by_clip.values()])
     half, (least, most) = means.high - means.value, limits
-    return replace(found, low=max(least, min(found.low, found.value - half)),
-                   high=min(most, max(found.high, found.value + half)))
+    return replace(
+        found, low=max(least, min(found.low, found.value - half)), high=min(most, max(found.high, found.value + half))
+    )
 
 
 def _digits(value: float) -> str:

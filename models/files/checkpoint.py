@@ -129,14 +129,19 @@ def load_checkpoint(
     """
     found = list_checkpoints(folder)
     if not found:
-        raise UserError(f"{folder}: holds no checkpoint-N folder{_runs_near(Path(folder)) or '; give the folder that train.py named'}")
+        raise UserError(
+            f"{folder}: holds no checkpoint-N folder"
+            f"{_runs_near(Path(folder)) or '; give the folder that train.py named'}"
+        )
     index = max(found) if index is None else index
     if index not in found:
         raise UserError(f"{folder}: no checkpoint-{index}; there are {', '.join(map(str, found))}")
     checkpoint = _read(found[index], index, preset, unet, motion_needed)
     if checkpoint.kind == "embeddings" and (preset or (rank and not checkpoint.rank)):
-        raise UserError(f"{checkpoint.path}: holds the embeddings of Motion Inversion, which have no temporal preset and no"
-                        " rank; leave those out")
+        raise UserError(
+            f"{checkpoint.path}: holds the embeddings of Motion Inversion, which have no temporal preset and no"
+            " rank; leave those out"
+        )
     if preset not in (None, checkpoint.preset):
         raise UserError(f"{checkpoint.path}: trained with the temporal preset {checkpoint.preset}, {preset} was asked")
     if rank not in (None, checkpoint.rank):
@@ -179,8 +184,12 @@ def _read_positional(path: Path, index: int, asked: str | None, unet: nn.Module 
     if unet is None:
         raise UserError(f"{path}: the authors' files hold no layer names; name the model they were trained on")
     preset, motion, appearance = release.read_lora(path, unet, asked)
-    rank = max(tensor.shape[0] for state in [motion, *appearance] for name, tensor in state.items()
-               if name.endswith("lora_A.weight"))
+    rank = max(
+        tensor.shape[0]
+        for state in [motion, *appearance]
+        for name, tensor in state.items()
+        if name.endswith("lora_A.weight")
+    )
     info = {"architecture": release.architecture(unet)}
     if asked is None and preset == release.ASSUMED:
         info["assumed"] = f"{path} names no layers: read as the preset {preset}, which the authors' code writes"
@@ -192,8 +201,10 @@ def appearance_states(path: Path, clips: str | None) -> list[State]:
     folders = sorted((path / "spatial").glob("[0-9]*"), key=lambda folder: int(folder.name))
     expected = len(folders) if clips is None else int(clips)
     if [folder.name for folder in folders] != [str(clip) for clip in range(expected)]:
-        raise UserError(f"{path}/spatial: {len(folders)} appearance adapters, {expected} were written; the checkpoint is"
-                        " incomplete, use another")
+        raise UserError(
+            f"{path}/spatial: {len(folders)} appearance adapters, {expected} were written; the checkpoint is"
+            " incomplete, use another"
+        )
     return [read_adapter(folder)[0] for folder in folders]
 
 
@@ -219,8 +230,10 @@ def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
     if not fits:
         layer, _, width = asked[0]
         trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
-        raise UserError(f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
-                        f" {release.architecture(unet)}; give the model it was trained on")
+        raise UserError(
+            f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
+            f" {release.architecture(unet)}; give the model it was trained on"
+        )
 
 
 def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int, int]:

@@ -1,8 +1,8 @@
 """LoRA files of other libraries: PEFT folders, and diffusers' `pytorch_lora_weights.safetensors`.
 
-Both are read into, and written from, the states of models/files/checkpoint.py. What we write carries our header too, so that
-preset and config survive the way there and back. One file holds one adapter: the motion adapter lies in the folder
-itself, the appearance adapters of the reference clips in `spatial/{i}/`.
+Both are read into, and written from, the states of models/files/checkpoint.py. What we write carries our header too,
+so that preset and config survive the way there and back. One file holds one adapter: the motion adapter lies in the
+folder itself, the appearance adapters of the reference clips in `spatial/{i}/`.
 
 A stock pipeline loads the diffusers file once its U-Net can hold adapters, which today's class can not by itself:
 
@@ -22,6 +22,7 @@ import yaml
 from peft.utils.other import get_pattern_key
 
 from configs.errors import UserError
+from models.files.checkpoint import LAYOUT, Checkpoint, appearance_states, from_header
 from models.files.peft import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
@@ -33,7 +34,6 @@ from models.files.peft import (
     write_adapter,
     write_tensors,
 )
-from models.files.checkpoint import LAYOUT, Checkpoint, appearance_states, from_header
 from models.files.release import APPEARANCE
 from models.lora import PRESETS
 
@@ -95,8 +95,10 @@ def _foreign(path: Path, state: State, header: dict[str, str], config: Mapping[s
         if rank < 1 or not math.isfinite(alpha) or alpha == 0:
             raise ValueError(f"r={rank}, lora_alpha={alpha:g}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: its adapter configuration gives no usable r, lora_alpha and alpha_pattern ({error});"
-                        " copy it again from where the weights came from") from error
+        raise UserError(
+            f"{path}: its adapter configuration gives no usable r, lora_alpha and alpha_pattern ({error});"
+            " copy it again from where the weights came from"
+        ) from error
     root = math.sqrt if config.get("use_rslora") else float
     scale = alpha / root(rank)
     for name in [name for name in state if name.endswith(".lora_B.weight")]:

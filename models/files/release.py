@@ -1,10 +1,11 @@
 """Checkpoints of the paper's authors, of MotionDirector and of Motion Inversion, read without executing them.
 
 The first two store `{temporal,spatial}/lora/{index}_unet.pt`: a pickled list [up, down, up, down, ...] in module order,
-without names, rank or targets (as its training code writes them). up is [out, r], down is [r, in]. Names come from `models.lora.targets` on the
-U-Net the file belongs to, which may live on the meta device (`skeleton`). With several reference clips the release
-nests its appearance adapters, clip 0 outermost; walking the modules then meets, layer by layer, clip 0, clip 1, ...:
-such files are interleaved per layer, and their number of tensors is a multiple of the one-clip number.
+without names, rank or targets (as its training code writes them). up is [out, r], down is [r, in]. Names come from
+`models.lora.targets` on the U-Net the file belongs to, which may live on the meta device (`skeleton`). With several
+reference clips the release nests its appearance adapters, clip 0 outermost; walking the modules then meets, layer by
+layer, clip 0, clip 1, ...: such files are interleaved per layer, and their number of tensors is a multiple of the
+one-clip number.
 
 Motion Inversion stores `motion_embed.pt`, a pickled dict of embeddings [1 or h*w, frames, C] by module name.
 """
@@ -48,7 +49,8 @@ def read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
         raise UserError(
-            f"{path}: refused, it holds more than tensors ({reason.strip() or 'not a pickle of tensors'}); nothing in it"
+            f"{path}: refused, it holds more than tensors ({reason.strip() or 'not a pickle of tensors'}); nothing "
+            f"in it"
             " was executed: ask its author for a safetensors file"
         ) from error
     except DAMAGED_PICKLE as error:
@@ -61,7 +63,9 @@ def read_list(path: Path) -> list[torch.Tensor]:
     if not isinstance(content, list) or not all(isinstance(t, torch.Tensor) and t.ndim == 2 for t in content):
         raise UserError(f"{path}: expected a list of LoRA matrices, found {_describe(content)}")
     if not content or len(content) % 2:
-        raise UserError(f"{path}: {len(content)} tensors do not pair up as up and down; the file is incomplete or mixed")
+        raise UserError(
+            f"{path}: {len(content)} tensors do not pair up as up and down; the file is incomplete or mixed"
+        )
     return [tensor.detach().to(torch.float32) for tensor in content]
 
 
@@ -156,8 +160,10 @@ def choose_preset(path: Path, tensors: Sequence[torch.Tensor], unet: nn.Module, 
     if preset is None and motion:
         raise UserError(f"{found} fit the presets {', '.join(motion)} alike: name one of them as the temporal preset")
     if fits:
-        raise UserError(f"{found} do not fit the preset {preset or 'of a motion adapter'}; they look like"
-                        f" {' or '.join(fits)}: name that as the temporal preset")
+        raise UserError(
+            f"{found} do not fit the preset {preset or 'of a motion adapter'}; they look like"
+            f" {' or '.join(fits)}: name that as the temporal preset"
+        )
     raise UserError(f"{found} do not fit this model ({architecture(unet)}): {_look_like(tensors)}")
 
 
@@ -177,8 +183,10 @@ def architecture(unet: nn.Module) -> str:
     """The numbers that decide whether a checkpoint fits a U-Net, as a short text."""
     config = unet.config
     channels = "/".join(map(str, config.block_out_channels))
-    return (f"channels {channels}, {config.layers_per_block} layers a block, heads of {config.attention_head_dim},"
-            f" text {config.cross_attention_dim}")
+    return (
+        f"channels {channels}, {config.layers_per_block} layers a block, heads of {config.attention_head_dim},"
+        f" text {config.cross_attention_dim}"
+    )
 
 
 def read_lora(path: Path, unet: nn.Module, preset: str | None) -> tuple[str, State, list[State]]:
@@ -210,8 +218,15 @@ def lora_file(path: Path, side: str) -> Path | None:
     return files[0] if files else None
 
 
-def write_lora(folder: Path, index: int, unet: nn.Module, preset: str, motion: State, appearance: Sequence[State],
-               scale: float = 1.0) -> None:
+def write_lora(
+    folder: Path,
+    index: int,
+    unet: nn.Module,
+    preset: str,
+    motion: State,
+    appearance: Sequence[State],
+    scale: float = 1.0,
+) -> None:
     """Write `{temporal,spatial}/lora/{index}_unet.pt` into `folder`, which must exist.
 
     `unet` gives the module order. Raises UserError, writing nothing, where a state is not the preset's.
@@ -222,8 +237,10 @@ def write_lora(folder: Path, index: int, unet: nn.Module, preset: str, motion: S
         names = targets(unet, adapted)
         expected = {f"{name}.{matrix}.weight" for name in names for matrix in ("lora_A", "lora_B")}
         if any(state.keys() != expected for state in states):
-            raise UserError(f"the {side} adapter is not the preset {adapted} on this model ({architecture(unet)}), so it"
-                            " has no place in a positional file; name the model it was trained on")
+            raise UserError(
+                f"the {side} adapter is not the preset {adapted} on this model ({architecture(unet)}), so it"
+                " has no place in a positional file; name the model it was trained on"
+            )
         if states:
             lists[side] = list_tensors(states, names, scale)
     for side, tensors in lists.items():
@@ -244,8 +261,10 @@ def read_embeddings(path: Path) -> State:
     for name, tensor in content.items():
         block, _, kind = str(name).rpartition(".")
         if kind not in EMBEDDING_NAMES or not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
-            raise UserError(f"{path}: {name} is no embedding [1 or h*w, frames, C] of Motion Inversion"
-                            f" (its names end in {' or '.join(EMBEDDING_NAMES)})")
+            raise UserError(
+                f"{path}: {name} is no embedding [1 or h*w, frames, C] of Motion Inversion"
+                f" (its names end in {' or '.join(EMBEDDING_NAMES)})"
+            )
         state[f"{block}.{EMBEDDING_NAMES[kind]}"] = tensor.detach().to(torch.float32)
     return state
 

@@ -52,17 +52,25 @@ class Journal:
 
     def log(self, step: int, losses: dict[str, float], *, timestep: int, learning_rate: float) -> None:
         now = time.perf_counter()
-        record = {"step": step, **{f"loss_{name}": value for name, value in losses.items()}, "timestep": timestep,
-                  "lr": learning_rate, "seconds": round(now - self._last, 4),
-                  "memory_gb": round(peak_memory_gb(self.device), 3)}
+        record = {
+            "step": step,
+            **{f"loss_{name}": value for name, value in losses.items()},
+            "timestep": timestep,
+            "lr": learning_rate,
+            "seconds": round(now - self._last, 4),
+            "memory_gb": round(peak_memory_gb(self.device), 3),
+        }
         self._last = now
         self._stream.write(json.dumps(record) + "\n")
         self._stream.flush()
         for name, value in losses.items():
             if self._curves:
                 self._curves.add_scalar(f"loss/{name}", value, step)
-        self.bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()}
-                             | {"s/step": f"{record['seconds']:.2f}", "GB": f"{record['memory_gb']:.1f}"}, refresh=False)
+        self.bar.set_postfix(
+            {name: f"{value:.3f}" for name, value in losses.items()}
+            | {"s/step": f"{record['seconds']:.2f}", "GB": f"{record['memory_gb']:.1f}"},
+            refresh=False,
+        )
         self.bar.update()
 
     def pause(self) -> None:

@@ -29,8 +29,16 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest(), "big")
 
 
-def draw(seed: int, step: int, latents: torch.Tensor, *, micro: int = 0, spatial_probability: float = 0.8,
-         min_timestep: int = 0, max_timestep: int = 999) -> Draw:
+def draw(
+    seed: int,
+    step: int,
+    latents: torch.Tensor,
+    *,
+    micro: int = 0,
+    spatial_probability: float = 0.8,
+    min_timestep: int = 0,
+    max_timestep: int = 999,
+) -> Draw:
     """Draw a step's randomness for `latents` [b c f h w] from (seed, step, micro) alone: no state to save or restore.
 
     `micro` tells apart the draws inside one optimizer step (accumulation, ranks). Timesteps are uniform on
@@ -67,8 +75,9 @@ def spatial_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return F.mse_loss(prediction.float(), target.float())
 
 
-def temporal_loss(prediction: torch.Tensor, target: torch.Tensor, anchor: int,
-                  beta: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def temporal_loss(
+    prediction: torch.Tensor, target: torch.Tensor, anchor: int, beta: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(MSE, debiased MSE) of the temporal pass, [b c f h w]; the objective is their sum."""
     prediction, target = prediction.float(), target.float()
     mse = F.mse_loss(prediction, target)

@@ -17,20 +17,31 @@ from configs.errors import UserError
 class DualPathOptimizer:
     """`backward(loss)` for each pass, then `step()`; `state_dict()` holds all the next step needs."""
 
-    def __init__(self, cfg, motion: list[torch.nn.Parameter], appearance: list[torch.nn.Parameter],
-                 *, motion_lr: float, half: bool, device: torch.device):
+    def __init__(
+        self,
+        cfg,
+        motion: list[torch.nn.Parameter],
+        appearance: list[torch.nn.Parameter],
+        *,
+        motion_lr: float,
+        half: bool,
+        device: torch.device,
+    ):
         optimizer = _adamw_8bit() if cfg.use_8bit_adam else torch.optim.AdamW
         options = dict(betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_epsilon, weight_decay=cfg.adam_weight_decay)
         paths = [(motion, motion_lr), (appearance, cfg.learning_rate)]
         self.options = [{"initial_lr": lr, **options} for parameters, lr in paths if parameters]
         self.optimizers = [optimizer(parameters, lr=lr, **options) for parameters, lr in paths if parameters]
         self.schedules = [
-            get_scheduler(cfg.lr_scheduler, o, num_warmup_steps=cfg.lr_warmup_steps,
-                          num_training_steps=cfg.max_train_steps)
+            get_scheduler(
+                cfg.lr_scheduler, o, num_warmup_steps=cfg.lr_warmup_steps, num_training_steps=cfg.max_train_steps
+            )
             for o in self.optimizers
         ]
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self.scaler.scale(torch.zeros(1, device=device))  # a process whose first clips learn nothing needs the scale too
+        self.scaler.scale(
+            torch.zeros(1, device=device)
+        )  # a process whose first clips learn nothing needs the scale too
         self.max_grad_norm = cfg.max_grad_norm
         self.share = 1 / cfg.gradient_accumulation_steps
 
@@ -60,14 +71,19 @@ class DualPathOptimizer:
         return self.optimizers[0].param_groups[0]["lr"]
 
     def state_dict(self) -> dict:
-        return {"optimizers": [o.state_dict() for o in self.optimizers],
-                "schedules": [s.state_dict() for s in self.schedules], "scaler": self.scaler.state_dict()}
+        return {
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "schedules": [s.state_dict() for s in self.schedules],
+            "scaler": self.scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Moments, schedule and loss scale of a checkpoint; rates, betas and decay are those of this run's config."""
         if len(state["optimizers"]) != len(self.optimizers):
-            raise UserError(f"checkpoint: it was trained with {len(state['optimizers'])} optimizers and this run has "
-                            f"{len(self.optimizers)}; resume with the same method")
+            raise UserError(
+                f"checkpoint: it was trained with {len(state['optimizers'])} optimizers and this run has "
+                f"{len(self.optimizers)}; resume with the same method"
+            )
         for mine, saved in zip([*self.optimizers, *self.schedules], [*state["optimizers"], *state["schedules"]]):
             mine.load_state_dict(saved)
         for optimizer, schedule, options in zip(self.optimizers, self.schedules, self.options):
@@ -99,6 +115,8 @@ def _adamw_8bit():
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
-        raise UserError("use_8bit_adam: bitsandbytes is not installed; `pip install bitsandbytes` (CUDA only), or "
-                        "leave it off: the adapters' AdamW state is under 0.1 GB") from None
+        raise UserError(
+            "use_8bit_adam: bitsandbytes is not installed; `pip install bitsandbytes` (CUDA only), or "
+            "leave it off: the adapters' AdamW state is under 0.1 GB"
+        ) from None
     return AdamW8bit

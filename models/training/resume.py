@@ -17,10 +17,32 @@ from configs.errors import UserError
 from configs.fields import KEYS
 from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state
 
-SHAPING = ("method", "temporal_preset", "lora_rank", "lora_alpha", "seed", "embeddings.blocks", "embeddings.widths",
-           "embeddings.max_frames", "embeddings.loss")  # a run resumes only with the checkpoint's own
-FREE = ("pretrained_model_path", "fallback", "output_dir", "cache", "resume", "train_data", "validation", "checkpoint",
-        "max_train_steps", "logger", "device", "memory", "gradient_checkpointing")  # say nothing about a step's numbers
+SHAPING = (
+    "method",
+    "temporal_preset",
+    "lora_rank",
+    "lora_alpha",
+    "seed",
+    "embeddings.blocks",
+    "embeddings.widths",
+    "embeddings.max_frames",
+    "embeddings.loss",
+)  # a run resumes only with the checkpoint's own
+FREE = (
+    "pretrained_model_path",
+    "fallback",
+    "output_dir",
+    "cache",
+    "resume",
+    "train_data",
+    "validation",
+    "checkpoint",
+    "max_train_steps",
+    "logger",
+    "device",
+    "memory",
+    "gradient_checkpointing",
+)  # say nothing about a step's numbers
 
 
 def begin_or_resume(cfg, method, optimizer, processes, same_clips: Callable[[Path], bool]) -> tuple[Path, int]:
@@ -41,10 +63,14 @@ def begin_or_resume(cfg, method, optimizer, processes, same_clips: Callable[[Pat
         return fresh, 0
     found = load_checkpoint(source)
     if changed := shaping_differences(cfg, found.config or {}):
-        raise UserError(f"resume_from_checkpoint: {found.path} was trained with {changed}; give the same, or start anew")
+        raise UserError(
+            f"resume_from_checkpoint: {found.path} was trained with {changed}; give the same, or start anew"
+        )
     if not same_clips(found.path.parent / "cached_latents"):
-        raise UserError(f"resume_from_checkpoint: {found.path} learned from other clips or captions than this configuration's; "
-                        "give the same, or start anew")
+        raise UserError(
+            f"resume_from_checkpoint: {found.path} learned from other clips or captions than this configuration's; "
+            "give the same, or start anew"
+        )
     if changed := other_differences(cfg, found.config or {}):
         say(processes, f"note: other than before the stop: {changed}")
     method.load(found.motion, found.appearance)

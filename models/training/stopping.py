@@ -7,7 +7,10 @@ import torch
 
 
 class StopSignals:
-    """Inside the block Ctrl-C and SIGTERM only ask: `requested` becomes the signal's number. A second Ctrl-C insists."""
+    """Inside the block Ctrl-C and SIGTERM only ask: `requested` becomes the signal's number.
+
+    A second Ctrl-C insists.
+    """
 
     def __enter__(self) -> "StopSignals":
         self.requested = 0

@@ -86,6 +86,7 @@ def sidecars(folder: Path) -> Iterator[tuple[dict, str, int]]:
 
 def commit() -> str:
     """The commit this tree stands on, and whether its code or prompts differ from it."""
+
     def git(*words: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
 
@@ -115,8 +116,19 @@ def train_words(chain: Chain) -> list[str]:
 
 def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str]) -> list[str]:
     """The words after infer/infer.py that make these videos."""
-    return ["--checkpoint_folder", str(chain.run_folder or chain.run), "--output_dir", samples.folder, "--batch-size", "4",
-            "--seed", str(seed), *samples.flags, "--prompt", *prompts]
+    return [
+        "--checkpoint_folder",
+        str(chain.run_folder or chain.run),
+        "--output_dir",
+        samples.folder,
+        "--batch-size",
+        "4",
+        "--seed",
+        str(seed),
+        *samples.flags,
+        "--prompt",
+        *prompts,
+    ]
 
 
 def work(chain: Chain) -> None:

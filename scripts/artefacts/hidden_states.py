@@ -28,12 +28,30 @@ BATCH = 8
 RIDGE = 0.01  # of the kernel's mean diagonal
 BASE, TAP, AH, BOTH, SPATIAL = "untouched model", "TAP", "AH", "TAP + AH", "spatial LoRA"
 CLAIMS = (
-    Claim("TAP leaves the decoder nearer to the untouched model than the spatial LoRA does", "similarity", TAP, "more",
-          SPATIAL, "ours"),
-    Claim("AH leaves the decoder nearer to the untouched model than the spatial LoRA does", "similarity", AH, "more",
-          SPATIAL, "ours"),
-    Claim("motion is read as well from TAP's decoder as from the untouched one", "classifier", TAP, "not less", BASE,
-          "ours"),
+    Claim(
+        "TAP leaves the decoder nearer to the untouched model than the spatial LoRA does",
+        "similarity",
+        TAP,
+        "more",
+        SPATIAL,
+        "ours",
+    ),
+    Claim(
+        "AH leaves the decoder nearer to the untouched model than the spatial LoRA does",
+        "similarity",
+        AH,
+        "more",
+        SPATIAL,
+        "ours",
+    ),
+    Claim(
+        "motion is read as well from TAP's decoder as from the untouched one",
+        "classifier",
+        TAP,
+        "not less",
+        BASE,
+        "ours",
+    ),
     Claim("motion is read as well with AH as without", "classifier", AH, "not less", BASE, "ours"),
 )
 MARGIN = 0.1
@@ -69,12 +87,19 @@ class States:
         values = self.similarity if claim.role == "similarity" else self.read
         if not values:
             return Verdict(claim, self.source, "not measured", "it takes several clips of each motion")
-        one, other = ({clip: sum(column) / self.blocks for clip, column in enumerate(zip(
-            *(values[name, block] for block in range(self.blocks))))} for name in (claim.one, claim.other))
+        one, other = (
+            {
+                clip: sum(column) / self.blocks
+                for clip, column in enumerate(zip(*(values[name, block] for block in range(self.blocks))))
+            }
+            for name in (claim.one, claim.other)
+        )
         found = difference(one, other)
         means = [sum(side.values()) / len(side) for side in (one, other)]
-        words = (f"{claim.role} {means[0]:.3f} against {means[1]:.3f}, difference {found.value:+.3f} "
-                 f"[{found.low:+.3f}, {found.high:+.3f}] over {found.n} clips, mean of the up blocks")
+        words = (
+            f"{claim.role} {means[0]:.3f} against {means[1]:.3f}, difference {found.value:+.3f} "
+            f"[{found.low:+.3f}, {found.high:+.3f}] over {found.n} clips, mean of the up blocks"
+        )
         if claim.expect.startswith("not"):
             words += f", allowing {MARGIN:g}"
         return Verdict(claim, self.source, rule(claim.expect, found, MARGIN), words)
@@ -82,12 +107,16 @@ class States:
     def _tables(self) -> list[tuple[str, list[list[str]]]]:
         head = ["model", *(f"up block {block}" for block in range(self.blocks)), "n"]
         tables = []
-        for title, values, kind in (("cosine with the untouched model", self.similarity, mean),
-                                    ("motion classifier, share right", self.read, share)):
+        for title, values, kind in (
+            ("cosine with the untouched model", self.similarity, mean),
+            ("motion classifier, share right", self.read, share),
+        ):
             if not values:
                 continue
-            rows = [[name, *(str(kind(values[name, b])) for b in range(self.blocks)), str(len(values[name, 0]))]
-                    for name in self.models]
+            rows = [
+                [name, *(str(kind(values[name, b])) for b in range(self.blocks)), str(len(values[name, 0]))]
+                for name in self.models
+            ]
             tables.append((title, [head, *rows]))
         rows = [[name, *(f"{value:.3f}" for value in line)] for name, line in zip(self.models, self.between.tolist())]
         return [*tables, ("cosine between models, mean of clips and blocks", [["", *self.models], *rows])]
@@ -103,8 +132,10 @@ class States:
         parts = [f"<p>Hidden states of {escape(self.source)}, noised to timestep {TIMESTEP}, empty prompt.</p>"]
         for title, (head, *rows) in self._tables():
             body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-            parts.append(f"<table><caption>{escape(title)}</caption><tr>{''.join(f'<th>{escape(c)}</th>' for c in head)}</tr>"
-                         f"{body}</table>")
+            parts.append(
+                f"<table><caption>{escape(title)}</caption><tr>{''.join(f'<th>{escape(c)}</th>' for c in head)}</tr>"
+                f"{body}</table>"
+            )
         return "".join(parts)
 
     def figure(self) -> Figure:
@@ -115,13 +146,22 @@ class States:
         matrix.set_yticks(range(len(self.models)), self.models, fontsize=8)
         matrix.set_title("cosine between models", fontsize=9)
         figure.colorbar(image, ax=matrix, shrink=0.8)
-        for axes, values, kind, title in ((near, self.similarity, mean, "cosine with the untouched model"),
-                                          (reading, self.read, share, "motion classifier, share right")):
+        for axes, values, kind, title in (
+            (near, self.similarity, mean, "cosine with the untouched model"),
+            (reading, self.read, share, "motion classifier, share right"),
+        ):
             for name in self.models if values else ():
                 found: list[Estimate] = [kind(values[name, block]) for block in range(self.blocks)]
                 error = [[max(0, e.value - e.low) for e in found], [max(0, e.high - e.value) for e in found]]
-                axes.errorbar(range(self.blocks), [e.value for e in found], yerr=error, marker="o", markersize=3, capsize=2,
-                              label=name)
+                axes.errorbar(
+                    range(self.blocks),
+                    [e.value for e in found],
+                    yerr=error,
+                    marker="o",
+                    markersize=3,
+                    capsize=2,
+                    label=name,
+                )
             axes.set_xticks(range(self.blocks), [f"up {block}" for block in range(self.blocks)])
             axes.set_title(title, fontsize=9)
             axes.grid(alpha=0.3)
@@ -147,8 +187,13 @@ def compare(backbone: Backbone, checkpoint: Checkpoint, clips: Sequence[Labelled
     """
     unet, highway = backbone.unet, SimpleNamespace(scope="all", beta=1.1)
     motion, looks = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
-    customizations = {BASE: ([], [], None), TAP: (motion, [], None), AH: ([], [], highway), BOTH: (motion, [], highway),
-                      SPATIAL: ([], looks, None)}
+    customizations = {
+        BASE: ([], [], None),
+        TAP: (motion, [], None),
+        AH: ([], [], highway),
+        BOTH: (motion, [], highway),
+        SPATIAL: ([], looks, None),
+    }
     models, blocks = list(customizations), len(unet.up_blocks)
     similarity = {(name, block): [] for name in models for block in range(blocks)}
     features = {key: [] for key in similarity}
@@ -194,7 +239,9 @@ def classify(features: torch.Tensor, labels: Sequence[str]) -> list[bool]:
 def _noised(backbone: Backbone, batch: Sequence[LabelledClip]) -> torch.Tensor:
     """z_t [b c f h w] of the clips, each with the noise of its own seed."""
     latents = torch.cat([backbone.encode_video(clip.frames) for clip in batch]).cpu()
-    noise = torch.cat([torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(clip.seed)) for clip in batch])
+    noise = torch.cat(
+        [torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(clip.seed)) for clip in batch]
+    )
     timesteps = torch.full((len(batch),), TIMESTEP)
     return backbone.scheduler.add_noise(latents, noise, timesteps).to(backbone.device, backbone.unet.dtype)
 

@@ -18,9 +18,9 @@ WIDTH = 128  # CSS pixels of a video on the page at least
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1300px; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd;
-text-align: left; vertical-align: top } .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.smoke { background: #b00; color: #fff; padding: .5rem 1rem; font-weight: bold } .scroll { overflow-x: auto }
-video, td img { width: var(--width); image-rendering: pixelated; display: block } img.plot { max-width: 100% }
+text-align: left; vertical-align: top } .number { text-align: right; white-space: nowrap; font-variant-numeric:
+tabular-nums } .smoke { background: #b00; color: #fff; padding: .5rem 1rem; font-weight: bold } .scroll { overflow-x:
+auto } video, td img { width: var(--width); image-rendering: pixelated; display: block } img.plot { max-width: 100% }
 .holds { color: #070 } .does { color: #b00 } .undecided, .not { color: #666 } code { background: #f3f3f3 }
 .bar { position: sticky; top: 0; background: #fff; padding: .4rem 0 } caption { text-align: left; font-weight: bold }
 """
@@ -45,12 +45,17 @@ def write_page(result: Result, folder: Path) -> Path:
         _verdicts(result),
         f"<p>Paper, {REPORTED}: {escape(result.artefact.reported)}.</p>" if result.artefact.reported else "",
         f"<h2>Numbers</h2><img class=plot alt='plot of the table below' src='{_embed(plot)}'>" if plot.exists() else "",
-        result.states.html() if result.states is not None else "".join(_table(result, group) for group in result.groups),
+        result.states.html()
+        if result.states is not None
+        else "".join(_table(result, group) for group in result.groups),
         "" if result.states is not None else _by_motion(result),
-        _missing(result), _videos(result),
+        _missing(result),
+        _videos(result),
         "<h2>How it was made</h2>",
         f"<p>{escape(result.provenance)}</p>",
-        f"<p><code>{escape(result.command)}</code></p>", _definitions(result), f"<p>{escape(FORMULAS)}</p>",
+        f"<p><code>{escape(result.command)}</code></p>",
+        _definitions(result),
+        f"<p>{escape(FORMULAS)}</p>",
         f"<script>{SCRIPT}</script></body></html>",
     ]
     path = folder / "page.html"
@@ -61,8 +66,11 @@ def write_page(result: Result, folder: Path) -> Path:
 
 
 def _verdicts(result: Result) -> str:
-    items = [f"<li><b class={v.ruling.split()[0]}>{v.ruling}</b> ({escape(v.claim.whose)}; {escape(v.group)}): "
-             f"{escape(v.claim.text)}.<br><small>{escape(v.words)}</small></li>" for v in result.verdicts]
+    items = [
+        f"<li><b class={v.ruling.split()[0]}>{v.ruling}</b> ({escape(v.claim.whose)}; {escape(v.group)}): "
+        f"{escape(v.claim.text)}.<br><small>{escape(v.words)}</small></li>"
+        for v in result.verdicts
+    ]
     return f"<ul>{''.join(items)}</ul>" if items else ""
 
 
@@ -72,9 +80,14 @@ def _table(result: Result, group: str) -> str:
     lines = []
     for variant, reported, estimates, n in result.table(group):
         cells = "".join(f"<td class=number>{estimates[m] if m in estimates else '–'}</td>" for m in result.metrics)
-        lines.append(f"<tr><td>{escape(variant)}</td><td>{escape(reported) or '–'}</td>{cells}<td class=number>{n}</td></tr>")
-    return (f"<div class=scroll><table><caption>{escape(group)}</caption><tr><th>variant</th><th>paper, {REPORTED}</th>{head}"
-            f"<th>n</th></tr>{''.join(lines)}</table></div>")
+        lines.append(
+            f"<tr><td>{escape(variant)}</td><td>{escape(reported) or '–'}</td>{cells}<td class=number>{n}</td></tr>"
+        )
+    return (
+        f"<div class=scroll><table><caption>{escape(group)}</caption><tr><th>variant</th><th>paper, "
+        f"{REPORTED}</th>{head}"
+        f"<th>n</th></tr>{''.join(lines)}</table></div>"
+    )
 
 
 def _by_motion(result: Result) -> str:
@@ -82,13 +95,17 @@ def _by_motion(result: Result) -> str:
     if not rows:
         return ""
     line = lambda tag, texts: f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in texts)}</tr>"
-    return (f"<div class=scroll><table><caption>{escape(cells)}</caption>{line('th', header)}"
-            f"{''.join(line('td', row) for row in rows)}</table></div>")
+    return (
+        f"<div class=scroll><table><caption>{escape(cells)}</caption>{line('th', header)}"
+        f"{''.join(line('td', row) for row in rows)}</table></div>"
+    )
 
 
 def _videos(result: Result) -> str:
     names = [variant.name for variant in result.variants]
-    by_place = {(r["reference"], r["prompt"], r["variant"]): r["path"] for r in reversed(result.rows)}  # the first training
+    by_place = {
+        (r["reference"], r["prompt"], r["variant"]): r["path"] for r in reversed(result.rows)
+    }  # the first training
     tables = []
     references = list(dict.fromkeys(row["reference"] for row in result.rows))
     most = max(1, min(6, ROWS // max(1, len(references))))
@@ -102,10 +119,14 @@ def _videos(result: Result) -> str:
             first = f"<td rowspan={min(most, len(prompts))}>{clip}</td>" if number == 0 else ""
             lines.append(f"<tr>{first}<td>{escape(prompt)}</td>{cells}</tr>")
         rest = f" ({most} of {len(prompts)} prompts; the others are in videos/)" if len(prompts) > most else ""
-        tables.append(f"<div class=scroll><table><caption>{escape(reference)}{rest}</caption><tr><th>reference clip</th>"
-                      f"<th>prompt</th>{head}</tr>{''.join(lines)}</table></div>")
-    controls = ("<p class=bar><button id=restart>restart together</button> <button id=pause>pause or play</button> speed "
-                "<select id=speed><option>0.25<option>0.5<option selected>1<option>2</select></p>")
+        tables.append(
+            f"<div class=scroll><table><caption>{escape(reference)}{rest}</caption><tr><th>reference clip</th>"
+            f"<th>prompt</th>{head}</tr>{''.join(lines)}</table></div>"
+        )
+    controls = (
+        "<p class=bar><button id=restart>restart together</button> <button id=pause>pause or play</button> speed "
+        "<select id=speed><option>0.25<option>0.5<option selected>1<option>2</select></p>"
+    )
     return f"<h2>Videos</h2>{controls}{''.join(tables)}"
 
 
@@ -128,8 +149,10 @@ def _missing(result: Result) -> str:
 
 
 def _definitions(result: Result) -> str:
-    rows = "".join(f"<tr><td>{escape(t)}</td><td>{escape(m)}</td><td>{escape(f)}</td><td>{escape(s)}</td></tr>"
-                   for t, m, f, s in result.definitions())
+    rows = "".join(
+        f"<tr><td>{escape(t)}</td><td>{escape(m)}</td><td>{escape(f)}</td><td>{escape(s)}</td></tr>"
+        for t, m, f, s in result.definitions()
+    )
     return f"<table><tr><th>metric</th><th>model</th><th>formula</th><th>source</th></tr>{rows}</table>" if rows else ""
 
 

@@ -19,8 +19,14 @@ from scripts.artefacts.catalogue import ARTEFACTS, PROMPTS, SMOKE_PROMPTS, Varia
 from scripts.artefacts.chain import Chain, Samples, infer_words, train_words
 from scripts.artefacts.testbed import Reference, Testbed
 
-SMOKE = ("max_train_steps=2", "lr_warmup_steps=0", "checkpointing_steps=1", "timesteps_per_step=1", "inversion_steps=2",
-         "validation_data.num_inference_steps=2")
+SMOKE = (
+    "max_train_steps=2",
+    "lr_warmup_steps=0",
+    "checkpointing_steps=1",
+    "timesteps_per_step=1",
+    "inversion_steps=2",
+    "validation_data.num_inference_steps=2",
+)
 PLACES = ("pretrained_model_path", "output_dir", "cache_dir", "resume_from_checkpoint", "fallback")
 
 
@@ -38,8 +44,17 @@ class Place:
 class Plan:
     """The chains that some artefacts need together, and where the videos of each variant will be."""
 
-    def __init__(self, testbed: Testbed, folder: Path, words: list[str], *, smoke: bool = False,
-                 prompts: int | None = None, references: int | None = None, trainings: int = 1):
+    def __init__(
+        self,
+        testbed: Testbed,
+        folder: Path,
+        words: list[str],
+        *,
+        smoke: bool = False,
+        prompts: int | None = None,
+        references: int | None = None,
+        trainings: int = 1,
+    ):
         """`words` override every training's configuration; `prompts` and `references` are at most so many.
 
         `trainings`: how often each training is made, from seeds 0, 1, ...
@@ -70,12 +85,22 @@ class Plan:
                     self.places[name].append(self._place(variant, reference, seed))
 
     def _place(self, variant: Variant, reference: Reference, seed: int) -> Place:
-        train = ["--config", str(self.testbed.recipe), f"pretrained_model_path={self.testbed.model}",
-                 f"cache_dir={self.folder / 'cache'}", *reference.data, *variant.train, f"seed={seed}",
-                 *(SMOKE if self.smoke else ()), *self.words]
+        train = [
+            "--config",
+            str(self.testbed.recipe),
+            f"pretrained_model_path={self.testbed.model}",
+            f"cache_dir={self.folder / 'cache'}",
+            *reference.data,
+            *variant.train,
+            f"seed={seed}",
+            *(SMOKE if self.smoke else ()),
+            *self.words,
+        ]
         cfg = load(train, description="")[0]
         name = f"{reference.name}-{_digest([self.model_key, _settled(cfg), _contents(reference)])}"
-        chain = self.chains.setdefault(name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, []))
+        chain = self.chains.setdefault(
+            name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, [])
+        )
         folder = self.folder / "samples" / f"{name}-{_digest(variant.flags)}"
         samples = Samples(str(folder), list(variant.flags), list(reference.prompts[: self.prompts]))
         if samples not in chain.samples:
@@ -89,7 +114,9 @@ def _settled(cfg: DictConfig) -> dict:
     values = OmegaConf.to_container(cfg)
     for name in PLACES:
         values.pop(name)
-    values["train_data"] = {key: v for key, v in values["train_data"].items() if key not in ("single_video_path", "path")}
+    values["train_data"] = {
+        key: v for key, v in values["train_data"].items() if key not in ("single_video_path", "path")
+    }
     return values
 
 
@@ -107,6 +134,9 @@ def _digest(value: object) -> str:
 def commands(chain: Chain) -> str:
     """The commands that would do what is left of a chain."""
     lines = [] if chain.run_folder else [["python", "train.py", *train_words(chain)]]
-    lines += [["python", "infer/infer.py", *infer_words(chain, samples, seed, prompts)]
-              for samples in chain.samples for seed, prompts in samples.missing()]
+    lines += [
+        ["python", "infer/infer.py", *infer_words(chain, samples, seed, prompts)]
+        for samples in chain.samples
+        for seed, prompts in samples.missing()
+    ]
     return "\n".join(shlex.join(line) for line in lines)

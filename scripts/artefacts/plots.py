@@ -40,7 +40,14 @@ def _rows(result: Result) -> Figure:
         for number, group in enumerate(result.groups):
             for row, (_, _, estimates, _) in enumerate(result.table(group)):
                 if metric in estimates:
-                    _point(axes, estimates[metric], row + 0.16 * number, f"C{number}", group if row == 0 else None, flat=True)
+                    _point(
+                        axes,
+                        estimates[metric],
+                        row + 0.16 * number,
+                        f"C{number}",
+                        group if row == 0 else None,
+                        flat=True,
+                    )
         axes.set_yticks(range(len(names)), names)
         axes.set_title(_title(metric), fontsize=9)
         axes.grid(axis="x", alpha=0.3)
@@ -64,7 +71,9 @@ def _sweep(result: Result) -> Figure:
         if metric in estimates[level]:
             axes.axhline(estimates[level][metric].value, color="grey", linestyle="--", label=level)
         for number, (name, points) in enumerate(curves.items()):
-            there = [(beta, estimates[variant][metric]) for beta, variant in sorted(points) if metric in estimates[variant]]
+            there = [
+                (beta, estimates[variant][metric]) for beta, variant in sorted(points) if metric in estimates[variant]
+            ]
             axes.plot([beta for beta, _ in there], [e.value for _, e in there], color=f"C{number}", label=name)
             for beta, found in there:
                 _point(axes, found, beta, f"C{number}", None, flat=False)

@@ -20,9 +20,9 @@ VERDICT = re.compile(r"^- \*\*(.+?)\*\* .*$", re.MULTILINE)
 HEADER = """# Results
 
 Written by `scripts/reproduce.py` and `scripts/parity.py`, never by hand; negative results stay. "reported [S]" is a
-secondary reading of the paper's tables, not checked against the PDF, and was measured on ZeroScope with real clips: only
-its direction can be compared with the small embedded model. Brackets are 95 % intervals; `table.md` beside every page
-(`outputs/reproduce/ARTEFACT/`) has the formula of each metric. One training for each variant and reference clip.
+secondary reading of the paper's tables, not checked against the PDF, and was measured on ZeroScope with real clips:
+only its direction can be compared with the small embedded model. Brackets are 95 % intervals; `table.md` beside every
+page (`outputs/reproduce/ARTEFACT/`) has the formula of each metric. One training for each variant and reference clip.
 
 On PocketScope all methods share one recipe (`configs/reproduce_pocket.yaml`). It was chosen with TAP on three of the
 motions (there and back, late start, back and forth) and these prompts; the other six took no part. MotionDirector also
@@ -33,10 +33,23 @@ has a row at half the learning rate.
 def write_files(result: Result, folder: Path) -> None:
     """table.md, table.csv, videos.csv and videos/ in `folder`."""
     _write(folder / "table.md", f"# {result.title}\n\n{body(result)}\n{_methods(result)}")
-    table = [{"group": group, "variant": variant, "reported": reported, "n": n,
-              **{f"{metric}{suffix}": getattr(found, part) for metric, found in estimates.items() if metric in result.metrics
-                 for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))}, "smoke": result.smoke}
-             for group in result.groups for variant, reported, estimates, n in result.table(group)]
+    table = [
+        {
+            "group": group,
+            "variant": variant,
+            "reported": reported,
+            "n": n,
+            **{
+                f"{metric}{suffix}": getattr(found, part)
+                for metric, found in estimates.items()
+                if metric in result.metrics
+                for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+            },
+            "smoke": result.smoke,
+        }
+        for group in result.groups
+        for variant, reported, estimates, n in result.table(group)
+    ]
     _write_csv(folder / "table.csv", table)
     videos = folder / "videos"
     rows = []
@@ -45,7 +58,9 @@ def write_files(result: Result, folder: Path) -> None:
         videos.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.stat().st_mtime < row["path"].stat().st_mtime:
             shutil.copy(row["path"], path)
-        rows.append({**{key: value for key, value in row.items() if key != "path"}, "file": path.name, "smoke": result.smoke})
+        rows.append(
+            {**{key: value for key, value in row.items() if key != "path"}, "file": path.name, "smoke": result.smoke}
+        )
     _write_csv(folder / "videos.csv", rows)
 
 
@@ -66,8 +81,10 @@ def body(result: Result) -> str:
 
 def verdict_lines(result: Result) -> list[str]:
     mark = "smoke, " if result.smoke else ""
-    return [f"- **{v.ruling}** ({mark}{v.claim.whose}; {v.group}): {v.claim.text}. {v.words[:1].upper()}{v.words[1:]}."
-            for v in result.verdicts]
+    return [
+        f"- **{v.ruling}** ({mark}{v.claim.whose}; {v.group}): {v.claim.text}. {v.words[:1].upper()}{v.words[1:]}."
+        for v in result.verdicts
+    ]
 
 
 def update_results(result: Result, path: Path) -> None:
@@ -83,10 +100,13 @@ def rewrite(path: Path, sections: dict[Key, str]) -> None:
     order = sorted(sections, key=lambda k: (k[1], list(ARTEFACTS).index(k[0]) if k[0] in ARTEFACTS else 99))
     held = []
     for ruling in ("holds", "does not hold", "undecided", "not measured"):
-        lines = [f"- {ARTEFACTS[k[0]].title.split(':')[0]} ({k[1]}): {line.split('): ', 1)[1].split('. ')[0]}"
-                 f" ({line.split('; ', 1)[1].split(')')[0]})"
-                 for k in order if k[0] in ARTEFACTS and "SMOKE RUN" not in sections[k]
-                 for line in (found[0] for found in VERDICT.finditer(sections[k]) if found[1] == ruling)]
+        lines = [
+            f"- {ARTEFACTS[k[0]].title.split(':')[0]} ({k[1]}): {line.split('): ', 1)[1].split('. ')[0]}"
+            f" ({line.split('; ', 1)[1].split(')')[0]})"
+            for k in order
+            if k[0] in ARTEFACTS and "SMOKE RUN" not in sections[k]
+            for line in (found[0] for found in VERDICT.finditer(sections[k]) if found[1] == ruling)
+        ]
         if lines:
             held.append(f"**{ruling[:1].upper()}{ruling[1:]}:**\n\n" + "\n".join(lines) + "\n")
     summary = "## Which claims held\n\n" + "\n".join(held) if held else ""
@@ -113,8 +133,10 @@ def _by_motion(result: Result) -> str:
 
 
 def _methods(result: Result) -> str:
-    rows = "\n".join(f"- **{title}** ({model}): {formula}. Source: {source}."
-                     for title, model, formula, source in result.definitions())
+    rows = "\n".join(
+        f"- **{title}** ({model}): {formula}. Source: {source}."
+        for title, model, formula, source in result.definitions()
+    )
     return f"\n## How it was measured\n\n{rows}\n\n{FORMULAS}\n"
 
 

@@ -28,8 +28,10 @@ class Cost:
     devices: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (f"{self.trainings} trainings, {_duration(self.train_seconds)}; {self.videos} videos, "
-                f"{_duration(self.sample_seconds)}; on {', '.join(self.devices) or 'nothing'}")
+        return (
+            f"{self.trainings} trainings, {_duration(self.train_seconds)}; {self.videos} videos, "
+            f"{_duration(self.sample_seconds)}; on {', '.join(self.devices) or 'nothing'}"
+        )
 
 
 @dataclass
@@ -91,20 +93,30 @@ class Result:
     def by_motion(self) -> tuple[str, list[str], list[list[str]]]:
         """(what the cells hold, header, rows): every variant on every motion; no rows for a single motion."""
         motions = list(dict.fromkeys(row["reference"] for row in self.rows))
-        shown = [m for m in (self.testbed.columns[0], self.testbed.roles["appearance"][0], self.testbed.roles["leakage"][0])
-                 if m in self.metrics]
+        shown = [
+            m
+            for m in (self.testbed.columns[0], self.testbed.roles["appearance"][0], self.testbed.roles["leakage"][0])
+            if m in self.metrics
+        ]
         rows = []
         for variant in self.variants if len(motions) > 1 else ():
-            found = [summarize(row for row in self.of(variant.name) if row["reference"] == motion) for motion in motions]
-            rows.append([variant.name, *(" / ".join(f"{e[m].value:.2f}" if m in e else "–" for m in shown) for e in found)])
+            found = [
+                summarize(row for row in self.of(variant.name) if row["reference"] == motion) for motion in motions
+            ]
+            rows.append(
+                [variant.name, *(" / ".join(f"{e[m].value:.2f}" if m in e else "–" for m in shown) for e in found)]
+            )
         return " / ".join(ALL_DEFINITIONS[m].title for m in shown), ["each motion", *motions], rows
 
     @property
     def verdicts(self) -> list[Verdict]:
         if self.states is not None:
             return self.states.verdicts()
-        return [judge(claim, group, {v.name: self.of(v.name, group) for v in self.variants}, self.testbed.roles)
-                for group in self.groups for claim in self.artefact.claims]
+        return [
+            judge(claim, group, {v.name: self.of(v.name, group) for v in self.variants}, self.testbed.roles)
+            for group in self.groups
+            for claim in self.artefact.claims
+        ]
 
     @property
     def conclusion(self) -> str:
@@ -115,8 +127,11 @@ class Result:
         rows = []
         for name in self.metrics:
             d = ALL_DEFINITIONS[name]
-            model = self.models.get("motion_fidelity" if "fidelity" in name else {
-                "pickscore": "pickscore", "viclip": "viclip"}.get(name, "clip"))
+            model = self.models.get(
+                "motion_fidelity"
+                if "fidelity" in name
+                else {"pickscore": "pickscore", "viclip": "viclip"}.get(name, "clip")
+            )
             rows.append((d.title, model if model and not self.testbed.world else d.model, d.formula, d.source))
         return rows
 
@@ -130,8 +145,13 @@ def cost(places: list[Place]) -> Cost:
     named = {"cpu": f"cpu ({os.cpu_count()} cores)"}
     if torch.cuda.is_available():
         named["cuda"] = torch.cuda.get_device_name(0)
-    return Cost(len(runs), trained, len(notes), sum(found["seconds"] for found in notes),
-                tuple(sorted(named.get(device, device) for device in devices)))
+    return Cost(
+        len(runs),
+        trained,
+        len(notes),
+        sum(found["seconds"] for found in notes),
+        tuple(sorted(named.get(device, device) for device in devices)),
+    )
 
 
 def made_at(places: list[Place]) -> list[str]:

@@ -40,8 +40,9 @@ class Processes:
         start = log.stat().st_size if log.exists() else 0
         with log.open("a") as stream:
             # a session of its own: Ctrl-C must reach it once, through `stop`; twice would mean "without saving"
-            process = subprocess.Popen(command_of(chain, self.folder), stdout=stream, stderr=stream, env=environment,
-                                       start_new_session=True)
+            process = subprocess.Popen(
+                command_of(chain, self.folder), stdout=stream, stderr=stream, env=environment, start_new_session=True
+            )
             self.running.add(process)
             process.wait()
             self.running.discard(process)
@@ -55,7 +56,11 @@ class Processes:
 
 
 def command_of(chain: Chain, folder: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / "artefacts" / "chain.py"), str(chain.write(folder / f"{chain.name}.json"))]
+    return [
+        sys.executable,
+        str(ROOT / "scripts" / "artefacts" / "chain.py"),
+        str(chain.write(folder / f"{chain.name}.json")),
+    ]
 
 
 def reason(log: Path, code: int, start: int = 0) -> str:
@@ -106,16 +111,20 @@ def run_all(chains: list[Chain], jobs: int, launch: Launch, say: Callable[[str],
     return problems
 
 
-def run_on_slurm(chains: list[Chain], folder: Path, parameters: dict[str, str],
-                 say: Callable[[str], None]) -> dict[str, str]:
+def run_on_slurm(
+    chains: list[Chain], folder: Path, parameters: dict[str, str], say: Callable[[str], None]
+) -> dict[str, str]:
     """Submit one job a chain through submitit with `parameters` of its executor, and wait for all of them.
 
-    The parameter `cluster` picks submitit's executor (slurm, or local to try it out). Raises UserError without submitit.
+    The parameter `cluster` picks submitit's executor (slurm, or local to try it out). Raises UserError without
+    submitit.
     """
     try:
         import submitit
     except ImportError:
-        raise UserError("--slurm: submitit is not installed; run `pip install submitit`, or leave --slurm out") from None
+        raise UserError(
+            "--slurm: submitit is not installed; run `pip install submitit`, or leave --slurm out"
+        ) from None
     settings = dict(parameters)
     try:
         executor = submitit.AutoExecutor(folder, cluster=settings.pop("cluster", "slurm"))
@@ -126,8 +135,10 @@ def run_on_slurm(chains: list[Chain], folder: Path, parameters: dict[str, str],
         raise UserError(f"--slurm: {error}; run it on a machine of the cluster, or leave --slurm out") from None
     os.environ["PYTHONPATH"] = str(ROOT)
     waiting = [chain for chain in chains if not chain.is_done]
-    jobs = {chain.name: executor.submit(submitit.helpers.CommandFunction(command_of(chain, folder), verbose=False))
-            for chain in waiting}
+    jobs = {
+        chain.name: executor.submit(submitit.helpers.CommandFunction(command_of(chain, folder), verbose=False))
+        for chain in waiting
+    }
     say(f"submitted {len(jobs)} jobs; their logs are in {folder}")
     problems = {}
     for number, (name, job) in enumerate(jobs.items(), 1):

@@ -51,13 +51,36 @@ class Testbed:
         self.recipe = ROOT / "configs" / ("reproduce_pocket.yaml" if world else "reproduce_real.yaml")
         self.folder = folder / "references"
         # what a claim of the paper is tested on here, and by how much "no worse" may be worse
-        self.roles = {"motion": ("correlation", 0.1), "appearance": ("appearance_accuracy", 0.1),
-                      "leakage": ("leakage", 0.1), "consistency": ("frame_consistency", 0.05)} if world else \
-            {"motion": ("motion_fidelity", 0.1), "appearance": ("text_alignment", 0.5),
-             "leakage": ("appearance_leakage", 0.5), "consistency": ("temporal_consistency", 0.5)}
-        self.columns = ("motion_success", "correlation", "rmse", "appearance_accuracy", "leakage", "frame_consistency") if world else \
-            ("motion_fidelity", "motion_fidelity_dmt_code", "text_alignment", "text_alignment_logits", "viclip",
-             "pickscore", "temporal_consistency", "temporal_consistency_all_pairs", "appearance_leakage")
+        self.roles = (
+            {
+                "motion": ("correlation", 0.1),
+                "appearance": ("appearance_accuracy", 0.1),
+                "leakage": ("leakage", 0.1),
+                "consistency": ("frame_consistency", 0.05),
+            }
+            if world
+            else {
+                "motion": ("motion_fidelity", 0.1),
+                "appearance": ("text_alignment", 0.5),
+                "leakage": ("appearance_leakage", 0.5),
+                "consistency": ("temporal_consistency", 0.5),
+            }
+        )
+        self.columns = (
+            ("motion_success", "correlation", "rmse", "appearance_accuracy", "leakage", "frame_consistency")
+            if world
+            else (
+                "motion_fidelity",
+                "motion_fidelity_dmt_code",
+                "text_alignment",
+                "text_alignment_logits",
+                "viclip",
+                "pickscore",
+                "temporal_consistency",
+                "temporal_consistency_all_pairs",
+                "appearance_leakage",
+            )
+        )
 
     @property
     def name(self) -> str:
@@ -68,8 +91,10 @@ class Testbed:
         digest = hashlib.sha256()
         files = sorted(p for p in self.model.rglob("*") if p.suffix in (".safetensors", ".bin"))
         if not files:
-            raise UserError(f"--model: no weights in {self.model}; point it at a pipeline folder in ZeroScope's layout, or "
-                            "leave it out to use models/pocketscope")
+            raise UserError(
+                f"--model: no weights in {self.model}; point it at a pipeline folder in ZeroScope's layout, or "
+                "leave it out to use models/pocketscope"
+            )
         for path in files:
             size, edge = path.stat().st_size, 1 << 20
             digest.update(f"{path.relative_to(self.model)} {size}".encode())
@@ -90,7 +115,9 @@ class Testbed:
         return found[:most]
 
     def _world(self, motion: str, several: bool) -> Reference:
-        seeds = (1, 3, 6) if several else (REFERENCE_SEEDS[motion],)  # 1, 3, 6: window and pattern, three colours and shapes
+        seeds = (
+            (1, 3, 6) if several else (REFERENCE_SEEDS[motion],)
+        )  # 1, 3, 6: window and pattern, three colours and shapes
         folder = self.folder / (f"{motion}_few" if several else motion)
         clips = [reference_clip(motion, seed) for seed in seeds]
         paths = []
@@ -104,16 +131,23 @@ class Testbed:
         return Reference(motion, group, _data(paths, folder), read_list(prompts), paths[0], several)
 
     def rendered(self, motion: str, prompts: Sequence[str]) -> dict[str, Path]:
-        """Folders of clips that the world itself draws for these prompts: how the measures rate no change and the truth.
+        """Folders of clips that the world itself draws for these prompts: how the measures rate no change and the
+        truth.
 
-        One shows the motion that the prompt's words name, the other the held-out `motion`; by the name of their variant.
+        One shows the motion that the prompt's words name, the other the held-out `motion`; by the name of their
+        variant.
         """
         folders = {WORDS_ALONE: self.folder / "rendered" / "words", TRUE_MOTION: self.folder / "rendered" / motion}
         for name, folder in folders.items():
             for seed, prompt in enumerate(prompts):
                 words = parse_prompt(prompt)
-                scene = Scene(words["shape"], words["colour"], words["background"],
-                              words["motion"] if name == WORDS_ALONE else motion, seed=1000 + seed)
+                scene = Scene(
+                    words["shape"],
+                    words["colour"],
+                    words["background"],
+                    words["motion"] if name == WORDS_ALONE else motion,
+                    seed=1000 + seed,
+                )
                 path = folder / f"{safe_name(prompt)}.mp4"
                 notes = path.with_suffix(".json")
                 if not notes.exists():
@@ -134,8 +168,10 @@ class Testbed:
 
     def _several_real(self) -> list[Reference]:
         if self.clips is None or not self.clips.is_dir():
-            raise UserError("several clips of one motion are needed (the paper uses UCF Sports, which is not shipped): give "
-                            "a folder of clips with a .txt caption beside each as --clips FOLDER")
+            raise UserError(
+                "several clips of one motion are needed (the paper uses UCF Sports, which is not shipped): give "
+                "a folder of clips with a .txt caption beside each as --clips FOLDER"
+            )
         paths = sorted(p for p in self.clips.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
         if not paths:
             raise UserError(f"--clips: no video in {self.clips}; put clips of one motion there")

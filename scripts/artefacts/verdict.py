@@ -48,8 +48,11 @@ def judge(claim: Claim, group: str, rows: dict[str, list[dict]], roles: dict[str
     margin = margin if claim.margin is None else claim.margin
     ruling = rule(claim.expect, found, margin)
     allowed = f", allowing {margin:g}" if claim.expect.startswith("not") else ""
-    words = (f"{ALL_DEFINITIONS[metric].title} {means[0]:.2f} against {means[1]:.2f}, difference {found.value:+.2f} "
-             f"[{found.low:+.2f}, {found.high:+.2f}] over {found.n} pairs of videos, {_counted(len({video[0] for video in one}), 'reference clip')}{allowed}")
+    words = (
+        f"{ALL_DEFINITIONS[metric].title} {means[0]:.2f} against {means[1]:.2f}, difference {found.value:+.2f} "
+        f"[{found.low:+.2f}, {found.high:+.2f}] over {found.n} pairs of videos, "
+        f"{_counted(len({video[0] for video in one}), 'reference clip')}{allowed}"
+    )
     return Verdict(claim, group, ruling, words)
 
 
@@ -68,4 +71,8 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _by_video(rows: list[dict], metric: str) -> dict[tuple, float]:
-    return {(row["reference"], row["run"], row["prompt"], row["seed"]): row[metric] for row in rows if row.get(metric) is not None}
+    return {
+        (row["reference"], row["run"], row["prompt"], row["seed"]): row[metric]
+        for row in rows
+        if row.get(metric) is not None
+    }

@@ -1,7 +1,7 @@
 """Reference files of one model's forward pass, LoRAs, inversion and sampling. Read by scripts/parity.py.
 
-Every case is a generator of rows over one file (scripts/authors/reference.py) and compares what the file holds; sizes, ranks,
-presets and numbers of steps are read from it. Training has a file of its own, scripts/authors/training.py.
+Every case is a generator of rows over one file (scripts/authors/reference.py) and compares what the file holds; sizes,
+ranks, presets and numbers of steps are read from it. Training has a file of its own, scripts/authors/training.py.
 """
 
 import math
@@ -32,8 +32,13 @@ UNGUARDED = ("mid_block.temp_convs.0",)  # runs at one frame in the release with
 USUAL_STRIDE = 20  # timesteps between the steps of the release's 50-step inversion
 ODD_TIMESTEP = 333  # of sample_odd, which the file does not say
 # (s1, s2, b1, b2) behind the keys of an ah_ file; the last is the only one that touches hidden states
-AH_SCALES = {"ah_noscale": (1, 1, 1, 1), "ah_no_infer_kwarg": (1, 1, 1, 1), "ah_s1": (1.1, 1, 1, 1),
-             "ah_s1s2": (1.1, 0.9, 1, 1), "ah_all": (1.1, 0.9, 1.2, 1.3)}
+AH_SCALES = {
+    "ah_noscale": (1, 1, 1, 1),
+    "ah_no_infer_kwarg": (1, 1, 1, 1),
+    "ah_s1": (1.1, 1, 1, 1),
+    "ah_s1s2": (1.1, 0.9, 1, 1),
+    "ah_all": (1.1, 0.9, 1.2, 1.3),
+}
 INFER_KEY = re.compile(r"infer_(noscale|s\d+)_(s\d+)")
 
 
@@ -72,8 +77,10 @@ def differing_rows(unet, scales: tuple[float, ...], wiring: list[dict]) -> int:
     """How many rows of the release's wiring table are not ours at `scales`, in the columns that the table has."""
     with attach_highway(unet, "release", scales=scales) as highway:
         pairs = list(zip_longest(highway.skips, wiring))
-    return sum(skip is None or row is None or any(getattr(skip, name, None) != value for name, value in row.items())
-               for skip, row in pairs)
+    return sum(
+        skip is None or row is None or any(getattr(skip, name, None) != value for name, value in row.items())
+        for skip, row in pairs
+    )
 
 
 def lora_case(ref: Reference) -> Iterator[Row]:
@@ -91,8 +98,11 @@ def lora_case(ref: Reference) -> Iterator[Row]:
     for key in ref.data:
         if match := INFER_KEY.fullmatch(key):
             scales = (1.0 if match[1] == "noscale" else digits(match[1]), 1.0, 1.0, 1.0)
-            with methods.customize(unet, [(checkpoint, digits(match[2]))],
-                                   highway=SimpleNamespace(scope="release", beta=1.0, scales=scales)):
+            with methods.customize(
+                unet,
+                [(checkpoint, digits(match[2]))],
+                highway=SimpleNamespace(scope="release", beta=1.0, scales=scales),
+            ):
                 yield ref.row(key, ref.forward(unet))
     if "temporal_half" in ref.data:
         with merge(unet, checkpoint.motion, 0.5):
@@ -182,8 +192,11 @@ def infer_case(ref: Reference) -> Iterator[Row]:
         raise UserError(f"{ref.path.name}: has neither init_latents nor the noise that they are mixed from")
     seen, first = [], []
     freeu = [float(s) for s in wanted.freeu.strip("[]").split(",")] if isinstance(wanted.freeu, str) else wanted.freeu
-    with methods.customize(backbone.unet, [(checkpoint, wanted.lora_scale)],
-                           highway=SimpleNamespace(scope="release", beta=1.0, scales=tuple(freeu))):
+    with methods.customize(
+        backbone.unet,
+        [(checkpoint, wanted.lora_scale)],
+        highway=SimpleNamespace(scope="release", beta=1.0, scales=tuple(freeu)),
+    ):
         options = {"guidance_scale": wanted.guidance_scale if guided else 1.0, "steps": wanted.num_steps}
         hook = backbone.unet.register_forward_pre_hook(lambda _, args: first.append(args[0]))
         latents = sample(backbone.unet, backbone.scheduler, start, text, negative, on_timestep=seen.append, **options)

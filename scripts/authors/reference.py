@@ -64,16 +64,21 @@ class Reference:
             for place in self.places:
                 if (place / name).exists():
                     return place / name
-        raise UserError(f"{self.path.name}: needs {' or '.join(names)}, not found in"
-                        f" {' or '.join(map(str, self.places))}: name its folder with --assets")
+        raise UserError(
+            f"{self.path.name}: needs {' or '.join(names)}, not found in"
+            f" {' or '.join(map(str, self.places))}: name its folder with --assets"
+        )
 
     def pipeline(self, name: str | None = None, fits: Callable[[UNet3DConditionModel], bool] | None = None) -> Path:
         """The pipeline folder called `name`; else one with this file's text width, the most alike in name, for whose
         weightless U-Net `fits` holds."""
         if name is not None and any((place / n).is_dir() for place in self.places for n in (name, Path(name).name)):
             return self.find(name, Path(name).name)
-        configs = [c for place in self.places for c in sorted([*place.glob("unet/config.json"),
-                                                               *place.glob("*/unet/config.json")])]
+        configs = [
+            c
+            for place in self.places
+            for c in sorted([*place.glob("unet/config.json"), *place.glob("*/unet/config.json")])
+        ]
         found = {config.parents[1]: json.loads(config.read_text()) for config in configs}
         width = next((self.data[key].shape[-1] for key in ("text", "prompt_embeds") if key in self.data), None)
         if "unet_config" in self.metadata:
@@ -82,8 +87,10 @@ class Reference:
         for folder in sorted(found, key=lambda folder: -len(words & set(folder.name.split("_")))):
             if width in (None, found[folder]["cross_attention_dim"]) and (fits is None or fits(skeleton(folder))):
                 return folder
-        raise UserError(f"{self.path.name}: no pipeline folder (unet/config.json) that fits it in"
-                        f" {' or '.join(map(str, self.places))}: name its folder with --assets")
+        raise UserError(
+            f"{self.path.name}: no pipeline folder (unet/config.json) that fits it in"
+            f" {' or '.join(map(str, self.places))}: name its folder with --assets"
+        )
 
     def unet(self, folder: Path | None = None) -> UNet3DConditionModel:
         """The U-Net, fp32, frozen, in eval mode; without the one-frame bypass."""
@@ -109,10 +116,15 @@ class Reference:
     def backbone(self, folder: Path) -> Backbone:
         """The whole pipeline, as training and inference see it but for the one-frame bypass."""
         transformers_logging.disable_progress_bar()
-        return Backbone(self.unet(folder), AutoencoderKL.from_pretrained(folder, subfolder="vae").eval(),
-                        CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval(),
-                        CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-                        DDIMScheduler.from_pretrained(folder, subfolder="scheduler"), str(folder), torch.device("cpu"))
+        return Backbone(
+            self.unet(folder),
+            AutoencoderKL.from_pretrained(folder, subfolder="vae").eval(),
+            CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval(),
+            CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+            DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
+            str(folder),
+            torch.device("cpu"),
+        )
 
     def forward(self, unet: UNet3DConditionModel, sample: str = "sample") -> torch.Tensor:
         """The U-Net's output [b c f h w] for the file's `sample`, timestep and text."""

@@ -46,8 +46,13 @@ def losses_case(ref: Reference) -> Iterator[Row]:
     for run in runs:
         kind = "v_prediction" if run.startswith("vpred") else "epsilon"
         scheduler = DDIMScheduler.from_config(plain.config, prediction_type=kind)
-        draw = Draw(data["noise"], data["timesteps"], int(data["frame_spatial"]), int(data["frame_ad"]),
-                    spatial=f"{run}loss_spatial" in ref.data)
+        draw = Draw(
+            data["noise"],
+            data["timesteps"],
+            int(data["frame_spatial"]),
+            int(data["frame_ad"]),
+            spatial=f"{run}loss_spatial" in ref.data,
+        )
         for parameter in (*motion.parameters(), *appearance.parameters()):
             parameter.grad = None
         losses = training_step(unet, scheduler, method, data["latents"], data["text"], draw)
@@ -83,32 +88,60 @@ def trace_case(ref: Reference) -> Iterator[Row]:
     backbone = ref.backbone(ref.pipeline(fits=lambda unet: bool(fitting_presets(ref, unet, "temporal"))))
     unet = backbone.unet.train(not wanted.get("eval_train", True))
     bypass_single_frames(unet, () if wanted.get("gradient_checkpointing", False) else UNGUARDED)
-    method = methods.Method(unet, starting_adapter(ref, unet, "temporal"), [starting_adapter(ref, unet, "spatial")],
-                            NO_HIGHWAY)
+    method = methods.Method(
+        unet, starting_adapter(ref, unet, "temporal"), [starting_adapter(ref, unet, "spatial")], NO_HIGHWAY
+    )
     beta1, beta2 = wanted["betas"]
     options = SimpleNamespace(
-        learning_rate=wanted["lr"], adam_weight_decay=wanted["weight_decay"], adam_beta1=beta1, adam_beta2=beta2,
-        adam_epsilon=wanted["eps"], use_8bit_adam=False, lr_scheduler="constant", lr_warmup_steps=0,
-        max_train_steps=len(wanted["steps"]), max_grad_norm=None, gradient_accumulation_steps=1)
-    optimizer = DualPathOptimizer(options, method.motion_parameters, method.appearance_parameters,
-                                  motion_lr=wanted["lr"], half=False, device=backbone.device)
+        learning_rate=wanted["lr"],
+        adam_weight_decay=wanted["weight_decay"],
+        adam_beta1=beta1,
+        adam_beta2=beta2,
+        adam_epsilon=wanted["eps"],
+        use_8bit_adam=False,
+        lr_scheduler="constant",
+        lr_warmup_steps=0,
+        max_train_steps=len(wanted["steps"]),
+        max_grad_norm=None,
+        gradient_accumulation_steps=1,
+    )
+    optimizer = DualPathOptimizer(
+        options,
+        method.motion_parameters,
+        method.appearance_parameters,
+        motion_lr=wanted["lr"],
+        half=False,
+        device=backbone.device,
+    )
     with torch.no_grad():
         text = backbone.text_encoder(torch.atleast_2d(data["prompt_ids"]))[0]
         text = text if len(text) == len(data["latents"]) else text.expand(len(data["latents"]), -1, -1)
     for done, step in enumerate(wanted["steps"], start=1):
         timesteps = torch.tensor(step["timestep"]).reshape(-1).expand(len(data["latents"]))
-        draw = Draw(data[f"step{step['step']}.noise"], timesteps, step["frame_spatial"], step["frame_ad"],
-                    spatial=not step["mask_spatial"])
-        losses = training_step(unet, backbone.scheduler, method, data["latents"], text, draw,
-                               backward=optimizer.backward)
+        draw = Draw(
+            data[f"step{step['step']}.noise"],
+            timesteps,
+            step["frame_spatial"],
+            step["frame_ad"],
+            spatial=not step["mask_spatial"],
+        )
+        losses = training_step(
+            unet, backbone.scheduler, method, data["latents"], text, draw, backward=optimizer.backward
+        )
         optimizer.step()
-        errors = [abs(float(losses[ours]) - step[theirs]) for ours, theirs in LOSS_NAMES.items()
-                  if step.get(theirs) is not None]
+        errors = [
+            abs(float(losses[ours]) - step[theirs])
+            for ours, theirs in LOSS_NAMES.items()
+            if step.get(theirs) is not None
+        ]
         if errors:
             yield Row(f"step {step['step']}, losses", LOSS, torch.tensor(errors).max().item())  # NaN stays NaN
         for side, adapter in ("temporal", method.motion), ("spatial", method.appearance[0]):
-            errors = [(p - data[key]).detach().abs().flatten() for i, p in enumerate(adapter.parameters())
-                      if (key := f"ckpt{done}.{side}.{i // 2}.{('down', 'up')[i % 2]}") in data]
+            errors = [
+                (p - data[key]).detach().abs().flatten()
+                for i, p in enumerate(adapter.parameters())
+                if (key := f"ckpt{done}.{side}.{i // 2}.{('down', 'up')[i % 2]}") in data
+            ]
             if errors:
                 yield Row(f"ckpt{done}, {side} weights, mean error", WEIGHTS, torch.cat(errors).mean().item())
 

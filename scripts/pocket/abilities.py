@@ -47,10 +47,19 @@ def sample_clips(parts: dict, prompts: list[str], seed: int, steps: int, guidanc
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         shape = (4, FRAMES, LATENT_SIDE, LATENT_SIDE)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + start + i))
-                 for i in range(len(part))]
-        latents = sample(unet, parts["scheduler"], torch.stack(noise).to(device), embed(part), embed([""] * len(part)),
-                         steps=steps, guidance_scale=guidance)
+        noise = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + start + i))
+            for i in range(len(part))
+        ]
+        latents = sample(
+            unet,
+            parts["scheduler"],
+            torch.stack(noise).to(device),
+            embed(part),
+            embed([""] * len(part)),
+            steps=steps,
+            guidance_scale=guidance,
+        )
         latents = latents.transpose(1, 2).to(vae.dtype) / vae.config.scaling_factor  # [b f c h w]
         clips += [to_uint8(vae.decode(frames).sample) for frames in latents]
     return clips

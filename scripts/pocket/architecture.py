@@ -43,7 +43,9 @@ def write_slow_tokenizer(folder: Path) -> None:
     stored = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = stored["model"]["vocab"] | {token["content"]: token["id"] for token in stored["added_tokens"]}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in stored["model"]["merges"]), ""]))
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in stored["model"]["merges"]), ""])
+    )
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

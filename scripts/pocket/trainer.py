@@ -166,7 +166,9 @@ def is_made(path: Path, recipe: str) -> bool:
         return False
     found = _metadata(path).get("recipe", "none")
     if found != recipe:
-        raise UserError(f"{path}: was made by another recipe ({found}; now {recipe}); give another --out, or delete the folder")
+        raise UserError(
+            f"{path}: was made by another recipe ({found}; now {recipe}); give another --out, or delete the folder"
+        )
     return True
 
 
