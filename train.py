@@ -34,8 +34,9 @@ from data.sources import load_clips
 from infer.inversion import ddim_invert
 from infer.preview import longest, preview
 from infer.request import skeleton
+from infer.sampler import guide
 from models import methods
-from models.backbone import Backbone, choose_device, choose_dtype
+from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor
 from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
@@ -49,7 +50,7 @@ VAE_FACTOR, CLIP_TOKENS = 8, 77  # of every model of this family; only the estim
 
 
 def training_step(
-    unet,
+    predict: Predictor,
     scheduler,
     method,
     latents,
@@ -75,24 +76,19 @@ def training_step(
     if method.appearance and (draw.spatial or not is_video):
         with method.spatial_pass(clip):
             i = slice(draw.frame, draw.frame + 1)
-            loss = objective.spatial_loss(predict(unet, z_t[:, :, i], draw.timestep, text), target[:, :, i])
+            loss = objective.spatial_loss(predict(z_t[:, :, i], draw.timestep, text), target[:, :, i])
             backward(loss)
             losses["spatial"] = loss.detach()
 
     if learn_motion and is_video:
         with method.temporal_pass(clip, with_appearance=draw.spatial):
-            prediction = predict(unet, z_t, draw.timestep, text)
+            prediction = predict(z_t, draw.timestep, text)
             mse, debiased = objective.temporal_loss(prediction, target, draw.anchor, debias_beta)
             backward(mse + debiased if method.debiased else mse)
             losses["temporal"] = mse.detach()
             if method.debiased:
                 losses["debiased"] = debiased.detach()
     return losses
-
-
-def predict(unet, z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """The frozen U-Net's prediction [b c f h w] in its own precision, whatever the inputs are in."""
-    return unet(z_t.to(unet.dtype), timestep, text.to(unet.dtype)).sample
 
 
 def run(cfg: DictConfig) -> Path:
@@ -170,7 +166,7 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
                 torch.manual_seed(objective.seed_of("dropout", cfg.seed, step, micro))  # the one global draw
                 found.append(
                     training_step(
-                        unet,
+                        backbone.predict,
                         backbone.scheduler,
                         method,
                         latents,
@@ -223,13 +219,8 @@ def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
     empty = backbone.encode_text([""])
 
     def invert(latents: torch.Tensor) -> torch.Tensor:
-        return ddim_invert(
-            backbone.unet,
-            backbone.scheduler,
-            latents.to(backbone.device),
-            empty.to(backbone.device),
-            cfg.inversion_steps,
-        ).cpu()
+        denoise = guide(backbone.predict, empty.to(backbone.device))
+        return ddim_invert(denoise, backbone.scheduler, latents.to(backbone.device), cfg.inversion_steps).cpu()
 
     return cache.build(
         clips,
@@ -290,7 +281,9 @@ def dry_run(cfg: DictConfig) -> str:
     text = torch.empty(n, CLIP_TOKENS, unet.config.cross_attention_dim, device="meta")
     draw = objective.Draw(latents, torch.empty(n, dtype=torch.long, device="meta"), 0, 0, True)
     with memory.PeakBytes() as counted:
-        training_step(unet.train(), DDIMScheduler(), method, latents, text, draw, learn_motion=cfg.train_temporal_lora)
+        training_step(
+            predictor(unet.train()), DDIMScheduler(), method, latents, text, draw, learn_motion=cfg.train_temporal_lora
+        )
     learned = 4 * sum(p.numel() for p in (*method.motion_parameters, *method.appearance_parameters))
     kept = 3 * learned  # the fp32 masters and AdamW's two moments; their gradients are in `counted`
     lines = method.describe()

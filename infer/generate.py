@@ -26,7 +26,7 @@ from infer import options
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet
 from infer.request import Settings, Source, find_sources, model_path, reference_clip, resolve
-from infer.sampler import sample
+from infer.sampler import guide, sample
 from infer.video import safe_name, write_video
 from models import methods
 from models.backbone import Backbone, choose_device, choose_dtype
@@ -73,15 +73,18 @@ def generate(args: argparse.Namespace) -> Iterator[Path]:
             with _customized(backbone.unet, sources, settings, shape[2:]) as customization:
                 if start == 0:
                     bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
-                latents = sample(
-                    backbone.unet,
-                    backbone.scheduler,
-                    torch.cat(noise).to(device),
+                denoise = guide(
+                    backbone.predict,
                     torch.cat([text[prompt] for prompt, _ in batch]),
                     negative.expand(len(batch), -1, -1),
+                    scale=settings.guidance_scale,
+                    rescale=settings.guidance_rescale,
+                )
+                latents = sample(
+                    denoise,
+                    backbone.scheduler,
+                    torch.cat(noise).to(device),
                     steps=settings.num_steps,
-                    guidance_scale=settings.guidance_scale,
-                    guidance_rescale=settings.guidance_rescale,
                     progress=partial(_advance, bar=bar, videos=len(batch)),
                     on_timestep=lambda t: customization.remove() if t <= settings.pli_threshold else None,
                 )

@@ -9,9 +9,10 @@ configuration. Latents are [b c f h w].
 from collections.abc import Callable, Iterable
 
 import torch
-from diffusers import DDIMScheduler, UNet3DConditionModel
+from diffusers import DDIMScheduler
 
 from configs.errors import UserError
+from infer.sampler import Denoiser
 
 
 def inversion_step(scheduler: DDIMScheduler, prediction: torch.Tensor, t: int, latents: torch.Tensor, stride: int):
@@ -35,30 +36,28 @@ def inversion_step(scheduler: DDIMScheduler, prediction: torch.Tensor, t: int, l
 
 @torch.no_grad()
 def ddim_invert(
-    unet: UNet3DConditionModel,
+    denoise: Denoiser,
     scheduler: DDIMScheduler,
     latents: torch.Tensor,
-    text: torch.Tensor,
     steps: int = 50,
     progress: Callable[[Iterable], Iterable] = iter,
     trajectory: bool = False,
 ) -> torch.Tensor:
     """Invert clean latents [b c f h w] to noise of the same shape, in fp32.
 
-    `text` [b n d] is the embedding of the empty prompt. With `trajectory` the result is [steps+1 b c f h w], from
-    the clean latents to the noise. The scheduler passed in is not changed. Raises UserError when the U-Net's
-    numbers overflow.
+    `denoise` is the model under the empty prompt, without guidance (`guide`). With `trajectory` the result is
+    [steps+1 b c f h w], from the clean latents to the noise. The scheduler passed in is not changed. Raises UserError
+    when the model's numbers overflow.
     """
     ddim = DDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(steps)
     stride = ddim.config.num_train_timesteps // steps
     latents = latents.float()
-    text = text.to(unet.dtype)
     path = [latents]
     for t in progress(ddim.timesteps.flip(0)):
-        prediction = unet(latents.to(unet.dtype), t.to(latents.device), text).sample.float()
+        prediction = denoise(latents, t.to(latents.device))
         latents = inversion_step(ddim, prediction, int(t), latents, stride)
         path.append(latents)
     if not torch.isfinite(latents).all():
-        raise UserError(f"inversion: the U-Net gave non-finite values in {unet.dtype}; use mixed_precision=bf16 or no")
+        raise UserError("inversion: the model gave values that are not finite; use mixed_precision=bf16 or no")
     return torch.stack(path) if trajectory else latents

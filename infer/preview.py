@@ -7,7 +7,7 @@ import torch
 from data.cache import CachedClip
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet
-from infer.sampler import sample
+from infer.sampler import guide, sample
 from infer.video import safe_name, write_video
 from models.backbone import Backbone
 from models.methods import Method
@@ -41,15 +41,18 @@ def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], fo
             cutoff=cfg.initial_noise.cutoff,
         )
         with method.sampling(wanted.spatial_scale) as customization:
-            latents = sample(
-                unet,
-                backbone.scheduler,
-                noise.to(backbone.device),
+            denoise = guide(
+                backbone.predict,
                 backbone.encode_text([prompt]),
                 negative,
+                scale=wanted.guidance_scale,
+                rescale=wanted.guidance_rescale,
+            )
+            latents = sample(
+                denoise,
+                backbone.scheduler,
+                noise.to(backbone.device),
                 steps=wanted.num_inference_steps,
-                guidance_scale=wanted.guidance_scale,
-                guidance_rescale=wanted.guidance_rescale,
                 on_timestep=lambda t: (
                     customization.remove() if t <= (-1 if cfg.pli_threshold is None else cfg.pli_threshold) else None
                 ),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,6 +29,9 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
 UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, UnpicklingError)
 FRAMES_AT_ONCE = 4  # the VAE is applied to a few frames at a time: decoding 16 at once would need 3.6 GB
+
+# (z_t [b c f h w], timestep [] or [b], text [b n d]) -> prediction, fp32 [b c f h w]
+Predictor = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def choose_device(requested: str = "auto") -> torch.device:
@@ -54,6 +58,19 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32, "fp32": torch.float32}[precision]
+
+
+def predictor(unet: nn.Module) -> Predictor:
+    """The U-Net, with whatever is patched into it, as one function in its own precision.
+
+    Training, inversion and sampling see the model only as this: latents and text [b n d] come in any precision, the
+    prediction (noise or velocity, as the model was trained) goes out in fp32.
+    """
+
+    def predict(z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return unet(z_t.to(unet.dtype), timestep, text.to(unet.dtype)).sample.float()
+
+    return predict
 
 
 @dataclass
@@ -98,6 +115,11 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return self.unet.dtype
+
+    @property
+    def predict(self) -> Predictor:
+        """The model as a function; see `predictor`."""
+        return predictor(self.unet)
 
     @property
     def vae_factor(self) -> int:

@@ -39,14 +39,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from configs import schema
 from configs.errors import UserError, command
-from infer.sampler import sample
+from infer.sampler import guide, sample
 from models import lora, methods
-from models.backbone import choose_device
+from models.backbone import choose_device, predictor
 from models.files import release
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.training import memory, objective
 from models.training.optimizer import DualPathOptimizer
-from train import predict, training_step
+from train import training_step
 
 TOKENS = 77
 
@@ -99,6 +99,7 @@ class Step:
             self.latents = torch.randn(1, 4, architecture.frames, architecture.side, architecture.side)
             self.text = torch.randn(1, TOKENS, self.unet.config.cross_attention_dim)
         torch.nn.Module.to(self.unet, dtype).requires_grad_(False).train()  # diffusers' own `to` warns in vain
+        self.predict = predictor(self.unet)
         self.base_bytes = memory.parameter_bytes(self.unet)
         bypass_single_frames(self.unet)
         self.method = methods.attach(self.unet, self.cfg, clips=1, latent_size=tuple(self.latents.shape[2:]))
@@ -122,7 +123,7 @@ class Step:
         else:
             draw = objective.draw(0, number, self.latents)._replace(spatial=True)
         training_step(
-            self.unet, self.scheduler, self.method, self.latents, self.text, draw, backward=self.optimizer.backward
+            self.predict, self.scheduler, self.method, self.latents, self.text, draw, backward=self.optimizer.backward
         )
 
     def train(self, number: int) -> None:
@@ -131,7 +132,7 @@ class Step:
 
     def sample(self) -> None:
         """One guided denoising step; enter `method.sampling()` and eval mode first."""
-        sample(self.unet, self.scheduler, self.latents, self.text, self.text, steps=1, guidance_scale=12.0)
+        sample(guide(self.predict, self.text, self.text, scale=12.0), self.scheduler, self.latents, steps=1)
 
 
 class PlainStep(Step):
@@ -161,10 +162,10 @@ class PlainStep(Step):
         frame = slice(draw.frame, draw.frame + 1)
         adapters = [motion, appearance]
         with lora.active(adapters, on=[appearance], trainable=adapters):
-            prediction = predict(self.unet, z_t[:, :, frame], draw.timestep, text)
+            prediction = self.predict(z_t[:, :, frame], draw.timestep, text)
             objective.spatial_loss(prediction, draw.noise[:, :, frame]).backward()
         with lora.active(adapters, on=adapters, trainable=adapters):
-            prediction = predict(self.unet, z_t, draw.timestep, text)
+            prediction = self.predict(z_t, draw.timestep, text)
             sum(objective.temporal_loss(prediction, draw.noise, draw.anchor)).backward()
         for optimizer in self.optimizers:
             optimizer.step()

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from configs.errors import UserError
 from infer.inversion import ddim_invert, inversion_step
+from infer.sampler import guide
+from models.backbone import predictor
 
 ZEROSCOPE = dict(
     beta_start=0.00085,
@@ -51,7 +53,7 @@ def latents():
 @pytest.mark.parametrize("config", SCHEDULERS.values(), ids=SCHEDULERS.keys())
 def test_inversion_equals_the_librarys_inverse_scheduler(config, steps, latents):
     unet, text = ToyUnet(), torch.full((1, 2, 3), 0.1)
-    ours = ddim_invert(unet, DDIMScheduler(**config), latents, text, steps)
+    ours = ddim_invert(guide(predictor(unet), text), DDIMScheduler(**config), latents, steps)
 
     reference = DDIMInverseScheduler.from_config(DDIMScheduler(**config).config)
     reference.set_timesteps(steps)
@@ -74,7 +76,7 @@ def test_golden_steps_of_the_release_are_reproduced():
 def test_timesteps_are_the_releases_and_the_last_of_fifty_is_981(steps, latents):
     golden = load_file(Path(__file__).parent / "golden" / "inversion_steps.safetensors")[f"timesteps{steps}"]
     unet = ToyUnet()
-    ddim_invert(unet, DDIMScheduler(**ZEROSCOPE), latents, torch.zeros(1, 2, 3), steps)
+    ddim_invert(guide(predictor(unet), torch.zeros(1, 2, 3)), DDIMScheduler(**ZEROSCOPE), latents, steps)
     assert unet.timesteps == sorted(golden.tolist())
     assert steps != 50 or unet.timesteps[-1] == 981
 
@@ -82,7 +84,7 @@ def test_timesteps_are_the_releases_and_the_last_of_fifty_is_981(steps, latents)
 def test_sampling_the_inversion_gives_the_clip_back(latents):
     # a noise prediction that does not depend on the latents makes every step exactly reversible
     unet, text, scheduler = ToyUnet(gain=0.0), torch.full((1, 2, 3), 0.1), DDIMScheduler(**ZEROSCOPE)
-    restored = ddim_invert(unet, scheduler, latents, text, 50)
+    restored = ddim_invert(guide(predictor(unet), text), scheduler, latents, 50)
     scheduler.set_timesteps(50)
     for t in scheduler.timesteps:
         restored = scheduler.step(unet(restored, t, text).sample, t, restored).prev_sample
@@ -91,13 +93,15 @@ def test_sampling_the_inversion_gives_the_clip_back(latents):
 
 def test_trajectory_starts_at_the_clip_and_ends_at_the_noise(latents):
     scheduler, text = DDIMScheduler(**ZEROSCOPE), torch.zeros(1, 2, 3)
-    path = ddim_invert(ToyUnet(), scheduler, latents, text, 4, trajectory=True)
+    path = ddim_invert(guide(predictor(ToyUnet()), text), scheduler, latents, 4, trajectory=True)
     assert path.shape == (5, *latents.shape)
     assert torch.equal(path[0], latents)
-    assert torch.equal(path[-1], ddim_invert(ToyUnet(), scheduler, latents, text, 4))
+    assert torch.equal(path[-1], ddim_invert(guide(predictor(ToyUnet()), text), scheduler, latents, 4))
     assert scheduler.num_inference_steps is None, "the caller's scheduler must stay as it was"
 
 
 def test_overflow_is_one_sentence(latents):
-    with pytest.raises(UserError, match="non-finite"):
-        ddim_invert(ToyUnet(gain=float("inf")), DDIMScheduler(**ZEROSCOPE), latents, torch.zeros(1, 2, 3), 4)
+    with pytest.raises(UserError, match="not finite"):
+        ddim_invert(
+            guide(predictor(ToyUnet(gain=float("inf"))), torch.zeros(1, 2, 3)), DDIMScheduler(**ZEROSCOPE), latents, 4
+        )

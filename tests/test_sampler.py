@@ -2,7 +2,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from infer.sampler import rescale_guidance, sample
+from infer.sampler import guide, rescale_guidance, sample
+from models.backbone import predictor
 from scripts.authors.weights import build_unet
 
 from conftest import UNET
@@ -35,7 +36,7 @@ def tensors(batch=1):
 def test_sampling_equals_the_ddim_formula_written_out(unet, prediction_type):
     scheduler = DDIMScheduler(**SCHEDULE, prediction_type=prediction_type)
     z, text, negative = tensors()
-    sampled = sample(unet, scheduler, z, text, negative, steps=4, guidance_scale=5.0)
+    sampled = sample(guide(predictor(unet), text, negative, scale=5.0), scheduler, z, steps=4)
     for t in (751, 501, 251, 1):
         with torch.no_grad():
             e0, e1 = (unet(z, t, c).sample for c in (negative, text))
@@ -53,22 +54,28 @@ def test_sampling_equals_the_ddim_formula_written_out(unet, prediction_type):
 def test_videos_of_a_batch_do_not_see_each_other(unet):
     z, text, negative = tensors(2)
     scheduler = DDIMScheduler(**SCHEDULE)
-    both = sample(unet, scheduler, z, text, negative, steps=2, guidance_scale=3.0)
-    alone = sample(unet, scheduler, z[1:], text[1:], negative[1:], steps=2, guidance_scale=3.0)
+    both = sample(guide(predictor(unet), text, negative, scale=3.0), scheduler, z, steps=2)
+    alone = sample(guide(predictor(unet), text[1:], negative[1:], scale=3.0), scheduler, z[1:], steps=2)
     assert torch.allclose(both[1:], alone, atol=1e-5)
 
 
 def test_guidance_of_one_needs_no_negative_prompt(unet):
     z, text, negative = tensors()
     scheduler = DDIMScheduler(**SCHEDULE)
-    one = sample(unet, scheduler, z, text, negative, steps=2, guidance_scale=1.0)
-    assert torch.equal(one, sample(unet, scheduler, z, text, negative * 7, steps=2, guidance_scale=1.0))
+    one = sample(guide(predictor(unet), text, negative, scale=1.0), scheduler, z, steps=2)
+    assert torch.equal(one, sample(guide(predictor(unet), text, negative * 7, scale=1.0), scheduler, z, steps=2))
 
 
 def test_every_timestep_is_announced_before_its_prediction(unet):
     seen = []
     z, text, negative = tensors()
-    sample(unet, DDIMScheduler(**SCHEDULE), z, text, negative, steps=4, guidance_scale=2.0, on_timestep=seen.append)
+    sample(
+        guide(predictor(unet), text, negative, scale=2.0),
+        DDIMScheduler(**SCHEDULE),
+        z,
+        steps=4,
+        on_timestep=seen.append,
+    )
     assert seen == [751, 501, 251, 1]
 
 

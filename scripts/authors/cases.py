@@ -18,7 +18,7 @@ from configs.errors import UserError
 from data.cache import read_folder
 from infer.inversion import ddim_invert, inversion_step
 from infer.noise import blend
-from infer.sampler import sample
+from infer.sampler import guide, sample
 from models import methods
 from models.files.checkpoint import load_checkpoint
 from models.highway import attach_highway
@@ -141,7 +141,8 @@ def inversion_case(ref: Reference) -> Iterator[Row]:
     empty = backbone.encode_text([""]).expand(data["latents"].shape[0], -1, -1)
 
     def invert(steps: int, trajectory: bool = False) -> torch.Tensor:
-        return ddim_invert(backbone.unet, backbone.scheduler, data["latents"], empty, steps, trajectory=trajectory)
+        denoise = guide(backbone.predict, empty)
+        return ddim_invert(denoise, backbone.scheduler, data["latents"], steps, trajectory=trajectory)
 
     lengths = sorted(int(key.removeprefix("inv")) for key in data if re.fullmatch(r"inv\d+", key))
     stride = single_step_stride(ref, backbone.scheduler.config)
@@ -197,9 +198,9 @@ def infer_case(ref: Reference) -> Iterator[Row]:
         [(checkpoint, wanted.lora_scale)],
         highway=SimpleNamespace(scope="release", beta=1.0, scales=tuple(freeu)),
     ):
-        options = {"guidance_scale": wanted.guidance_scale if guided else 1.0, "steps": wanted.num_steps}
+        denoise = guide(backbone.predict, text, negative, scale=wanted.guidance_scale if guided else 1.0)
         hook = backbone.unet.register_forward_pre_hook(lambda _, args: first.append(args[0]))
-        latents = sample(backbone.unet, backbone.scheduler, start, text, negative, on_timestep=seen.append, **options)
+        latents = sample(denoise, backbone.scheduler, start, steps=wanted.num_steps, on_timestep=seen.append)
         hook.remove()
     if "timesteps" in data:
         yield ref.row("timesteps", torch.tensor(seen), 0)

@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler
 
 from configs.errors import UserError
 from models import methods
+from models.backbone import predictor
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames
 from models.lora import PRESETS, add_adapter, targets
@@ -55,7 +56,7 @@ def losses_case(ref: Reference) -> Iterator[Row]:
         )
         for parameter in (*motion.parameters(), *appearance.parameters()):
             parameter.grad = None
-        losses = training_step(unet, scheduler, method, data["latents"], data["text"], draw)
+        losses = training_step(predictor(unet), scheduler, method, data["latents"], data["text"], draw)
         losses = {LOSS_NAMES[name]: torch.as_tensor(value).detach() for name, value in losses.items()}
         losses["loss_temporal"] = losses["loss_mse"] + losses["loss_ad"]
         for name, value in losses.items():
@@ -126,7 +127,7 @@ def trace_case(ref: Reference) -> Iterator[Row]:
             spatial=not step["mask_spatial"],
         )
         losses = training_step(
-            unet, backbone.scheduler, method, data["latents"], text, draw, backward=optimizer.backward
+            backbone.predict, backbone.scheduler, method, data["latents"], text, draw, backward=optimizer.backward
         )
         optimizer.step()
         errors = [

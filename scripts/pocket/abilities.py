@@ -16,7 +16,8 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 
 from data.detectors import read_clip
 from data.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, parse_prompt, render, sample_scene
-from infer.sampler import sample
+from infer.sampler import guide, sample
+from models.backbone import predictor
 from models.hooks import Patch, wrap_forward
 
 SAMPLE_STEPS, GUIDANCE = 20, 4.0
@@ -51,15 +52,8 @@ def sample_clips(parts: dict, prompts: list[str], seed: int, steps: int, guidanc
             torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + start + i))
             for i in range(len(part))
         ]
-        latents = sample(
-            unet,
-            parts["scheduler"],
-            torch.stack(noise).to(device),
-            embed(part),
-            embed([""] * len(part)),
-            steps=steps,
-            guidance_scale=guidance,
-        )
+        denoise = guide(predictor(unet), embed(part), embed([""] * len(part)), scale=guidance)
+        latents = sample(denoise, parts["scheduler"], torch.stack(noise).to(device), steps=steps)
         latents = latents.transpose(1, 2).to(vae.dtype) / vae.config.scaling_factor  # [b f c h w]
         clips += [to_uint8(vae.decode(frames).sample) for frames in latents]
     return clips
