@@ -32,11 +32,10 @@ from omegaconf import DictConfig
 from data import cache
 from data.sources import load_clips
 from infer.inversion import ddim_invert
-from infer.preview import longest, preview
-from infer.request import skeleton
+from infer.preview import preview
 from infer.sampler import guide
 from models import methods
-from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor
+from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor, skeleton
 from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
@@ -104,7 +103,7 @@ def run(cfg: DictConfig) -> Path:
     with processes.main_process_first():
         clips = prepare_clips(cfg, backbone)
     method = methods.attach(
-        backbone.unet, cfg, clips=len(clips), latent_size=tuple(clips[longest(clips)].latents.shape[2:])
+        backbone.unet, cfg, clips=len(clips), latent_size=tuple(clips[cache.primary(clips)].latents.shape[2:])
     )
     say(processes, "\n".join(method.describe()))
     if cfg.gradient_checkpointing:
@@ -287,8 +286,8 @@ def dry_run(cfg: DictConfig) -> str:
     learned = 4 * sum(p.numel() for p in (*method.motion_parameters, *method.appearance_parameters))
     kept = 3 * learned  # the fp32 masters and AdamW's two moments; their gradients are in `counted`
     lines = method.describe()
-    if cfg.appearance_highway.use != "off":
-        with attach_highway(unet, cfg.appearance_highway.scope, cfg.appearance_highway.beta) as highway:
+    if method.highway:
+        with attach_highway(unet, *method.highway) as highway:
             lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
     lines.append(
         f"memory      {(base + kept + counted.peak) / 1e9:.2f} GB for a training step with one reference clip "

@@ -138,6 +138,11 @@ def same_clips(clips: list[CachedClip], kept: Path) -> bool:
     )
 
 
+def primary(clips: list[CachedClip]) -> int:
+    """Number of the clip that speaks for all: the first of the longest, since images have no motion to start from."""
+    return max(range(len(clips)), key=lambda i: clips[i].latents.shape[2])
+
+
 def check_fit(clips: list[CachedClip], channels: int, text_width: int) -> None:
     """Raise UserError unless every clip's latents have `channels` and its text embedding `text_width`, the model's."""
     for clip in clips:

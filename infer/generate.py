@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import diffusers
 import torch
@@ -30,6 +29,7 @@ from infer.sampler import guide, sample
 from infer.video import safe_name, write_video
 from models import methods
 from models.backbone import Backbone, choose_device, choose_dtype
+from models.highway import HighwaySettings
 
 
 def generate(args: argparse.Namespace) -> Iterator[Path]:
@@ -101,15 +101,8 @@ def _customized(unet, sources: list[Source], settings: Settings, latent_size: tu
     """The adapters of all sources on the plain U-Net. PLI takes them off at its threshold."""
     motions = [(s.checkpoint, s.strength) for s in sources if s.part == "motion"]
     appearances = [(s.checkpoint, s.clip, s.strength) for s in sources if s.part == "appearance"]
-    highway = SimpleNamespace(scope=settings.highway, beta=settings.beta, scales=settings.freeu)
-    return methods.customize(
-        unet,
-        motions,
-        appearances,
-        None if settings.highway == "off" else highway,
-        settings.embedding_sampling,
-        latent_size,
-    )
+    highway = None if settings.highway == "off" else HighwaySettings(settings.highway, settings.beta, settings.freeu)
+    return methods.customize(unet, motions, appearances, highway, settings.embedding_sampling, latent_size)
 
 
 def _latent_shape(settings: Settings, backbone: Backbone) -> tuple[int, int, int, int, int]:

@@ -4,18 +4,13 @@ from pathlib import Path
 
 import torch
 
-from data.cache import CachedClip
+from data.cache import CachedClip, primary
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet
 from infer.sampler import guide, sample
 from infer.video import safe_name, write_video
 from models.backbone import Backbone
 from models.methods import Method
-
-
-def longest(clips: list[CachedClip]) -> int:
-    """Number of the first clip with the most frames: images beside a video have no motion to start from."""
-    return max(range(len(clips)), key=lambda i: clips[i].latents.shape[2])
 
 
 def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], folder: Path) -> Path:
@@ -27,7 +22,7 @@ def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], fo
     wanted, factor, unet = cfg.validation_data, backbone.vae_factor, backbone.unet
     shape = (1, unet.config.in_channels, wanted.num_frames, wanted.height // factor, wanted.width // factor)
     negative = backbone.encode_text([wanted.negative_prompt])
-    reference = clips[longest(clips)].inversion
+    reference = clips[primary(clips)].inversion
     usable = reference is not None and reference.shape[2] > 1
     rows = []
     unet.eval()

@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import UNet3DConditionModel
 from omegaconf import OmegaConf
 
 from configs.errors import UserError
 from configs.schema import locate
-from data.cache import CachedClip, read_folder
+from data.cache import CachedClip, primary, read_folder
 from infer.options import RELEASE, RELEASE_FREEU
-from infer.preview import longest
-from models.backbone import check_folder
-from models.files import release
+from models.backbone import skeleton
 from models.files.checkpoint import Checkpoint, check_fit, list_checkpoints, load_checkpoint
 
 CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
@@ -156,22 +152,6 @@ def model_path(args: argparse.Namespace, sources: list[Source]) -> str:
     return str(locate(args.model or trained_on))
 
 
-def skeleton(model: str) -> UNet3DConditionModel:
-    """The U-Net of a model folder or hub id without weights, to check checkpoints against before anything is loaded."""
-    if Path(model).is_dir():
-        return release.skeleton(model)
-    check_folder(model)
-    try:
-        config = UNet3DConditionModel.load_config(model, subfolder="unet")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model: {model} is no folder and can not be read from the hub ({str(error).splitlines()[0][:100]});"
-            " point it at a ZeroScope or ModelScope folder"
-        ) from error
-    with torch.device("meta"):
-        return UNet3DConditionModel.from_config(config)
-
-
 def moving(sources: list[Source]) -> bool:
     """Whether any motion acts. At strength 0 none does, and what goes with a motion (highway, prior) stays away too."""
     return any(source.part == "motion" and source.strength for source in sources)
@@ -238,7 +218,7 @@ def reference_clip(args: argparse.Namespace, sources: list[Source], settings: Se
     motion = next((source for source in sources if source.part == "motion"), None)
     places = [motion.folder / "cached_latents", motion.checkpoint.path.parent / "cached_latents"] if motion else []
     clips = next((read_folder(place) for place in places if place.is_dir()), [])
-    number = args.clip if args.clip is not None else longest(clips) if clips else 0
+    number = args.clip if args.clip is not None else primary(clips) if clips else 0
     if clips and not 0 <= number < len(clips):
         raise UserError(f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1}")
     inversion = clips[number].inversion if clips else None

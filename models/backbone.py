@@ -25,6 +25,12 @@ from transformers.utils import logging as transformers_logging
 from configs.errors import UserError
 from models.hooks import bypass_single_frames
 
+ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, ModelScope
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": 64,
+}
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
 UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, UnpicklingError)
@@ -225,6 +231,37 @@ def check_folder(path: str) -> None:
             f"model: no folder {path}; point pretrained_model_path (or --model) at a ZeroScope or "
             "ModelScope folder, or use models/pocketscope, which is in this repository"
         )
+
+
+def skeleton(model: str | Path | None = None) -> UNet3DConditionModel:
+    """The U-Net of a pipeline folder, a U-Net folder or a hub id without its weights; ZeroScope's when None.
+
+    It lives on the meta device and costs no memory: checkpoints are checked against it before anything is loaded.
+    Raises UserError when there is no such configuration.
+    """
+    config = dict(ZEROSCOPE) if model is None else _unet_config(str(model))
+    with torch.device("meta"):
+        return UNet3DConditionModel.from_config(config)
+
+
+def _unet_config(model: str) -> dict:
+    if not Path(model).is_dir():
+        check_folder(model)
+        try:
+            return UNet3DConditionModel.load_config(model, subfolder="unet")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--model: {model} is no folder and can not be read from the hub ({str(error).splitlines()[0][:100]});"
+                " point it at a ZeroScope or ModelScope folder"
+            ) from error
+    paths = [Path(model) / "unet" / "config.json", Path(model) / "config.json"]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise UserError(f"{model}: no unet/config.json there; give the folder of a text-to-video pipeline")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
 
 
 def _load_part(path: str, name: str, kind, options: dict):

@@ -19,6 +19,14 @@ from models.hooks import Patch, wrap_forward
 SCOPES = ("all", "release", "plain")
 
 
+class HighwaySettings(NamedTuple):
+    """What `attach_highway` takes beside the U-Net. A model without highway has None in place of it."""
+
+    scope: str = "all"
+    beta: float = 1.1
+    scales: Sequence[float] | None = None
+
+
 class Skip(NamedTuple):
     """One row of the wiring table: where `up_blocks[up].resnets[layer]` gets its skip and what multiplies it."""
 

@@ -16,7 +16,7 @@ from models import lora
 from models.embeddings import MotionEmbeddings, attach_embeddings, attach_trained, mix
 from models.files import release
 from models.files.checkpoint import Checkpoint
-from models.highway import attach_highway
+from models.highway import HighwaySettings, attach_highway
 from models.hooks import Patch
 
 State = dict[str, torch.Tensor]
@@ -35,15 +35,16 @@ class Method:
         unet: UNet3DConditionModel,
         motion,
         appearance: list[lora.LoraAdapter],
-        highway,
+        highway: HighwaySettings | None = None,
         *,
+        highway_in_training: bool = False,
         debiased: bool = True,
         sampling: str = "none",
     ):
-        self.unet, self.motion, self.appearance, self.highway = unet, motion, appearance, highway
+        self.unet, self.motion, self.appearance = unet, motion, appearance
+        self.highway, self.highway_in_training = highway, highway_in_training
         self.kind = "lora" if isinstance(motion, lora.LoraAdapter) else "embeddings"
         self.debiased, self.embedding_sampling = debiased, sampling
-        self._training_highway = _highway(unet, highway) if highway.use == "training" else Patch()
 
     @property
     def motion_parameters(self) -> list[torch.nn.Parameter]:
@@ -53,21 +54,25 @@ class Method:
     def appearance_parameters(self) -> list[torch.nn.Parameter]:
         return [p for adapter in self.appearance for p in adapter.parameters()]
 
-    def spatial_pass(self, clip: int):
+    @contextmanager
+    def spatial_pass(self, clip: int) -> Iterator[None]:
         """Appearance LoRA of this clip on and trained; everything that learns motion is off."""
         adapter = self.appearance[clip]
-        return lora.active(self._adapters, on=[adapter], trainable=[adapter])
+        with self._highway_of_a_pass(), lora.active(self._adapters, on=[adapter], trainable=[adapter]):
+            yield
 
     @contextmanager
     def temporal_pass(self, clip: int, with_appearance: bool) -> Iterator[None]:
         """Motion on and trained; the appearance LoRA explains the looks away but gets no gradient from here."""
         on = [self.appearance[clip]] if with_appearance and self.appearance else []
-        if self.kind == "lora":
-            with lora.active(self._adapters, on=[self.motion, *on], trainable=[self.motion]):
-                yield
-        else:
-            with self.motion.at(strength=1.0, sampling="none"), lora.active(self._adapters, on=on):
-                yield
+        with ExitStack() as patches:
+            patches.enter_context(self._highway_of_a_pass())
+            if self.kind == "lora":
+                patches.enter_context(lora.active(self._adapters, on=[self.motion, *on], trainable=[self.motion]))
+            else:
+                patches.enter_context(self.motion.at(strength=1.0, sampling="none"))
+                patches.enter_context(lora.active(self._adapters, on=on))
+            yield
 
     @contextmanager
     def sampling(self, appearance_scale: float = 0.0) -> Iterator[Patch]:
@@ -79,8 +84,8 @@ class Method:
             if appearance_scale:
                 for adapter in self.appearance[:1]:
                     patches.enter_context(lora.merge(self.unet, adapter.state_dict(), appearance_scale, adapter.scale))
-            if self.highway.use == "sampling":
-                patches.enter_context(_highway(self.unet, self.highway))
+            if self.highway:
+                patches.enter_context(attach_highway(self.unet, *self.highway))
             if self.kind == "lora":
                 patches.enter_context(lora.merge(self.unet, self.motion.state_dict(), self.motion.scale))
             else:
@@ -123,7 +128,17 @@ class Method:
         if self.appearance:
             count = len(self.appearance)
             lines.append(f"appearance  {self.appearance[0]}" + (f", for each of {count} clips" if count > 1 else ""))
-        return [*lines, f"highway     {describe_highway(self.highway)}"]
+        return [*lines, f"highway     {self._describe_highway()}"]
+
+    def _describe_highway(self) -> str:
+        if not self.highway:
+            return "off"
+        where = "in training and sampling" if self.highway_in_training else "in sampling only"
+        return f"{where}, scope {self.highway.scope}, beta {self.highway.beta:g}"
+
+    def _highway_of_a_pass(self) -> Patch:
+        """The highway for one training pass, where it belongs to training too; nothing of it stands in between."""
+        return attach_highway(self.unet, *self.highway) if self.highway and self.highway_in_training else Patch()
 
     @property
     def _adapters(self) -> list[lora.LoraAdapter]:
@@ -171,7 +186,16 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
         lora.add_adapter(unet, f"appearance_{i}", "appearance", **options)
         for i in range(adapters if has_appearance else 0)
     ]
-    return Method(unet, motion, appearance, cfg.appearance_highway, debiased=debiased, sampling=settings.sampling)
+    use, scope, beta = (cfg.appearance_highway[key] for key in ("use", "scope", "beta"))
+    return Method(
+        unet,
+        motion,
+        appearance,
+        None if use == "off" else HighwaySettings(scope, beta),
+        highway_in_training=use == "training",
+        debiased=debiased,
+        sampling=settings.sampling,
+    )
 
 
 class Customization(Patch):
@@ -186,7 +210,7 @@ def customize(
     unet: UNet3DConditionModel,
     motions: Sequence[tuple[Checkpoint, float]],
     appearances: Sequence[tuple[Checkpoint, int, float]] = (),
-    highway=None,
+    highway: HighwaySettings | None = None,
     sampling: str = "none",
     latent_size: tuple[int, int, int] | None = None,
 ) -> Customization:
@@ -194,7 +218,7 @@ def customize(
 
     LoRAs of any preset are added into the weights; embeddings with equal shapes are added up. A strength of 0 leaves
     the U-Net untouched, above 1 exaggerates. `appearances` are (checkpoint, number of its clip, strength). `highway`
-    has scope and beta, or is None for the plain skips. `latent_size` (frames, height, width in latent pixels) is what
+    is None for the plain skips. `latent_size` (frames, height, width in latent pixels) is what
     will be sampled. Raises UserError for checkpoints that can not act together; after any exception, Ctrl-C
     included, the U-Net is as it was (MotionDirector's mixing of two paths).
     """
@@ -221,7 +245,7 @@ def customize(
             patches.enter_context(lora.merge(unet, checkpoint.appearance[clip], strength, checkpoint.scale))
             notes.append(f"appearance LoRA: {len(checkpoint.appearance[clip]) // 2} layers, merged at {strength:g}")
         if highway is not None:
-            notes.append(str(patches.enter_context(_highway(unet, highway))))
+            notes.append(str(patches.enter_context(attach_highway(unet, *highway))))
         return Customization(patches.pop_all().close, notes)
 
 
@@ -257,14 +281,3 @@ def _trained_size(checkpoint: Checkpoint) -> tuple[int | None, ...]:
 
 def _in_words(size: tuple[int | None, ...]) -> str:
     return "an unknown size" if size[1] is None else f"{size[0]} frames of {size[2]}x{size[1]} latents"
-
-
-def _highway(unet: UNet3DConditionModel, settings) -> Patch:
-    return attach_highway(unet, settings.scope, settings.beta, getattr(settings, "scales", None))
-
-
-def describe_highway(settings) -> str:
-    if settings.use == "off":
-        return "off"
-    where = "in training and sampling" if settings.use == "training" else "in sampling only"
-    return f"{where}, scope {settings.scope}, beta {settings.beta:g}"

@@ -41,8 +41,7 @@ from configs import schema
 from configs.errors import UserError, command
 from infer.sampler import guide, sample
 from models import lora, methods
-from models.backbone import choose_device, predictor
-from models.files import release
+from models.backbone import ZEROSCOPE, choose_device, predictor
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.training import memory, objective
 from models.training.optimizer import DualPathOptimizer
@@ -95,7 +94,7 @@ class Step:
             {"train_data": {"single_video_path": "random"}, "memory": "low" if low else "default"}
         )
         with self.device:
-            self.unet = UNet3DConditionModel.from_config({**release.ZEROSCOPE, **architecture.unet})
+            self.unet = UNet3DConditionModel.from_config({**ZEROSCOPE, **architecture.unet})
             self.latents = torch.randn(1, 4, architecture.frames, architecture.side, architecture.side)
             self.text = torch.randn(1, TOKENS, self.unet.config.cross_attention_dim)
         torch.nn.Module.to(self.unet, dtype).requires_grad_(False).train()  # diffusers' own `to` warns in vain

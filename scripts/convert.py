@@ -25,7 +25,7 @@ from configs.errors import UserError, command
 from configs.files import atomic_path
 from data.cache import read_cached
 from models import lora
-from models.backbone import Backbone
+from models.backbone import Backbone, skeleton
 from models.files import release
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, header_of, read_diffusers, read_peft, write_diffusers, write_peft
@@ -47,14 +47,14 @@ def read(source: Path, index: int | None = None, model: str | None = None, prese
     if source.is_file():
         raise UserError(f"{source}: expected a .pt, {ADAPTER_FILE} or {DIFFUSERS_FILE}")
     nameless = any(source.glob("**/lora/*_unet.pt"))
-    unet = release.skeleton(model) if nameless or model else None
+    unet = skeleton(model) if nameless or model else None
     return load_checkpoint(source, index, preset=preset, unet=unet)
 
 
 def _read_pickle(path: Path, model: str | None, preset: str | None) -> Checkpoint:
     if path.name == release.EMBEDDINGS_FILE:
         return load_checkpoint(path.parent)
-    tensors, unet = release.read_list(path), release.skeleton(model)
+    tensors, unet = release.read_list(path), skeleton(model)
     asked = preset
     preset, _ = release.choose_preset(path, tensors, unet, asked)
     (motion,) = release.name_tensors(tensors, lora.targets(unet, preset))
@@ -127,7 +127,7 @@ def _write_release(checkpoint: Checkpoint, folder: Path, model: str | None) -> N
         release.write_lora(
             part,
             checkpoint.index,
-            release.skeleton(_model_of(checkpoint, model)),
+            skeleton(_model_of(checkpoint, model)),
             checkpoint.preset,
             checkpoint.motion,
             checkpoint.appearance,
@@ -202,7 +202,7 @@ def inspect(path: Path, model: str | None) -> list[str]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if (path / "model_index.json").is_file():
-        return ["pipeline folder", f"U-Net: {release.architecture(release.skeleton(path))}"]
+        return ["pipeline folder", f"U-Net: {release.architecture(skeleton(path))}"]
     if path.suffix == ".pt" and path.name != release.EMBEDDINGS_FILE:
         return _inspect_pickle(path, model)
     if path.is_file() or (path / ADAPTER_FILE).is_file() or (path / DIFFUSERS_FILE).is_file():
@@ -225,7 +225,7 @@ def _inspect_pickle(path: Path, model: str | None) -> list[str]:
     if isinstance(content, dict):
         shapes = [f"{name}: {list(v.shape) if isinstance(v, torch.Tensor) else v!r}" for name, v in content.items()]
         return ["dict of the release, such as its cached latents", *shapes]
-    tensors, unet = release.read_list(path), release.skeleton(model)
+    tensors, unet = release.read_list(path), skeleton(model)
     ranks = sorted({down.shape[0] for down in tensors[1::2]})
     fits = [f"{name}" + (f" ({n} clips)" if n > 1 else "") for name, n in release.identify(tensors, unet).items()]
     known = (

@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from configs.errors import UserError
 from configs.files import atomic_path
+from models import backbone
 from models.files import release
 from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state, prune, save_checkpoint
 from models.lora import active, add_adapter
@@ -26,7 +27,7 @@ TINY = {
 
 def skeleton(folder, **changes):
     (folder / "config.json").write_text(json.dumps(TINY | changes))
-    return release.skeleton(folder)
+    return backbone.skeleton(folder)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_embeddings_are_kept_by_name(unet, tmp_path):
     checkpoint = load_checkpoint(tmp_path, unet=unet)
     assert checkpoint.kind == "embeddings" and same(checkpoint.motion, motion) and checkpoint.config is None
     with pytest.raises(UserError, match="does not fit this model"):
-        load_checkpoint(tmp_path, unet=release.skeleton())
+        load_checkpoint(tmp_path, unet=backbone.skeleton())
 
 
 def test_the_authors_folder_is_taken_directly_and_said_to_be_assumed(unet, tmp_path):
@@ -171,7 +172,7 @@ def test_another_rank_preset_or_architecture_is_named(unet, tmp_path):
     save(unet, tmp_path)
     assert "has rank 4, rank 32 was asked" in refusals(unet, tmp_path, rank=32)
     assert "trained with the temporal preset tap, release was asked" in refusals(unet, tmp_path, preset="release")
-    message = refusals(release.skeleton(), tmp_path)
+    message = refusals(backbone.skeleton(), tmp_path)
     assert "32/64/64/64" in message and "320/640/1280/1280" in message
     deeper = skeleton(tmp_path, layers_per_block=2)
     save(deeper, tmp_path / "deeper", clips=0)

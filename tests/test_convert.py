@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from configs.errors import UserError
 from data.cache import CachedClip, export, read_cached
 from models import lora
+from models.backbone import skeleton
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, read_peft
@@ -39,7 +40,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unet(model):
-    return release.skeleton(model)
+    return skeleton(model)
 
 
 def lora_state(unet, preset, seed=0, rank=4):
@@ -94,7 +95,7 @@ def test_the_authors_layout_is_written_whole(run, model, tmp_path, capsys):
     assert "would put the tap layers of this file elsewhere" in capsys.readouterr().err
     temporal = torch.load(tmp_path / "checkpoint-7/temporal/lora/7_unet.pt", weights_only=True)
     spatial = torch.load(tmp_path / "checkpoint-7/spatial/lora/7_unet.pt", weights_only=True)
-    assert len(spatial) == 2 * 2 * len(lora.targets(release.skeleton(model), "appearance"))
+    assert len(spatial) == 2 * 2 * len(lora.targets(skeleton(model), "appearance"))
     assert all(isinstance(tensor, torch.nn.Parameter) for tensor in temporal + spatial)
     cached = torch.load(tmp_path / "cached_latents/cached_0.pt", weights_only=True)
     ours = read_cached(run / "cached_latents/cached_0.safetensors")
@@ -234,7 +235,7 @@ def test_inspect_says_what_a_file_is(run, unet, model, tmp_path):
     assert "fits tap or release" in text and "fits appearance (2 clips)" in text
     assert "fits no preset" in "\n".join(inspect(tmp_path / "theirs/checkpoint-7/temporal/lora/7_unet.pt", None))
     assert "text_prompt: 'a cat'" in inspect(tmp_path / "theirs/cached_latents/cached_0.pt", None)
-    full = release.skeleton()
+    full = skeleton()
     names = lora.targets(full, "tap_key")
     torch.save(release.list_tensors([lora_state(full, "tap_key", rank=1)], names), tmp_path / "1_unet.pt")
     assert (

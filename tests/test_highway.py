@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from models.files.release import skeleton
+from models.backbone import skeleton
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
 from scripts.authors.weights import build_unet

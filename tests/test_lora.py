@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from models.files.release import skeleton
+from models.backbone import skeleton
 from models.lora import PRESETS, active, add_adapter, merge, targets
 from scripts.authors.weights import build_unet
 

@@ -12,7 +12,7 @@ import train
 from configs.errors import UserError
 from configs.schema import load
 from models import methods
-from models.files import release
+from models.backbone import skeleton
 from models.files.checkpoint import load_checkpoint
 from scripts.authors.weights import build_unet
 
@@ -121,7 +121,7 @@ def test_a_preview_leaves_the_model_as_it_was_even_when_it_is_interrupted(tiny_c
 def test_each_method_file_runs_as_its_name_says(file, tiny_pipeline, clip_file):
     words = [f"pretrained_model_path={tiny_pipeline}", f"train_data.single_video_path={clip_file}"]
     cfg, _ = load(["--config", str(file), *words], description="")
-    method = methods.attach(release.skeleton(tiny_pipeline), cfg, clips=1, latent_size=SIZE)
+    method = methods.attach(skeleton(tiny_pipeline), cfg, clips=1, latent_size=SIZE)
     assert method.kind == ("embeddings" if file.stem.startswith("motion_inversion") else "lora")
     if file.stem in methods.lora.PRESETS:
         assert method.motion.preset == file.stem

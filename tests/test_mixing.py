@@ -16,6 +16,7 @@ from models import methods
 from models.backbone import Backbone
 from models.files import release
 from models.files.checkpoint import load_checkpoint
+from models.highway import HighwaySettings
 
 LORA = {"temporal_preset": "tap", "learning_rate": 0.05, "max_train_steps": 3}
 DIRECTOR = {
@@ -321,7 +322,7 @@ def test_customize_leaves_nothing_behind_after_an_exception(trained, backbone, m
 
     monkeypatch.setattr(methods, "attach_highway", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        methods.customize(backbone.unet, [(checkpoint, 1.0)], [(looks, 0, 1.0)], SimpleNamespace(scope="all", beta=1))
+        methods.customize(backbone.unet, [(checkpoint, 1.0)], [(looks, 0, 1.0)], HighwaySettings("all", 1.0))
     monkeypatch.undo()
     assert torch.equal(outcome(backbone.unet), base)
     assert [list(vars(module).get("_forward_wrappers", ())) for module in backbone.unet.modules()] == wrappers

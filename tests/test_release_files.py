@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from models.backbone import skeleton
 from models.files import release
 from models.lora import PRESETS, targets
 
@@ -25,7 +26,7 @@ TINY = {
 def unet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps(TINY))
-    return release.skeleton(folder)
+    return skeleton(folder)
 
 
 def positional(unet, preset, rank=4, clips=1, seed=0):
@@ -103,7 +104,7 @@ def test_presets_that_shapes_can_not_tell_apart_are_asked_for(unet):
 def test_a_mismatch_says_what_the_file_looks_like(unet):
     with pytest.raises(UserError, match="do not fit the preset tap; they look like motiondirector"):
         release.choose_preset(Path("f.pt"), positional(unet, "motiondirector"), unet, "tap")
-    full = positional(release.skeleton(), "release", rank=1)
+    full = positional(skeleton(), "release", rank=1)
     with pytest.raises(UserError, match="look like tap or release on ZeroScope"):
         release.choose_preset(Path("f.pt"), full, unet, None)
     with pytest.raises(UserError, match="tensors are missing, left over, or of another model"):
@@ -155,4 +156,4 @@ def test_motion_inversions_embeddings_go_there_and_back(tmp_path):
 
 def test_a_model_folder_without_a_unet_is_said(tmp_path):
     with pytest.raises(UserError, match="no unet/config.json"):
-        release.skeleton(tmp_path)
+        skeleton(tmp_path)

@@ -10,7 +10,6 @@ one-clip number.
 Motion Inversion stores `motion_embed.pt`, a pickled dict of embeddings [1 or h*w, frames, C] by module name.
 """
 
-import json
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet3DConditionModel
 from torch import nn
 
 from configs.errors import DAMAGED_PICKLE, UserError
+from models.backbone import skeleton
 from models.files.peft import State
 from models.lora import PRESETS, targets
 
@@ -29,12 +28,6 @@ EMBEDDINGS_FILE = "motion_embed.pt"
 APPEARANCE = "appearance"
 EMBEDDING_NAMES = {"pos_embed": "query_key", "vSpatial": "value"}  # Motion Inversion's and ours
 ASSUMED = "release"  # what an un-keyed file of the authors' layout is, where shapes allow several presets
-ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, ModelScope
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": 64,
-}
 
 
 def read_pickle(path: Path) -> Any:
@@ -73,22 +66,6 @@ def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
         return f"a dict with keys {', '.join(map(str, list(content)[:4]))}"
     return f"a {type(content).__name__}"
-
-
-def skeleton(model: str | Path | None = None) -> UNet3DConditionModel:
-    """The U-Net of the pipeline (or U-Net) folder `model` without weights; ZeroScope's when None. Costs no memory."""
-    config: dict[str, Any] = dict(ZEROSCOPE)
-    if model is not None:
-        paths = [Path(model) / "unet" / "config.json", Path(model) / "config.json"]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            raise UserError(f"{model}: no unet/config.json there; give the folder of a text-to-video pipeline")
-        try:
-            config = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path}: not readable as JSON ({error})") from error
-    with torch.device("meta"):
-        return UNet3DConditionModel.from_config(config)
 
 
 def layer_shapes(unet: nn.Module, preset: str) -> dict[str, tuple[int, int]]:

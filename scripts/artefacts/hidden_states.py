@@ -9,7 +9,6 @@ motions, from states averaged over a 2 x 2 grid per frame, fitted on half of the
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from infer.measure.statistics import Estimate, difference, mean, share
 from models import methods
 from models.backbone import Backbone
 from models.files.checkpoint import Checkpoint
+from models.highway import HighwaySettings
 from scripts.artefacts.catalogue import Claim
 from scripts.artefacts.verdict import Verdict, rule
 
@@ -185,7 +185,7 @@ def compare(backbone: Backbone, checkpoint: Checkpoint, clips: Sequence[Labelled
 
     Motion is read from them where every label has different clips.
     """
-    unet, highway = backbone.unet, SimpleNamespace(scope="all", beta=1.1)
+    unet, highway = backbone.unet, HighwaySettings()
     motion, looks = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
     customizations = {
         BASE: ([], [], None),

@@ -21,7 +21,7 @@ from infer.noise import blend
 from infer.sampler import guide, sample
 from models import methods
 from models.files.checkpoint import load_checkpoint
-from models.highway import attach_highway
+from models.highway import HighwaySettings, attach_highway
 from models.hooks import bypass_single_frames
 from models.lora import PRESETS, active, add_adapter, merge, targets
 from scripts.authors.reference import Reference, Row
@@ -99,9 +99,7 @@ def lora_case(ref: Reference) -> Iterator[Row]:
         if match := INFER_KEY.fullmatch(key):
             scales = (1.0 if match[1] == "noscale" else digits(match[1]), 1.0, 1.0, 1.0)
             with methods.customize(
-                unet,
-                [(checkpoint, digits(match[2]))],
-                highway=SimpleNamespace(scope="release", beta=1.0, scales=scales),
+                unet, [(checkpoint, digits(match[2]))], highway=HighwaySettings("release", 1.0, scales)
             ):
                 yield ref.row(key, ref.forward(unet))
     if "temporal_half" in ref.data:
@@ -194,9 +192,7 @@ def infer_case(ref: Reference) -> Iterator[Row]:
     seen, first = [], []
     freeu = [float(s) for s in wanted.freeu.strip("[]").split(",")] if isinstance(wanted.freeu, str) else wanted.freeu
     with methods.customize(
-        backbone.unet,
-        [(checkpoint, wanted.lora_scale)],
-        highway=SimpleNamespace(scope="release", beta=1.0, scales=tuple(freeu)),
+        backbone.unet, [(checkpoint, wanted.lora_scale)], highway=HighwaySettings("release", 1.0, tuple(freeu))
     ):
         denoise = guide(backbone.predict, text, negative, scale=wanted.guidance_scale if guided else 1.0)
         hook = backbone.unet.register_forward_pre_hook(lambda _, args: first.append(args[0]))

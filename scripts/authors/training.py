@@ -25,7 +25,6 @@ from train import training_step
 LOSS = 2e-6
 GRADIENT = 1e-4  # relative to the largest value of the tensor; the smallest gradients carry most rounding
 WEIGHTS = 1e-6  # mean error of trained weights
-NO_HIGHWAY = SimpleNamespace(use="off", scope="release", beta=1.0)
 LOSS_NAMES = {"spatial": "loss_spatial", "temporal": "loss_mse", "debiased": "loss_ad"}  # ours and the files'
 
 
@@ -40,7 +39,7 @@ def losses_case(ref: Reference) -> Iterator[Row]:
     unet, data = base.unet_for(folder), base.data
     checkpoint = load_checkpoint(folder, unet=unet)
     motion, appearance = adapt(unet, checkpoint.preset, checkpoint.motion, checkpoint.appearance[0])
-    method = methods.Method(unet, motion, [appearance], NO_HIGHWAY)
+    method = methods.Method(unet, motion, [appearance])
     plain = DDIMScheduler.from_pretrained(base.pipeline(), subfolder="scheduler")
     bypass_single_frames(unet, () if checkpointed else UNGUARDED)
     runs = [""] if checkpointed else sorted({key.split(".")[0] + "." for key in data if ".loss_" in key})
@@ -89,9 +88,7 @@ def trace_case(ref: Reference) -> Iterator[Row]:
     backbone = ref.backbone(ref.pipeline(fits=lambda unet: bool(fitting_presets(ref, unet, "temporal"))))
     unet = backbone.unet.train(not wanted.get("eval_train", True))
     bypass_single_frames(unet, () if wanted.get("gradient_checkpointing", False) else UNGUARDED)
-    method = methods.Method(
-        unet, starting_adapter(ref, unet, "temporal"), [starting_adapter(ref, unet, "spatial")], NO_HIGHWAY
-    )
+    method = methods.Method(unet, starting_adapter(ref, unet, "temporal"), [starting_adapter(ref, unet, "spatial")])
     beta1, beta2 = wanted["betas"]
     options = SimpleNamespace(
         learning_rate=wanted["lr"],
