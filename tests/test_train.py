@@ -287,9 +287,7 @@ def test_each_pass_trains_its_own_adapter_only(backbone, tiny_config):
     with method.spatial_pass(1):
         i = slice(draw.frame, draw.frame + 1)
         z_t = backbone.scheduler.add_noise(latents, draw.noise, draw.timestep)
-        loss = objective.spatial_loss(
-            train.predict(backbone.unet, z_t[:, :, i], draw.timestep, text), draw.noise[:, :, i]
-        )
+        loss = objective.spatial_loss(backbone.predict(z_t[:, :, i], draw.timestep, text), draw.noise[:, :, i])
         loss.backward()
     assert all(torch.equal(p.grad, g) for p, g in zip(second, both))
     assert all(p.grad is None for p in method.motion_parameters)
