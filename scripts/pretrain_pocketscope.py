@@ -4,6 +4,7 @@
     python scripts/pretrain_pocketscope.py --device cuda --dtype bf16 --batch 4 --compile
     python scripts/pretrain_pocketscope.py --evaluate 256 --seed 1              # only measures models/pocketscope
     python scripts/pretrain_pocketscope.py --evaluate 64 --seed 1 --ablate      # ... and what carries its motion
+    python scripts/pretrain_pocketscope.py --model dit                          # PocketScope-DiT; takes the same flags
 
 Four phases: the VAE, then (on the latents of pre-rendered clips) single frames with the temporal layers bypassed,
 video, and the fade, in which the temporal convolutions are frozen and their output is scaled down to `FADE_TO`: they
@@ -22,27 +23,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import TextToVideoSDPipeline
 from diffusers.models.resnet import TemporalConvLayer
-from safetensors.torch import load_file
 from torch import nn
-from tqdm import tqdm
 
 from configs.errors import UserError, command
-from data.world import MOTIONS, render, sample_scene, vocabulary
+from data.world import MOTIONS, vocabulary
 from infer.pictures import contact_sheet
 from models.backbone import choose_device
 from models.hooks import bypass_single_frames
 from scripts.pocket import abilities as pocket
 from scripts.pocket.abilities import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
 from scripts.pocket.architecture import build, write_slow_tokenizer
-from scripts.pocket.trainer import Phase, Trainer, is_made, write
+from scripts.pocket.trainer import Phase, Trainer
+from scripts.pocket.world_data import encode_world, render_frames, vae_loss
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
 FADE_TO = 0.03  # at 0.12 the convolutions still carried three motions in four by themselves
-FOREGROUND = 6.0  # extra weight of the object's latents: unweighted, shape and motion explain under 1 % of the loss
-SEEDS = 10_000_000  # a world seed is this times the run's seed, plus the scene's number
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grow": "shrink", "shrink": "grow"}
 PHASES = {
     "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
@@ -50,28 +47,6 @@ PHASES = {
     "video": Phase(steps=800, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.3, upper=0.7),
     "fade": Phase(steps=1400, batch=16, lr=8e-4, ema=0.998, decay_from=0.8, upper=0.5),
 }
-
-
-def render_frames(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Single frames [n 3 64 64] and their masks [n 1 64 64], both uint8, one from each of `count` scenes."""
-    frames, masks = [], []
-    for index in tqdm(range(count), desc="render", leave=False):
-        clip = render(sample_scene(seed * SEEDS + index))
-        frames.append(clip.frames[index % 8])
-        masks.append(clip.mask[index % 8, None])
-    return torch.stack(frames), (torch.stack(masks) * 255).byte()
-
-
-def vae_loss(vae: nn.Module, frames: torch.Tensor, masks: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """L1 weighted to the object, L1 of the error averaged over 4 and 16 pixels (a tint is small in every pixel but
-    turns a background's name), and a whisper of KL. Frames are in -1..1."""
-    posterior = vae.encode(frames).latent_dist
-    error = vae.decode(posterior.mean + posterior.std * noise).sample - frames
-    weight = 1 + 3 * masks
-    loss = (weight * error.abs()).mean() / weight.mean()
-    for size, share in ((4, 2.0), (16, 4.0)):
-        loss = loss + share * F.avg_pool2d(error, size).abs().mean()
-    return loss + 1e-6 * posterior.kl().mean()
 
 
 @torch.no_grad()
@@ -86,26 +61,6 @@ def normalise_latents(vae: nn.Module, frames: torch.Tensor) -> None:
     before.weight[:channels] /= std[:, None, None, None]
     before.bias[:channels] = (before.bias[:channels] - mean) / std
     before.bias[channels:] -= 2 * std.log()
-
-
-@torch.no_grad()
-def encode_world(parts: dict, count: int, seed: int, path: Path) -> dict[str, torch.Tensor]:
-    """Render and encode `count` clips once: latents [n 4 8 8 8], loss weights [n 8 8 8], captions [n 24] as ids."""
-    recipe = f"seed {seed}, {count} clips"
-    if is_made(path, recipe):
-        return load_file(path)
-    vae, kept = parts["vae"], {"latents": [], "weights": [], "captions": []}
-    for start in tqdm(range(0, count, 8), desc="encode clips"):
-        clips = [render(sample_scene(seed * SEEDS + i)) for i in range(start, min(start + 8, count))]
-        pixels = torch.cat([clip.frames for clip in clips]).to(vae.device, vae.dtype) / 127.5 - 1
-        latents = vae.encode(pixels).latent_dist.mean.float().cpu().unflatten(0, (len(clips), -1))
-        weights = 1 + FOREGROUND * F.max_pool2d(torch.stack([clip.mask for clip in clips]), 8)
-        kept["latents"].append(latents.transpose(1, 2))
-        kept["weights"].append(weights / weights.mean((1, 2, 3), keepdim=True))
-        kept["captions"].append(token_ids(parts["tokenizer"], [clip.prompt for clip in clips]))
-    world = {name: torch.cat(tensors) for name, tensors in kept.items()}
-    write(world, path, {"recipe": recipe})
-    return world
 
 
 class Diffusion:
@@ -273,29 +228,37 @@ def evaluate(args) -> None:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/pretrain"), help="state and sample sheets")
+    parser.add_argument("--model", default="unet", choices=("unet", "dit"), help="PocketScope, or PocketScope-DiT")
+    parser.add_argument(
+        "--out", type=Path, help="state and sample sheets (default outputs/pretrain, with --model dit .../pretrain_dit)"
+    )
     parser.add_argument(
         "--export",
         type=Path,
-        help="the pipeline folder to write or measure (default models/pocketscope; with --smoke OUT/model)",
+        help="the pipeline folder to write or measure (default models/pocketscope[_dit]; with --smoke OUT/model)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="autocast of the U-Net")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="autocast of the denoiser")
     parser.add_argument("--batch", type=int, default=1, help="multiplies every phase's batch; for a GPU")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
     parser.add_argument("--smoke", action="store_true", help="three tiny steps of every phase")
     parser.add_argument("--evaluate", type=int, metavar="N", help="only measure the model on N fresh prompts")
-    parser.add_argument("--ablate", action="store_true", help="also measure with each kind of temporal layer off")
+    parser.add_argument("--ablate", action="store_true", help="also measure with parts of it switched off")
     args = parser.parse_args(argv)
-    args.export = args.export or (args.out / "model" if args.smoke and not args.evaluate else SHIPPED)
+    dit = args.model == "dit"
+    if dit:  # late: only this model needs Wan's classes
+        from scripts.pocket import wan_pretraining as wan
+    args.out = args.out or Path("outputs/pretrain_dit" if dit else "outputs/pretrain")
+    shipped = wan.SHIPPED if dit else SHIPPED
+    args.export = args.export or (args.out / "model" if args.smoke and not args.evaluate else shipped)
     args.device = choose_device(args.device)
     args.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     if args.evaluate is not None and args.evaluate < 1:
         raise UserError(f"--evaluate: found {args.evaluate}; give a number of prompts of at least 1.")
     if args.evaluate:
-        evaluate(args)
-    elif not pretrain(args):
+        (wan.evaluate if dit else evaluate)(args)
+    elif not (wan.pretrain if dit else pretrain)(args):
         print(f"stopped; the same command goes on from {args.out / 'state.safetensors'}", file=sys.stderr)
         sys.exit(130)
 
