@@ -21,26 +21,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
 from diffusers import TextToVideoSDPipeline
 from diffusers.models.resnet import TemporalConvLayer
 from torch import nn
 
 from configs.errors import UserError, command
-from data.world import MOTIONS, vocabulary
+from data.world import vocabulary
 from infer.pictures import contact_sheet
 from models.backbone import choose_device
 from models.hooks import bypass_single_frames
 from scripts.pocket import abilities as pocket
 from scripts.pocket.abilities import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
 from scripts.pocket.architecture import build, write_slow_tokenizer
+from scripts.pocket.probe import motion_probe
 from scripts.pocket.trainer import Phase, Trainer
 from scripts.pocket.world_data import encode_world, render_frames, vae_loss
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
 FADE_TO = 0.03  # at 0.12 the convolutions still carried three motions in four by themselves
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grow": "shrink", "shrink": "grow"}
 PHASES = {
     "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
     "frames": Phase(steps=500, batch=128, lr=1.5e-3, ema=0.99, decay_to=0.2, upper=0.3),
@@ -96,23 +95,10 @@ class Diffusion:
             predicted = self.unet(noisy, steps, text).sample
         return (weights[:, None] * (predicted.float() - target).square()).mean()
 
-    @torch.no_grad()
     def probe(self) -> float:
-        """Loss increase when the motion word is swapped for its opposite, at timesteps 700 to 950. Below about 0.01
-        the model has not learned motion; the loss itself hardly shows it."""
-        rng, increase = torch.Generator().manual_seed(0), []
-        for motion, other in OPPOSITE.items():
-            a, b = (token_ids(self.parts["tokenizer"], [MOTIONS[name]])[0] for name in (motion, other))
-            place = int(a.ne(b).nonzero()[0])
-            rows = self.world["captions"].eq(a[place]).any(1).nonzero()[:6, 0]
-            if len(rows):
-                latents, weights, captions = (self.world[key][rows] for key in ("latents", "weights", "captions"))
-                noise = torch.randn(latents.shape, generator=rng)
-                steps = torch.randint(700, 950, (len(rows),), generator=rng)
-                swapped = torch.where(captions == a[place], b[place], captions)
-                right = self.error(latents, weights, captions, steps, noise)
-                increase.append(float(self.error(latents, weights, swapped, steps, noise) - right))
-        return float(np.mean(increase)) if increase else 0.0
+        """`motion_probe` at timesteps 700 to 950."""
+        levels = lambda count, rng: torch.randint(700, 950, (count,), generator=rng)
+        return motion_probe(self.parts["tokenizer"], self.world, self.error, levels)
 
 
 def fade_factor(step: int, steps: int) -> float:

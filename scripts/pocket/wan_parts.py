@@ -45,7 +45,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
+def untrained_text_encoder(tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
     """One random UMT5 layer, to be kept frozen. T5's token embeddings start with unit variance already."""
     config = UMT5Config(
         vocab_size=len(tokenizer),
@@ -68,7 +68,7 @@ def encode_captions(text_encoder: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return text_encoder(ids, real.long()).last_hidden_state * real.unsqueeze(-1)
 
 
-def build_vae() -> AutoencoderKLWan:
+def untrained_vae() -> AutoencoderKLWan:
     """An eightfold Wan VAE with four latent channels and 8/16/32/32 channels, started as a working codec.
 
     Time: only the tap on the present frame of every causal convolution is set. The others are zero and stay zero,
@@ -184,7 +184,7 @@ class FrameCodec:
         return DecoderOutput(sample=frames.squeeze(2))
 
 
-def build_transformer() -> WanTransformer3DModel:
+def untrained_transformer() -> WanTransformer3DModel:
     """Wan's diffusion transformer in small, 3.5 M parameters; a clip of eight frames is 128 tokens.
 
     Nothing is done for the order of frames: the rotary positions give time a direction from the first step.
@@ -217,8 +217,8 @@ def build(words: Sequence[str], seed: int = 0) -> dict[str, object]:
         tokenizer = build_tokenizer(words)
         return {
             "tokenizer": tokenizer,
-            "text_encoder": build_text_encoder(tokenizer),
-            "vae": build_vae(),
-            "transformer": build_transformer(),
+            "text_encoder": untrained_text_encoder(tokenizer),
+            "vae": untrained_vae(),
+            "transformer": untrained_transformer(),
             "scheduler": build_scheduler(),
         }
