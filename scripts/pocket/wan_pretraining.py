@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "models" / "pocketscope_dit"
 PHASES = {
     "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
     "frames": Phase(steps=300, batch=128, lr=2e-3, ema=0.99, decay_from=0.6, decay_to=0.3),
-    "video": Phase(steps=1900, batch=24, lr=1.2e-3, ema=0.998, decay_from=0.65),
+    "video": Phase(steps=1600, batch=24, lr=1.2e-3, ema=0.998, decay_from=0.75),
 }
 
 
