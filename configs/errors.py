@@ -8,10 +8,12 @@ is a defect of this project and keeps its traceback.
 import errno
 import functools
 import pickle
+import reprlib
 import struct
 import sys
 import tarfile
 from collections.abc import Callable
+from typing import Any
 
 # What torch.load raises, opening with weights_only, for a file that is cut short, altered, or no pickle at all: its
 # unpickler trusts lengths, indices and shapes that damage can make anything.
@@ -37,6 +39,22 @@ REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, 
 
 class UserError(Exception):
     """One sentence for the person at the keyboard: what was wrong, what was found, what to do."""
+
+
+def printable(text: str) -> str:
+    """`text` on one line with every control character, lone surrogate and invisible sign written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A refused value as a message repeats it: its repr in at most `most` characters, safe for any terminal."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = most
+    try:
+        text = printable(short.repr(value))
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def command(main: Callable) -> Callable:
