@@ -31,7 +31,7 @@ def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], fo
             shape,
             torch.Generator().manual_seed(cfg.seed),
             reference,
-            wanted.noise_prior if usable else 0.0,
+            (0.5 if wanted.noise_prior is None else wanted.noise_prior) if usable else 0.0,
             cfg.initial_noise.strategy,
             cutoff=cfg.initial_noise.cutoff,
         )

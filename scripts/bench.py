@@ -90,9 +90,7 @@ class Step:
         cfg: DictConfig | None = None,
     ):
         self.device = torch.device(device)
-        self.cfg = cfg or schema.from_dict(
-            {"train_data": {"single_video_path": "random"}, "memory": "low" if low else "default"}
-        )
+        self.cfg = cfg or schema.from_dict({"train_data": {"single_video_path": "random"}})
         with self.device:
             self.unet = UNet3DConditionModel.from_config({**ZEROSCOPE, **architecture.unet})
             self.latents = torch.randn(1, 4, architecture.frames, architecture.side, architecture.side)

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 
-from configs.schema import markdown_table
 from models.files.checkpoint import list_checkpoints
 
 from conftest import ROOT
@@ -167,10 +166,6 @@ def test_the_download_command_exists():
         [shutil.which("hf") or "hf", "download", "--help"], capture_output=True, text=True, timeout=60
     )
     assert told.returncode == 0 and "--local-dir" in told.stdout and "--local-dir" in words
-
-
-def test_the_table_of_keys_is_the_schema():
-    assert markdown_table() in README
 
 
 def test_every_file_that_is_named_exists():

@@ -112,6 +112,7 @@ class Plan:
 def _settled(cfg: DictConfig) -> dict:
     """What shapes a training: its configuration without the paths, whose contents are counted instead."""
     values = OmegaConf.to_container(cfg)
+    values.pop("chosen")  # who set a value does not change what is trained
     for name in PLACES:
         values.pop(name)
     values["train_data"] = {
