@@ -1,4 +1,4 @@
-"""What each method costs and when to take it: prints the README's table, one row per file in configs/methods.
+"""What each method costs and when to take it: prints the table of configs/methods/README.md.
 
     python scripts/methods_table.py            # about two minutes on a CPU
 

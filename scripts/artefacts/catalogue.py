@@ -7,11 +7,13 @@ trainings are made once, whichever artefact asks. A claim is a comparison of two
 
 from dataclasses import dataclass
 
+from configs.layers import ROOT
+from configs.plain import read_yaml
 from data.world import PATHS, RETIMINGS
 
 REPORTED = "reported [S]"
 PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference, at most
-PLI_TAU = 200  # ours, the paper's is not known to us; at 400 the toy model already undoes part of the motion
+PLI_TAU = read_yaml(ROOT / "configs/methods/tap_pli.yaml")["pli_threshold"]  # ours: the paper reports none
 RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
 NEW_PATH = ("orbit",)  # places that no pretrained value holds, beyond what the paper's argument promises
 

@@ -24,7 +24,7 @@ secondary reading of the paper's tables, not checked against the PDF, and was me
 only its direction can be compared with the small embedded model. Brackets are 95 % intervals; `table.md` beside every
 page (`outputs/reproduce/ARTEFACT/`) has the formula of each metric. One training for each variant and reference clip.
 
-On PocketScope all methods share one recipe (`configs/reproduce_pocket.yaml`). It was chosen with TAP on three of the
+On PocketScope all methods share one recipe (`configs/reproduce/pocket.yaml`). It was chosen with TAP on three of the
 motions (there and back, late start, back and forth) and these prompts; the other six took no part. MotionDirector also
 has a row at half the learning rate.
 """

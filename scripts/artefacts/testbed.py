@@ -48,7 +48,7 @@ class Testbed:
 
     def __init__(self, model: Path, world: bool, folder: Path, clips: Path | None = None):
         self.model, self.world, self.clips = model, world, clips
-        self.recipe = ROOT / "configs" / ("reproduce_pocket.yaml" if world else "reproduce_real.yaml")
+        self.recipe = ROOT / "configs" / "reproduce" / ("pocket.yaml" if world else "real.yaml")
         self.folder = folder / "references"
         # what a claim of the paper is tested on here, and by how much "no worse" may be worse
         self.roles = (
