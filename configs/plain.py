@@ -34,7 +34,7 @@ Check = Callable[[Any], Any]  # a value in, the checked value out; ValueError wi
 
 def read_text(path: Path, origin: str | None = None, most: int = MOST_BYTES) -> str:
     """The UTF-8 text of a regular file of at most `most` bytes; a byte order mark is dropped."""
-    origin = origin or str(path)
+    origin = origin or printable(str(path))
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
             raise UserError(f"{origin}: is {'a folder' if path.is_dir() else 'no regular file'}; point it at a file")
@@ -74,7 +74,7 @@ def read_yaml(source: Path | str, origin: str | None = None, most: int = MOST_YA
 
 
 def read_csv(source: Path | str, origin: str | None = None, most: int = MOST_BYTES) -> list[dict[str, str]]:
-    """The rows of a CSV file with a heading line, as texts by column; cells without a column or a value are left out."""
+    """The rows of a CSV file with a heading line, by column; cells without a column or a value are left out."""
     text, origin = _text(source, origin, most)
     try:
         rows = list(csv.DictReader(io.StringIO(text)))
@@ -281,7 +281,7 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yam
 
 def _text(source: Path | str, origin: str | None, most: int) -> tuple[str, str]:
     if isinstance(source, Path):
-        return read_text(source, origin, most), origin or str(source)
+        return read_text(source, origin, most), origin or printable(str(source))
     if len(source) > most:
         raise UserError(f"{origin}: has {len(source):,} characters, more than the {most:,} that are read")
     return source, origin or "the text"
