@@ -112,6 +112,14 @@ def atomic_path(path: str | Path, needs: int | None = None) -> Iterator[Path]:
         raise
 
 
+def remove(path: Path) -> None:
+    """Remove a folder or file that others may be looking at: gone at once, not file by file."""
+    aside = path.with_name(f".{path.name}.{_place()}-{os.getpid()}.part")
+    _remove(aside)
+    path.rename(aside)
+    _remove(aside)
+
+
 def sweep(folder: str | Path) -> list[Path]:
     """Clear away what dead processes left half-written directly in `folder`; returns what was removed or put back.
 

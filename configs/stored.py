@@ -7,10 +7,11 @@ text and is never looked up, so a file cannot read the environment of whoever op
 from collections.abc import Mapping
 from typing import Any
 
+from configs.checks import checked, of_type
 from configs.errors import UserError, shown
 from configs.fields import KEYS, SECTIONS
 from configs.legacy_keys import modernise
-from configs.plain import checked, of_type, read_yaml
+from configs.plain import read_yaml
 
 ADVICE = "the file is damaged or of another version of this project; use another"
 

@@ -4,24 +4,9 @@ import time
 
 import pytest
 
+from configs.checks import checked, either, flag, listed, maybe, real, text, whole, written
 from configs.errors import UserError, printable, shown
-from configs.plain import (
-    MOST_BYTES,
-    checked,
-    either,
-    flag,
-    listed,
-    maybe,
-    read_csv,
-    read_json,
-    read_text,
-    read_yaml,
-    real,
-    text,
-    to_yaml,
-    whole,
-    written,
-)
+from configs.plain import MOST_BYTES, read_csv, read_json, read_text, read_yaml, to_yaml
 from configs.schema import from_dict
 from configs.schema import to_yaml as stored
 from configs.stored import stored_config
