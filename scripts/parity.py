@@ -26,7 +26,7 @@ from scripts.artefacts.chain import commit
 from scripts.artefacts.report import rewrite
 from scripts.artefacts.sections import read_sections, section
 from scripts.authors.cases import highway_case, infer_case, inversion_case, lora_case, unet_case
-from scripts.authors.reference import Reference, Row
+from scripts.authors.reference import ReferenceFile, Row
 from scripts.authors.training import losses_case, trace_case
 
 # what a file that lacks a tensor or a setting, or holds those of another shape or model, can provoke anywhere below
@@ -43,7 +43,7 @@ BROKEN = (
     TypeError,
     ValueError,
 )
-CASES: dict[str, Callable[[Reference], Iterator[Row]]] = {
+CASES: dict[str, Callable[[ReferenceFile], Iterator[Row]]] = {
     r"unet_.*": unet_case,
     r"ah_.*": highway_case,
     r"lora_.*_forward": lora_case,
@@ -70,11 +70,11 @@ def compare(folder: Path, assets: Path | None = None) -> Iterator[tuple[str, Row
                 gc.collect()  # patched models are cycles; the next one may need their memory
 
 
-def rows_of(case: Callable[[Reference], Iterator[Row]], path: Path, places: list[Path]) -> Iterator[Row]:
+def rows_of(case: Callable[[ReferenceFile], Iterator[Row]], path: Path, places: list[Path]) -> Iterator[Row]:
     """The rows of one case; a file that breaks it fails the case, not the table."""
     compared = False
     try:
-        for row in case(Reference(path, places)):
+        for row in case(ReferenceFile(path, places)):
             compared = True
             yield row
     except BROKEN as error:

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from configs.errors import command
-from scripts.authors.reference import Reference
+from scripts.authors.reference import ReferenceFile
 from scripts.authors.weights import build_unet, fill
 from scripts.parity import compare, main
 
@@ -150,7 +150,7 @@ def test_a_file_with_nothing_to_compare_does_not_pass(assets, tmp_path):
 
 
 def test_nan_and_gradients_of_zero_are_told_apart():
-    ref = Reference.__new__(Reference)
+    ref = ReferenceFile.__new__(ReferenceFile)
     ref.data = {"grad": torch.zeros(3)}
     assert ref.row("grad", torch.zeros(3), relative=True).difference == 0
     assert ref.row("grad", torch.tensor([0, math.nan, 0])).difference == math.inf
