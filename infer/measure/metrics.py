@@ -24,6 +24,11 @@ class Definition:
     source: str
     better: str
 
+    @property
+    def heading(self) -> str:
+        """The title with an arrow to the better side."""
+        return f"{self.title} {'↑' if self.better == 'up' else '↓'}"
+
 
 DEFINITIONS = {
     "text_alignment": Definition(
