@@ -65,11 +65,17 @@ def put_section(path: Path, key: Key, title: str, body: str) -> None:
 
 def write_sections(path: Path, sections: dict[Key, str]) -> None:
     """Write `path` anew: the header, the claims of all sections, and the sections in order."""
-    order = sorted(sections, key=lambda k: (k[1], list(ARTEFACTS).index(k[0]) if k[0] in ARTEFACTS else len(ARTEFACTS)))
+    order = sorted(sections, key=_place)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         parts = [HEADER, _claims(sections, order), *(sections[k] for k in order)]
         temporary.write_text("\n".join(part for part in parts if part))
+
+
+def _place(key: Key) -> tuple:
+    """Artefacts first, by model and then in the paper's order; what else was measured follows by its name."""
+    name, subject = key
+    return (0, subject, list(ARTEFACTS).index(name)) if name in ARTEFACTS else (1, name, subject)
 
 
 def _claims(sections: dict[Key, str], order: list[Key]) -> str:
