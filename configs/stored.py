@@ -7,9 +7,9 @@ text and is never looked up, so a file cannot read the environment of whoever op
 from collections.abc import Mapping
 from typing import Any
 
-from configs.checks import checked, of_type
+from configs.checks import checked, listed, of_type, text
 from configs.errors import UserError, shown
-from configs.fields import KEYS, SECTIONS
+from configs.fields import CHOSEN, KEYS, SECTIONS
 from configs.legacy_keys import modernise
 from configs.plain import read_yaml
 
@@ -19,8 +19,9 @@ ADVICE = "the file is damaged or of another version of this project; use another
 def stored_config(source: Any, origin: str) -> dict[str, Any]:
     """The keys that a stored configuration holds, as plain nested dicts of checked values.
 
-    `source` is YAML text or plain data that was read before. Keys that it does not hold are not filled in, so that
-    nobody's default passes for its choice. Raises UserError, naming `origin`, for anything outside the schema.
+    `source` is YAML text or plain data that was read before; `chosen` lists the keys that somebody set. Keys that it
+    does not hold are not filled in, so that nobody's default passes for its choice. Raises UserError, naming `origin`,
+    for anything outside the schema.
     """
     values = read_yaml(source, f"{origin}: its configuration") if isinstance(source, str) else source
     origin = f"{origin}: its configuration"
@@ -28,6 +29,9 @@ def stored_config(source: Any, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin} is {shown(values)} in place of keys and values; {ADVICE}")
     found: dict[str, Any] = {}
     for path, value in _leaves(values, origin).items():
+        if path == CHOSEN:
+            found |= checked({path: value}, {path: listed(text(choices=tuple(KEYS)))}, origin, advice=ADVICE)
+            continue
         for key, current in _today(path, value, origin).items():
             if key not in KEYS:
                 raise UserError(f"{origin}: {shown(key)} is no key of this project; {ADVICE}")
