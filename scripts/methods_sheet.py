@@ -21,14 +21,14 @@ from configs.schema import ROOT, load
 from data.sources import load_clips
 from infer import options
 from infer.generate import generate
-from infer.pictures import contact_sheet
+from infer.pictures import contact_sheet, strip
 from infer.video import read_video
 
 METHODS = sorted(path.stem for path in (ROOT / "configs/methods").glob("*.yaml"))
 
 
 def row(name: str, words: list[str], folder: Path, seed: int):
-    """(caption, frames) of one method's first validation prompt, trained and sampled with nothing but its files."""
+    """(caption, strip) of one method's first validation prompt, trained and sampled with nothing but its files."""
     files = [str(ROOT / "configs/quickstart.yaml"), str(ROOT / f"configs/methods/{name}.yaml")]
     argv = [word for file in files for word in ("--config", file)]
     cfg, _ = load(
@@ -49,7 +49,7 @@ def row(name: str, words: list[str], folder: Path, seed: int):
         str(run / "samples"),
     ]
     (video,) = generate(options.parse(arguments))
-    return (f"{name}: {prompt}", read_video(video)), cfg
+    return (f"{name}: {prompt}", strip(read_video(video), height=64)), cfg
 
 
 @command
@@ -69,7 +69,8 @@ def main() -> None:
     reference = load_clips(cfg, snap=64)[0]
     print(
         contact_sheet(
-            args.output_dir / "sheet.png", [(f"reference: {reference.prompt}", reference.frames), *rows], height=64
+            args.output_dir / "sheet.png",
+            [(f"reference: {reference.prompt}", strip(reference.frames, height=64)), *rows],
         )
     )
 

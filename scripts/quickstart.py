@@ -15,7 +15,7 @@ from configs.schema import ROOT, load
 from data.sources import load_clips
 from infer import options
 from infer.generate import generate
-from infer.pictures import contact_sheet
+from infer.pictures import contact_sheet, strip
 from infer.video import read_video
 
 SEED = 1
@@ -46,9 +46,9 @@ def main() -> None:
 
     base, customized = sampled("samples/base", 0.0), sampled("samples/customized", 1.0)
     reference = load_clips(cfg, snap=64)[0]
-    rows = [(f"reference: {reference.prompt}", reference.frames)]
+    rows = [(f"reference: {reference.prompt}", strip(reference.frames))]
     for prompt, plain, new in zip(cfg.validation_data.prompt, base, customized):
-        rows += [(f"base model: {prompt}", read_video(plain)), (f"customized: {prompt}", read_video(new))]
+        rows += [(f"base model: {prompt}", strip(read_video(plain))), (f"customized: {prompt}", strip(read_video(new)))]
     sheet = contact_sheet(folder / "side_by_side.png", rows)
     print(f"video: {customized[0]}", f"side by side: {sheet}", f"loss plot: {folder / 'loss.png'}", sep="\n")
 
