@@ -60,13 +60,13 @@ def within(interval: tuple[float, float], guided: Denoiser, plain: Denoiser) -> 
 
 def check_interval(interval: Iterable[float]) -> tuple[float, float]:
     """(low, high) of a guidance interval. Raises UserError unless 0 <= low <= high <= 1000."""
-    low, high = interval
-    if not 0 <= low <= high <= 1000:
+    ends = list(interval)
+    if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1000:
         raise UserError(
-            f"guidance_interval: {low:g} to {high:g} is not a range of timesteps from low to high inside 0 to 1000; "
-            "0 1000 guides every step"
+            f"guidance_interval: {ends} is not a range of timesteps from low to high inside 0 to 1000; 0 1000 guides "
+            "every step"
         )
-    return low, high
+    return ends[0], ends[1]
 
 
 def rescale_guidance(guided: torch.Tensor, conditional: torch.Tensor, share: float) -> torch.Tensor:

@@ -78,7 +78,7 @@ class Settings:
         return None if scope == "off" else HighwaySettings(scope, self["beta"], self["freeu"])
 
     def lines(self) -> list[str]:
-        """What will be used, a line for each origin, then a line for each of the checkpoint's values that a flag replaces."""
+        """What will be used, a line for each origin, then a line for each trained value that a flag replaces."""
         found = []
         for origin in dict.fromkeys(self.origins.values()):
             named = [f"{name} {_shown(value)}" for name, value in self.values.items() if self.origins[name] == origin]

@@ -128,9 +128,12 @@ def test_the_checkpoint_index_matters_and_defaults_to_the_latest(trained, tmp_pa
         ["--freeu", "[1.4,1.,1,1]"],
         ["--pli_threshold", "400"],
         ["--guidance_rescale", "0.9"],
+        ["--guidance_interval", "400", "1000"],
+        ["--solver", "unipc"],
+        ["--solver", "dpm"],
         ["--noise_strategy", "fft"],
     ],
-    ids=lambda words: words[0],
+    ids=" ".join,
 )
 def test_every_choice_changes_the_video(trained, tmp_path, words):
     (plain,), (changed,) = sampled(trained, tmp_path / "plain"), sampled(trained, tmp_path / "changed", *words)
