@@ -1,6 +1,7 @@
 """Contact sheets: one row a video, frames left to right.
 
-Videos are uint8 [f c h w]; sheets are PNG files with a caption above each row.
+Videos are uint8 [f c h w]; sheets are PNG files with a caption above each row. Rows are made one by one with `strip`,
+so that a sheet of many videos never holds them.
 """
 
 from pathlib import Path
@@ -15,32 +16,32 @@ MARGIN = 6
 TEXT_HEIGHT = 16
 
 
-def contact_sheet(path: Path, rows: list[tuple[str, torch.Tensor]], columns: int = 8, height: int = 128) -> Path:
-    """Write one captioned row of up to `columns` evenly spaced frames for each (caption, uint8 [f c h w])."""
-    strips = [(caption, _strip(frames, columns, height)) for caption, frames in rows]
-    width = max(strip.width for _, strip in strips) + 2 * MARGIN
-    sheet = Image.new("RGB", (width, MARGIN + sum(s.height + TEXT_HEIGHT + MARGIN for _, s in strips)), "white")
+def contact_sheet(path: Path, strips: list[tuple[str, Image.Image]]) -> Path:
+    """Write the (caption, `strip`) rows below each other as a PNG file; returns `path`."""
+    width = max(row.width for _, row in strips) + 2 * MARGIN
+    sheet = Image.new("RGB", (width, MARGIN + sum(row.height + TEXT_HEIGHT + MARGIN for _, row in strips)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     y = MARGIN
-    for caption, strip in strips:
+    for caption, row in strips:
         draw.text((MARGIN, y), _fit(draw, caption, font, width - 2 * MARGIN), fill="black", font=font)
-        sheet.paste(strip, (MARGIN, y + TEXT_HEIGHT))
-        y += TEXT_HEIGHT + strip.height + MARGIN
+        sheet.paste(row, (MARGIN, y + TEXT_HEIGHT))
+        y += TEXT_HEIGHT + row.height + MARGIN
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path
 
 
-def _strip(frames: torch.Tensor, columns: int, height: int) -> Image.Image:
+def strip(frames: torch.Tensor, columns: int = 8, height: int = 128) -> Image.Image:
+    """Up to `columns` evenly spaced frames of uint8 [f c h w] side by side, each `height` pixels high."""
     picked = frames[np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)]
     images = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in picked]
     width = max(1, round(images[0].width * height / images[0].height))
     method = Image.Resampling.NEAREST if height % images[0].height == 0 else Image.Resampling.LANCZOS
-    strip = Image.new("RGB", (len(images) * (width + 2) - 2, height), "white")
+    row = Image.new("RGB", (len(images) * (width + 2) - 2, height), "white")
     for i, image in enumerate(images):
-        strip.paste(image.resize((width, height), method), (i * (width + 2), 0))
-    return strip
+        row.paste(image.resize((width, height), method), (i * (width + 2), 0))
+    return row
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font, width: int) -> str:

@@ -75,15 +75,15 @@ class Method:
             yield
 
     @contextmanager
-    def sampling(self, appearance_scale: float = 0.0) -> Iterator[Patch]:
-        """The model as inference will see it: motion on, appearance LoRA of the first clip at `appearance_scale`.
+    def sampling(self, appearance_scale: float = 0.0, clip: int = 0) -> Iterator[Patch]:
+        """The model as inference will see it: motion on, appearance LoRA of this clip at `appearance_scale`.
 
         The patch it gives takes all of this off before the block ends (phased LoRA integration).
         """
         with ExitStack() as patches:
-            if appearance_scale:
-                for adapter in self.appearance[:1]:
-                    patches.enter_context(lora.merge(self.unet, adapter.state_dict(), appearance_scale, adapter.scale))
+            if appearance_scale and self.appearance:
+                adapter = self.appearance[min(clip, len(self.appearance) - 1)]  # a single one belongs to every clip
+                patches.enter_context(lora.merge(self.unet, adapter.state_dict(), appearance_scale, adapter.scale))
             if self.highway:
                 patches.enter_context(attach_highway(self.unet, *self.highway))
             if self.kind == "lora":

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{unknown[0]}: no method has this name; there are {', '.join(METHODS)}")
     quiet_threads()
     import train
-    from infer.pictures import contact_sheet
+    from infer.pictures import contact_sheet, strip
     from scripts.showcase.samples import reference_of, sample_run
 
     rows = []
@@ -48,10 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         cfg, _ = load([*files, *kept, *overrides], description=__doc__)
         run, prompt = train.run(cfg), cfg.validation_data.prompt[0]
         ((_, frames),) = sample_run(run, [prompt], args.seed, run / "samples", flags=("--quality", "10"))
-        rows.append((f"{name}: {prompt}", frames))
+        rows.append((f"{name}: {prompt}", strip(frames, height=64)))
     reference = reference_of(cfg)
-    rows.insert(0, (f"reference: {reference.prompt}", reference.frames))
-    print(contact_sheet(args.output_dir / "sheet.png", rows, height=64))
+    rows.insert(0, (f"reference: {reference.prompt}", strip(reference.frames, height=64)))
+    print(contact_sheet(args.output_dir / "sheet.png", rows))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from configs.errors import UserError, command
 from data.world import MOTIONS, render, sample_scene, vocabulary
-from infer.pictures import contact_sheet
+from infer.pictures import contact_sheet, strip
 from models.backbone import choose_device
 from models.hooks import bypass_single_frames
 from scripts.pocket import abilities as pocket
@@ -228,7 +228,10 @@ def pretrain(args) -> bool:
             if single:
                 return  # there is no video to look at yet
             facts, made = measure(parts, prompts, args.seed, steps=2 if args.smoke else 12)
-            contact_sheet(args.out / f"{name}_{step:05d}.png", list(zip(prompts, made))[:8], height=64)
+            contact_sheet(
+                args.out / f"{name}_{step:05d}.png",
+                [(p, strip(video, height=64)) for p, video in zip(prompts, made)][:8],
+            )
             log(name, step, facts | {"probe": round(diffusion.probe(), 4)})
 
         loss = lambda rng: diffusion.loss(phases[name], phases[name].batch * args.batch, single, rng)
@@ -266,7 +269,7 @@ def evaluate(args) -> None:
         with pocket.without(parts["unet"], part):
             print(f"without {part}: {measure(parts, prompts, args.seed)[0]}", file=sys.stderr)
     facts, clips = measure(parts, prompts, args.seed)
-    contact_sheet(args.out / "evaluate.png", list(zip(prompts, clips))[:16], height=64)
+    contact_sheet(args.out / "evaluate.png", [(p, strip(video, height=64)) for p, video in zip(prompts, clips)][:16])
     print(json.dumps(facts))
 
 

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *words], description=__doc__)
     quiet_threads()
     import train
-    from infer.pictures import contact_sheet
+    from infer.pictures import contact_sheet, strip
     from scripts.showcase.animation import write_side_by_side
     from scripts.showcase.samples import reference_of, sample_run
 
@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     customized = sample_run(run, prompts, SEED, run / "samples/customized")
     reference = reference_of(cfg)
     rows = [(prompt, plain, new) for prompt, (_, plain), (_, new) in zip(prompts, base, customized)]
-    lines = [(f"reference: {reference.prompt}", reference.frames)]
+    lines = [(f"reference: {reference.prompt}", strip(reference.frames))]
     for prompt, plain, new in rows:
-        lines += [(f"base model: {prompt}", plain), (f"customized: {prompt}", new)]
+        lines += [(f"base model: {prompt}", strip(plain)), (f"customized: {prompt}", strip(new))]
     print(f"contact sheet: {contact_sheet(run / 'side_by_side.png', lines)}", file=sys.stderr)
     playing = write_side_by_side(run / "side_by_side.webp", rows[:MOST_ROWS], reference, fps=reference.fps)
     print(f"video: {customized[0][0]}", f"side by side: {playing}", f"loss plot: {run / 'loss.png'}", sep="\n")

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import torch
 
 import train
 from configs.errors import UserError, command
-from infer import options, request
+from infer import options, request, settings
 from infer.generate import generate
 from infer.video import read_video, safe_name, write_video
 
@@ -127,9 +128,12 @@ def test_the_checkpoint_index_matters_and_defaults_to_the_latest(trained, tmp_pa
         ["--freeu", "[1.4,1.,1,1]"],
         ["--pli_threshold", "400"],
         ["--guidance_rescale", "0.9"],
+        ["--guidance_interval", "400", "1000"],
+        ["--solver", "unipc"],
+        ["--solver", "dpm"],
         ["--noise_strategy", "fft"],
     ],
-    ids=lambda words: words[0],
+    ids=" ".join,
 )
 def test_every_choice_changes_the_video(trained, tmp_path, words):
     (plain,), (changed,) = sampled(trained, tmp_path / "plain"), sampled(trained, tmp_path / "changed", *words)
@@ -353,9 +357,18 @@ def test_empty_prompts_are_refused(tmp_path):
 
 
 def test_damaged_native_values_and_a_strength_that_is_no_number_are_one_sentence(tmp_path):
-    (tmp_path / "sampling.json").write_text("{")
-    with pytest.raises(UserError, match="not a JSON object of sampling values"):
-        request._native(tmp_path)
+    for text, sentence in (
+        ("{", "not valid JSON"),
+        ("[1]", "holds a list in place of keys and values"),
+        ('{"num_step": 5}', "'num_step' is no sampling value; did you mean num_steps"),
+        ('{"width": "wide"}', "width is 'wide', no whole number"),
+        ('{"num_steps": -3}', "num_steps is -3, no whole number from 1"),
+        ('{"guidance_scale": 1e999}', "guidance_scale is inf, no finite number"),
+        ('{"solver": "euler"}', "solver is 'euler', none of ddim, unipc, dpm"),
+    ):
+        (tmp_path / "sampling.json").write_text(text)
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            settings.read_native(tmp_path)
     for strength in ("nan", "much"):
         with pytest.raises(UserError, match="is not a number"):
             request._number(strength)

@@ -264,7 +264,7 @@ def test_images_are_a_source_of_looks(trained, sample, tmp_path_factory, clip_fi
     assert "from the absence of an inversion: noise_prior 0.0" in capsys.readouterr().err
     with pytest.raises(UserError, match="that clip is an image; use 0"):
         sample("-cf", run, "-np", 0.3)
-    with pytest.raises(UserError, match="holds the looks of clips 0 to 1, number 5 was asked for"):
+    with pytest.raises(UserError, match="holds the appearance of clips 0 to 1, number 5 was asked for"):
         sample("--spatial_path_folder", run, "--clip", 5)
 
 

@@ -16,7 +16,7 @@ from einops import rearrange
 
 from configs.errors import UserError
 from data.cache import read_folder
-from infer.inversion import ddim_invert, inversion_step
+from infer.inversion import ddim_invert, make_inverse
 from infer.noise import blend
 from infer.sampler import guide, sample
 from models import methods
@@ -153,7 +153,8 @@ def inversion_case(ref: ReferenceFile) -> Iterator[Row]:
             backbone.scheduler.set_timesteps(int(match[1]))
             yield ref.row(key, backbone.scheduler.timesteps.flip(0), 0)
         elif match := re.fullmatch(r"step_t(\d+)", key):
-            ours = inversion_step(backbone.scheduler, data["eps"], int(match[1]), data["latents"], stride)
+            step = make_inverse(backbone.scheduler, backbone.scheduler.config.num_train_timesteps // stride).step
+            ours = step(data["eps"], int(match[1]), data["latents"]).prev_sample
             yield ref.row(key, ours, EXACT, relative=True)
         elif match := re.fullmatch(r"mix_([\d.]+)", key):
             ours = blend(data[f"inv{lengths[-1]}"], data["mix_noise"], prior=float(match[1]))
