@@ -34,10 +34,7 @@ class Layer:
 def locate(path: str | Path) -> Path:
     """A path as given when it exists from the working directory, else under the repository's root when it is there."""
     path = Path(os.path.expanduser(path))  # an unknown ~name stays as it is, and is then reported as missing
-    try:
-        return ROOT / path if not path.exists() and (ROOT / path).exists() else path
-    except OSError:  # a name that is too long for any file
-        return path
+    return ROOT / path if not _exists(path) and _exists(ROOT / path) else path
 
 
 def is_hub_id(model: str) -> bool:
@@ -86,9 +83,9 @@ def with_fallback(layers: list[Layer], errors: list[str], default_model: str) ->
     if not same or not isinstance(fallback, str) or is_hub_id(given) or locate(given).exists():
         return layers, None
     at = layers[number]
-    small = _read(fallback, _beside(at.path, fallback), errors, at.chain, above=(), asked_by=f"{at.origin}: {FALLBACK}")
+    small = _read(fallback, _beside(at.path, fallback), errors, at.chain, (), f"{brief(at.origin)}: {FALLBACK}: ")
     if small and not any(isinstance(layer.values.get(MODEL), str) for layer in small):
-        errors.append(f"{fallback}: gives no {MODEL}, and {at.origin} names it as its {FALLBACK}; add the small model")
+        errors.append(f"{brief(fallback)}: gives no {MODEL}, and {brief(at.origin)} names it as {FALLBACK}; add one")
     later = [
         Layer(layer.origin, layer.path, {k: v for k, v in layer.values.items() if k != MODEL}, layer.chain)
         for layer in layers[number + 1 :]
@@ -101,43 +98,43 @@ def with_fallback(layers: list[Layer], errors: list[str], default_model: str) ->
 
 
 def _read(
-    name: str, path: Path, errors: list[str], chain: int, above: tuple[Path, ...], asked_by: str | None = None
+    name: str, path: Path, errors: list[str], chain: int, above: tuple[Path, ...], asked_by: str = ""
 ) -> list[Layer]:
-    """A file's layer over those of its base."""
+    """A file's layer over those of its base; `above` are the files whose base it is, `asked_by` opens a sentence."""
     try:
-        if not path.exists():
+        if not _exists(path):
             raise UserError(_missing(name))
-        values = read_yaml(path, name)
+        values = read_yaml(path, brief(name))
+        if not isinstance(values, dict | type(None)):  # None: nothing but comments
+            kind = type(values).__name__
+            raise UserError(f"{brief(name)}: holds {kind} in place of keys and values; write `key: value` lines")
+        layer = Layer(name, path, leaves(values or {}), chain)
+        base = layer.values.pop(BASE, None)
+        if base is None:
+            return [layer]
+        if not isinstance(base, str):
+            raise UserError(f"{brief(name)}: {BASE}: {shown(base)} is no file name; name one YAML file")
+        below, above = _beside(path, base), (*above, path.resolve())
+        if below.resolve() in above or len(above) > MOST_BASES:
+            way = brief(" -> ".join(file.name for file in (*above, below)))
+            raise UserError(f"{brief(name)}: {BASE}: files without end or in a circle ({way}); take one {BASE} out")
     except UserError as error:
-        errors.append(f"{asked_by}: {error}" if asked_by else str(error))
+        errors.append(asked_by + str(error))
         return []
-    if values is None:  # nothing but comments
-        values = {}
-    if not isinstance(values, dict):
-        errors.append(f"{name}: holds {type(values).__name__} in place of keys and values; write `key: value` lines")
-        return []
-    layer = Layer(name, path, leaves(values), chain)
-    base = layer.values.pop(BASE, None)
-    if base is None:
-        return [layer]
-    if not isinstance(base, str):
-        errors.append(f"{name}: {BASE}: {shown(base)} is no file name; name one YAML file")
-        return [layer]
-    below, above = _beside(path, base), (*above, path.resolve())
-    if below.resolve() in above or len(above) > MOST_BASES:
-        way = " -> ".join(file.name for file in (*above, below))
-        errors.append(f"{name}: {BASE}: the files name each other in a circle ({brief(way)}); take one {BASE} out")
-        return [layer]
-    return [*_read(base, below, errors, chain, above, asked_by=f"{name}: {BASE}"), layer]
+    return [*_read(base, below, errors, chain, above, f"{asked_by}{brief(name)}: {BASE}: "), layer]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def _beside(file: Path, name: str) -> Path:
     """The file `name` in the folder of the file that names it, else from the working directory or the repository."""
     beside = file.parent / os.path.expanduser(name)
-    try:
-        return beside if beside.exists() else locate(name)
-    except OSError:
-        return Path(name)
+    return beside if _exists(beside) else locate(name)
 
 
 def _missing(name: str) -> str:

@@ -89,7 +89,7 @@ def contradictions(cfg: DictConfig) -> list[str]:
     if cfg.min_timestep > cfg.max_timestep:
         wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
     edges = cfg.validation_data.guidance_interval
-    if edges is not None and not (len(edges) == 2 and edges[0] < edges[1]):
+    if edges is not None and (len(edges) != 2 or edges[0] >= edges[1]):
         wrong.append(
             f"validation_data.guidance_interval: {shown(list(edges))} is not two timesteps, the lower one first; write "
             "for example [200, 800]"

@@ -11,11 +11,14 @@ downwards; size float32 [f] is the radius in pixels; mask float32 [f h w] is the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from configs.errors import UserError
+
+if TYPE_CHECKING:  # the names of motions are asked for by commands that must answer --help at once
+    import torch
 
 SHAPES = ("circle", "square", "triangle", "ring")
 COLOURS = {
@@ -225,6 +228,8 @@ def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | fl
 
 def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
     """Draw a scene: the same scene gives the same bytes. Trajectory and size are in pixels of this canvas."""
+    import torch
+
     rng = np.random.default_rng([scene.seed, 37])
     ground = np.array(BACKGROUNDS[scene.background]) + rng.integers(-4, 5, 3)
     paint = np.array(COLOURS[scene.colour]) + rng.integers(-6, 7, 3)

@@ -188,6 +188,22 @@ class Backbone:
         return digest.hexdigest()[:16]
 
 
+def snap_of(model: str | Path) -> int:
+    """`Backbone.snap` of a pipeline folder or hub id, read from its configurations without loading any weights.
+
+    Raises UserError when there is no such configuration.
+    """
+    levels = len(skeleton(model).config.block_out_channels)
+    try:
+        vae = AutoencoderKL.load_config(str(model), subfolder="vae")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{model}: its vae/config.json cannot be read ({str(error).splitlines()[0][:100]}); download the whole "
+            "folder again"
+        ) from error
+    return 2 ** (len(vae["block_out_channels"]) - 1) * 2 ** (levels - 1)
+
+
 class _visiting:
     """Move a module to a device for the length of a `with` block and back to the CPU afterwards."""
 

@@ -30,6 +30,7 @@ from models.files import release
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, header_of, read_diffusers, read_peft, write_diffusers, write_peft
 from models.files.peft import ADAPTER_FILE
+from models.files.tensors import read_pickle
 
 CACHE = "cached_latents"
 
@@ -193,7 +194,7 @@ def _stored_dtype(unet: Path) -> torch.dtype:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(next(iter(file.keys()))).dtype
     for path in unet.glob("*.bin"):
-        return next(iter(release.read_pickle(path).values())).dtype
+        return next(iter(read_pickle(path).values())).dtype
     raise UserError(f"{unet}: no weights there; give the folder of a complete pipeline")
 
 
@@ -221,7 +222,7 @@ def inspect(path: Path, model: str | None) -> list[str]:
 
 
 def _inspect_pickle(path: Path, model: str | None) -> list[str]:
-    content = release.read_pickle(path)
+    content = read_pickle(path)
     if isinstance(content, dict):
         shapes = [f"{name}: {list(v.shape) if isinstance(v, torch.Tensor) else v!r}" for name, v in content.items()]
         return ["dict of the release, such as its cached latents", *shapes]

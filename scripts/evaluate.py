@@ -1,4 +1,4 @@
-"""Measure a folder of samples by the JSON sidecars beside them: motion, appearance, leakage.
+"""VideoScorer a folder of samples by the JSON sidecars beside them: motion, appearance, leakage.
 
     python scripts/evaluate.py outputs/infer
     python scripts/evaluate.py outputs/base --reference data/examples/pocket_there_and_back.mp4
@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
 from configs.schema import locate
-from infer.measure.evaluation import ALL_DEFINITIONS, Reference, evaluate
-from infer.measure.metrics import Measure
+from infer.measure.evaluation import ALL_DEFINITIONS, ReferenceClips, evaluate
+from infer.measure.metrics import VideoScorer
 from infer.video import read_video
 from models.backbone import choose_device
 
@@ -32,7 +32,7 @@ WEIGHTS = {  # flag -> a metric that needs it, and what it takes
 }
 
 
-def given_reference(path: str | None, caption: str | None) -> Reference | None:
+def given_reference(path: str | None, caption: str | None) -> ReferenceClips | None:
     """The clip of --reference with its caption, from --caption or the .txt beside it."""
     if path is None:
         return None
@@ -42,7 +42,7 @@ def given_reference(path: str | None, caption: str | None) -> Reference | None:
     beside = clip.with_suffix(".txt")
     if caption is None and not beside.is_file():
         raise UserError(f"--reference: {clip.name} has no caption; give --caption TEXT or write it into {beside.name}")
-    return Reference((read_video(clip),), (caption or beside.read_text().strip(),))
+    return ReferenceClips((read_video(clip),), (caption or beside.read_text().strip(),))
 
 
 @command
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{flag}", help=f"weights of {what}")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    measure = Measure(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device(args.device)))
+    measure = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device(args.device)))
     result = evaluate(args.folder, measure, given_reference(args.reference, args.caption))
     for problem in result.problems:
         print(f"note: {problem}", file=sys.stderr)

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from infer.measure import clip_scores
 from infer.measure.clip_scores import MetricUnavailable, load_clip, load_viclip, temporal_consistency, text_alignment
-from infer.measure.metrics import DEFINITIONS, Measure
+from infer.measure.metrics import DEFINITIONS, VideoScorer
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +120,13 @@ def test_viclip_prefers_the_prompt_that_fits(viclip_folder):
 
 
 def test_without_weights_each_metric_says_how_to_get_them_and_the_others_go_on(clip_folder, video):
-    nothing = Measure()
+    nothing = VideoScorer()
     scores = nothing(video, "a cat", reference=video, reference_caption="a street")
     assert scores.keys() == {"motion_fidelity", "motion_fidelity_dmt_code"}
     assert nothing.unavailable.keys() == DEFINITIONS.keys() - scores.keys()
     assert "--clip" in nothing.unavailable["text_alignment"] and "--pickscore" in nothing.unavailable["pickscore"]
 
-    some = Measure(clip=clip_folder, pickscore=clip_folder)
+    some = VideoScorer(clip=clip_folder, pickscore=clip_folder)
     scores = some(video, "a cat", reference_caption="a street")
     assert scores.keys() == DEFINITIONS.keys() - {"viclip", "motion_fidelity", "motion_fidelity_dmt_code"}
     assert scores["pickscore"] == scores["text_alignment_logits"]

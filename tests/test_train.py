@@ -18,7 +18,8 @@ from configs.schema import to_yaml
 from infer.video import read_video
 from models import methods
 from models.backbone import Backbone
-from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state
+from models.files.checkpoint import list_checkpoints, load_checkpoint
+from models.files.training_state import load_training_state
 from models.training import objective
 from models.training.optimizer import DualPathOptimizer
 

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from configs.errors import UserError
 from configs.fields import KEYS
-from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state
+from models.files.checkpoint import list_checkpoints, load_checkpoint
+from models.files.training_state import load_training_state
 
 SHAPING = (
     "method",
@@ -73,7 +74,8 @@ def begin_or_resume(cfg, method, optimizer, processes, same_clips: Callable[[Pat
     if changed := other_differences(cfg, found.config or {}):
         say(processes, f"note: other than before the stop: {changed}")
     method.load(found.motion, found.appearance)
-    state = load_training_state(found.path)
+    moved = [[p for group in o.param_groups for p in group["params"]] for o in optimizer.optimizers]
+    state = load_training_state(found.path, moved)
     optimizer.load_state_dict(state["optimizer"])
     run, step = found.path.parent, state["step"]
     if step < max(list_checkpoints(run)):

@@ -1,61 +1,15 @@
-"""The paper's ten artefacts, and one of our own, as data: what each compares, what the paper reports and claims.
+"""The paper's ten artefacts, and one of this project's own, as data: what each compares, reports and claims.
 
 Reported numbers are a secondary reading of the paper's tables ("[S]"), not checked against the PDF.
-A variant is a training (overrides of the recipe's keys) and a way of sampling from it (flags of infer/infer.py); equal
-trainings are made once, whichever artefact asks. A claim is a comparison of two variants that the numbers can decide.
 """
 
-from dataclasses import dataclass
-
+from configs.layers import ROOT
+from configs.plain import read_yaml
 from data.world import PATHS, RETIMINGS
+from scripts.artefacts.artefact import RETIMED, Artefact, Claim, Variant
 
-REPORTED = "reported [S]"
-PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference, at most
-PLI_TAU = 200  # ours, the paper's is not known to us; at 400 the toy model already undoes part of the motion
-RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
-NEW_PATH = ("orbit",)  # places that no pretrained value holds, beyond what the paper's argument promises
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row. `train` are key=value words, `flags` go to infer.py, `reported` is the paper's text for the row."""
-
-    name: str
-    train: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    reported: str = ""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """`one` against `other` on a role ("motion", "appearance", "leakage", "consistency").
-
-    `expect` is "more", "less", "not less" or "not more". `whose` says whether the paper or this project claims it.
-    """
-
-    text: str
-    role: str
-    one: str
-    expect: str
-    other: str
-    whose: str = "paper"
-    margin: float | None = None  # by how much "not" may fail; default the testbed's for the role
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """`form`: how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid."""
-
-    title: str
-    shows: str
-    variants: tuple[Variant, ...]
-    claims: tuple[Claim, ...] = ()
-    form: str = "rows"
-    motions: tuple[str, ...] = RETIMED
-    several: bool = False
-    world: bool = False  # only where the truth is known
-    needs: str = "one reference clip for each motion"
-    reported: str = ""
+PLI_TAU = read_yaml(ROOT / "configs/methods/tap_pli.yaml")["pli_threshold"]  # ours: the paper reports none
+NEW_PATH = ("orbit",)  # visits places that no pretrained value holds, which the paper's argument does not promise
 
 
 def preset(name: str) -> tuple[str, ...]:
@@ -80,7 +34,11 @@ INVERSION = Variant("Motion Inversion", ("method=motion_inversion",), ("--embedd
 def _against_director(one: str) -> tuple[Claim, ...]:
     return (
         Claim(
-            f"{one} follows the prompt's looks better than MotionDirector", "appearance", one, "more", "MotionDirector"
+            f"{one} follows the prompt's appearance better than MotionDirector",
+            "appearance",
+            one,
+            "more",
+            "MotionDirector",
         ),
         Claim(f"{one} leaks less of the reference than MotionDirector", "leakage", one, "less", "MotionDirector"),
         Claim(f"{one} moves no worse than MotionDirector", "motion", one, "not less", "MotionDirector"),
@@ -108,18 +66,22 @@ PAPER = {
         ),
         (
             Claim(
-                "keys alone keep the looks better than all layers", "appearance", "k", "more", "all (MotionDirector)"
+                "keys alone keep the appearance better than all layers",
+                "appearance",
+                "k",
+                "more",
+                "all (MotionDirector)",
             ),
             Claim("keys alone leak less than all layers", "leakage", "k", "less", "all (MotionDirector)"),
             Claim("keys alone move no worse than all layers", "motion", "k", "not less", "all (MotionDirector)"),
-            Claim("keys keep the looks better than values", "appearance", "k", "more", "v"),
+            Claim("keys keep the appearance better than values", "appearance", "k", "more", "v"),
             Claim("feed-forward layers move better than keys", "motion", "ff", "more", "k"),
             Claim("queries leak no more than keys", "leakage", "q", "not more", "k"),
         ),
     ),
     "table2": Artefact(
         "Table 2: methods on one reference clip",
-        "how the methods compare in motion, looks and leakage",
+        "how the methods compare in motion, appearance and leakage",
         (
             UNTOUCHED,
             Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5")),
@@ -150,7 +112,7 @@ PAPER = {
     ),
     "table3": Artefact(
         "Table 3: methods on several reference clips",
-        "the same with three clips of one motion in different looks",
+        "the same with three clips of one motion in different appearances",
         (UNTOUCHED, DIRECTOR, INVERSION, Variant("TAP", TAP), FULL),
         _against_director("TAP + AH + PLI"),
         motions=RETIMED[:1],
@@ -170,9 +132,11 @@ PAPER = {
             Variant("+ PLI from timestep 400", TAP, (*highway(), *EARLY_PLI)),
         ),
         (
-            Claim("TAP improves looks over the baseline", "appearance", "+ TAP", "more", "baseline (MotionDirector)"),
-            Claim("AH improves looks over TAP", "appearance", "+ AH", "more", "+ TAP"),
-            Claim("PLI improves looks over AH", "appearance", "+ PLI (full)", "more", "+ AH"),
+            Claim(
+                "TAP improves appearance over the baseline", "appearance", "+ TAP", "more", "baseline (MotionDirector)"
+            ),
+            Claim("AH improves appearance over TAP", "appearance", "+ AH", "more", "+ TAP"),
+            Claim("PLI improves appearance over AH", "appearance", "+ PLI (full)", "more", "+ AH"),
             Claim(
                 "the full method leaks less than the baseline",
                 "leakage",
@@ -216,7 +180,7 @@ PAPER = {
         ),
         (
             Claim(
-                "AH only in sampling keeps looks as well as AH in training",
+                "AH only in sampling keeps appearance as well as AH in training",
                 "appearance",
                 "AH in sampling only",
                 "not less",
@@ -236,15 +200,15 @@ PAPER = {
         "which scale of the highway is best",
         (Variant("no highway", TAP), *_sweep("all", "AH", (0.8, 0.9, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3))),
         (
-            Claim("1.1 keeps looks better than 1.0", "appearance", "AH @ 1.1", "more", "AH @ 1"),
-            Claim("1.1 keeps looks better than 1.2", "appearance", "AH @ 1.1", "more", "AH @ 1.2"),
+            Claim("1.1 keeps appearance better than 1.0", "appearance", "AH @ 1.1", "more", "AH @ 1"),
+            Claim("1.1 keeps appearance better than 1.2", "appearance", "AH @ 1.1", "more", "AH @ 1.2"),
         ),
         form="sweep",
         reported="best at 1.1; 1.0 and 1.2 worse",
     ),
     "figure3": Artefact(
         "Figure 3: highway against scaled plain skips",
-        "that leakage falls because skips move, not because they grow",
+        "that leakage falls because skips are moved, not because they are scaled up",
         (
             Variant("no highway", TAP),
             *_sweep("all", "AH", (0.9, 1.0, 1.1, 1.2)),
@@ -275,7 +239,7 @@ PAPER = {
     ),
     "figure5": Artefact(
         "Figure 5: one reference clip, videos",
-        "what the methods look like side by side",
+        "the videos of the methods side by side",
         (UNTOUCHED, DIRECTOR, Variant("TAP", TAP), HIGHWAY, FULL),
         form="grid",
         motions=(*RETIMED, *NEW_PATH),
@@ -312,7 +276,7 @@ OURS = {
         (
             *(claim for one in ("TAP (q + k)", "TAP + AH (default)") for claim in _against_director(one)),
             Claim(
-                "TAP + AH keeps the looks of the untouched model",
+                "TAP + AH keeps the appearance of the untouched model",
                 "appearance",
                 "TAP + AH (default)",
                 "not less",
@@ -335,7 +299,9 @@ OURS = {
                 "noise prior 0.5 alone",
                 "ours",
             ),
-            Claim("AH keeps looks better than TAP alone", "appearance", "TAP + AH (default)", "more", "TAP (q + k)"),
+            Claim(
+                "AH keeps appearance better than TAP alone", "appearance", "TAP + AH (default)", "more", "TAP (q + k)"
+            ),
             Claim("AH costs no motion", "motion", "TAP + AH (default)", "not less", "TAP (q + k)", "ours"),
             Claim("q + k moves better than k alone", "motion", "TAP (q + k)", "more", "TAP-key (k)", "ours"),
             Claim(

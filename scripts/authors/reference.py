@@ -32,7 +32,7 @@ class Row(NamedTuple):
     difference: float
 
 
-class Reference:
+class ReferenceFile:
     """One file: its tensors `data`, its `settings`, its models; folders are looked for in `places`, in their order.
 
     Raises UserError for a file that is no safetensors file, and wherever something that belongs to it is missing.
