@@ -107,7 +107,7 @@ def run(cfg: DictConfig) -> Path:
     )
     say(processes, "\n".join(method.describe()))
     if cfg.gradient_checkpointing:
-        checkpoint_activations(backbone.unet, nested=cfg.memory == "low")
+        checkpoint_activations(backbone.unet)
     optimizer = DualPathOptimizer(
         cfg,
         method.motion_parameters,
@@ -275,7 +275,7 @@ def dry_run(cfg: DictConfig) -> str:
     bypass_single_frames(unet)
     method = methods.attach(unet, cfg, clips=1, latent_size=size)
     if cfg.gradient_checkpointing:
-        checkpoint_activations(unet, nested=cfg.memory == "low")
+        checkpoint_activations(unet)
     latents = torch.empty(n, unet.config.in_channels, *size, device="meta")
     text = torch.empty(n, CLIP_TOKENS, unet.config.cross_attention_dim, device="meta")
     draw = objective.Draw(latents, torch.empty(n, dtype=torch.long, device="meta"), 0, 0, True)

@@ -10,7 +10,7 @@ Models have random weights: `pocket` is the shipped architecture, `mid` has 64/1
     sample_s         seconds of one guided sampling step (conditional and unconditional), adapters merged
     peak_bytes       peak of a training step: measured on CUDA, else counted (frozen model, adapters, their gradients
                      and AdamW's moments, activations; without the CUDA context); --memory counts in bf16 with
-                     checkpointing, the default, and peak_bytes_low with memory=low
+                     checkpointing, the default
     baseline_ratio   the plain step's time over ours, in CPU time on a CPU; the median of alternating pairs
     train_share      the step's model FLOPs per second over the device's measured matmul rate
 
@@ -85,14 +85,11 @@ class Step:
         device: torch.device | str,
         dtype: torch.dtype,
         *,
-        low: bool = False,
         checkpointing: bool | None = None,
         cfg: DictConfig | None = None,
     ):
         self.device = torch.device(device)
-        self.cfg = cfg or schema.from_dict(
-            {"train_data": {"single_video_path": "random"}, "memory": "low" if low else "default"}
-        )
+        self.cfg = cfg or schema.from_dict({"train_data": {"single_video_path": "random"}})
         with self.device:
             self.unet = UNet3DConditionModel.from_config({**ZEROSCOPE, **architecture.unet})
             self.latents = torch.randn(1, 4, architecture.frames, architecture.side, architecture.side)
@@ -102,8 +99,8 @@ class Step:
         self.base_bytes = memory.parameter_bytes(self.unet)
         bypass_single_frames(self.unet)
         self.method = methods.attach(self.unet, self.cfg, clips=1, latent_size=tuple(self.latents.shape[2:]))
-        if low or (architecture.checkpointing if checkpointing is None else checkpointing):
-            checkpoint_activations(self.unet, nested=low)
+        if architecture.checkpointing if checkpointing is None else checkpointing:
+            checkpoint_activations(self.unet)
         self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.optimizer = DualPathOptimizer(
             self.cfg,
@@ -174,13 +171,12 @@ class PlainStep(Step):
 def count_bytes(
     architecture: Architecture,
     *,
-    low: bool,
     checkpointing: bool | None = True,
     dtype: torch.dtype = torch.bfloat16,
     cfg: DictConfig | None = None,
 ) -> int:
-    """Peak bytes of a training step, counted on the meta device; `low` is the setting memory=low."""
-    step = Step(architecture, "meta", dtype, low=low, checkpointing=checkpointing, cfg=cfg)
+    """Peak bytes of a training step, counted on the meta device."""
+    step = Step(architecture, "meta", dtype, checkpointing=checkpointing, cfg=cfg)
     with memory.PeakBytes() as counted:
         step.gradients(0)
     learned = 4 * sum(p.numel() for p in (*step.method.motion_parameters, *step.method.appearance_parameters))
@@ -215,12 +211,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measure(
-    name: str, device: torch.device, *, repeats: int, baseline: bool, low: bool, checkpointing: bool | None
+    name: str, device: torch.device, *, repeats: int, baseline: bool, checkpointing: bool | None
 ) -> dict[str, float | str | None]:
     """Time steps, ours and the baseline's in turn, after one warm-up each; the numbers of the JSON document."""
     architecture = MODELS[name]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    ours = Step(architecture, device, dtype, low=low, checkpointing=checkpointing)
+    ours = Step(architecture, device, dtype, checkpointing=checkpointing)
     plain = PlainStep(architecture, device) if baseline else None
     steps = [step for step in (ours, plain) if step]
     times: dict[Step, list[tuple[float, float]]] = {step: [] for step in steps}
@@ -259,7 +255,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=MODELS, default="mid")
     parser.add_argument("--baseline", action="store_true", help="alternate with the plain step and print the ratio")
     parser.add_argument("--memory", action="store_true", help="only count bytes, on the meta device")
-    parser.add_argument("--low", action="store_true", help="our step in the low-memory setting (memory=low)")
     parser.add_argument("--checkpointing", choices=("on", "off"), help="default: on for zeroscope only")
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
     parser.add_argument("--device", default="auto")
@@ -282,14 +277,12 @@ def main(argv: list[str] | None = None) -> None:
             else f"{device.type}, {torch.get_num_threads()} threads"
         )
         result |= {"device": name} | measure(
-            asked.model, device, repeats=asked.repeats, baseline=asked.baseline, low=asked.low, checkpointing=recompute
+            asked.model, device, repeats=asked.repeats, baseline=asked.baseline, checkpointing=recompute
         )
     if result["peak_bytes"] is None:
         dtype = torch.float32 if not asked.memory and device.type == "cpu" else torch.bfloat16
         counted = True if asked.memory and recompute is None else recompute
-        result["peak_bytes"] = count_bytes(architecture, low=asked.low, checkpointing=counted, dtype=dtype)
-    if asked.memory:
-        result["peak_bytes_low"] = count_bytes(architecture, low=True)
+        result["peak_bytes"] = count_bytes(architecture, checkpointing=counted, dtype=dtype)
     print(json.dumps(result))
 
 

@@ -62,7 +62,7 @@ def rows(names: list[str], repeats: int) -> list[tuple[str, ...]]:
                 *(cell for step in (zeroscope, pocket) for cell in parameters(step)),
                 f"{statistics.median(times):.2f}",
                 *(
-                    f"{count_bytes(MODELS[model], low=False, checkpointing=None, dtype=dtype, cfg=cfg) / 1e9:.2f}"
+                    f"{count_bytes(MODELS[model], checkpointing=None, dtype=dtype, cfg=cfg) / 1e9:.2f}"
                     for model, dtype in (("zeroscope", torch.bfloat16), ("pocket", torch.float32))
                 ),
                 WHEN[name],

@@ -48,25 +48,23 @@ def test_a_step_trains_and_a_sampling_step_leaves_the_model_as_it_was():
 
 def test_recomputing_activations_is_counted_as_less_memory():
     wide = bench.Architecture(TINY.unet, frames=4, side=32, text_layers=1, checkpointing=False)
-    full = bench.count_bytes(wide, low=False, checkpointing=False)
-    assert full > 2 * bench.count_bytes(wide, low=False, checkpointing=True)
+    full = bench.count_bytes(wide, checkpointing=False)
+    assert full > 2 * bench.count_bytes(wide, checkpointing=True)
 
 
-def test_zeroscope_fits_eight_gigabytes_and_six_in_the_low_setting():
-    default, low = (bench.count_bytes(bench.MODELS["zeroscope"], low=low) for low in (False, True))
-    assert 2.8e9 < low < default <= 8e9  # 2.8 GB is the frozen model alone
-    assert low <= 6e9
+def test_zeroscope_fits_eight_gigabytes():
+    assert 2.8e9 < bench.count_bytes(bench.MODELS["zeroscope"]) <= 8e9  # 2.8 GB is the frozen model alone
 
 
 def test_the_last_line_is_one_json_document(monkeypatch, capsys):
     monkeypatch.setitem(bench.MODELS, "pocket", TINY)
-    monkeypatch.setattr(bench, "count_bytes", lambda _, *, low, **__: 1 if low else 2)
+    monkeypatch.setattr(bench, "count_bytes", lambda _, **__: 2)
     bench.main(["--model", "pocket", "--repeats", "1", "--baseline", "--device", "cpu"])
     timed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert min(timed[key] for key in ("train_step_s", "sample_s", "peak_bytes", "baseline_ratio", "train_flop")) > 0
     bench.main(["--model", "pocket", "--memory"])
     counted = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (counted["train_step_s"], counted["peak_bytes"], counted["peak_bytes_low"]) == (None, 2, 1)
+    assert (counted["train_step_s"], counted["peak_bytes"]) == (None, 2)
 
 
 @pytest.mark.parametrize("name", ["cuda:1", "mps"])

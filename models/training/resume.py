@@ -40,7 +40,6 @@ FREE = (
     "max_train_steps",
     "logger",
     "device",
-    "memory",
     "gradient_checkpointing",
 )  # say nothing about a step's numbers
 
