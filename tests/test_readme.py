@@ -199,10 +199,6 @@ def test_the_download_command_exists():
     assert told.returncode == 0 and "--local-dir" in told.stdout and "--local-dir" in words
 
 
-def test_the_table_of_keys_is_the_schema():
-    assert markdown_table() in TEXT["configs/README.md"]
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_exists(page):
     """Paths are written from the repository's root or from the page's own folder."""
