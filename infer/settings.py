@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.checks import checked, of_type
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
-from configs.plain import checked, of_type, read_json
+from configs.plain import read_json
 from infer.options import RELEASE, RELEASE_FREEU
 from infer.sampler import check_interval, check_solver
 from models.highway import HighwaySettings

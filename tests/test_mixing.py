@@ -127,6 +127,20 @@ def test_pli_gives_the_last_steps_to_the_plain_model_in_every_batch(trained, sam
     assert all((a.int() - b.int()).abs().max() <= 1 for a, b in zip(together, phased))
 
 
+@pytest.mark.parametrize("solver", ["unipc", "dpm"])
+def test_every_solver_takes_every_noise_the_highway_and_phased_integration(trained, sample, tiny_pipeline, solver):
+    words = ("-cf", trained(**LORA), "--solver", solver, "-s", 3)
+    videos = [
+        sample(*words, "--noise_strategy", s, "-np", 0.5)[0] for s in ("blend", "frequency", "blend_frequency", "fft")
+    ]
+    videos += sample(*words, "-np", 0)
+    videos += sample(*words, "-np", 0, "--highway", "off")
+    videos += sample(*words, "-np", 0, "--pli_threshold", 400)
+    videos += (plain := sample("--model", tiny_pipeline, "--solver", solver, "-s", 3))
+    assert not any(torch.equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
+    assert torch.equal(sample(*words, "-np", 0, "--pli_threshold", 999)[0], plain[0])
+
+
 def test_loras_of_two_presets_are_added_into_the_weights(trained, backbone):
     motions = [(load_checkpoint(trained(**LORA)), 0.7), (load_checkpoint(trained(**DIRECTOR)), 0.4)]
     name = "transformer_in.transformer_blocks.0.attn1.to_q"
