@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from configs.errors import UserError
 from data.world import MOTIONS, render, sample_scene, vocabulary
-from infer.pictures import contact_sheet
+from infer.pictures import contact_sheet, strip
 from models.hooks import bypass_single_frames
 from scripts.pocket.abilities import (
     GUIDANCE,

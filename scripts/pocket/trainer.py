@@ -142,6 +142,7 @@ class Trainer:
             tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
         write_tensors(tensors, path, {"phase": name, "step": str(step), "settings": settings})
 
+    @torch.no_grad()
     def _restore(self, path: Path, name: str, settings: str, model, average, optimizer) -> int:
         if not path.exists():
             return 0
