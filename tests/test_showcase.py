@@ -37,7 +37,7 @@ def test_reference_base_and_customized_stand_side_by_side_and_play(tmp_path):
     assert image.is_animated and image.info["loop"] == 0 and path.stat().st_size < animation.MOST_BYTES
     assert len(shown) == 4 and image.info["duration"] == 125
     step = animation.SIDE + animation.GAP
-    row = animation.SIDE + 2 * animation.LINE + animation.GAP
+    row = animation.SIDE + animation.LINES * animation.LINE + animation.GAP
     for number, frame in enumerate(shown):
         for column, line, colour in ((0, 0, RED), (1, 0, GREEN), (2, 0, BLUE), (1, 1, BLUE), (2, 1, GREEN)):
             seen = frame[60 + line * row, 60 + column * step]
