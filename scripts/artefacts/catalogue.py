@@ -319,3 +319,4 @@ OURS = {
     )
 }
 ARTEFACTS = PAPER | OURS
+STUDIES = {"metrics": ("Motion metrics against the truth (toy world)", "no model; about three minutes of CPU")}
