@@ -58,7 +58,7 @@ RETIMINGS = {  # held out: a known direction on another clock; name -> (times, p
     "back_and_forth": ((0, 1 / 3, 2 / 3, 1), (0, 1, 0, 1)),
 }
 PATHS = ("zigzag", "orbit", "spiral", "figure_eight")  # held out: places no known motion visits in that order
-REFERENCE_SEEDS = {  # one look with a window for each: leakage must not hang on a single colour, shape or ground
+REFERENCE_SEEDS = {  # each with a window: leakage must not depend on a single colour, shape or ground
     "there_and_back": 3,
     "late_start": 0,
     "pause": 38,
@@ -147,27 +147,27 @@ def sample_scene(seed: int, split: str = "train", decorated: float = 0.2) -> Sce
     rng = np.random.default_rng([seed, 11])
     # "wander" twice: the nameless motions are the prior's richest part and the hardest to learn.
     motions = [*MOTIONS, "wander"] if split == "train" else [*RETIMINGS, *PATHS]
-    look = rng.random()
+    decoration = rng.random()
     return Scene(
         shape=str(rng.choice(SHAPES)),
         colour=str(rng.choice(list(COLOURS))),
         background=str(rng.choice(list(BACKGROUNDS))),
         motion=str(rng.choice(motions)),
         seed=seed,
-        pattern=str(rng.choice(PATTERNS)) if look < decorated / 2 else None,
-        window=bool(decorated / 2 <= look < decorated),
+        pattern=str(rng.choice(PATTERNS)) if decoration < decorated / 2 else None,
+        window=bool(decorated / 2 <= decoration < decorated),
         direction=str(rng.choice(list(DIRECTIONS))) if split == "heldout" else "right",
     )
 
 
-def reference_clip(motion: str, seed: int | None = None, frames: int = 8, size: int = 64, **look) -> WorldClip:
+def reference_clip(motion: str, seed: int | None = None, frames: int = 8, size: int = 64, **fields) -> WorldClip:
     """The clip to customize on for one motion: an appearance worth leaking, drawn from `seed` (default the motion's
     own).
 
-    Either a pattern or a window is always present; `look` overrides any field of the Scene.
+    Either a pattern or a window is always present; `fields` override those of the Scene.
     """
     scene = sample_scene(REFERENCE_SEEDS.get(motion, 0) if seed is None else seed, decorated=1.0)
-    return render(replace(scene, motion=motion, direction="right", **look), frames, size)
+    return render(replace(scene, motion=motion, direction="right", **fields), frames, size)
 
 
 def trajectory_of(scene: Scene, frames: int = 8) -> tuple[np.ndarray, np.ndarray]:

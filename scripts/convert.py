@@ -31,6 +31,7 @@ from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoin
 from models.files.diffusers import DIFFUSERS_FILE, header_of, read_diffusers, read_peft, write_diffusers, write_peft
 from models.files.peft import ADAPTER_FILE
 from models.files.tensors import read_pickle
+from models.merge import merge
 
 CACHE = "cached_latents"
 
@@ -183,7 +184,7 @@ def _write_merged(checkpoint: Checkpoint, part: Path, model: str | None) -> None
     if folder is None or not Path(folder).is_dir():
         raise UserError("merged: needs the folder of the pipeline to merge into: give it with --model")
     backbone = Backbone.load(folder, _stored_dtype(Path(folder) / "unet"))
-    lora.merge(backbone.unet, checkpoint.motion, 1.0, checkpoint.scale)
+    merge(backbone.unet, checkpoint.motion, 1.0, checkpoint.scale)
     shutil.copytree(folder, part, ignore=lambda path, names: ["unet"] if Path(path) == Path(folder) else [])
     backbone.unet.save_pretrained(part / "unet")
 

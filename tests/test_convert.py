@@ -21,6 +21,7 @@ from models.backbone import skeleton
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, read_peft
+from models.merge import merge
 from scripts.convert import convert, inspect, read
 from scripts.pocket import architecture as blueprint
 
@@ -119,7 +120,7 @@ def test_a_stock_pipeline_loads_the_diffusers_file(run, model, tmp_path):
     sample, text = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 3, blueprint.TEXT_WIDTH)
     with torch.no_grad():
         checkpoint = load_checkpoint(run)
-        with lora.merge(pipe.unet, checkpoint.motion, 1.0, checkpoint.scale):
+        with merge(pipe.unet, checkpoint.motion, 1.0, checkpoint.scale):
             merged = pipe.unet(sample, 3, text).sample
         base = pipe.unet(sample, 3, text).sample
         pipe.unet.__class__ = type("UNet3DConditionModel", (diffusers.UNet3DConditionModel, PeftAdapterMixin), {})
@@ -133,7 +134,7 @@ def test_a_merged_folder_is_a_plain_pipeline_with_the_motion_in_it(run, model, t
     merged = diffusers.UNet3DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
     plain = diffusers.UNet3DConditionModel.from_pretrained(model, subfolder="unet")
     checkpoint = load_checkpoint(run)
-    lora.merge(plain, checkpoint.motion, 1.0, checkpoint.scale)
+    merge(plain, checkpoint.motion, 1.0, checkpoint.scale)
     state = plain.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in merged.state_dict().items())
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in Path(model).iterdir()}

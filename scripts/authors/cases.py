@@ -23,7 +23,8 @@ from models import methods
 from models.files.checkpoint import load_checkpoint
 from models.highway import HighwaySettings, attach_highway
 from models.hooks import bypass_single_frames
-from models.lora import PRESETS, active, add_adapter, merge, targets
+from models.lora import PRESETS, active, add_adapter, targets
+from models.merge import merge
 from scripts.authors.reference import ReferenceFile, Row
 
 LATENTS = 2e-5  # relative to the largest value, after many passes
