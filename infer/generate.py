@@ -138,7 +138,7 @@ def sample_videos(
     if settings.guidance_interval is not None:
         denoise = within(settings.guidance_interval, denoise, guide(backbone.predict, text))
     steer = None
-    if towards is not None and (guidance := settings.guidance()) is not None:
+    if (guidance := settings.guidance()) is not None:
         empty = backbone.encode_text([""]).expand(len(text), -1, -1)
         denoise = MotionGuidance(
             towards, denoise, guide(backbone.predict, empty), backbone.scheduler, guidance, list(seeds)

@@ -9,6 +9,7 @@ model that samples.
 import argparse
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,9 @@ class Settings:
 
     def guidance(self) -> GuidanceSettings | None:
         """How motion is guided; None without guidance."""
-        if self.values.get("guide") is None:
+        if "guide" not in self.values:
             return None
-        names = ("steps", "updates", "rate", "weights", "across", "target")
-        return GuidanceSettings(**{name: self[f"guide_{name}"] for name in names})
+        return GuidanceSettings(**{field.name: self[f"guide_{field.name}"] for field in fields(GuidanceSettings)})
 
     def lines(self) -> list[str]:
         """What will be used, a line for each origin, then a line for each trained value that a flag replaces."""
@@ -178,13 +178,13 @@ def _choose_highway(
 
 def _choose_guidance(args: argparse.Namespace, settings: Settings) -> None:
     """Motion guidance and what belongs to it; without --guide there is none, and nothing of it is recorded."""
-    settings.choose("guide", ("flag", RUN_REFERENCE if args.guide == "" else args.guide))
-    if settings.guide is None:
+    if args.guide is None:
         return
+    settings.choose("guide", ("flag", args.guide or RUN_REFERENCE))
     default = GuidanceSettings(steps=max(1, round(SHARE * settings.num_steps)), rate=RATE)
     for name, value in vars(default).items():
         settings.choose(f"guide_{name}", ("flag", getattr(args, f"guide_{name}")), ("guidance's default", value))
-    settings.values["guide_weights"] = tuple(settings.guide_weights)
+    settings.values["guide_weights"] = list(settings.guide_weights)  # as JSON gives it back
 
 
 def read_native(model: Path) -> dict[str, Any]:
