@@ -34,6 +34,7 @@ from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.hooks import Patch
+from models.threads import use_threads
 
 MOST_ROWS = 64  # of the contact sheet
 ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings, 0.3 MB each for ZeroScope
@@ -56,6 +57,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
         backbone = Backbone.load(request.model, dtype, device)
     else:
         _check_backbone(backbone, request.model, dtype, device)
+    use_threads(backbone.unet, device, args.threads)
     size = latent_size(settings, backbone)
     if device.type == "cuda":
         check_batch(args.batch_size, settings, size)
