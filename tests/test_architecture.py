@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "data": {"configs", "data"},
     "models": {"configs", "models"},
     "infer": {"configs", "data", "models", "infer"},
-    "train": {"configs", "data", "models", "infer"},
+    "train": {"configs", "data", "models", "infer", "train"},  # its command imports itself, late
     "scripts": {"configs", "data", "models", "infer", "train", "scripts"},
 }
 ROOMS = set(MAY_IMPORT) | {"tests"}
