@@ -24,6 +24,8 @@ from tqdm import tqdm
 from configs.errors import UserError
 from configs.files import check_writable
 from infer import options
+from infer.guidance import MotionGuidance
+from infer.guide_clip import guide_latents
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet, strip
 from infer.request import read_request
@@ -57,6 +59,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     size = latent_size(settings, backbone)
     if device.type == "cuda":
         check_batch(args.batch_size, settings, size)
+    towards = guide_latents(request, backbone, args.clip)
     request.report()
     record = shared_record(args, request, backbone)
     rows: list[tuple[str, Image.Image]] = []
@@ -75,6 +78,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
                 negative,
                 seeds=[seed for _, seed in batch],
                 inversion=request.reference and request.reference.inversion,
+                towards=towards,
                 progress=partial(_advance, bar=bar, videos=len(batch)),
             )
             seconds = (time.perf_counter() - began) / len(batch)
@@ -103,13 +107,14 @@ def sample_videos(
     *,
     seeds: list[int],
     inversion: torch.Tensor | None = None,
+    towards: torch.Tensor | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[torch.Tensor]:
     """One batch from noise to frames: a video, uint8 [f c h w] on the CPU, for every row of `text` [b n d] and seed.
 
     `customization` is on the U-Net inside its `with` block; phased LoRA integration takes it off before. `negative` is
-    [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance. Raises UserError when
-    the latents do not stay finite.
+    [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
+    size is the clip that `settings.guidance()` steers to. Raises UserError when the latents do not stay finite.
     """
     shape = (1, backbone.unet.config.in_channels, *latent_size(settings, backbone))
     noise = [
@@ -132,6 +137,13 @@ def sample_videos(
     )
     if settings.guidance_interval is not None:
         denoise = within(settings.guidance_interval, denoise, guide(backbone.predict, text))
+    steer = None
+    if (guidance := settings.guidance()) is not None:
+        empty = backbone.encode_text([""]).expand(len(text), -1, -1)
+        denoise = MotionGuidance(
+            towards, denoise, guide(backbone.predict, empty), backbone.scheduler, guidance, list(seeds)
+        )
+        steer = denoise.steer
     threshold = settings.pli_threshold
     with customization as patch:
         latents = sample(
@@ -141,6 +153,7 @@ def sample_videos(
             steps=settings.num_steps,
             solver=settings.solver,
             on_timestep=None if threshold is None else lambda t: patch.remove() if t <= threshold else None,
+            steer=steer,
             progress=progress,
         )
     return [backbone.decode_video(video[None]) for video in latents]

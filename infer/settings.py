@@ -9,6 +9,7 @@ model that samples.
 import argparse
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from configs.checks import checked, of_type
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
 from configs.plain import read_json
-from infer.options import RELEASE, RELEASE_FREEU
+from infer.guidance import SHARE, GuidanceSettings
+from infer.options import RATE, RELEASE, RELEASE_FREEU
 from infer.sampler import check_interval, check_solver
 from models.highway import HighwaySettings
 
@@ -38,6 +40,7 @@ CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
     "embedding_sampling": "embeddings.sampling",
     "precision": "mixed_precision",
 }
+RUN_REFERENCE = "the run's reference clip"
 PREVIEW_PRIOR = 0.5  # of the release's training; its infer.py takes 0.2
 UNCHOSEN = ("model", "training's default", "release's default")  # origins that no person asked for
 
@@ -77,6 +80,12 @@ class Settings:
         """The appearance highway to sample with; None for the model's own skip connections."""
         scope = self["highway"]
         return None if scope == "off" else HighwaySettings(scope, self["beta"], self["freeu"])
+
+    def guidance(self) -> GuidanceSettings | None:
+        """How motion is guided; None without guidance."""
+        if "guide" not in self.values:
+            return None
+        return GuidanceSettings(**{field.name: self[f"guide_{field.name}"] for field in fields(GuidanceSettings)})
 
     def lines(self) -> list[str]:
         """What will be used, a line for each origin, then a line for each trained value that a flag replaces."""
@@ -120,6 +129,7 @@ def resolve(
     if settings.guidance_interval is not None:
         check_interval(settings.guidance_interval)
     _choose_highway(args, config, settings, published, has_motion)
+    _choose_guidance(args, settings)
     return settings
 
 
@@ -164,6 +174,17 @@ def _choose_highway(
                 "use --beta"
             )
         settings.replace("freeu", None, "default")
+
+
+def _choose_guidance(args: argparse.Namespace, settings: Settings) -> None:
+    """Motion guidance and what belongs to it; without --guide there is none, and nothing of it is recorded."""
+    if args.guide is None:
+        return
+    settings.choose("guide", ("flag", args.guide or RUN_REFERENCE))
+    default = GuidanceSettings(steps=max(1, round(SHARE * settings.num_steps)), rate=RATE)
+    for name, value in vars(default).items():
+        settings.choose(f"guide_{name}", ("flag", getattr(args, f"guide_{name}")), ("guidance's default", value))
+    settings.values["guide_weights"] = list(settings.guide_weights)  # as JSON gives it back
 
 
 def read_native(model: Path) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from configs.errors import UserError
+from configs.errors import UserError, is_out_of_memory
+from configs.plain import shown_error
+from models.files.pipeline import check_folder, check_pipeline, settings_of
 from models.hooks import bypass_single_frames
 
 ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, ModelScope
@@ -31,9 +33,9 @@ ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, Mod
     "cross_attention_dim": 1024,
     "attention_head_dim": 64,
 }
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
-UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, UnpicklingError)
+UNLOADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
+UNLOADABLE += (AssertionError, SafetensorError, UnpicklingError)
 FRAMES_AT_ONCE = 4  # the VAE is applied to a few frames at a time: decoding 16 at once would need 3.6 GB
 
 # (z_t [b c f h w], timestep [] or [b], text [b n d]) -> prediction, fp32 [b c f h w]
@@ -102,6 +104,8 @@ class Backbone:
         """
         path = str(path)
         check_folder(path)
+        if Path(path).is_dir():
+            check_pipeline(Path(path))
         transformers_logging.disable_progress_bar()  # one bar a part says nothing; training has a bar of its own
         device = torch.device(device)
         parts = {
@@ -194,13 +198,7 @@ def snap_of(model: str | Path) -> int:
     Raises UserError when there is no such configuration.
     """
     levels = len(skeleton(model).config.block_out_channels)
-    try:
-        vae = AutoencoderKL.load_config(str(model), subfolder="vae")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{model}: its vae/config.json cannot be read ({str(error).splitlines()[0][:100]}); download the whole "
-            "folder again"
-        ) from error
+    vae = settings_of(AutoencoderKL, str(model), "vae")
     return 2 ** (len(vae["block_out_channels"]) - 1) * 2 ** (levels - 1)
 
 
@@ -231,53 +229,20 @@ class _quiet_tokenizer:
         self.logger.setLevel(self.level)
 
 
-def check_folder(path: str) -> None:
-    """Raise UserError unless `path` is a pipeline folder, or could be a hub id."""
-    folder = Path(path)
-    if folder.is_dir():
-        missing = [part for part in PARTS if not (folder / part).is_dir()]
-        if missing:
-            found = sorted(p.name for p in folder.iterdir())[:8]
-            raise UserError(
-                f"model: {path} is not a text-to-video pipeline folder: {', '.join(missing)} missing "
-                f"(found {', '.join(found) or 'nothing'}); download the whole folder again"
-            )
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir():
-        raise UserError(
-            f"model: no folder {path}; point pretrained_model_path (or --model) at a ZeroScope or "
-            "ModelScope folder, or use models/pocketscope, which is in this repository"
-        )
-
-
 def skeleton(model: str | Path | None = None) -> UNet3DConditionModel:
     """The U-Net of a pipeline folder, a U-Net folder or a hub id without its weights; ZeroScope's when None.
 
     It lives on the meta device and costs no memory: checkpoints are checked against it before anything is loaded.
     Raises UserError when there is no such configuration.
     """
-    config = dict(ZEROSCOPE) if model is None else _unet_config(str(model))
-    with torch.device("meta"):
-        return UNet3DConditionModel.from_config(config)
-
-
-def _unet_config(model: str) -> dict:
-    if not Path(model).is_dir():
-        check_folder(model)
-        try:
-            return UNet3DConditionModel.load_config(model, subfolder="unet")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"--model: {model} is no folder and can not be read from the hub ({str(error).splitlines()[0][:100]});"
-                " point it at a ZeroScope or ModelScope folder"
-            ) from error
-    paths = [Path(model) / "unet" / "config.json", Path(model) / "config.json"]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise UserError(f"{model}: no unet/config.json there; give the folder of a text-to-video pipeline")
+    config = dict(ZEROSCOPE) if model is None else settings_of(UNet3DConditionModel, str(model), "unet")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
+        with torch.device("meta"):
+            return UNet3DConditionModel.from_config(config)
+    except UNLOADABLE as error:
+        raise UserError(
+            f"model: the settings of the U-Net of {model} make no model ({shown_error(error)}); download it again"
+        ) from error
 
 
 def _load_part(path: str, name: str, kind, options: dict):
@@ -289,7 +254,9 @@ def _load_part(path: str, name: str, kind, options: dict):
     try:
         return kind.from_pretrained(path, subfolder=name, **options)
     except UNLOADABLE as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
-            f"model: {name} of {path} can not be loaded ({str(error).strip().splitlines()[0][:200]}); "
+            f"model: {name} of {path} cannot be loaded ({shown_error(error)}); "
             "check that the download is complete and is a ZeroScope/ModelScope folder"
         ) from error

@@ -29,7 +29,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "artefacts",
         nargs="*",
         metavar="ARTEFACT or key=value",
-        help="table1 to table6, figure3 to figure6, all (these ten), or motions; "
+        help="table1 to table6, figure3 to figure6, all (these ten), motions or metrics; "
         "key=value words override the configuration of every training",
     )
     add("--list", action="store_true", help="print what each artefact shows, needs and costs")
@@ -81,7 +81,7 @@ def _count(text: str) -> int:
 
 def listing() -> str:
     """What --list prints."""
-    from scripts.artefacts.catalogue import ARTEFACTS, PAPER
+    from scripts.artefacts.catalogue import ARTEFACTS, PAPER, STUDIES
 
     lines = ["The paper's:"]
     for name, artefact in ARTEFACTS.items():
@@ -95,25 +95,26 @@ def listing() -> str:
                 f"    costs on {model} at most {trainings} trainings and {videos} videos, about "
                 f"{(trainings * train + videos * video) / 60:.0f} min (an estimate)"
             )
+    lines += ["Studies of the measures:"]
+    lines += [f"{name}  {title}\n    needs {needs}" for name, (title, needs) in STUDIES.items()]
     return "\n".join(lines)
 
 
 def choose(asked: list[str]) -> tuple[list[str], list[str]]:
     """(artefacts in the paper's order, key=value words). Raises UserError for an unknown artefact, or none."""
-    from scripts.artefacts.catalogue import ARTEFACTS, PAPER
+    from scripts.artefacts.catalogue import ARTEFACTS, PAPER, STUDIES
 
+    known = (*ARTEFACTS, *STUDIES)
     words = [word for word in asked if "=" in word]
     names = [word for word in asked if "=" not in word]
     for name in names:
-        if name not in (*ARTEFACTS, "all"):
-            near = difflib.get_close_matches(name, ARTEFACTS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ARTEFACTS)}, and all"
+        if name not in (*known, "all"):
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and all"
             raise UserError(f"{name}: no artefact has this name; {hint}")
     if not names:
-        raise UserError(
-            f"no artefact was named; give one or several of {', '.join(ARTEFACTS)}, or all ten of the paper"
-        )
-    return [name for name in ARTEFACTS if name in names or ("all" in names and name in PAPER)], words
+        raise UserError(f"no artefact was named; give one or several of {', '.join(known)}, or all ten of the paper")
+    return [name for name in known if name in names or ("all" in names and name in PAPER)], words
 
 
 @command
@@ -125,10 +126,14 @@ def main(argv: list[str] | None = None) -> None:
         return
     names, words = choose(args.artefacts)
     quiet_threads()
-    from scripts.artefacts.production import reproduce
+    from scripts.artefacts.catalogue import STUDIES
+    from scripts.artefacts.production import reproduce, study_metrics
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that chains are stopped as Ctrl-C stops them
-    pages, incomplete = reproduce(args, names, words, argv)
+    studied = [study_metrics(args, argv)] if set(names) & set(STUDIES) and not args.dry_run else []
+    names = [name for name in names if name not in STUDIES]
+    pages, incomplete = reproduce(args, names, words, argv) if names else ([], 0)
+    pages = [*studied, *pages]
     for page in pages:
         print(page)
     if incomplete:

@@ -70,7 +70,7 @@ def test_a_truncated_weight_file_is_one_sentence(tiny_pipeline, tmp_path):
     shutil.copytree(tiny_pipeline, broken)
     file = broken / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="unet of .* can not be loaded"):
+    with pytest.raises(UserError, match="unet of .* cannot be loaded"):
         Backbone.load(broken)
 
 

@@ -19,6 +19,7 @@ from diffusers import TextToVideoSDPipeline
 import train
 from configs.errors import UserError
 from data.world import BACKGROUNDS, COLOURS, SHAPES, parse_prompt, vocabulary
+from infer import generate as generating
 from models.backbone import Backbone
 from models.files.checkpoint import load_checkpoint
 from scripts import reproduce as command
@@ -54,8 +55,12 @@ def plan(world_model, tmp_path_factory):
         short(patch)
         for name in ("table5", "figure4"):
             made.add(name)
-    for chain in made.chains.values():
-        work(chain)
+    loaded, load = [], generating.load_backbone
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generating, "load_backbone", lambda request: loaded.append(request) or load(request))
+        for chain in made.chains.values():
+            work(chain)
+    assert len(loaded) == len(made.chains)  # once, whatever is sampled from a training
     return made
 
 

@@ -108,16 +108,19 @@ def work(chain: Chain) -> None:
     """Do what is left of the chain in this process. Raises UserError as training and sampling do."""
     quiet_threads()
     from infer import options  # slow imports only where there is something to do
-    from infer.generate import generate
+    from infer.generate import generate, load_backbone
     from train import run
 
     if chain.run_folder is None:
         note_commit(Path(chain.run))
         run(load(train_words(chain), description="")[0])
+    backbone = None  # one model serves all samples of a chain: every variant customizes it and leaves it as it was
     for samples in chain.samples:
         for seed, prompts in list(samples.missing()):
             note_commit(Path(samples.folder))
-            for _ in generate(options.parse(infer_words(chain, samples, seed, prompts))):
+            request = options.parse(infer_words(chain, samples, seed, prompts))
+            backbone = backbone or load_backbone(request)
+            for _ in generate(request, backbone):
                 pass
 
 

@@ -19,6 +19,7 @@ from infer.measure.world_scores import ReferenceClips
 from infer.video import read_video, write_video
 from models.backbone import Backbone, choose_device, choose_dtype, snap_of
 from models.files.checkpoint import load_checkpoint
+from scripts.artefacts import metric_report
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.hidden_states import LabelledClip, StateComparison, compare_customizations, world_clips
 from scripts.artefacts.page import write_page
@@ -27,7 +28,7 @@ from scripts.artefacts.plots import write_plots
 from scripts.artefacts.provenance import commit
 from scripts.artefacts.report import body, write_files
 from scripts.artefacts.result import Result, made_at, total_cost
-from scripts.artefacts.results_file import put_section
+from scripts.artefacts.results_file import markdown_code, put_section
 from scripts.artefacts.schedule import Launch, Processes, run_all, run_on_slurm, slurm_executor
 from scripts.artefacts.testbed import Testbed
 
@@ -91,6 +92,22 @@ def reproduce(
             log_line(f"missing: {problem}")
         incomplete += not result.rows or any(cell.chain.name in failed for cell in plan.cells[name])
     return pages, incomplete
+
+
+def study_metrics(args: argparse.Namespace, argv: list[str]) -> Path:
+    """The study of motion metrics (scripts/artefacts/metric_study.py); returns its page. `args` as in `reproduce`."""
+    output = args.output_dir.resolve()
+    results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
+    command = markdown_code(f"python scripts/reproduce.py {shlex.join(argv)}")
+    return metric_report.make(
+        output / ("metrics-smoke" if args.smoke else "metrics"),
+        results,
+        smoke=args.smoke,
+        clip=args.clip,
+        device=str(choose_device()),
+        provenance=f"{time.strftime('%Y-%m-%d')}, commit {commit()}. Command: {command}",
+        say=log_line,
+    )
 
 
 def make_result(

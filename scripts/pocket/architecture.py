@@ -205,7 +205,10 @@ def build(words: Sequence[str], seed: int = 0) -> dict[str, object]:
 
 
 def _merges_for(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges learned until every word is one token; ties go to the alphabet, so ids never change."""
+    """Byte-pair merges learned until every word is one token; ties go to the alphabet, so ids never change.
+
+    The trainer of the tokenizers library breaks ties in another way, which would renumber the shipped tokenizer.
+    """
     spelled = [(*word[:-1], word[-1] + "</w>") for word in words]
     merges = []
     while any(len(parts) > 1 for parts in spelled):

@@ -18,7 +18,8 @@ from infer.video import write_video
 
 COLUMNS = ("reference clip", "base model", "customized")
 SIDE = 192  # pixels of a video's longer side in the picture
-GAP, LINE, FONT_SIZE = 10, 18, 14  # pixels
+GAP, LINE, FONT_SIZE = 10, 17, 14  # pixels
+LINES = 3  # of text below a video
 MOST_BYTES = 1_000_000
 QUALITIES = (90, 75, 60, 45, 30)  # of lossy WebP, the first that is small enough
 
@@ -57,7 +58,7 @@ def _frame(rows, reference: Clip, number: int, count: int) -> Image.Image:
     lines = [(prompt, [_cell(video, number, count) for video in videos]) for prompt, *videos in rows]
     sizes = [cell.size for cell in (shown, *(cell for _, cells in lines for cell in cells))]
     width, height = (max(side) for side in zip(*sizes))
-    row_height = height + 2 * LINE + GAP
+    row_height = height + LINES * LINE + GAP
     image = Image.new("RGB", (GAP + 3 * (width + GAP), GAP + LINE + len(rows) * row_height), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=FONT_SIZE)
     lefts = [GAP + column * (width + GAP) for column in range(len(COLUMNS))]
@@ -83,8 +84,8 @@ def _cell(video: torch.Tensor, number: int, count: int) -> Image.Image:
 
 
 def _write(draw: ImageDraw.ImageDraw, font, text: str, left: int, top: int, width: int) -> None:
-    """`text` in two lines at most."""
+    """`text` in at most `LINES` lines of `width` pixels."""
     letters = max(1, int(width / draw.textlength("abcdefghij", font=font) * 10))
-    lines = textwrap.wrap(" ".join(text.split()), letters, max_lines=2, placeholder=" ...")
+    lines = textwrap.wrap(" ".join(text.split()), letters, max_lines=LINES, placeholder=" ...")
     for number, line in enumerate(lines):
-        draw.text((left, top + 2 + number * (LINE - 2)), line, fill="dimgray", font=font)
+        draw.text((left, top + 2 + number * LINE), line, fill="dimgray", font=font)
