@@ -51,6 +51,7 @@ WALLS = [  # (files in here, must not import what is in there): rooms inside roo
     ("models", "models.training"),
     ("models.files", "models.methods"),
     *((f"scripts.{here}", f"scripts.{there}") for here, there in permutations(("artefacts", "authors", "pocket"), 2)),
+    ("scripts.artefacts", "scripts.conversion"),
     ("scripts.artefacts", "scripts.benchmark"),
     ("scripts.artefacts", "scripts.showcase"),
     ("scripts.showcase", "scripts.artefacts"),
