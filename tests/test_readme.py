@@ -180,7 +180,8 @@ def test_the_shell_scripts_reuse_an_environment_that_is_up_to_date(tmp_path):
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin/python").symlink_to(sys.executable)
-    shutil.copy(ROOT / "requirements.txt", venv / "installed.txt")
+    (venv / "installed").mkdir()
+    shutil.copy(ROOT / "requirements.txt", venv / "installed")
     done = subprocess.run(
         ["bash", "-c", ". scripts/setup.sh && command -v python"],
         cwd=ROOT,
