@@ -1,4 +1,4 @@
-"""VideoScorer a folder of samples by the JSON sidecars beside them: motion, appearance, leakage.
+"""Measure a folder of samples by the JSON sidecars beside them: motion, appearance, leakage.
 
     python scripts/evaluate.py outputs/infer
     python scripts/evaluate.py outputs/base --reference data/examples/pocket_there_and_back.mp4
