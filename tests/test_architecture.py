@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "data": {"configs", "data"},
     "models": {"configs", "models"},
     "infer": {"configs", "data", "models", "infer"},
-    "train": {"configs", "data", "models", "infer"},
+    "train": {"configs", "data", "models", "infer", "train"},  # train.py imports itself after --help has answered
     "scripts": {"configs", "data", "models", "infer", "train", "scripts"},
 }
 ROOMS = set(MAY_IMPORT) | {"tests"}
@@ -27,7 +27,7 @@ def room_of(path):
 
 def test_every_file_of_every_room_is_looked_at():
     seen = Counter(map(room_of, FILES))
-    assert seen == {"configs": 14, "data": 8, "models": 25, "infer": 25, "scripts": 52, "train": 1}
+    assert seen == {"configs": 14, "data": 8, "models": 26, "infer": 25, "scripts": 52, "train": 1}
 
 
 def imports(path):
