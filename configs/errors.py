@@ -1,17 +1,25 @@
 """Errors that a person can act on, and how a command ends with one.
 
 Every check that guards against bad input raises `UserError` with one sentence: what was wrong, what was found, what
-to do. Commands wrap their main function in `command`, which prints that sentence and exits with code 2. Anything else
-is a defect of this project and keeps its traceback.
+to do. Commands wrap their main function in `command`, which prints that sentence and exits with code 2. A full disk,
+missing rights and exhausted memory are recognized in the words of every library that reports them; SIGTERM and Ctrl-C
+unwind like exceptions, so that files being written are cleared away. Anything else is a defect of this project and
+keeps its traceback.
 """
 
 import errno
 import functools
+import os
 import pickle
+import re
+import reprlib
+import signal
 import struct
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 # What torch.load raises, opening with weights_only, for a file that is cut short, altered, or no pickle at all: its
 # unpickler trusts lengths, indices and shapes that damage can make anything.
@@ -31,41 +39,150 @@ DAMAGED_PICKLE = (
     ValueError,
 )
 
-# a path that can not be used as asked, whatever this project does: no permission, read-only, a file for a folder
-REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+# a path that cannot be used as asked, whatever this project does: no permission, read-only, a file for a folder
+REFUSED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+WORDED = {  # how libraries that raise no OSError of their own word the same
+    "no space left": errno.ENOSPC,
+    "disk full": errno.ENOSPC,
+    "not enough space on the disk": errno.ENOSPC,
+    "disk quota exceeded": errno.EDQUOT,
+    "permission denied": errno.EACCES,
+    "read-only file system": errno.EROFS,
+}
+EXHAUSTED = (  # what the allocators of the CPU, CUDA and MPS say, and sizes that no allocator is even asked for
+    "defaultcpuallocator",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "alloc_failed",
+    "storage size calculation overflowed",
+    "numel: integer multiplication overflow",
+    "invalid buffer size",
+)
+LESS_MEMORY = (
+    "make the frames smaller (width and height), take fewer of them (train_data.n_sample_frames, or --num-frames),"
+    " or compute less at once (timesteps_per_step=1, gradient_checkpointing=true, or --batch-size 1)"
+)
 
 
 class UserError(Exception):
     """One sentence for the person at the keyboard: what was wrong, what was found, what to do."""
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived: not an Exception, so that nothing but context managers acts on it."""
+
+
+def printable(text: str) -> str:
+    """`text` on one line with every control character, lone surrogate and invisible sign written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A refused value as a message repeats it: its repr in at most `most` characters, safe for any terminal."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = most
+    try:
+        text = printable(short.repr(value))
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The operating system's number for what went wrong, also where a library put it into words only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error).lower()
+    if number := re.search(r"\(os error (\d+)\)", text):  # as Rust's libraries word it
+        return int(number[1])
+    return next((number for words, number in WORDED.items() if words in text), None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is this any library's word for exhausted memory? By name and text, because this room does not import torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in EXHAUSTED)
+
+
+def ending(error: BaseException) -> tuple[str, int] | None:
+    """The line on stderr and the exit code that `error` ends a command with; None for a defect of this project."""
+    if isinstance(error, UserError):
+        return "error: " + "\n".join(map(printable, str(error).split("\n"))), 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, Terminated):
+        return "terminated", 143
+    if is_out_of_memory(error):
+        asked = re.search(r"tried to allocate (\d[\d.]* ?\w*)", str(error), re.IGNORECASE)
+        amount = f" ({printable(asked[1])} more were needed at once)" if asked else ""
+        return f"error: out of memory{amount}; {LESS_MEMORY}", 2
+    number, place = errno_of(error), getattr(error, "filename", None)
+    if number in FULL:
+        what = os.strerror(number).lower() if number != errno.ENOSPC else "no space left on the disk"
+        room = getattr(error, "room", "")
+        return (
+            f"error: {what} while writing {printable(place or 'a file')}{room}; nothing half-written was kept and"
+            " what was complete before still is: free some space and run the same command again",
+            2,
+        )
+    if number in REFUSED and (place or not isinstance(error, OSError)):
+        reason = os.strerror(number).lower()
+        return f"error: {printable(place or error)}: {reason}; give another path, or change what is there", 2
+    return None
+
+
 def command(main: Callable) -> Callable:
-    """Make `main` end as a command should: exit 2 on bad input or a full disk, 130 on Ctrl-C, one line on stderr."""
+    """Make `main` end as a command should, with one line on stderr in place of a traceback.
+
+    The exit code is 2 on bad input, a full disk or exhausted memory, 130 on Ctrl-C and 143 on SIGTERM. Slow imports
+    belong inside `main`, so that a signal during them ends the same way.
+    """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
         try:
-            return main(*args, **kwargs)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:
-            if error.errno in REFUSED and error.filename:
-                print(
-                    f"error: {error.filename}: {error.strerror.lower()}; give another path, or change what is there",
-                    file=sys.stderr,
-                )
-                sys.exit(2)
-            if error.errno != errno.ENOSPC:
+            with terminating():
+                return main(*args, **kwargs)
+        except BaseException as error:
+            if (how := ending(error)) is None:
                 raise
-            print(
-                f"error: no space left on the disk while writing {error.filename or 'a file'}; nothing half-written"
-                " was kept: free some space and run the same command again",
-                file=sys.stderr,
-            )
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            print(how[0], file=sys.stderr)
+            sys.exit(how[1])
 
     return run
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Within the block the first SIGTERM raises `Terminated`, once. Does nothing where somebody handles it already."""
+
+    def arrive(number: int, _frame) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not break the clearing away
+        raise Terminated
+
+    try:
+        free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if free:
+            signal.signal(signal.SIGTERM, arrive)
+    except ValueError:  # not the main thread: signals are none of its business
+        free = False
+    try:
+        yield
+    finally:
+        if free:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

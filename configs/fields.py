@@ -1,17 +1,21 @@
-"""Every configuration key: its name, type, default, limits and one line of help. Nothing else reads or writes defaults.
+"""Every configuration key: its name, type, default, limits and one line of help. Nothing else holds a default.
 
-Names and defaults are those of the authors' release (train.py and its configs) wherever the release has the key; a
-limit in the metadata is checked when a configuration is loaded. Sizes are pixels, learning rates are AdamW's.
+Names and defaults are those of the authors' release (train.py and its configs) wherever the release has the key. The
+limits in a key's metadata are checked when a configuration is loaded; the upper ones are far above what any card can
+hold and only stop slips of the keyboard. Sizes are in pixels, learning rates are AdamW's.
 """
 
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 MOST_STEPS = 999  # DDIM's 1000 timesteps start at 1 (steps_offset), so a thousand steps would ask for timestep 1000
+MOST_PIXELS, MOST_FRAMES = 8192, 4096
+EVERY = {"low": 1, "high": 10**9}  # a count of training steps
+TEXT = {"text": True}  # what the text encoder reads: any sign may stand in it
 
 
 def key(default: Any, help: str, **limits: Any) -> Any:
-    """A dataclass field with its line of help and limits: low, high (inclusive), above (exclusive), multiple."""
+    """A dataclass field with its line of help and limits: low, high (inclusive), above (exclusive), multiple, text."""
     metadata = {"help": help, **limits}
     if isinstance(default, list) or isinstance(default, type):
         return field(default_factory=default if isinstance(default, type) else lambda: list(default), metadata=metadata)
@@ -21,46 +25,76 @@ def key(default: Any, help: str, **limits: Any) -> Any:
 @dataclass
 class TrainData:
     width: int = key(
-        384, "width in pixels that clips are cut to (with use_bucketing: the most it may be)", low=8, multiple=8
+        384,
+        "width in pixels that clips are cut to (with use_bucketing: the largest it may be)",
+        low=8,
+        high=MOST_PIXELS,
+        multiple=8,
     )
-    height: int = key(384, "height in pixels, likewise", low=8, multiple=8)
+    height: int = key(384, "height in pixels, likewise", low=8, high=MOST_PIXELS, multiple=8)
     use_bucketing: bool = key(
         True, "keep each clip's aspect ratio inside width x height, in steps the model can take; off: stretch"
     )
     sample_start_idx: int = key(
-        1, "first frame taken from a clip's file, counted from 1 (0 is the first frame too)", low=0
+        1, "first frame taken from a clip's file, counted from 1 (0 is the first frame too)", low=0, high=10**7
     )
     fps: int = key(
-        8, "frames a second to sample a video at (as near as its own rate allows); 0 takes every frame", low=0
+        8,
+        "frames a second to sample a video at (as near as its own rate allows); 0 takes every frame",
+        low=0,
+        high=1000,
     )
-    frame_step: int = key(1, "take every n-th of the frames that fps leaves", low=1)
-    n_sample_frames: int = key(16, "frames in a training clip", low=1)
+    frame_step: int = key(1, "take every n-th of the frames that fps leaves", low=1, high=10**6)
+    n_sample_frames: int = key(16, "frames in a training clip", low=1, high=MOST_FRAMES)
     single_video_path: str | None = key(None, "single_video: the clip")
-    single_video_prompt: str = key("", "single_video: its caption; default the .txt beside it")
+    single_video_prompt: str = key("", "single_video: its caption; default the .txt beside it", **TEXT)
     path: str | None = key(None, "folder: where the clips are (captions: clip.txt, metadata.jsonl or metadata.csv)")
-    fallback_prompt: str = key("", "folder: caption of the clips that have none of their own")
+    fallback_prompt: str = key("", "folder: caption of the clips that have none of their own", **TEXT)
     json_path: str | None = key(None, "json: a list of clips with their prompts")
     image_dir: str | None = key(None, "image: one image or a folder of them, for one-frame clips")
     single_img_prompt: str = key(
-        "", "image: caption of a single image, and of the images in a folder that have none of their own"
+        "", "image: caption of a single image, and of the images in a folder that have none of their own", **TEXT
     )
 
 
 @dataclass
 class ValidationData:
-    prompt: list[str] = key(list, "prompts of the preview videos; none, no previews")
-    negative_prompt: str = key("", "what the previews are steered away from")
+    prompt: list[str] = key(list, "prompts of the preview videos; without any there are no previews", **TEXT)
+    negative_prompt: str = key("", "what the previews are steered away from", **TEXT)
     sample_preview: bool = key(True, "make preview videos every validation_steps")
-    num_frames: int | None = key(None, "frames of a preview; default as train_data.n_sample_frames", low=1)
-    width: int | None = key(None, "width of a preview in pixels; default as train_data.width", low=8, multiple=8)
-    height: int | None = key(None, "height of a preview in pixels; default as train_data.height", low=8, multiple=8)
-    num_inference_steps: int = key(30, "DDIM steps", low=1, high=MOST_STEPS)
-    guidance_scale: float = key(12.0, "classifier-free guidance scale", low=0)
-    guidance_rescale: float = key(
-        0.0, "share of the guided prediction brought back to the unguided variance", low=0, high=1
+    num_frames: int | None = key(
+        None, "frames of a preview; default as train_data.n_sample_frames", low=1, high=MOST_FRAMES
     )
-    spatial_scale: float = key(0.0, "strength of the appearance adapter in previews (0: off, as in the paper)", low=0)
-    noise_prior: float = key(0.5, "share of the reference's inversion in the initial noise", low=0, high=1)
+    width: int | None = key(
+        None, "width of a preview in pixels; default as train_data.width", low=8, high=MOST_PIXELS, multiple=8
+    )
+    height: int | None = key(
+        None, "height of a preview in pixels; default as train_data.height", low=8, high=MOST_PIXELS, multiple=8
+    )
+    num_inference_steps: int = key(30, "sampling steps", low=1, high=MOST_STEPS)
+    solver: Literal["ddim", "unipc", "dpm"] = key(
+        "ddim", "sampling solver: ddim, as in the paper, or one of higher order for fewer steps: unipc, dpm"
+    )
+    guidance_scale: float = key(12.0, "classifier-free guidance scale", low=0, high=1000)
+    guidance_rescale: float = key(
+        0.0,
+        "0 to 1: rescale the guided prediction to the conditional one's standard deviation (Lin et al. 2023)",
+        low=0,
+        high=1,
+    )
+    guidance_interval: list[float] | None = key(
+        None, "[LOW, HIGH]: guide only between these timesteps; default at every one", low=0, high=1000
+    )
+    spatial_scale: float = key(
+        0.0, "strength of the appearance adapter in previews (0: off, as in the paper)", low=0, high=100
+    )
+    noise_prior: float | None = key(
+        None,
+        "share of the reference clip's inversion in the initial noise; default 0.5 in previews, and when sampling 0.2 "
+        "for one reference clip and 0 for several",
+        low=0,
+        high=1,
+    )
 
 
 @dataclass
@@ -69,14 +103,16 @@ class AppearanceHighway:
     scope: Literal["all", "release", "plain"] = key(
         "all", "all: every attention skip; release: the authors' code; plain: the scale without moving skips (Figure 3)"
     )
-    beta: float = key(1.1, "scale of the skips", above=0)
+    beta: float = key(1.1, "scale of the skips", above=0, high=100)
 
 
 @dataclass
 class Embeddings:
     blocks: list[str] = key(["down", "up"], "sides of the U-Net that get embeddings: down, mid, up")
-    widths: list[int] | None = key(None, "channel widths of those blocks; default the widest")
-    max_frames: int = key(32, "frames an embedding holds; a longer clip interpolates", low=1)
+    widths: list[int] | None = key(None, "channel widths of those blocks; default the widest", low=1, high=65536)
+    max_frames: int = key(
+        32, "frames that an embedding holds; a longer clip interpolates between them", low=1, high=MOST_FRAMES
+    )
     loss: Literal["base", "debiased", "hybrid"] = key(
         "base", "base: MSE; debiased: plus the debiased temporal loss; hybrid: plus the appearance adapter's pass"
     )
@@ -98,83 +134,106 @@ class InitialNoise:
 @dataclass
 class Config:
     pretrained_model_path: str = key("./models/zeroscope_v2_576w/", "model folder in ZeroScope's layout, or a hub id")
-    fallback: str | None = key(None, "YAML merged over this one when the model folder does not exist")
-    output_dir: str = key("./outputs/train", "a run writes into output_dir/train_<timestamp>")
+    base: str | None = key(
+        None, "in a file only: a YAML file, found beside this one or in the repository, whose keys this file changes"
+    )
+    fallback: str | None = key(
+        None, "in a file only: a YAML file merged over this one when the model folder that it names does not exist"
+    )
     dataset_types: list[str] = key(
         ["single_video"], "what to train on: single_video, folder, json, image; several allowed"
     )
-    train_data: TrainData = key(TrainData, "")
-    validation_data: ValidationData = key(ValidationData, "")
+    train_data: TrainData = key(TrainData, "where the clips come from, and how they are cut")
+    validation_data: ValidationData = key(
+        ValidationData, "preview videos in the middle of a training, and what sampling takes from the checkpoint"
+    )
 
     method: Literal["lora", "motion_inversion"] = key("lora", "how motion is learned")
     temporal_preset: Literal["tap", "tap_key", "release", "motiondirector", "query", "value", "out", "ff", "qk_out"] = (
         key("tap", "which layers of the temporal transformers the motion LoRA adapts")
     )
-    lora_rank: int = key(32, "rank of the LoRAs (clipped to the layer's width)", low=1)
-    lora_alpha: float | None = key(None, "LoRA scale is alpha / rank; default alpha = rank", above=0)
+    lora_rank: int = key(32, "rank of the LoRAs (clipped to the layer's width)", low=1, high=65536)
+    lora_alpha: float | None = key(None, "LoRA scale is alpha / rank; default alpha = rank", above=0, high=10**6)
     lora_unet_dropout: float = key(0.1, "LoRA dropout", low=0, high=0.99)
     lora_dropout_placement: Literal["release", "peft"] = key(
-        "release", "release: after the up projection; peft: before the down one"
+        "release", "release: after the up projection; peft: before the down projection"
     )
     single_spatial_lora: bool = key(False, "one appearance adapter for all clips instead of one each")
     train_temporal_lora: bool = key(True, "learn the motion; off learns only appearance adapters")
-    appearance_highway: AppearanceHighway = key(AppearanceHighway, "")
+    appearance_highway: AppearanceHighway = key(
+        AppearanceHighway, "the paper's appearance highway: moved and scaled skip connections"
+    )
     pli_threshold: int | None = key(
         None, "phased LoRA integration: at and below this timestep the plain model predicts", low=0, high=999
     )
     spatial_path_probability: float = key(0.8, "share of steps that also run the appearance pass", low=0, high=1)
-    debias_beta: float = key(1.0, "beta of the appearance-debiased temporal loss", low=0)
-    embeddings: Embeddings = key(Embeddings, "")
-    initial_noise: InitialNoise = key(InitialNoise, "")
-    inversion_steps: int = key(50, "DDIM steps of the reference's inversion", low=1, high=MOST_STEPS)
+    debias_beta: float = key(1.0, "beta of the appearance-debiased temporal loss", low=0, high=1000)
+    embeddings: Embeddings = key(Embeddings, "Motion Inversion's embeddings, for method: motion_inversion")
+    initial_noise: InitialNoise = key(InitialNoise, "how the reference clip's inversion enters the initial noise")
+    inversion_steps: int = key(50, "DDIM steps of the reference clip's inversion", low=1, high=MOST_STEPS)
 
-    max_train_steps: int = key(1000, "optimizer steps", low=1)
+    max_train_steps: int = key(1000, "optimizer steps", **EVERY)
     learning_rate: float = key(5e-4, "learning rate of the LoRAs", above=0)
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = key("constant", "learning-rate schedule")
-    lr_warmup_steps: int = key(0, "steps over which the learning rate rises from 0", low=0)
-    gradient_accumulation_steps: int = key(1, "clips whose gradients make one optimizer step", low=1)
-    timesteps_per_step: int = key(1, "timesteps drawn for a clip in one pass (a batch of noised copies)", low=1)
+    lr_warmup_steps: int = key(0, "steps over which the learning rate rises from 0", low=0, high=10**9)
+    gradient_accumulation_steps: int = key(1, "clips whose gradients make one optimizer step", low=1, high=10**5)
+    timesteps_per_step: int = key(
+        1, "timesteps drawn for a clip in one pass (a batch of noised copies)", low=1, high=1000
+    )
     min_timestep: int = key(0, "lowest timestep trained on", low=0, high=999)
     max_timestep: int = key(999, "highest timestep trained on", low=0, high=999)
     adam_beta1: float = key(0.9, "AdamW beta 1", low=0, high=0.9999)
     adam_beta2: float = key(0.999, "AdamW beta 2", low=0, high=0.99999)
-    adam_epsilon: float = key(1e-8, "AdamW epsilon", above=0)
-    adam_weight_decay: float = key(1e-2, "AdamW weight decay", low=0)
-    max_grad_norm: float | None = key(None, "clip the gradient norm of each path to this; default no clipping", above=0)
+    adam_epsilon: float = key(1e-8, "AdamW epsilon", above=0, high=1)
+    adam_weight_decay: float = key(1e-2, "AdamW weight decay", low=0, high=1000)
+    max_grad_norm: float | None = key(
+        None, "clip the gradient norm of each path to this; default no clipping", above=0, high=10**6
+    )
     use_8bit_adam: bool = key(False, "AdamW with 8-bit state (needs bitsandbytes and CUDA)")
-    seed: int = key(0, "every draw of a run derives from it and the step", low=0)
+    seed: int = key(0, "every random draw of a run derives from it and the step", low=0, high=2**63 - 1)
 
     mixed_precision: Literal["no", "fp16", "bf16"] = key(
-        "fp16", "precision of the frozen model; adapters stay fp32 (a CPU takes fp32 throughout)"
+        "fp16", "precision of the frozen model; adapters stay in fp32 (on a CPU everything does)"
     )
     gradient_checkpointing: bool = key(True, "recompute activations in the backward pass: less memory, more time")
-    memory: Literal["default", "low"] = key("default", "low: nested recomputation for the smallest cards")
     device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1")
+    threads: int | None = key(
+        None, "CPU threads; default OMP_NUM_THREADS, else 1 for a small model and all for others", low=1, high=1024
+    )
 
+    output_dir: str = key("./outputs/train", "a run writes into output_dir/train_<timestamp>")
     cache_dir: str = key("./outputs/cache", "latents, text embeddings and inversions, keyed by content, shared by runs")
     cached_latent_dir: str | None = key(
         None, "read these cached clips (ours, or the release's cached_*.pt) in place of train_data"
     )
-    checkpointing_steps: int = key(200, "save checkpoint-N every so many steps", low=1)
-    checkpoints_total_limit: int | None = key(None, "keep at most so many checkpoints", low=1)
-    resume_from_checkpoint: str | None = key(None, "latest, a run folder or a checkpoint-N folder to go on from")
-    validation_steps: int = key(1000, "make previews every so many steps", low=1)
+    checkpointing_steps: int = key(200, "save checkpoint-N every so many steps", **EVERY)
+    checkpoints_total_limit: int | None = key(None, "keep at most so many checkpoints", **EVERY)
+    resume_from_checkpoint: str | None = key(
+        None, "the run to continue: latest, a run folder or a checkpoint-N folder of one"
+    )
+    validation_steps: int = key(1000, "make previews every so many steps", **EVERY)
     logger: Literal["tensorboard", "none"] = key("tensorboard", "curves besides log.jsonl and the loss plot")
+
+    # the keys that a file or the command line set; the program writes it, and nobody sets it
+    chosen: list[str] = field(default_factory=list)
 
 
 def _flatten(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> dataclass field, sections left out."""
+    """Dotted key -> dataclass field; without the sections themselves and what has no help, which nobody sets."""
     found = {}
     for entry in fields(schema):
+        if not entry.metadata:
+            continue
         nested = entry.type if is_dataclass(entry.type) else None
         found |= _flatten(nested, f"{prefix}{entry.name}.") if nested else {prefix + entry.name: entry}
     return found
 
 
 KEYS = _flatten(Config)
-SECTIONS = {entry.name for entry in fields(Config) if is_dataclass(entry.type)}
+SECTIONS = {entry.name: entry.metadata["help"] for entry in fields(Config) if is_dataclass(entry.type)}
+CHOSEN = "chosen"
 
 
 def kind_of(entry: Any) -> str:

@@ -1,44 +1,94 @@
 """Writing files so that they exist complete or not at all.
 
-Lives in the lowest room because every other one writes: caches, checkpoints, videos, reports.
+Lives in the lowest room because every other one writes: caches, checkpoints, videos, reports. What is being written
+lies beside its final place as `.NAME.PLACE-PID.part`; `sweep` clears away what processes that died left behind.
 """
 
 import errno
+import hashlib
+import itertools
 import os
+import platform
+import re
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import FULL, UserError, errno_of, printable
 
-FULL = 64 * 1024  # bytes; with less than this left, a failed write failed for want of space
+BLOCK = 64 * 1024  # bytes; with less than this left, a failed write that gives no reason failed for want of space
+ABANDONED = 24 * 3600  # seconds; what another machine has not touched for so long is nobody's
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<place>[0-9a-f]{6})-(?P<pid>\d+)\.(?P<kind>part|old)(\.\w+)?")
+
+
+class NoSpace(OSError):
+    """A full disk, however the library that was writing words it; `room` tells how much was needed and is left."""
+
+    def __init__(self, path: Path, number: int = errno.ENOSPC, needs: int | None = None):
+        super().__init__(number, os.strerror(number), str(path))
+        state = os.statvfs(_nearest(path)) if hasattr(os, "statvfs") else None
+        free = shutil.disk_usage(_nearest(path)).free
+        needed = f"{_size(needs)} are needed and " if needs else ""
+        inodes = state is not None and state.f_files and not state.f_favail
+        self.room = f" ({needed}{_size(free)} are free{', but no inode for another file is' if inodes else ''})"
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError now, not after an hour's work, when `folder` can not be a folder to write into."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    """Raise UserError now, not after an hour's work, when `folder` cannot be a folder to write into."""
+    try:
+        if b"\0" in os.fsencode(folder):
+            raise ValueError
+    except ValueError:  # also what cannot be encoded
+        raise UserError(f"{printable(folder)}: holds a character that no path can have; name another folder") from None
+    nearest = _nearest(folder)
     if not nearest.is_dir():
         raise UserError(f"{folder}: {nearest} is a file; name a folder to write into")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: no right to write in {nearest}; name another folder")
+    try:  # asking for rights is not enough: root has them all, also under /proc and on a read-only disk
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        if error.errno in FULL:
+            raise NoSpace(folder, error.errno) from error
+        wrong = "no right to write" if error.errno in (errno.EACCES, errno.EPERM) else "nothing can be written"
+        raise UserError(f"{folder}: {wrong} in {nearest} ({error.strerror}); name another folder") from None
+
+
+def fresh_folder(path: Path) -> Path:
+    """Make `path`, or the first of path-2, path-3, ... that does not exist, and return it.
+
+    Making is the test, so that two processes that start in the same moment get two folders.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("counting ended")
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, needs: int | None = None) -> Iterator[Path]:
     """A temporary path beside `path` (same suffix) that becomes `path`, file or folder, if the block succeeds.
 
     Missing parent folders are made; after a failure nothing of all this is left and what was there before still is.
-    On a full disk the failure is always an OSError with ENOSPC, however the library that was writing words it.
+    `needs` is how many bytes will be written, where that is known: too little room is then found before the block. A
+    full disk is always raised as `NoSpace`.
     """
     path = Path(path)
+    if needs and shutil.disk_usage(_nearest(path)).free < needs:
+        raise NoSpace(path, needs=needs)
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    _remove(part)
+    part, old = (path.with_name(f".{name}.{_place()}-{os.getpid()}.{end}") for name, end in _names(path))
     try:
+        _remove(part)
         yield part
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.is_dir():  # a folder cannot be replaced in one go: move the old one aside first
             path.rename(old)
         try:
@@ -49,18 +99,82 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise
         _remove(old)
     except BaseException as error:
-        full = isinstance(error, Exception) and shutil.disk_usage(path.parent).free < FULL
+        number = errno_of(error) if isinstance(error, Exception) and not isinstance(error, UserError) else None
+        if number is None and isinstance(error, Exception) and shutil.disk_usage(path.parent).free < BLOCK:
+            number = errno.ENOSPC
+        full = NoSpace(path, number, needs) if number in FULL else None
         _remove(part)
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         if full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise full from error
         raise
 
 
+def remove(path: Path) -> None:
+    """Remove a folder or file that others may be looking at: gone at once, not file by file."""
+    aside = path.with_name(f".{path.name}.{_place()}-{os.getpid()}.part")
+    _remove(aside)
+    path.rename(aside)
+    _remove(aside)
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Clear away what dead processes left half-written directly in `folder`; returns what was removed or put back.
+
+    What a live process is writing stays, and so does what another machine touched within a day. A folder that was
+    moved aside and never replaced is put back under its name.
+    """
+    swept = []
+    for path in sorted(Path(folder).glob(".*")) if Path(folder).is_dir() else []:
+        found = LEFTOVER.fullmatch(path.name)
+        if not found or not _is_dead(path, found["place"], int(found["pid"])):
+            continue
+        if found["kind"] == "old" and not (home := path.with_name(found["name"])).exists():
+            path.rename(home)
+        else:
+            _remove(path)
+        swept.append(path)
+    return swept
+
+
+def _is_dead(path: Path, place: str, pid: int) -> bool:
+    if place != _place():
+        return time.time() - path.stat().st_mtime > ABANDONED
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it lives and is somebody else's; or no process has such a number
+        return pid > 2**31 - 1
+    return False
+
+
+def _names(path: Path) -> list[tuple[str, str]]:
+    return [(path.stem, f"part{path.suffix}"), (path.name, "old")]
+
+
+def _place() -> str:
+    """Six hex digits of this machine and its process numbers, which several machines and containers may share."""
+    try:
+        numbers = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        numbers = ""
+    return hashlib.sha256(f"{platform.node()} {numbers}".encode()).hexdigest()[:6]
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself or the first of its parents that exists."""
+    return next(place for place in (Path(path), *Path(path).absolute().parents) if place.exists())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count:,} bytes"
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

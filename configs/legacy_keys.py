@@ -8,6 +8,8 @@ would change what is trained on (extra_train_data) or means nothing (train_batch
 
 from typing import Any
 
+from configs.errors import shown
+
 REPLACED = {
     "cache_latents": "latents are always cached, by content, in cache_dir",
     "use_unet_lora": "method says what is trained",
@@ -45,6 +47,10 @@ REPLACED = {
     "validation_data.vid_preview": "sample_preview switches the previews",
     "validation_data.freeu": "appearance_highway.beta is the scale of the skips",
 }
+LESS_MEMORY = (
+    "the key is gone; what saves memory is gradient_checkpointing=true (the default), fewer frames "
+    "(train_data.n_sample_frames) or a smaller width and height"
+)
 LOGGERS = ("tensorboard", "none")
 BATCH_SIZE = "train_batch_size"  # multiplies gradient_accumulation_steps, in whichever file either stands
 
@@ -59,8 +65,11 @@ def modernise(path: str, value: Any) -> tuple[dict[str, Any], str | None] | None
         return {}, REPLACED[path]
     if path == "extra_train_data":
         if value:
-            raise ValueError(f"{len(value)} more sources; name every source in dataset_types and remove the key")
+            count = len(value) if isinstance(value, list | dict) else 1
+            raise ValueError(f"{count} more sources; name every source in dataset_types and remove the key")
         return {}, None
+    if path == "memory":
+        return {}, "the key is gone, and `default` is what there is" if value == "default" else LESS_MEMORY
     if path == "logger_type":
         return {"logger": value if value in LOGGERS else "tensorboard"}, "logger names it; curves go to TensorBoard"
     return None
@@ -68,6 +77,8 @@ def modernise(path: str, value: Any) -> tuple[dict[str, Any], str | None] | None
 
 def batch_size(value: Any) -> int:
     """The clips in a batch that train_batch_size asks for. Raises ValueError when `value` is no count."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{value!r} is not a count of clips; remove the key or give a whole number from 1")
+    if type(value) is not int or not 1 <= value <= 10**5:
+        raise ValueError(
+            f"{shown(value)} is not a count of clips; remove the key or give a whole number from 1 to 100000"
+        )
     return value

@@ -1,20 +1,60 @@
-"""What a configuration may hold: limits of single keys, and keys that contradict each other."""
+"""What a configuration may hold: kinds and limits of single values, and keys that contradict each other."""
 
 import difflib
+import math
 from typing import Any
 
 from omegaconf import DictConfig
 
+from configs.errors import shown
+from configs.fields import kind_of
+
 SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "json_path", "image": "image_dir"}
 SIDES = ("down", "mid", "up")
+LONGEST = {False: 4096, True: 100_000}  # letters in a path or a name, and in a caption or a prompt
+
+
+def unfit(entry: Any, value: Any) -> str | None:
+    """Why `value` cannot be a value of the key `entry`, before any conversion, or None when nothing speaks against it.
+
+    A file is data: nothing in it is looked up elsewhere, so `${...}` is text in a prompt and an error anywhere else.
+    """
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, list | dict):
+            inside = "the list holds " if item is not value else ""
+            quotes = "; put text with `: ` in it in quotes" if isinstance(item, dict) else ""
+            return f"{inside}{shown(item)} in place of a single value; it takes {kind_of(entry)}{quotes}"
+        if isinstance(item, bool) and not ("bool" in kind_of(entry) or " | " in kind_of(entry)):
+            return f"{shown(item)} in place of {kind_of(entry)}; put a word that YAML reads as true or false in quotes"
+        if isinstance(item, str) and (reason := _unfit_text(item, "text" in entry.metadata)):
+            return f"{shown(item)} {reason}"
+    return None
+
+
+def _unfit_text(text: str, prompt: bool) -> str | None:
+    if "${" in text and not prompt:
+        return "holds ${...}, and nothing is looked up in a configuration; write the value itself"
+    if "\0" in text:
+        return "holds a NUL character, which no path and no text may; remove it"
+    if len(text) > LONGEST[prompt]:
+        return f"has {len(text)} characters; at most {LONGEST[prompt]} are read"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8 text; write it in UTF-8"
+    return None
 
 
 def beyond(path: str, value: Any, limits: dict[str, Any]) -> list[str]:
-    """What is wrong with a key's value by the limits in its field's metadata: one sentence, or none."""
-    if value is None:
+    """What is wrong with a key's value by the limits in its field's metadata, a sentence for each part of it."""
+    if value is None or isinstance(value, str):
         return []
+    if hasattr(value, "__len__"):
+        return [sentence for part in value for sentence in beyond(path, part, limits)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{path}: {value} is not a finite number; give one"]
     wrong = [
-        text
+        f"{text} {limits[name]}"
         for name, text, holds in (
             ("low", "at least", lambda edge: value >= edge),
             ("high", "at most", lambda edge: value <= edge),
@@ -22,9 +62,8 @@ def beyond(path: str, value: Any, limits: dict[str, Any]) -> list[str]:
             ("multiple", "a multiple of", lambda edge: value % edge == 0),
         )
         if name in limits and not holds(limits[name])
-        for text in [f"{text} {limits[name]}"]
     ]
-    return [f"{path}: {value} must be {' and '.join(wrong)}"] if wrong else []
+    return [f"{path}: {shown(value)} must be {' and '.join(wrong)}"] if wrong else []
 
 
 def contradictions(cfg: DictConfig) -> list[str]:
@@ -34,17 +73,27 @@ def contradictions(cfg: DictConfig) -> list[str]:
         wrong.append(f"dataset_types: empty; name one or more of {', '.join(SOURCE_KEYS)}")
     for kind in cfg.dataset_types:
         if kind not in SOURCE_KEYS:
-            close = difflib.get_close_matches(kind, SOURCE_KEYS, 1) or list(SOURCE_KEYS)
-            wrong.append(f"dataset_types: {kind!r} is unknown{did_you_mean(close)}")
+            close = difflib.get_close_matches(kind[:80], SOURCE_KEYS, 1) or list(SOURCE_KEYS)
+            wrong.append(f"dataset_types: {shown(kind)} is unknown{did_you_mean(close)}")
         elif cfg.train_data[SOURCE_KEYS[kind]] is None and cfg.cached_latent_dir is None:
             wrong.append(
                 f"train_data.{SOURCE_KEYS[kind]}: not set, and dataset_types asks for {kind}; point it at your data"
             )
+    if not cfg.embeddings.blocks:
+        wrong.append(f"embeddings.blocks: empty; name one or more of {', '.join(SIDES)}")
     for side in cfg.embeddings.blocks:
         if side not in SIDES:
-            wrong.append(f"embeddings.blocks: {side!r} is unknown; there are {', '.join(SIDES)}")
+            wrong.append(f"embeddings.blocks: {shown(side)} is unknown; there are {', '.join(SIDES)}")
+    if cfg.embeddings.widths is not None and not cfg.embeddings.widths:
+        wrong.append("embeddings.widths: empty; name widths such as [320], or null for the widest blocks")
     if cfg.min_timestep > cfg.max_timestep:
         wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
+    edges = cfg.validation_data.guidance_interval
+    if edges is not None and (len(edges) != 2 or edges[0] >= edges[1]):
+        wrong.append(
+            f"validation_data.guidance_interval: {shown(list(edges))} is not two timesteps, the lower one first; write "
+            "for example [200, 800]"
+        )
     return wrong
 
 

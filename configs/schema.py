@@ -2,11 +2,12 @@
 
 YAML files given with --config are merged in order over the defaults of configs/fields.py, `key=value` words after
 them. Every error is collected and reported at once. Imports neither torch nor diffusers, so that --help is quick.
-`python -m configs.schema` prints the table of keys that the README holds.
+`python -m configs.schema` prints the tables of configs/README.md.
 """
 
 import difflib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -15,14 +16,18 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.errors import UserError
-from configs.fields import KEYS, SECTIONS, Config, default_of, default_text, kind_of
+from configs.errors import UserError, shown
+from configs.fields import CHOSEN, KEYS, SECTIONS, Config, default_of, kind_of
+from configs.layers import BASE, FALLBACK, MODEL, ROOT, brief, is_hub_id, leaves, locate, read_chains, with_fallback
 from configs.legacy_keys import BATCH_SIZE, batch_size, modernise
-from configs.limits import beyond, contradictions, did_you_mean
+from configs.limits import beyond, contradictions, did_you_mean, unfit
+from configs.plain import read_yaml
+from configs.tables import help_text, markdown_tables
 
-ROOT = Path(__file__).resolve().parents[1]
+__all__ = ["KEYS", "ROOT", "from_dict", "help_text", "is_hub_id", "load", "locate", "parse_cli", "to_yaml"]
+
 INPUT_PATHS = (
-    "pretrained_model_path",
+    MODEL,
     "cached_latent_dir",
     "resume_from_checkpoint",
     "train_data.single_video_path",
@@ -33,12 +38,11 @@ INPUT_PATHS = (
 OUTPUT_PATHS = ("output_dir", "cache_dir")
 # YAML reads no/off as false
 YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "logger": "none"}
-
-
-def locate(path: str | Path) -> Path:
-    """A path as given when it exists from the working directory, else under the repository's root when it is there."""
-    path = Path(os.path.expanduser(path))  # an unknown ~name stays as it is, and is then said to be missing
-    return ROOT / path if not path.exists() and (ROOT / path).exists() else path
+FOLLOWS = {
+    f"validation_data.{name}": f"train_data.{source}"
+    for name, source in (("num_frames", "n_sample_frames"), ("width", "width"), ("height", "height"))
+}
+MOST_ERRORS = 20
 
 
 def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
@@ -49,43 +53,52 @@ def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
     every wrong key, value and file at once.
     """
     files, words, dry_run = parse_cli(argv, description=description)
-    merge = _merged(files, with_fallback=False)
-    asked = [_word(word, merge) for word in words]
-    model_given = any("pretrained_model_path" in values for values in asked)
-    model = merge.cfg.pretrained_model_path
-    if merge.cfg.fallback and not model_given and not locate(model).exists():
-        print(
-            f"warning: no model folder at {model}; falling back to {merge.cfg.fallback}: a small model that shows the"
-            " road, not the paper's quality (README: The real ZeroScope)",
-            file=sys.stderr,
-        )
-        merge = _merged(files, with_fallback=True)
-    for values in asked:
-        merge.add(values, "command line")
+    merge = _Merge()
+    asked = merge.words(words)
+    layers = read_chains(files, merge.errors)
+    if MODEL not in asked and not (FALLBACK in asked and asked[FALLBACK] is None):
+        layers, warning = with_fallback(layers, merge.errors, default_of(KEYS[MODEL]))
+        if warning:
+            print(warning, file=sys.stderr)
+    for layer in layers:
+        merge.add(layer.values, layer.origin)
+    merge.add(asked, "command line")
     return merge.finish(), dry_run
 
 
-def _merged(files: list[str], with_fallback: bool) -> "_Merge":
-    """The files in order; a fallback goes directly over the file that names it, so that later files still win."""
-    merge = _Merge()
-    for file in files:
-        before = merge.cfg.fallback
-        merge.file(file)
-        if with_fallback and merge.cfg.fallback and merge.cfg.fallback != before:
-            merge.file(merge.cfg.fallback)
-    return merge
-
-
 def from_dict(values: dict[str, Any]) -> DictConfig:
-    """The checked configuration stored in a checkpoint's header or built by a test. Raises UserError as `load` does."""
+    """The checked configuration stored in a checkpoint's header or built by a test. Raises UserError as `load` does.
+
+    Nothing in it is looked up: `${...}` is text in a prompt and an error anywhere else.
+    """
     merge = _Merge()
-    merge.add(values, "stored configuration")
+    if isinstance(values, dict):
+        merge.add(leaves(values), "stored configuration")
+    else:
+        merge.errors.append(f"stored configuration: holds {type(values).__name__} in place of keys and values")
     return merge.finish()
 
 
 def to_yaml(cfg: DictConfig) -> str:
-    """Every key with its value, ready to be stored and read back by `from_dict(yaml.safe_load(...))`."""
-    return OmegaConf.to_yaml(cfg)
+    """Every key with its value, ready to be stored and read back by `from_dict(read_yaml(...))`."""
+    values = OmegaConf.to_container(cfg, resolve=True)  # what is resolved is only how `${` is written inside OmegaConf
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that some YAML readers take for a number, such as 1e3."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.Node:
+    try:
+        float(text)
+        style = "'"
+    except ValueError:
+        style = None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str], bool]:
@@ -108,34 +121,11 @@ def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str
         elif "=" in word:
             words.append(word.removeprefix("--"))
         else:
-            close = difflib.get_close_matches(word, ["--config", "--dry-run", "--help"], 1, 0.5)
-            errors.append(f"{word}: not understood{did_you_mean(close)}; give --config FILE or key=value")
+            close = difflib.get_close_matches(word[:80], ["--config", "--dry-run", "--help"], 1, 0.5)
+            errors.append(f"{brief(word)}: not understood{did_you_mean(close)}; give --config FILE or key=value")
     if errors:
         raise UserError(_together(errors))
     return files, words, dry_run
-
-
-def help_text() -> str:
-    """What --help prints below a command's description."""
-    rows = [
-        f"  {name}: {kind_of(entry)} = {default_text(entry)}\n      {entry.metadata['help']}"
-        for name, entry in KEYS.items()
-    ]
-    return (
-        "  --config FILE    YAML file with the keys below; may be repeated, later files win\n"
-        "  key=value        sets one key over every file, for example train_data.fps=4\n"
-        "  --dry-run        print the resolved configuration and what would be patched, then stop\n"
-        "  --help           this text\n\nkeys:\n" + "\n".join(rows)
-    )
-
-
-def markdown_table() -> str:
-    """The README's table of configuration keys."""
-    rows = [
-        f"| `{name}` | {kind_of(entry).replace(' | ', ', ')} | `{default_text(entry)}` | {entry.metadata['help']} |"
-        for name, entry in KEYS.items()
-    ]
-    return "\n".join(["| key | type | default | what it does |", "|---|---|---|---|", *rows])
 
 
 class _Merge:
@@ -143,33 +133,47 @@ class _Merge:
 
     def __init__(self) -> None:
         self.cfg = OmegaConf.structured(Config)
+        self.chosen: set[str] = set()
         self.errors: list[str] = []
         self.notes: list[str] = []
         self.batch_size = 1
 
-    def file(self, name: str) -> None:
-        path = locate(name)
-        try:
-            values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-        except FileNotFoundError:
-            known = difflib.get_close_matches(
-                name, sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml")), 1
-            )
-            self.errors.append(f"{name}: no such configuration file{did_you_mean(known)}")
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-            self.errors.append(f"{name}: not a readable YAML file ({' '.join(str(error).split())})")
-        else:
-            self.add(values, name)
-
-    def add(self, values: Any, origin: str) -> None:
-        if not isinstance(values, dict):
-            self.errors.append(
-                f"{origin}: holds {type(values).__name__} in place of keys and values; write `key: value` lines"
-            )
-            return
-        replacements = {}
-        for path, value in _leaves(values):
+    def words(self, words: list[str]) -> dict[str, Any]:
+        """The values of `key=value` words."""
+        found = {}
+        for word in words:
+            name, _, text = word.partition("=")
+            name = name.strip()
             try:
+                value = _as_text(name, text) if _takes_text(name, text) else read_yaml(text, brief(name))
+                found |= leaves({name: value})
+            except UserError as error:
+                self.errors.append(f"command line: {error}")
+        if BASE in found:
+            self.errors.append(f"command line: {BASE}: only a file has one; give --config FILE twice, the base first")
+            del found[BASE]
+        if CHOSEN in found:
+            self.errors.append(f"command line: {CHOSEN}: the program writes this list by itself; leave it out")
+            del found[CHOSEN]
+        if found.get(FALLBACK) is not None:
+            self.errors.append(f"command line: {FALLBACK}: only null, which turns it off, can be given here")
+        return found
+
+    def add(self, values: dict[str, Any], origin: str) -> None:
+        """Set the dotted keys `values`, old ones as what they mean today, and note that they were chosen.
+
+        Of a stored configuration, which holds every key, only those count that its own list names.
+        """
+        listed, now, replacements = values.get(CHOSEN), {}, {}
+        if listed is not None and not (
+            isinstance(listed, list) and all(isinstance(name, str) and name in values for name in listed)
+        ):
+            self.errors.append(f"{origin}: {CHOSEN}: the program writes this list by itself; take it out of the file")
+            listed = None
+        for path, value in values.items():
+            try:
+                if path == CHOSEN:
+                    continue
                 if path == BATCH_SIZE:
                     self.batch_size = batch_size(value)
                     continue
@@ -178,48 +182,68 @@ class _Merge:
                 self.errors.append(f"{origin}: {path}: {error}")
                 continue
             if old is None:
-                self._set(path, value, origin)
+                now[path] = value
                 continue
             replacement, note = old
             replacements |= replacement
             if note:
                 self.notes.append(f"note: {path} ({origin}): {note}")
-        for path, value in replacements.items():  # after the rest: an old key may refine what today's key says
-            self._set(path, value, origin)
+        now |= replacements  # after the rest: an old key may refine what today's key says
+        written = {path for path, value in now.items() if self._set(path, value, origin)}
+        self.chosen = (self.chosen - now.keys()) | (written if listed is None else written & set(listed))
 
-    def _set(self, path: str, value: Any, origin: str) -> None:
+    def _set(self, path: str, value: Any, origin: str) -> bool:
+        """Whether the key now has that value, and not its default or an error."""
         if path in SECTIONS:
             if value is not None:  # an empty section is written as `validation_data:` and keeps its defaults
-                self.errors.append(f"{origin}: {path}: {value!r} in place of the section's own keys")
-            return
+                self.errors.append(f"{origin}: {path}: {shown(value)} in place of the section's own keys")
+            return False
         if path not in KEYS:
-            self.errors.append(
-                f"{origin}: {path}: unknown key{did_you_mean(_nearest(path)) or '; --help lists the keys'}"
-            )
-            return
+            near = did_you_mean(_nearest(path[:80])) or "; --help lists the keys"
+            self.errors.append(f"{origin}: {brief(path)}: unknown key{near}")
+            return False
+        if path == BASE and value is not None:
+            self.errors.append(f"{origin}: {BASE}: only a file has one; set the keys themselves")
+            return False
+        entry, given = KEYS[path], value is not None
         if value is False and path in YAML_BOOLEANS:
             value = YAML_BOOLEANS[path]
-        if isinstance(value, str) and kind_of(KEYS[path]).startswith("list"):
+        if isinstance(value, str) and kind_of(entry) == "list[str]":
             value = [value]
-        if value is None and type(None) not in get_args(KEYS[path].type):
-            value = default_of(KEYS[path])
+        if value is None and type(None) not in get_args(entry.type):
+            value = default_of(entry)
+        elif value is None:
+            given = True
+        if reason := unfit(entry, value):
+            self.errors.append(f"{origin}: {path}: {reason}")
+            return False
         try:
-            OmegaConf.update(self.cfg, path, value)
-        except OmegaConfBaseException as error:
-            self.errors.append(f"{origin}: {path}: {str(error).splitlines()[0]}; it takes {kind_of(KEYS[path])}")
+            OmegaConf.update(self.cfg, path, _escaped(value))
+        except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
+            self.errors.append(
+                f"{origin}: {path}: {shown(value)} cannot be read as {kind_of(entry)}; give such a value"
+            )
+            return False
+        return given
 
     def finish(self) -> DictConfig:
         """Fill in what follows from other keys, check limits, and raise every error together."""
-        cfg = self.cfg
+        cfg, chosen = self.cfg, self.chosen
         for note in self.notes:
             print(note, file=sys.stderr)
         if self.batch_size > 1:
             cfg.gradient_accumulation_steps *= self.batch_size
-            told = f"clips are accumulated: gradient_accumulation_steps is {cfg.gradient_accumulation_steps}"
-            print(f"note: {BATCH_SIZE}: {told}", file=sys.stderr)
-        for name, source in (("num_frames", "n_sample_frames"), ("width", "width"), ("height", "height")):
-            if cfg.validation_data[name] is None:
-                cfg.validation_data[name] = cfg.train_data[source]
+            chosen.add("gradient_accumulation_steps")
+            count = cfg.gradient_accumulation_steps
+            print(f"note: {BATCH_SIZE}: clips are accumulated: gradient_accumulation_steps is {count}", file=sys.stderr)
+        followed = set()
+        for path, source in FOLLOWS.items():
+            if OmegaConf.select(cfg, path) is None:
+                OmegaConf.update(cfg, path, OmegaConf.select(cfg, source))
+                followed.add(path)  # an error of the source is reported there
+                chosen.discard(path)  # where null was chosen, it stands for whatever the source holds
+                if source in chosen:
+                    chosen.add(path)
         for path in INPUT_PATHS:
             if value := OmegaConf.select(cfg, path):
                 located = locate(value)
@@ -227,61 +251,50 @@ class _Merge:
         for path in OUTPUT_PATHS:
             cfg[path] = os.path.expanduser(cfg[path])
         for path, entry in KEYS.items():
-            self.errors += beyond(path, OmegaConf.select(cfg, path), entry.metadata)
+            if path not in followed:
+                self.errors += beyond(path, OmegaConf.select(cfg, path), entry.metadata)
         self.errors += contradictions(cfg)
         if self.errors:
             raise UserError(_together(self.errors))
+        cfg[CHOSEN] = [path for path in KEYS if path in chosen]
         return cfg
 
 
-def _word(word: str, merge: _Merge) -> dict[str, Any]:
-    name, _, text = word.partition("=")
-    name = name.strip()
-    if (literal := _literal(name, text)) is not None:
-        return {name: literal}
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        merge.errors.append(f"command line: {name}: {text!r} is not a YAML value ({' '.join(str(error).split())})")
-        return {}
-    return {name: value}
-
-
-def _literal(name: str, text: str) -> Any:
-    """A word's text as it is where its key takes text (a caption may hold any sign); None where it is read as YAML."""
+def _takes_text(name: str, text: str) -> bool:
+    """Whether a word's text is meant as it is, because its key takes text (a caption may hold any sign)."""
     kind = kind_of(KEYS[name]) if name in KEYS else ""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if (
-        quoted
-        or text in ("", "null")
-        or kind not in ("str", "str or null", "list[str]")
-        or (kind == "list[str]" and text.startswith("[") and text.endswith("]"))
-    ):
-        return None
-    text = text.replace("${", "\\${")  # nothing is to be looked up
-    return [text] if kind == "list[str]" else text
+    listed = kind == "list[str]" and text.startswith("[") and text.endswith("]")
+    return kind in ("str", "str or null", "list[str]") and not (quoted or listed or text in ("", "null"))
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for name, value in values.items():
-        path = f"{prefix}{name}"
-        found += _leaves(value, f"{path}.") if path in SECTIONS and isinstance(value, dict) else [(path, value)]
-    return found
+def _as_text(name: str, text: str) -> str | list[str]:
+    return [text] if kind_of(KEYS[name]) == "list[str]" else text
+
+
+def _escaped(value: Any) -> Any:
+    """`value` as OmegaConf must be given it to hold it literally: a `${` that it is to leave alone gets a backslash."""
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str) and "${" in value:
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", value)
+    return value
 
 
 def _nearest(path: str) -> list[str]:
-    inside = [name for name in KEYS if name.split(".")[-1] == path.split(".")[-1]]
+    last = path.split(".")[-1]
     return (
-        inside[:2]
+        [name for name in KEYS if name.split(".")[-1] == last][:2]
         or difflib.get_close_matches(path, KEYS, 1, 0.7)
-        or [name for name in KEYS if difflib.get_close_matches(path.split(".")[-1], [name.split(".")[-1]], 1, 0.75)][:1]
+        or [name for name in KEYS if difflib.get_close_matches(last, [name.split(".")[-1]], 1, 0.75)][:1]
     )
 
 
 def _together(errors: list[str]) -> str:
-    return errors[0] if len(errors) == 1 else "\n  ".join([f"{len(errors)} things are wrong:", *errors])
+    rest = [f"and {len(errors) - MOST_ERRORS} more"] if len(errors) > MOST_ERRORS else []
+    lines = [f"{len(errors)} things are wrong:", *errors[:MOST_ERRORS], *rest]
+    return errors[0] if len(errors) == 1 else "\n  ".join(lines)
 
 
 if __name__ == "__main__":
-    print(markdown_table())
+    print(markdown_tables())

@@ -20,16 +20,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from configs.errors import DAMAGED_PICKLE, UserError
+from configs.archives import check_pickle, check_safetensors
+from configs.checks import checked, listed, whole
+from configs.errors import DAMAGED_PICKLE, UserError, is_out_of_memory, printable, shown
 from configs.files import atomic_path
+from configs.plain import read_json
 from data.clips import Clip
+
+REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MOST_PIXELS = 65_536  # of one side
 
 
 @dataclass(frozen=True)
 class CachedClip:
     """latents [1 c f h w] and inversion [1 c f h w] or None, both scaled latents in fp32; text [1 n d] fp32.
 
-    `text` is None only for a file of the release, which keeps token ids in place of the embedding.
+    `text` is None only for a file of the release, which keeps token ids in place of the embedding. `size` is the width
+    and height in pixels that the clip was cut to, None in files that do not say.
     """
 
     latents: torch.Tensor
@@ -37,6 +44,7 @@ class CachedClip:
     inversion: torch.Tensor | None
     prompt: str
     name: str
+    size: tuple[int, int] | None = None
 
 
 def content_key(clip: Clip, key_parts: dict[str, Any]) -> str:
@@ -61,7 +69,8 @@ def build(
     """The cached form of every clip, read from `directory` or computed and written there.
 
     `encode_video` maps uint8 [f c h w] to latents [1 c f h w], `encode_text` a prompt to [1 n d], `invert` latents to
-    their inverted noise (None: not wanted). Says on stderr what was reused; an unreadable entry is made anew.
+    their inverted noise (None: not wanted). Prints to stderr what was reused; an unreadable entry is made anew. Every
+    entry is written as soon as it is computed, so what is done stays when the rest is interrupted.
     """
     found = []
     for clip in clips:
@@ -76,9 +85,9 @@ def build(
                 print(f"cache: {error}; made anew", file=sys.stderr)
         latents = encode_video(clip.frames)
         inversion = invert(latents) if invert else None
-        cached = CachedClip(
-            _plain(latents), _plain(encode_text(clip.prompt)), _plain(inversion), clip.prompt, clip.name
-        )
+        size = (clip.frames.shape[3], clip.frames.shape[2])
+        text = _plain(encode_text(clip.prompt))
+        cached = CachedClip(_plain(latents), text, _plain(inversion), clip.prompt, clip.name, size)
         write_cached(cached, path)
         print(f"cache: {clip.name} encoded ({key[:12]})", file=sys.stderr)
         found.append(cached)
@@ -93,13 +102,13 @@ def export(cached: list[CachedClip], run_dir: str | Path) -> None:
 
 def write_cached(cached: CachedClip, path: Path) -> None:
     """Write one clip, atomically: under another name first."""
-    tensors = {"latents": cached.latents, "text": cached.text, "inversion": cached.inversion}
-    with atomic_path(path) as unfinished:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None},
-            unfinished,
-            metadata={"format": "pt", "prompt": cached.prompt, "name": cached.name},
-        )
+    named = {"latents": cached.latents, "text": cached.text, "inversion": cached.inversion}
+    tensors = {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
+    header = {"format": "pt", "prompt": cached.prompt, "name": cached.name}
+    if cached.size is not None:
+        header["size"] = json.dumps(cached.size)
+    with atomic_path(path, needs=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) as part:
+        save_file(tensors, part, metadata=header)
 
 
 def read_cached(path: str | Path) -> CachedClip:
@@ -149,31 +158,44 @@ def check_fit(clips: list[CachedClip], channels: int, text_width: int) -> None:
         width = text_width if clip.text is None else clip.text.shape[-1]
         if (clip.latents.shape[1], width) != (channels, text_width):
             raise UserError(
-                f"cached_latent_dir: {clip.name} was cached with another model ({clip.latents.shape[1]} latent"
-                f" channels, text width {width}; this model has {channels} and {text_width}); give train_data in "
-                f"place of it"
+                f"cached_latent_dir: {printable(clip.name)} was cached with another model ({clip.latents.shape[1]}"
+                f" latent channels, text width {width}; this model has {channels} and {text_width}); give train_data in"
+                " place of it"
             )
 
 
 def _read_ours(path: Path) -> CachedClip:
+    check_safetensors(path)
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, ValueError) as error:
+            metadata, names = file.metadata() or {}, set(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names & {"latents", "text", "inversion"}}
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable cache file ({error}); delete it and train again") from None
     if not {"latents", "text"} <= tensors.keys() or not {"prompt", "name"} <= metadata.keys():
-        raise UserError(
-            f"{path}: not a cache file of this project (holds {', '.join(tensors) or 'nothing'}); delete it"
-        )
+        held = ", ".join(shown(name) for name in sorted(names)[:8]) or "nothing"
+        raise UserError(f"{path}: not a cache file of this project (holds {held}); delete it")
     latents, text, inversion = tensors["latents"], tensors["text"], tensors.get("inversion")
-    if text.ndim != 3 or not text.is_floating_point():
+    if text.ndim != 3 or len(text) != 1 or not _is_finite(text):
         raise UserError(f"{path}: its text is {_kind(text)}, no embedding [1 n d]; delete it and train again")
     _check_latents(path, latents, inversion)
-    return CachedClip(latents, text, inversion, metadata["prompt"], metadata["name"])
+    return CachedClip(latents, text, inversion, metadata["prompt"], metadata["name"], _size(path, metadata, latents))
+
+
+def _size(path: Path, metadata: dict[str, str], latents: torch.Tensor) -> tuple[int, int] | None:
+    """The header's size in pixels, which must be the same multiple of the latents' on both sides."""
+    if "size" not in metadata:
+        return None
+    schema = {"size": listed(whole(1, MOST_PIXELS), 2, 2)}
+    size = checked({"size": read_json(metadata["size"], f"{path}: its size")}, schema, str(path))["size"]
+    (width, height), (rows, columns) = size, latents.shape[3:]
+    if width % columns or height % rows or width // columns != height // rows:
+        raise UserError(f"{path}: its size is {width}x{height} pixels, its latents are {_kind(latents)}; delete it")
+    return width, height
 
 
 def _read_release(path: Path) -> CachedClip:
+    check_pickle(path)
     try:
         with warnings.catch_warnings():  # of pickles that torch did not write: refused or read, either way it is said
             warnings.simplefilter("ignore")
@@ -181,25 +203,33 @@ def _read_release(path: Path) -> CachedClip:
         latents, inversion = _batched(content["latents"]), _batched(content.get("inversion_noise"))
         prompt = content["text_prompt"]
     except DAMAGED_PICKLE as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        if is_out_of_memory(error):
+            raise UserError(f"{path}: refused, its tensors claim more memory than there is") from None
+        reason = printable(str(error).strip().splitlines()[0][:120]) if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a cached clip of the release ({reason}); nothing in it was run") from None
     _check_latents(path, latents, inversion)
     prompt = prompt[0] if isinstance(prompt, (list, tuple)) and prompt else prompt
-    return CachedClip(latents, None, inversion, str(prompt), path.stem)
+    if not isinstance(prompt, str):
+        raise UserError(f"{path}: its text_prompt is {shown(prompt)}, no text; give another file")
+    return CachedClip(latents, None, inversion, prompt, path.stem)
 
 
 def _check_latents(path: Path, latents: torch.Tensor, inversion: torch.Tensor | None) -> None:
-    if latents.ndim != 5 or len(latents) != 1 or not latents.numel() or not latents.is_floating_point():
-        raise UserError(f"{path}: its latents are {_kind(latents)}, no clip [1 c f h w]; give another file")
-    if inversion is not None and inversion.shape != latents.shape:
+    if latents.ndim != 5 or len(latents) != 1 or not _is_finite(latents):
+        raise UserError(f"{path}: its latents are {_kind(latents)}, no finite clip [1 c f h w]; give another file")
+    if inversion is not None and (inversion.shape != latents.shape or not _is_finite(inversion)):
         raise UserError(
-            f"{path}: its inversion is {_kind(inversion)}, its latents {_kind(latents)}; the two belong to"
-            " different clips: give another file"
+            f"{path}: its inversion is {_kind(inversion)}, not as finite and as large as its latents"
+            f" {_kind(latents)}; give another file"
         )
 
 
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in REAL and tensor.numel() > 0 and bool(torch.isfinite(tensor).all())
+
+
 def _kind(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {shown(list(tensor.shape))}"
 
 
 def _plain(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -207,7 +237,11 @@ def _plain(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _batched(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """[c f h w] or [1 c f h w] -> fp32 [1 c f h w]; TypeError for what is no tensor of real numbers."""
-    if tensor is not None and (not torch.is_tensor(tensor) or tensor.is_complex()):
+    """[c f h w] or [1 c f h w] -> fp32 [1 c f h w]; TypeError for what is no tensor of real numbers held whole."""
+    if tensor is None:
+        return None
+    if not torch.is_tensor(tensor) or tensor.dtype not in REAL or tensor.layout is not torch.strided:
         raise TypeError(f"{type(tensor).__name__} in place of latents")
-    return None if tensor is None else _plain(tensor if tensor.ndim == 5 else tensor[None])
+    if tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise TypeError(f"latents {shown(list(tensor.shape))} that the file does not hold")
+    return _plain(tensor if tensor.ndim == 5 else tensor[None])

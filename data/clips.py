@@ -5,21 +5,25 @@ round(native fps / fps)-th frame, and antialiased bilinear resizing of whole fra
 buckets are kept where they keep the aspect ratio inside the asked size; sizes go in steps the model can take.
 """
 
+import struct
 from dataclasses import dataclass
 from math import ceil, isfinite
 from pathlib import Path
 
-import decord
 import imageio.v3 as imageio
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL.Image import DecompressionBombError
 
-from configs.errors import UserError
+from configs.errors import UserError, is_out_of_memory, printable
+from data.decoder import UNDECODABLE, Decoder
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-decord.logging.set_level(decord.logging.QUIET)  # its errors arrive as exceptions; ffmpeg would print them a second time
+# what Pillow raises for files that are cut short, altered, or hold more pixels than any picture
+UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, struct.error, OverflowError)
+UNREADABLE += (DecompressionBombError,)
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,14 @@ def resize(frames: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 
 def read_video(path: str | Path, cut: Cut, prompt: str) -> Clip:
-    """The cut of a video file (mp4 and the like through decord, gif through imageio).
+    """The cut of a video file (mp4 and the like through data/decoder.py, gif through imageio).
 
     Raises UserError when the file is missing, empty, unreadable, truncated or too short.
     """
     path = _present(Path(path))
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise UserError(
-            f"{path}: is an image, and a motion needs a video; for looks alone use dataset_types=[image]"
+            f"{path}: is an image, and a motion needs a video; for the appearance alone use dataset_types=[image]"
             f" train_data.image_dir={path}"
         )
     if path.suffix.lower() == ".gif":
@@ -122,17 +126,14 @@ def read_video(path: str | Path, cut: Cut, prompt: str) -> Clip:
         picked, count = frames[indices], len(frames)
     else:
         try:
-            reader = decord.VideoReader(str(path))
-            count = len(reader)
-            indices, rate = pick_frames(path, count, float(reader.get_avg_fps()), cut)
-            height, width, _ = reader[0].shape
-            if cut.snap is None and (width, height) != (cut.width, cut.height):
-                reader = decord.VideoReader(
-                    str(path), width=cut.width, height=cut.height
-                )  # as the release: decord scales
-            picked = reader.get_batch(indices).asnumpy()
-        except (RuntimeError, decord.DECORDError) as error:
-            reason = (str(error).strip().splitlines() or ["no reason given"])[-1][:160]
+            video = Decoder(path)
+            count = video.count
+            indices, rate = pick_frames(path, count, video.fps, cut)
+            picked = video.frames(indices, (cut.width, cut.height) if cut.snap is None else None)
+        except UNDECODABLE as error:
+            if is_out_of_memory(error):
+                raise
+            reason = printable((str(error).strip().splitlines() or ["no reason given"])[-1])[:160]
             raise UserError(
                 f"{path}: not a video that can be decoded ({reason}); re-encode it, for example with"
                 " `ffmpeg -i IN -c:v libx264 OUT.mp4`"
@@ -144,10 +145,10 @@ def read_image(path: str | Path, cut: Cut, prompt: str) -> Clip:
     """An image as a clip of one frame. Raises UserError when it is missing or unreadable."""
     path = _present(Path(path))
     try:
-        pixels = imageio.imread(path, plugin="pillow", mode="RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: not an image that can be read ({error}); save it as png or jpg") from None
-    return _clip(path, np.atleast_3d(pixels)[None, ..., :3], cut, prompt, 1.0, "1 image")
+        pixels = imageio.imread(path, plugin="pillow", mode="RGB", index=0)  # of an animation the first frame
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not an image that can be read ({_reason(error)}); save it as png or jpg") from None
+    return _clip(path, pixels[None], cut, prompt, 1.0, "1 image")
 
 
 def _present(path: Path) -> Path:
@@ -164,12 +165,18 @@ def _read_gif(path: Path) -> tuple[np.ndarray, float]:
     try:
         frames = imageio.imread(path, index=None, plugin="pillow", mode="RGB")  # [f h w c]
         duration = imageio.immeta(path, index=0, plugin="pillow").get("duration") or 100  # milliseconds a frame
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: not a gif that can be read ({error}); save it again or as mp4") from None
-    return frames, 1000 / duration
+        return frames, 1000 / duration
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not a gif that can be read ({_reason(error)}); save it again or as mp4") from None
+
+
+def _reason(error: Exception) -> str:
+    return printable(" ".join(str(error).split()))[:160] or type(error).__name__
 
 
 def _clip(path: Path, frames: np.ndarray, cut: Cut, prompt: str, fps: float, taken: str) -> Clip:
+    if frames.ndim != 4 or frames.shape[3] != 3:
+        raise UserError(f"{path}: its frames are {list(frames.shape)}, not RGB [f h w 3]; save it as mp4 or png")
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # [f h w c] -> [f c h w]
     native = f"{pixels.shape[3]}x{pixels.shape[2]}"
     width, height = bucket(pixels.shape[3], pixels.shape[2], cut)

@@ -19,6 +19,7 @@ from data.world import BACKGROUNDS, COLOURS, SHAPES, WINDOW_FRAME, WINDOW_PANE, 
 SUCCESS_RMSE = 6.0  # pixels of 64 (9.4 % of the canvas): a motion counts as transferred below this error, ...
 SUCCESS_CORRELATION = 0.8  # ... above this correlation, and nearer to the reference than to what its words alone mean
 TINT = 55.0  # RGB distance above which a colour is called none of the palette
+FEWEST_PIXELS = 20  # a frame: fewer are no object
 CONTRAST = 45.0  # RGB distance from the background above which a pixel belongs to something else
 
 
@@ -43,24 +44,64 @@ class Reading:
         }
 
 
-def read_clip(frames: torch.Tensor | np.ndarray) -> Reading:
-    """Read a clip, uint8 [f 3 h w] with h = w. Raises UserError on another layout."""
+@dataclass(frozen=True)
+class Layers:
+    """A clip taken apart into its ground and its object, in RGB of 0..255."""
+
+    image: np.ndarray  # float32 [f s s 3]
+    ground: np.ndarray  # [3], the colour of the ground
+    paint: np.ndarray | None  # [3], the colour of the object; None where there is no object
+    colour: str | None  # its name
+    coverage: np.ndarray  # [f s s], soft: how far a pixel is on the way from ground to paint
+    window: bool
+
+
+def take_apart(frames: torch.Tensor | np.ndarray) -> Layers:
+    """Tell ground and object of a clip apart, uint8 [f 3 h w] with h = w. Raises UserError on another layout."""
     pixels = np.asarray(frames)
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != np.uint8 or pixels.shape[2] != pixels.shape[3]:
         raise UserError(f"detectors: found frames {pixels.dtype} {list(pixels.shape)}; give uint8 [f 3 s s].")
     image = pixels.transpose(0, 2, 3, 1).astype(np.float32)  # [f s s 3]
     ground = _border_colour(image)
-    background = _nearest(ground, BACKGROUNDS)
     owner, window = _colour_of_pixels(image, ground)
     counts = np.array([(owner == index).sum() for index in range(len(COLOURS))])
-    nothing = np.full(len(image), np.nan)
-    if counts.max() < 20 * len(image):  # fewer than 20 pixels a frame is no object
-        return Reading(background, None, None, None, window, np.stack([nothing] * 2, 1), nothing)
+    if counts.max() < FEWEST_PIXELS * len(image):
+        return _without_a_name(image, ground, window)
     best = int(counts.argmax())
-    alpha = _coverage_seen(image, ground, owner == best)
-    zoom = image.shape[1] / 64
-    shape, trajectory, size = _fit_shape(alpha, zoom)
-    return Reading(background, list(COLOURS)[best], shape, name_motion(trajectory, size), window, trajectory, size)
+    paint = np.median(image[owner == best], axis=0)
+    return Layers(
+        image, ground, paint, list(COLOURS)[best], _coverage_seen(image, ground, paint, owner == best), window
+    )
+
+
+def _without_a_name(image: np.ndarray, ground: np.ndarray, window: bool) -> Layers:
+    """Layers of a clip whose object, where there is one, has no colour of the palette (a tint half way to another)."""
+    brightness = (image @ ground) / max(ground @ ground, 1.0)
+    darker = np.clip(brightness, 0.78, 1.0)[..., None] * ground  # ground under a pattern
+    mine = (np.linalg.norm(image - darker, axis=-1) > CONTRAST) & ~in_corners(image.shape[1])
+    if mine.sum() < FEWEST_PIXELS * len(image):
+        return Layers(image, ground, None, None, np.zeros(image.shape[:3], np.float32), window)
+    paint = np.median(image[mine], axis=0)
+    return Layers(image, ground, paint, None, _coverage_seen(image, ground, paint, mine), window)
+
+
+def in_corners(side: int) -> np.ndarray:
+    """[s s]: True in the four corners where a window of the world may stand."""
+    near = np.zeros(side, bool)
+    near[: side // 3] = near[-(side // 3) :] = True
+    return near[:, None] & near[None, :]
+
+
+def read_clip(frames: torch.Tensor | np.ndarray) -> Reading:
+    """Read a clip, uint8 [f 3 h w] with h = w. Raises UserError on another layout."""
+    layers = take_apart(frames)
+    background = _nearest(layers.ground, BACKGROUNDS)
+    if layers.colour is None:
+        nothing = np.full(len(layers.image), np.nan)
+        return Reading(background, None, None, None, layers.window, np.stack([nothing] * 2, 1), nothing)
+    shape, trajectory, size = _fit_shape(layers.coverage, layers.image.shape[1] / 64)
+    motion = name_motion(trajectory, size)
+    return Reading(background, layers.colour, shape, motion, layers.window, trajectory, size)
 
 
 def name_motion(trajectory: np.ndarray, size: np.ndarray) -> str | None:
@@ -152,9 +193,8 @@ def _colour_of_pixels(image: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray
     return np.where(owner < len(COLOURS), owner, -1), bool(share > 0.06)
 
 
-def _coverage_seen(image: np.ndarray, ground: np.ndarray, mine: np.ndarray) -> np.ndarray:
+def _coverage_seen(image: np.ndarray, ground: np.ndarray, paint: np.ndarray, mine: np.ndarray) -> np.ndarray:
     """Soft coverage [f s s]: how far each pixel near the object is on the way from the background to its colour."""
-    paint = np.median(image[mine], axis=0)
     way = paint - ground
     alpha = np.clip(((image - ground) @ way) / (way @ way), 0, 1)
     near = mine.copy()  # the object's own pixels and their neighbours: what else is between the two colours is noise

@@ -4,14 +4,13 @@ Captions: a folder's clip takes the .txt beside it, else its row of metadata.jso
 prompt; a single file takes the config's prompt first. A json list gives each clip its own.
 """
 
-import csv
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
+from configs.errors import UserError, printable, shown
+from configs.plain import read_csv, read_json, read_text
 from configs.schema import locate
 from data.clips import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip, Cut, read_image, read_video
 
@@ -38,7 +37,7 @@ def load_clips(cfg: Any, snap: int) -> list[Clip]:
     readers = {"single_video": _single_video, "folder": _folder, "json": _json, "image": _images}
     clips = [clip for kind in cfg.dataset_types for clip in readers[kind](data, cut)]
     for number, clip in enumerate(clips):
-        print(f'clip {number}: {clip.source}, "{clip.prompt}"', file=sys.stderr)
+        print(printable(f'clip {number}: {clip.source}, "{clip.prompt}"'), file=sys.stderr)
     return clips
 
 
@@ -69,7 +68,7 @@ def _images(data: Any, cut: Cut) -> Iterator[Clip]:
 def _json(data: Any, cut: Cut) -> Iterator[Clip]:
     """MotionDirector's layout ({"data": [{"video_path", "data": [{"frame_index", "prompt"}]}]}) or a plain list."""
     source = locate(data.json_path)
-    content = _parse(source, _text_of(source, "train_data.json_path"))
+    content = read_json(source)
     entries = content.get("data") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
         raise UserError(f'{source}: no list of clips in it; write [{{"video": "a.mp4", "prompt": "a car turns"}}, ...]')
@@ -78,7 +77,7 @@ def _json(data: Any, cut: Cut) -> Iterator[Clip]:
         parts = entry.get("data", [{}]) if isinstance(entry, dict) else None
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise UserError(
-                f'{where}: {str(entry)[:80]} is not a clip; write {{"video": "a.mp4", "prompt": "a car turns"}}'
+                f'{where}: {shown(entry)} is not a clip; write {{"video": "a.mp4", "prompt": "a car turns"}}'
             )
         for part in parts:
             both = {**entry, **part}
@@ -86,11 +85,13 @@ def _json(data: Any, cut: Cut) -> Iterator[Clip]:
             if not name:
                 raise UserError(f"{where}: names no file; give it one of the keys {', '.join(FILE_KEYS)}")
             if not prompt:
-                raise UserError(f"{where}: {name} has no caption; give it one of the keys {', '.join(TEXT_KEYS)}")
+                raise UserError(
+                    f"{where}: {shown(name)} has no caption; give it one of the keys {', '.join(TEXT_KEYS)}"
+                )
             beside = source.parent / name
             start = part.get("frame_index", cut.start)
             if type(start) is not int or start < 0:
-                raise UserError(f"{where}: frame_index is {start!r}; give a whole number from 0")
+                raise UserError(f"{where}: frame_index is {shown(start)}; give a whole number from 0")
             taken = Cut(cut.width, cut.height, cut.frames, cut.fps, cut.step, start, cut.snap)
             yield read_video(beside if beside.exists() else locate(name), taken, prompt)
 
@@ -108,7 +109,7 @@ def _files(folder: Path, suffixes: tuple[str, ...], kind: str, key: str) -> list
 
 def _caption(path: Path, captions: dict[str, str], otherwise: str, key: str) -> str:
     beside = path.with_suffix(".txt")
-    text = _text_of(beside, key).strip() if beside.is_file() else ""
+    text = read_text(beside).strip() if beside.is_file() else ""
     prompt = text or captions.get(path.name) or otherwise
     if not prompt:
         raise UserError(f"{path}: no caption; write one into {beside.name} beside it or set {key}")
@@ -119,9 +120,10 @@ def _metadata(folder: Path) -> dict[str, str]:
     """File name -> caption from metadata.jsonl or metadata.csv (columns: file_name and text, prompt or caption)."""
     rows: list[Any] = []
     if (source := folder / "metadata.jsonl").is_file():
-        rows = [_parse(source, line) for line in _text_of(source, source.name).splitlines() if line.strip()]
+        lines = enumerate(read_text(source).split("\n"), 1)
+        rows = [read_json(line, f"{source}: line {number}") for number, line in lines if line.strip()]
     elif (source := folder / "metadata.csv").is_file():
-        rows = list(csv.DictReader(_text_of(source, source.name).splitlines()))
+        rows = list(read_csv(source))
     captions = {}
     for number, row in enumerate(rows, 1):
         name, text = (_first(row, FILE_KEYS), _first(row, TEXT_KEYS)) if isinstance(row, dict) else ("", "")
@@ -132,20 +134,6 @@ def _metadata(folder: Path) -> dict[str, str]:
 
 
 def _first(row: dict[str, Any], keys: tuple[str, ...]) -> str:
-    return next((str(row[key]) for key in keys if row.get(key)), "")
-
-
-def _text_of(path: Path, key: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{key}: {path} cannot be read ({error.strerror}); point it at an existing file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file in UTF-8; save it as UTF-8 text") from None
-
-
-def _parse(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid json ({error}); correct it there") from None
+    """The first of `keys` with a value, as text; a list or dict is nobody's caption or file."""
+    values = (row.get(key) for key in keys)
+    return next((str(value) for value in values if value and isinstance(value, (str, int, float))), "")

@@ -11,11 +11,14 @@ downwards; size float32 [f] is the radius in pixels; mask float32 [f h w] is the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from configs.errors import UserError
+
+if TYPE_CHECKING:  # the names of motions are asked for by commands that must answer --help at once
+    import torch
 
 SHAPES = ("circle", "square", "triangle", "ring")
 COLOURS = {
@@ -55,7 +58,7 @@ RETIMINGS = {  # held out: a known direction on another clock; name -> (times, p
     "back_and_forth": ((0, 1 / 3, 2 / 3, 1), (0, 1, 0, 1)),
 }
 PATHS = ("zigzag", "orbit", "spiral", "figure_eight")  # held out: places no known motion visits in that order
-REFERENCE_SEEDS = {  # one look with a window for each: leakage must not hang on a single colour, shape or ground
+REFERENCE_SEEDS = {  # each with a window: leakage must not depend on a single colour, shape or ground
     "there_and_back": 3,
     "late_start": 0,
     "pause": 38,
@@ -144,27 +147,27 @@ def sample_scene(seed: int, split: str = "train", decorated: float = 0.2) -> Sce
     rng = np.random.default_rng([seed, 11])
     # "wander" twice: the nameless motions are the prior's richest part and the hardest to learn.
     motions = [*MOTIONS, "wander"] if split == "train" else [*RETIMINGS, *PATHS]
-    look = rng.random()
+    decoration = rng.random()
     return Scene(
         shape=str(rng.choice(SHAPES)),
         colour=str(rng.choice(list(COLOURS))),
         background=str(rng.choice(list(BACKGROUNDS))),
         motion=str(rng.choice(motions)),
         seed=seed,
-        pattern=str(rng.choice(PATTERNS)) if look < decorated / 2 else None,
-        window=bool(decorated / 2 <= look < decorated),
+        pattern=str(rng.choice(PATTERNS)) if decoration < decorated / 2 else None,
+        window=bool(decorated / 2 <= decoration < decorated),
         direction=str(rng.choice(list(DIRECTIONS))) if split == "heldout" else "right",
     )
 
 
-def reference_clip(motion: str, seed: int | None = None, frames: int = 8, size: int = 64, **look) -> WorldClip:
+def reference_clip(motion: str, seed: int | None = None, frames: int = 8, size: int = 64, **fields) -> WorldClip:
     """The clip to customize on for one motion: an appearance worth leaking, drawn from `seed` (default the motion's
     own).
 
-    Either a pattern or a window is always present; `look` overrides any field of the Scene.
+    Either a pattern or a window is always present; `fields` override those of the Scene.
     """
     scene = sample_scene(REFERENCE_SEEDS.get(motion, 0) if seed is None else seed, decorated=1.0)
-    return render(replace(scene, motion=motion, direction="right", **look), frames, size)
+    return render(replace(scene, motion=motion, direction="right", **fields), frames, size)
 
 
 def trajectory_of(scene: Scene, frames: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -225,15 +228,29 @@ def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | fl
 
 def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
     """Draw a scene: the same scene gives the same bytes. Trajectory and size are in pixels of this canvas."""
+    return draw(scene, *trajectory_of(scene, frames), size)
+
+
+def draw(
+    scene: Scene, centre: np.ndarray, radius: np.ndarray, size: int = 64, camera: np.ndarray | None = None
+) -> WorldClip:
+    """`render` with the object on any path: centre [f 2] and radius [f] in pixels of a 64-pixel canvas.
+
+    `camera` [f 2], in the same pixels, is how far the picture of the whole scene is shifted in each frame; the
+    trajectory of the clip is the object's on the screen, shifted as well.
+    """
+    import torch
+
     rng = np.random.default_rng([scene.seed, 37])
     ground = np.array(BACKGROUNDS[scene.background]) + rng.integers(-4, 5, 3)
     paint = np.array(COLOURS[scene.colour]) + rng.integers(-6, 7, 3)
     ground, paint = np.clip(ground, 0, 255), np.clip(paint, 0, 255)
     zoom = size / 64
-    centre, radius = trajectory_of(scene, frames)
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / zoom  # pixel centres, in units of the 64-pixel canvas
+    if camera is not None:  # where in the scene each pixel looks, [f h w]
+        x, y = x - camera[:, 0, None, None], y - camera[:, 1, None, None]
 
-    canvas = np.broadcast_to(ground, (size, size, 3)).astype(np.float32)
+    canvas = np.broadcast_to(ground, (*x.shape, 3)).astype(np.float32)
     if scene.pattern:
         canvas = canvas * (1 - 0.22 * _pattern(scene.pattern, x, y, rng.uniform(0, 12, 2)))[..., None]
     if scene.window:
@@ -241,11 +258,12 @@ def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
     alpha = coverage(scene.shape, x - centre[:, 0, None, None], y - centre[:, 1, None, None], radius[:, None, None])
     image = canvas + alpha[..., None] * (paint - canvas)  # [f h w c]
     pixels = torch.from_numpy(np.rint(image).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+    seen = centre if camera is None else centre + camera
     return WorldClip(
         scene=scene,
         frames=pixels,
-        trajectory=torch.from_numpy(centre * np.float32(zoom)),
-        size=torch.from_numpy(radius * np.float32(zoom)),
+        trajectory=torch.from_numpy(seen.astype(np.float32) * np.float32(zoom)),
+        size=torch.from_numpy(radius.astype(np.float32) * np.float32(zoom)),
         mask=torch.from_numpy(alpha.astype(np.float32)),
         colour=tuple(int(v) for v in paint),
         background=tuple(int(v) for v in ground),

@@ -1,111 +1,180 @@
 """From checkpoints and prompts to videos: resolve what was asked, customize the frozen model, sample, write.
 
 What shaped training (preset, rank, highway, sizes) comes from the checkpoint; every flag that overrides it is printed.
-One video per prompt and seed with a JSON sidecar that is enough to make it again, and a contact sheet of all. Noise
-comes from a CPU generator, so a seed means the same noise on every device.
+One video per prompt and seed with a JSON sidecar that is enough to make it again, and a contact sheet of the first.
+Noise comes from a CPU generator, so a seed means the same noise on every device. Memory does not grow with the number
+of videos.
 """
 
 import argparse
 import hashlib
 import json
-import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
 import diffusers
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from configs.errors import UserError
-from configs.files import atomic_path, check_writable
+from configs.files import check_writable
 from infer import options
+from infer.guidance import GuidanceSettings, MotionGuidance
+from infer.guide_clip import guide_latents
 from infer.noise import initial_noise
-from infer.pictures import contact_sheet
-from infer.request import Settings, Source, find_sources, model_path, reference_clip, resolve
-from infer.sampler import guide, sample
-from infer.video import safe_name, write_video
-from models import methods
+from infer.pictures import contact_sheet, strip
+from infer.request import read_request
+from infer.sampler import guide, sample, within
+from infer.settings import Settings
+from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
-from models.highway import HighwaySettings
+from models.hooks import Patch
+from models.threads import use_threads
+
+MOST_ROWS = 64  # of the contact sheet
+ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings, 0.3 MB each for ZeroScope
+MOST_SEQUENCES = 65_535  # that CUDA's attention kernels take in one call: their grid's limit
 
 
-def generate(args: argparse.Namespace) -> Iterator[Path]:
+def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iterator[Path]:
     """Sample every (prompt, seed) that `args` (infer/options.py) asks for; yields each video's path once written.
 
-    Raises UserError for anything in the request, the checkpoint or the model folder that can not work, before sampling.
+    `backbone` is the loaded model of an earlier call (`load_backbone`), so that many requests load it once; it is left
+    as it was. Raises UserError, before sampling, for anything in the request, the checkpoint or the model folder that
+    cannot work, and for a `backbone` other than the one that the request asks for.
     """
-    prompts = options.read_prompts(args)
-    seeds = [secrets.randbelow(2**31)] if args.seed is None else args.seed
-    jobs = [(prompt, seed + i) for prompt in prompts for seed in seeds for i in range(args.repeat_num)]
+    jobs = options.read_jobs(args)
     device, folder = choose_device(args.device), Path(args.output_dir)
     check_writable(folder)
-    sources = find_sources(args)
-    model = model_path(args, sources)
-    settings = resolve(args, sources, model)
-    backbone = Backbone.load(model, choose_dtype(settings.precision, device), device)
-    _choose_attention(backbone.unet, args)
-    shape = _latent_shape(settings, backbone)
-    reference = reference_clip(args, sources, settings)
-    settings.report(model, sources)
-    text = {prompt: backbone.encode_text([prompt]) for prompt in dict.fromkeys(prompts)}
-    negative = backbone.encode_text([settings.negative_prompt])
-    record = _record(args, settings, sources, backbone, reference)
-
-    rows = []
-    with tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True) as bar:
-        for start in range(0, len(jobs), args.batch_size):
-            batch = jobs[start : start + args.batch_size]
-            noise = [
-                initial_noise(
-                    shape,
-                    torch.Generator().manual_seed(seed),
-                    reference and reference.inversion,
-                    settings.noise_prior,
-                    settings.noise_strategy,
-                    cutoff=settings.noise_cutoff,
-                )
-                for _, seed in batch
-            ]
-            began = time.perf_counter()
-            with _customized(backbone.unet, sources, settings, shape[2:]) as customization:
-                if start == 0:
-                    bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
-                denoise = guide(
-                    backbone.predict,
-                    torch.cat([text[prompt] for prompt, _ in batch]),
-                    negative.expand(len(batch), -1, -1),
-                    scale=settings.guidance_scale,
-                    rescale=settings.guidance_rescale,
-                )
-                latents = sample(
-                    denoise,
-                    backbone.scheduler,
-                    torch.cat(noise).to(device),
-                    steps=settings.num_steps,
-                    progress=partial(_advance, bar=bar, videos=len(batch)),
-                    on_timestep=lambda t: customization.remove() if t <= settings.pli_threshold else None,
-                )
-            seconds = (time.perf_counter() - began) / len(batch)
-            for (prompt, seed), clean in zip(batch, latents):
-                frames = backbone.decode_video(clean[None])
-                rows.append((f"{prompt}  (seed {seed})", frames))
-                yield _write(folder, prompt, seed, frames, args, record, seconds)
+    request = read_request(args)
+    settings, dtype = request.settings, choose_dtype(request.settings.precision, device)
+    if backbone is None:
+        backbone = Backbone.load(request.model, dtype, device)
+    else:
+        _check_backbone(backbone, request.model, dtype, device)
+    use_threads(backbone.unet, device, args.threads)
+    size = latent_size(settings, backbone)
+    if device.type == "cuda":
+        check_batch(args.batch_size, settings, size)
+    towards = guide_latents(request, backbone, args.clip)
+    request.report()
+    record = shared_record(args, request, backbone)
+    rows: list[tuple[str, Image.Image]] = []
+    bar = tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True)
+    with _attention(backbone.unet, args), bar:
+        for number, (batch, text, negative) in enumerate(_batches(jobs, args.batch_size, settings, backbone)):
+            began, cpu_began = time.perf_counter(), time.process_time()
+            customization = request.customize(backbone.unet, size)
+            if number == 0:
+                bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
+            videos = sample_videos(
+                backbone,
+                customization,
+                settings,
+                text,
+                negative,
+                seeds=[seed for _, seed in batch],
+                inversion=request.reference and request.reference.inversion,
+                towards=towards,
+                progress=partial(_advance, bar=bar, videos=len(batch)),
+            )
+            cost = {
+                "seconds": round((time.perf_counter() - began) / len(batch), 3),
+                "cpu_seconds": round((time.process_time() - cpu_began) / len(batch), 3),
+                "forwards": forwards(settings),
+            }
+            for (prompt, seed), frames in zip(batch, videos, strict=True):
+                if len(rows) < MOST_ROWS:
+                    rows.append((f"{prompt}  (seed {seed})", strip(frames)))
+                yield write(folder, prompt, seed, frames, record, cost)
+    if more := len(jobs) - len(rows):
+        rows.append((f"and {more:,} more in this folder", Image.new("RGB", (1, 1), "white")))
     name = hashlib.sha256(json.dumps([jobs, record], sort_keys=True).encode()).hexdigest()[:8]
     print(f"contact sheet: {contact_sheet(folder / f'sheet_{name}.png', rows)}", file=sys.stderr)
 
 
-def _customized(unet, sources: list[Source], settings: Settings, latent_size: tuple[int, int, int]):
-    """The adapters of all sources on the plain U-Net. PLI takes them off at its threshold."""
-    motions = [(s.checkpoint, s.strength) for s in sources if s.part == "motion"]
-    appearances = [(s.checkpoint, s.clip, s.strength) for s in sources if s.part == "appearance"]
-    highway = None if settings.highway == "off" else HighwaySettings(settings.highway, settings.beta, settings.freeu)
-    return methods.customize(unet, motions, appearances, highway, settings.embedding_sampling, latent_size)
+def load_backbone(args: argparse.Namespace) -> Backbone:
+    """The model that `generate(args)` would load, to be passed to it and to further calls for the same model."""
+    device, request = choose_device(args.device), read_request(args)
+    return Backbone.load(request.model, choose_dtype(request.settings.precision, device), device)
 
 
-def _latent_shape(settings: Settings, backbone: Backbone) -> tuple[int, int, int, int, int]:
+def sample_videos(
+    backbone: Backbone,
+    customization: AbstractContextManager[Patch],
+    settings: Settings,
+    text: torch.Tensor,
+    negative: torch.Tensor,
+    *,
+    seeds: list[int],
+    inversion: torch.Tensor | None = None,
+    towards: torch.Tensor | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[torch.Tensor]:
+    """One batch from noise to frames: a video, uint8 [f c h w] on the CPU, for every row of `text` [b n d] and seed.
+
+    `customization` is on the U-Net inside its `with` block; phased LoRA integration takes it off before. `negative` is
+    [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
+    size is the clip that `settings.guidance()` steers to. Raises UserError when the latents do not stay finite.
+    """
+    shape = (1, backbone.unet.config.in_channels, *latent_size(settings, backbone))
+    noise = [
+        initial_noise(
+            shape,
+            torch.Generator().manual_seed(seed),
+            inversion,
+            settings.noise_prior,
+            settings.noise_strategy,
+            cutoff=settings.noise_cutoff,
+        )
+        for seed in seeds
+    ]
+    denoise = guide(
+        backbone.predict,
+        text,
+        negative.expand(len(text), -1, -1),
+        scale=settings.guidance_scale,
+        rescale=settings.guidance_rescale,
+    )
+    if settings.guidance_interval is not None:
+        denoise = within(settings.guidance_interval, denoise, guide(backbone.predict, text))
+    steer = None
+    if (guidance := settings.guidance()) is not None:
+        empty = backbone.encode_text([""]).expand(len(text), -1, -1)
+        denoise = MotionGuidance(
+            towards, denoise, guide(backbone.predict, empty), backbone.scheduler, guidance, list(seeds)
+        )
+        steer = denoise.steer
+    threshold = settings.pli_threshold
+    with customization as patch:
+        latents = sample(
+            denoise,
+            backbone.scheduler,
+            torch.cat(noise).to(backbone.device),
+            steps=settings.num_steps,
+            solver=settings.solver,
+            on_timestep=None if threshold is None else lambda t: patch.remove() if t <= threshold else None,
+            steer=steer,
+            progress=progress,
+        )
+    return [backbone.decode_video(video[None]) for video in latents]
+
+
+def forwards(settings: Settings) -> int | None:
+    """How often the network sees each video; None where a guidance interval decides that from step to step."""
+    if settings.guidance_interval is not None:
+        return None
+    plain = GuidanceSettings(steps=0)
+    return (settings.guidance() or plain).forwards(settings.num_steps, settings.guidance_scale)
+
+
+def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:
+    """Frames, height and width in latent pixels. Raises UserError for sides that the VAE cannot take."""
     factor = backbone.vae_factor
     for side in ("width", "height"):
         if settings[side] % factor:
@@ -113,17 +182,60 @@ def _latent_shape(settings: Settings, backbone: Backbone) -> tuple[int, int, int
                 f"--{side}: {settings[side]} is not a multiple of {factor}, which this model's VAE needs; "
                 f"use {max(1, round(settings[side] / factor)) * factor}"
             )
-    return (
-        1,
-        backbone.unet.config.in_channels,
-        settings.num_frames,
-        settings.height // factor,
-        settings.width // factor,
+    return settings.num_frames, settings.height // factor, settings.width // factor
+
+
+def check_batch(batch: int, settings: Settings, size: tuple[int, int, int]) -> None:
+    """Raise UserError when temporal attention would get more sequences than CUDA's kernels take in one call.
+
+    It attends over the frames of each latent pixel by itself, so a batch of b videos is b * height * width sequences,
+    twice that under guidance: at 384 x 384 a batch of 15 is 69,120.
+    """
+    _, height, width = size
+    each = height * width * (1 if settings.guidance_scale == 1 else 2)
+    if batch * each > MOST_SEQUENCES:
+        most = MOST_SEQUENCES // each
+        raise UserError(
+            f"--batch-size: {batch} of {settings.width} x {settings.height} are {batch * each:,} sequences for "
+            f"temporal attention, and CUDA's kernels take {MOST_SEQUENCES:,}; use "
+            + (f"--batch-size {most}" if most else "a smaller --width and --height")
+        )
+
+
+def _batches(
+    jobs: list[tuple[str, int]], size: int, settings: Settings, backbone: Backbone
+) -> Iterator[tuple[list[tuple[str, int]], torch.Tensor, torch.Tensor]]:
+    """Batches of jobs with their prompts' embeddings [b n d] and the negative prompt's [1 n d].
+
+    The text encoder visits the device once for `ENCODED_AT_ONCE` jobs: once altogether, for all but huge requests.
+    """
+    window = size * max(1, ENCODED_AT_ONCE // size)
+    for first in range(0, len(jobs), window):
+        part = jobs[first : first + window]
+        prompts = list(dict.fromkeys(prompt for prompt, _ in part))
+        *embeddings, negative = backbone.encode_text([*prompts, settings.negative_prompt]).split(1)
+        text = dict(zip(prompts, embeddings, strict=True))
+        for start in range(0, len(part), size):
+            batch = part[start : start + size]
+            yield batch, torch.cat([text[prompt] for prompt, _ in batch]), negative
+
+
+def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: torch.device) -> None:
+    held, asked = (
+        (str(Path(path).resolve()), str(kind).removeprefix("torch."), str(place))
+        for path, kind, place in ((backbone.path, backbone.dtype, backbone.device), (model, dtype, device))
     )
+    if held != asked:
+        raise UserError(
+            f"model: the loaded one is {' '.join(held)}, and the request asks for {' '.join(asked)}; load that one, or "
+            "give --model, --precision and --device as loaded"
+        )
 
 
-def _choose_attention(unet, args: argparse.Namespace) -> None:
+@contextmanager
+def _attention(unet, args: argparse.Namespace) -> Iterator[None]:
     """SDPA is what diffusers uses anyway; --xformers replaces it and must then really be there."""
+    before = unet.attn_processors
     if args.xformers:
         try:
             unet.enable_xformers_memory_efficient_attention()
@@ -134,52 +246,14 @@ def _choose_attention(unet, args: argparse.Namespace) -> None:
             ) from None
     elif args.sdp:
         unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor2_0())
-
-
-def _record(args, settings: Settings, sources: list[Source], backbone: Backbone, reference) -> dict:
-    """The part of the sidecar that all videos of one call share."""
-    return {
-        "model": backbone.path,
-        "model_fingerprint": backbone.fingerprint(),
-        "settings": settings.values,
-        "origins": settings.origins,
-        "sources": [source.record() for source in sources],
-        "reference": reference and {"prompt": reference.prompt, "name": reference.name},
-        "file": {"format": args.format, "quality": args.quality},
-        "attention": "xformers" if args.xformers else "sdpa",
-        "config": sources[0].checkpoint.config if sources else None,
-        "device": str(backbone.device),
-        "precision": str(backbone.dtype).removeprefix("torch."),
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
-    }
-
-
-def _write(folder: Path, prompt: str, seed: int, frames: torch.Tensor, args, record: dict, seconds: float) -> Path:
-    """Video and sidecar. A video of other settings under the same name is kept: the new one gets a number."""
-    suffix = {"mp4": ".mp4", "gif": ".gif", "frames": ""}[args.format]
-    stem, number = f"{safe_name(prompt)}_seed{seed}", 1
-    sidecar = {"prompt": prompt, "seed": seed, **record}
-    while True:
-        path = folder / f"{stem}{f'_{number}' if number > 1 else ''}{suffix}"
-        notes = folder / f"{path.name.removesuffix(suffix) if suffix else path.name}.json"
-        if not notes.exists() or _same(notes, sidecar):
-            break
-        number += 1
-    write_video(path, frames, fps=record["settings"]["fps"], quality=args.quality)
-    with atomic_path(notes) as temporary:
-        temporary.write_text(json.dumps({"video": path.name, **sidecar, "seconds": round(seconds, 3)}, indent=2))
-    return path
-
-
-def _same(notes: Path, sidecar: dict) -> bool:
     try:
-        written = json.loads(notes.read_text())
-    except ValueError:
-        return False
-    return {key: written.get(key) for key in sidecar} == json.loads(json.dumps(sidecar))
+        yield
+    finally:
+        if args.xformers or args.sdp:
+            unet.set_attn_processor(dict(before))
 
 
-def _advance(timesteps, bar: tqdm, videos: int) -> Iterator:
+def _advance(timesteps: Iterable, bar: tqdm, videos: int) -> Iterator:
     for timestep in timesteps:
         yield timestep
         bar.update(videos)

@@ -11,20 +11,20 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import command
-from infer import options
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
-
-if __name__ == "__main__":  # before the slow imports, so that --help and a wrong request answer at once
-    ARGUMENTS = options.parse(sys.argv[1:])
-    command(options.read_prompts)(ARGUMENTS)
-
-from infer.generate import generate
 
 
 @command
 def main() -> None:
-    for path in generate(ARGUMENTS):
+    from infer import options
+
+    args = options.parse(sys.argv[1:])
+    options.read_jobs(args)  # --help and a wrong request answer at once, before the slow imports
+
+    from infer.generate import generate
+
+    for path in generate(args):
         print(path, flush=True)
 
 

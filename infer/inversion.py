@@ -1,37 +1,29 @@
 """DDIM inversion: walk a clean clip back to the noise that deterministic DDIM would denoise into it.
 
-As the release does it: 50 steps, the empty prompt, no guidance. The result carries the reference's layout and motion,
-and a share of it (the noise prior) starts the sampling of new videos. The rule is diffusers' `DDIMInverseScheduler`,
-written out because it is six lines; epsilon and v-prediction, leading and trailing spacing come from the scheduler's
-configuration. Latents are [b c f h w].
+As the release does it: 50 steps, the empty prompt, no guidance. The result carries the reference clip's layout and
+motion, and a share of it (the noise prior) starts the sampling of new videos. Each step is diffusers'
+`DDIMInverseScheduler`; the timesteps are those of the DDIM that will sample, in reverse. Latents are [b c f h w].
 """
 
 from collections.abc import Callable, Iterable
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from configs.errors import UserError
-from infer.sampler import Denoiser
+from infer.sampler import Denoiser, make_solver
 
 
-def inversion_step(scheduler: DDIMScheduler, prediction: torch.Tensor, t: int, latents: torch.Tensor, stride: int):
-    """One step from noise level t - stride up to noise level t (DDIM's step, run backwards).
+def make_inverse(scheduler: DDIMScheduler, steps: int) -> DDIMInverseScheduler:
+    """The inverse of DDIM with `steps` steps on the noise schedule of `scheduler`; its `timesteps` ascend.
 
-    `prediction` is the U-Net's output at (latents, t), of the shape of `latents`; below timestep 0 the scheduler's
-    final alpha stands for the clean clip. Returns the noisier latents, same shape.
+    `.step(prediction, t, latents).prev_sample` takes latents from noise level t - 1000 // steps up to noise level t.
+    Below timestep 0 the final alpha of the schedule (1, or that of timestep 0) stands for the clean clip.
     """
-    previous = t - stride
-    # final_alpha_cumprod is 1 or alphas_cumprod[0], as `set_alpha_to_one` says
-    alpha_previous = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
-    alpha = scheduler.alphas_cumprod[t]
-    if scheduler.config.prediction_type == "v_prediction":
-        clean = alpha_previous.sqrt() * latents - (1 - alpha_previous).sqrt() * prediction
-        noise = alpha_previous.sqrt() * prediction + (1 - alpha_previous).sqrt() * latents
-    else:
-        clean = (latents - (1 - alpha_previous).sqrt() * prediction) / alpha_previous.sqrt()
-        noise = prediction
-    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    inverse = DDIMInverseScheduler.from_config(scheduler.config)
+    inverse.num_inference_steps = steps
+    inverse.timesteps = make_solver(scheduler, "ddim", steps).timesteps.flip(0)  # its own know no linspace spacing
+    return inverse
 
 
 @torch.no_grad()
@@ -47,17 +39,17 @@ def ddim_invert(
 
     `denoise` is the model under the empty prompt, without guidance (`guide`). With `trajectory` the result is
     [steps+1 b c f h w], from the clean latents to the noise. The scheduler passed in is not changed. Raises UserError
-    when the model's numbers overflow.
+    when the latents do not stay finite.
     """
-    ddim = DDIMScheduler.from_config(scheduler.config)
-    ddim.set_timesteps(steps)
-    stride = ddim.config.num_train_timesteps // steps
+    inverse = make_inverse(scheduler, steps)
     latents = latents.float()
     path = [latents]
-    for t in progress(ddim.timesteps.flip(0)):
-        prediction = denoise(latents, t.to(latents.device))
-        latents = inversion_step(ddim, prediction, int(t), latents, stride)
-        path.append(latents)
+    for t in progress(inverse.timesteps):
+        latents = inverse.step(denoise(latents, t), t, latents).prev_sample
+        if trajectory:
+            path.append(latents)
     if not torch.isfinite(latents).all():
-        raise UserError("inversion: the model gave values that are not finite; use mixed_precision=bf16 or no")
+        raise UserError(
+            "inversion: the latents are not finite, the model overflows on this clip; use mixed_precision=bf16 or no"
+        )
     return torch.stack(path) if trajectory else latents

@@ -1,26 +1,31 @@
 """The flags of infer/infer.py: the release's with their short forms, then ours. Imports nothing slow.
 
-A flag left out takes its value from the checkpoint's own configuration where that has one, else the release's default
-(`RELEASE`). `infer/generate.py` resolves and prints this.
+A flag that is left out takes its value from what was chosen in the checkpoint's configuration, else from the model
+folder's sampling.json, else it is the release's default (`RELEASE`). `infer/settings.py` resolves this and prints it.
 """
 
 import argparse
 import ast
 import difflib
+import secrets
+from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import UserError, shown
+from configs.plain import NO_TEXT, read_text
 
-# what the release's infer.py assumes when a checkpoint does not say otherwise
+# what the release's infer.py assumes unless the checkpoint says otherwise
 RELEASE = {
     "width": 384,
     "height": 384,
     "num_frames": 16,
     "num_steps": 30,
+    "solver": "ddim",
     "guidance_scale": 12.0,
     "fps": 8,
     "noise_prior": 0.2,
     "precision": "fp16",
     "guidance_rescale": 0.0,
+    "guidance_interval": None,
     "negative_prompt": "",
     "noise_strategy": "blend",
     "noise_cutoff": 0.25,
@@ -28,6 +33,10 @@ RELEASE = {
     "pli_threshold": None,
 }
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
+SOLVERS = ("ddim", "unipc", "dpm")
+STRATEGIES = ("blend", "frequency", "blend_frequency", "fft")
+RATE = 0.003  # of motion guidance: FlowMotion's
+MOST_VIDEOS = 100_000  # of one command
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
 
@@ -36,44 +45,63 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The flags as given, None where left out. Wrong ones exit with code 2 and argparse's one line."""
     parser = _Parser("infer.py", description=DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
-    add("--model", "-m", help="model folder in ZeroScope's layout (default: the one the checkpoint was trained on)")
+    add("--model", "-m", help="model folder in ZeroScope's layout, or a hub id (default: the folder trained on)")
     add("--prompt", "-p", nargs="+", action="extend", default=[], help="one or several prompts")
     add("--prompt_file", "--prompt-file", help="text file, one prompt a line; empty lines and # comments are skipped")
-    add("--negative-prompt", "--negative_prompt", "-n", help="what to steer away from")
-    add("--output_dir", "--output-dir", "-o", default="outputs/infer", help="where videos go (default %(default)s)")
-    add("--batch-size", "--batch_size", "-B", type=_count, default=1, help="videos denoised together")
-    add("--width", "-W", type=_count, help="pixels (default: as trained, else 384)")
-    add("--height", "-H", type=_count, help="pixels (default: as trained, else 384)")
-    add("--num-frames", "--num_frames", "-T", type=_count, help="frames (default: as trained, else 16)")
-    add("--num-steps", "--num_steps", "-s", type=_between(int, 1, 999), help="DDIM steps (default 30)")
+    add("--negative-prompt", "--negative_prompt", "-n", help=f"what to steer away from ({_else('nothing')})")
+    add("--output_dir", "--output-dir", "-o", default="outputs/infer", help="where videos go (default: %(default)s)")
+    add("--batch-size", "--batch_size", "-B", type=_count, default=1, help="videos denoised together (default: 1)")
+    add("--width", "-W", type=_count, help=f"pixels ({_else(384)})")
+    add("--height", "-H", type=_count, help=f"pixels ({_else(384)})")
+    add("--num-frames", "--num_frames", "-T", type=_count, help=f"frames ({_else(16)})")
+    add("--num-steps", "--num_steps", "-s", type=_between(int, 1, 999), help=f"steps of the solver ({_else(30)})")
+    add("--solver", choices=SOLVERS, help=f"unipc and dpm need fewer steps ({_else('ddim')})")
     add(
         "--guidance-scale",
         "--guidance_scale",
         "-g",
         type=_between(float, 0, 1000),
-        help="classifier-free guidance (default 12)",
+        help=f"classifier-free guidance ({_else(12)})",
     )
     add(
         "--guidance_rescale",
         "--guidance-rescale",
         type=_between(float, 0, 1),
-        help="share of guidance rescaling (default 0)",
+        help=f"share of guidance rescaling ({_else(0)})",
     )
-    add("--fps", "-f", type=_count, help="frames a second of the file (default 8)")
-    add("--device", "-d", default="auto", help="auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu")
-    add("--precision", choices=["fp16", "bf16", "no"], help="default: as trained; a CPU computes in fp32")
+    add(
+        "--guidance_interval",
+        "--guidance-interval",
+        nargs=2,
+        type=_between(float, 0, 1000),
+        metavar=("LOW", "HIGH"),
+        help=f"guide only at timesteps from LOW to HIGH, 0 to 1000 ({_else('at every one')})",
+    )
+    add("--fps", "-f", type=_count, help=f"frames a second of the file ({_else(8)})")
+    add(
+        "--device",
+        "-d",
+        default="auto",
+        help="cuda, cuda:1, mps or cpu (default: auto, which is CUDA, else MPS, else CPU)",
+    )
+    add(
+        "--threads",
+        type=_between(int, 1, 1024),
+        help="CPU threads (default: OMP_NUM_THREADS, else by the model's size)",
+    )
+    add("--precision", choices=["fp16", "bf16", "no"], help=f"a CPU always computes in fp32 ({_else('fp16')})")
     add("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
     add("--sdp", "-S", action="store_true", help="attention through PyTorch's SDPA (the default)")
     add("--checkpoint_folder", "--checkpoint-folder", "-cf", help="run folder of train.py, or of the authors' release")
     add("--checkpoint_index", "--checkpoint-index", "-ci", type=int, help="N of checkpoint-N (default: the latest)")
-    add("--temporal_preset", help="layers of a file without names, where shapes can not tell: release or tap")
+    add("--temporal_preset", help="layers of a file without names, where shapes cannot tell: release or tap")
     add("--lora_rank", "-lr", type=_count, help="only checked: the rank is in the checkpoint")
     add(
         "--lora_scale",
         "-ls",
         type=_strength,
         default=1.0,
-        help="strength of the motion; 0 is the plain model (default 1)",
+        help="strength of the motion; 0 is the plain model (default: 1)",
     )
     add(
         "--motion",
@@ -83,17 +111,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar=("FOLDER", "STRENGTH"),
         help="mix in the motion of another checkpoint; may be repeated",
     )
-    add("--spatial_path_folder", help="take the looks of this checkpoint (MotionDirector's mixing)")
-    add("--spatial_path_scale", type=_strength, default=1.0, help="strength of those looks (default 1)")
+    add("--spatial_path_folder", help="take the appearance of this checkpoint (MotionDirector's mixing)")
+    add("--spatial_path_scale", type=_strength, default=1.0, help="strength of that appearance (default: 1)")
     add("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
     add("--temporal_path_scale", type=_strength, help="same as --lora_scale")
-    add("--clip", type=int, help="which reference clip's inversion and looks to use (default: the first video, else 0)")
+    add(
+        "--clip",
+        type=int,
+        help="number of the reference clip whose inversion and appearance are used (default: the first of those with "
+        "the most frames)",
+    )
     add(
         "--seed",
         "-r",
         type=_between(int, 0, 2**63 - 1),
         nargs="+",
-        help="one or several seeds (default: a random one, told in the sidecar)",
+        help="one or several seeds (default: a random one, which the sidecar holds)",
     )
     add("--repeat_num", "--repeat-num", "-rn", type=_count, default=1, help="videos a prompt: seed, seed+1, ...")
     add(
@@ -101,56 +134,116 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--noise-prior",
         "-np",
         type=_between(float, 0, 1),
-        help="share of the inversion in the initial noise",
+        help="share of the reference clip's inversion in the initial noise (default: as chosen for the training, else "
+        "the model's own, else 0.2 with one reference clip; 0 with several)",
     )
-    add("--noise_strategy", choices=["blend", "frequency", "blend_frequency", "fft"], help="how they are mixed")
+    add("--noise_strategy", choices=STRATEGIES, help=f"how inversion and noise are mixed ({_else('blend')})")
     add(
         "--noise_cutoff",
         type=_between(float, 0.01, 1),
-        help="edge of the low band for the frequency strategies (default 0.25)",
+        help=f"edge of the low band for the frequency strategies ({_else(0.25)})",
     )
     add("--highway", choices=["off", "all", "release", "plain"], help="appearance highway (default: as trained)")
-    add("--beta", type=_between(float, 0.01, 100), help="scale of the highway's skips (default: as trained)")
+    add("--beta", type=_between(float, 0.01, 100), help="scale of the highway's skip connections (default: as trained)")
     add("--freeu", type=_four, help="s1,s2,b1,b2 as '[1.1,1.,1,1]': the release's highway with these scales")
     add(
         "--pli_threshold",
         "--earlystep",
         type=_between(int, 0, 1000),
-        help="phased LoRA integration: the plain model from this timestep down",
+        help=f"phased LoRA integration: the plain model from this timestep down ({_else('never')})",
     )
-    add("--embedding_sampling", choices=["none", "difference", "drop_value"], help="Motion Inversion's value embedding")
-    add("--format", choices=["mp4", "gif", "frames"], default="mp4", help="default %(default)s")
+    add(
+        "--embedding_sampling",
+        choices=["none", "difference", "drop_value"],
+        help=f"Motion Inversion's value embedding ({_else('none')})",
+    )
+    add(
+        "--guide",
+        nargs="?",
+        const="",
+        metavar="CLIP",
+        help="motion guidance: steer the first steps towards the motion of this clip, without training (no CLIP: the "
+        "reference clip of the run)",
+    )
+    add("--guide_steps", type=_between(int, 1, 999), help="steps that are guided (default: a fifth of --num-steps)")
+    add("--guide_rate", type=_between(float, 0, 10), help=f"how far an update moves the latents (default: {RATE:g})")
+    add("--guide_updates", type=_between(int, 1, 100), help="updates in each guided step (default: 3)")
+    add(
+        "--guide_weights",
+        nargs=2,
+        type=_between(float, 0, 1e6),
+        metavar=("LATENTS", "MOTION"),
+        help="weights of the clip's clean latents and of their frame differences (default: 20 5)",
+    )
+    add(
+        "--guide_across",
+        type=_between(float, 0, 1),
+        help="share that is kept of the velocity across the mean velocity so far (default: 0.1)",
+    )
+    add(
+        "--guide_target",
+        choices=["predicted", "clean_latent"],
+        help="what the clip's clean latents are: predicted by the model, or its own, which is quicker (default: "
+        "predicted)",
+    )
+    add("--format", choices=["mp4", "gif", "frames"], default="mp4", help="of the files (default: %(default)s)")
     add(
         "--quality",
         type=_between(float, 1, 10),
         default=8,
-        help="of the mp4, 1 to 10; 10 is lossless (default %(default)s)",
+        help="of the mp4, 1 to 10; 10 is lossless (default: %(default)s)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    alone = [name for name, value in vars(args).items() if name.startswith("guide_") and value is not None]
+    if args.guide is None and alone:
+        parser.error(f"argument --{alone[0]}: belongs to --guide, which is not given")
+    if args.guidance_interval and args.guidance_interval[0] > args.guidance_interval[1]:
+        low, high = args.guidance_interval
+        parser.error(f"argument --guidance_interval: {low:g} is above {high:g}, write the lower timestep first")
+    return args
+
+
+def read_jobs(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """(prompt, seed) of every video that is asked for, prompt by prompt.
+
+    Raises UserError for prompts that are missing, empty or no text, and for more videos than `MOST_VIDEOS`.
+    """
+    prompts = read_prompts(args)
+    seeds = [secrets.randbelow(2**31)] if args.seed is None else args.seed
+    if (count := len(prompts) * len(seeds) * args.repeat_num) > MOST_VIDEOS:
+        raise UserError(
+            f"--repeat_num: {len(prompts)} x {len(seeds)} x {args.repeat_num} (prompts, seeds, repeats) are {count:,} "
+            f"videos, more than {MOST_VIDEOS:,}; ask for fewer at a time"
+        )
+    return [(prompt, seed + i) for prompt in prompts for seed in seeds for i in range(args.repeat_num)]
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
-    """The prompts of --prompt and --prompt_file together. Raises UserError when there are none."""
+    """The prompts of --prompt and --prompt_file together. Raises UserError without any, and for one that is no text."""
     prompts = list(args.prompt)
     if args.prompt_file:
-        try:
-            with open(args.prompt_file, encoding="utf-8") as file:
-                lines = [line.strip() for line in file]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"--prompt_file: {args.prompt_file} can not be read ({error}); give a UTF-8 text file"
-            ) from None
-        prompts += [line for line in lines if line and not line.startswith("#")]
-        if not any(line and not line.startswith("#") for line in lines):
+        lines = [
+            line.strip()
+            for line in read_text(Path(args.prompt_file), f"--prompt_file: {args.prompt_file}").splitlines()
+        ]
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
             raise UserError(
                 f"--prompt_file: {args.prompt_file} holds no prompt ({len(lines)} lines, empty or with #); write one "
                 "a line"
             )
+        prompts += found
     if not prompts:
         raise UserError("no prompt was given; use --prompt TEXT or --prompt_file FILE")
     if not all(prompt.strip() for prompt in prompts):
         raise UserError("--prompt: one is empty; say what the video shows")
+    if wrong := [text for text in (*prompts, args.negative_prompt or "") if NO_TEXT.search(text)]:
+        raise UserError(f"--prompt: {shown(wrong[0])} holds a character that is no text; write it in UTF-8")
     return prompts
+
+
+def _else(value: object) -> str:
+    return f"default: as chosen for the training, else the model's own, else {value}"
 
 
 class _Parser(argparse.ArgumentParser):

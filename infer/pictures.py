@@ -1,8 +1,10 @@
 """Contact sheets: one row a video, frames left to right.
 
-Videos are uint8 [f c h w]; sheets are PNG files with a caption above each row.
+A video, uint8 [f c h w], becomes a `strip` as soon as it is there, so that nobody keeps its frames for the sheet; the
+sheet is a PNG file with a caption above each strip.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,40 +15,54 @@ from configs.files import atomic_path
 
 MARGIN = 6
 TEXT_HEIGHT = 16
+MOST_ROWS = 200  # of one sheet; at the usual height 30,000 pixels
+MOST_LETTERS = 1000  # of a caption that are measured; no row is so wide
 
 
-def contact_sheet(path: Path, rows: list[tuple[str, torch.Tensor]], columns: int = 8, height: int = 128) -> Path:
-    """Write one captioned row of up to `columns` evenly spaced frames for each (caption, uint8 [f c h w])."""
-    strips = [(caption, _strip(frames, columns, height)) for caption, frames in rows]
-    width = max(strip.width for _, strip in strips) + 2 * MARGIN
-    sheet = Image.new("RGB", (width, MARGIN + sum(s.height + TEXT_HEIGHT + MARGIN for _, s in strips)), "white")
+def strip(frames: torch.Tensor, columns: int = 8, height: int = 128) -> Image.Image:
+    """Up to `columns` evenly spaced frames of uint8 [f c h w] side by side, `height` pixels high."""
+    picked = frames[np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)]
+    images = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in picked]
+    width = max(1, round(images[0].width * height / images[0].height))
+    method = Image.Resampling.NEAREST if height % images[0].height == 0 else Image.Resampling.LANCZOS
+    row = Image.new("RGB", (len(images) * (width + 2) - 2, height), "white")
+    for i, image in enumerate(images):
+        row.paste(image.resize((width, height), method), (i * (width + 2), 0))
+    return row
+
+
+def contact_sheet(path: Path, rows: Sequence[tuple[str, Image.Image]]) -> Path:
+    """Write (caption, strip) rows below each other as a PNG file; returns `path`.
+
+    At most MOST_ROWS are drawn; a last line counts the others.
+    """
+    drawn, left = rows[:MOST_ROWS], len(rows) - MOST_ROWS
+    width = max(row.width for _, row in drawn) + 2 * MARGIN
+    height = MARGIN + sum(row.height + TEXT_HEIGHT + MARGIN for _, row in drawn) + (TEXT_HEIGHT if left > 0 else 0)
+    sheet = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     y = MARGIN
-    for caption, strip in strips:
-        draw.text((MARGIN, y), _fit(draw, caption, font, width - 2 * MARGIN), fill="black", font=font)
-        sheet.paste(strip, (MARGIN, y + TEXT_HEIGHT))
-        y += TEXT_HEIGHT + strip.height + MARGIN
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for caption, row in drawn:
+        draw.text((MARGIN, y), fitted(draw, caption, font, width - 2 * MARGIN), fill="black", font=font)
+        sheet.paste(row, (MARGIN, y + TEXT_HEIGHT))
+        y += TEXT_HEIGHT + row.height + MARGIN
+    if left > 0:
+        draw.text((MARGIN, y), f"and {left} more", fill="black", font=font)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path
 
 
-def _strip(frames: torch.Tensor, columns: int, height: int) -> Image.Image:
-    picked = frames[np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)]
-    images = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in picked]
-    width = max(1, round(images[0].width * height / images[0].height))
-    method = Image.Resampling.NEAREST if height % images[0].height == 0 else Image.Resampling.LANCZOS
-    strip = Image.new("RGB", (len(images) * (width + 2) - 2, height), "white")
-    for i, image in enumerate(images):
-        strip.paste(image.resize((width, height), method), (i * (width + 2), 0))
-    return strip
-
-
-def _fit(draw: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
-    text = " ".join(text.split())
-    if draw.textlength(text, font=font) <= width:
+def fitted(draw: ImageDraw.ImageDraw, caption: str, font, width: int) -> str:
+    """The longest beginning of `caption` that is at most `width` pixels wide with its "...", found by bisection."""
+    text = " ".join(caption[:MOST_LETTERS].split())
+    if len(caption) <= MOST_LETTERS and draw.textlength(text, font=font) <= width:
         return text
-    while text and draw.textlength(text + "...", font=font) > width:
-        text = text[:-1]
-    return text + "..."
+    fits, too_long = 0, len(text) + 1
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if draw.textlength(text[:middle] + "...", font=font) <= width:
+            fits = middle
+        else:
+            too_long = middle
+    return text[:fits] + "..."

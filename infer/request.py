@@ -1,48 +1,28 @@
-"""What a sampling request comes down to: which checkpoints, which model, and one value for every choice.
-
-A value is taken from the first that has it: the flag, the checkpoint's own configuration, the model folder's
-sampling.json (a model's native size and guidance), the release's default. `Settings` remembers which it was.
-"""
+"""What a sampling request comes down to: which checkpoints, which model, which settings, which reference clip."""
 
 import argparse
-import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-
-from configs.errors import UserError
+from configs.errors import UserError, shown
 from configs.schema import locate
 from data.cache import CachedClip, primary, read_folder
-from infer.options import RELEASE, RELEASE_FREEU
+from infer.settings import UNCHOSEN, Settings, resolve
+from models import methods
 from models.backbone import skeleton
 from models.files.checkpoint import Checkpoint, check_fit, list_checkpoints, load_checkpoint
 
-CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
-    "width": "validation_data.width",
-    "height": "validation_data.height",
-    "num_frames": "validation_data.num_frames",
-    "num_steps": "validation_data.num_inference_steps",
-    "guidance_scale": "validation_data.guidance_scale",
-    "guidance_rescale": "validation_data.guidance_rescale",
-    "noise_prior": "validation_data.noise_prior",
-    "negative_prompt": "validation_data.negative_prompt",
-    "fps": "train_data.fps",
-    "pli_threshold": "pli_threshold",
-    "noise_strategy": "initial_noise.strategy",
-    "noise_cutoff": "initial_noise.cutoff",
-    "embedding_sampling": "embeddings.sampling",
-    "precision": "mixed_precision",
-}
 PARTS_OF_A_CHECKPOINT = ("lora", "spatial", "temporal")
 
 
 @dataclass
 class Source:
-    """A checkpoint that gives motion or looks, and how strongly. `clip` is the reference clip whose looks are meant."""
+    """A checkpoint that gives motion or appearance, and how strongly.
+
+    `clip` is the number of the reference clip whose appearance is meant.
+    """
 
     folder: Path
     part: str  # "motion" | "appearance"
@@ -51,6 +31,7 @@ class Source:
     checkpoint: Checkpoint
 
     def record(self) -> dict:
+        """What the sidecar of a video keeps of it."""
         c = self.checkpoint
         return {
             "folder": str(self.folder),
@@ -64,46 +45,51 @@ class Source:
         }
 
 
-class Settings:
-    """Choices by name (`settings.width` or `settings["width"]`) with the origin of each."""
+@dataclass
+class Request:
+    """A request of which everything is known but the loaded model. `reference` is None when nothing of it is used."""
 
-    def __init__(self):
-        self.values: dict[str, Any] = {}
-        self.origins: dict[str, str] = {}
-        self.overridden: dict[str, Any] = {}
+    sources: list[Source]
+    model: str
+    settings: Settings
+    reference: CachedClip | None
 
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
+    def customize(self, unet, latent_size: tuple[int, int, int]) -> methods.Customization:
+        """The adapters of all sources on the plain U-Net, until the patch is removed."""
+        motions = [(s.checkpoint, s.strength) for s in self.sources if s.part == "motion"]
+        appearances = [(s.checkpoint, s.clip, s.strength) for s in self.sources if s.part == "appearance"]
+        settings = self.settings
+        return methods.customize(
+            unet, motions, appearances, settings.highway(), settings.embedding_sampling, latent_size
+        )
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("values", "origins", "overridden") or name not in self.values:
-            raise AttributeError(name)
-        return self.values[name]
-
-    def choose(self, name: str, *candidates: tuple[str, Any]) -> None:
-        """Keep the first (origin, value) whose value is not None, and what the checkpoint would have said."""
-        present = [(origin, value) for origin, value in candidates if value is not None] or [("default", None)]
-        self.origins[name], self.values[name] = present[0]
-        trained = dict(present).get("checkpoint")
-        if self.origins[name] == "flag" and trained is not None and trained != self.values[name]:
-            self.overridden[name] = trained
-
-    def report(self, model: str, sources: list[Source]) -> None:
-        """Say on stderr what will be used, grouped by origin, and every override."""
-        print(f"model: {model}", file=sys.stderr)
-        trained_on = next((s.checkpoint.config["pretrained_model_path"] for s in sources if s.checkpoint.config), model)
-        if locate(trained_on).resolve() != Path(model).resolve():
-            print(f"override: model is {model} (flag), the checkpoint has {trained_on}", file=sys.stderr)
-        for source in sources:
+    def report(self) -> None:
+        """Print on stderr what will be used, grouped by origin, and every override."""
+        lines = [f"model: {self.model}"]
+        trained_on = _trained_on(self.sources) or self.model
+        if locate(trained_on).resolve() != Path(self.model).resolve():
+            lines.append(f"override: model is {self.model} (flag), the checkpoint has {shown(trained_on)}")
+        for source in self.sources:
             shape = source.checkpoint.preset or source.checkpoint.kind
-            print(f"{source.part}: {source.checkpoint.path} ({shape}), strength {source.strength:g}", file=sys.stderr)
+            lines.append(f"{source.part}: {source.checkpoint.path} ({shape}), strength {source.strength:g}")
             if assumed := source.checkpoint.info.get("assumed"):
-                print(f"note: {assumed}; --temporal_preset says otherwise", file=sys.stderr)
-        for origin in dict.fromkeys(self.origins.values()):
-            named = [f"{name} {value}" for name, value in self.values.items() if self.origins[name] == origin]
-            print(f"from the {origin}: {', '.join(named)}", file=sys.stderr)
-        for name, trained in self.overridden.items():
-            print(f"override: {name} is {self.values[name]} (flag), the checkpoint has {trained}", file=sys.stderr)
+                lines.append(f"note: {assumed}; --temporal_preset says otherwise")
+        print(*lines, *self.settings.lines(), sep="\n", file=sys.stderr)
+
+
+def read_request(args: argparse.Namespace) -> Request:
+    """What the flags `args` (infer/options.py) ask for. Raises UserError for anything that cannot work."""
+    sources = find_sources(args)
+    model = model_path(args, sources)
+    first = sources[0].checkpoint if sources else None
+    settings = resolve(
+        args,
+        first.config or {} if first else {},
+        Path(model),
+        published=first is not None and first.config is None and first.preset == "release",
+        has_motion=not sources or has_motion(sources),
+    )
+    return Request(sources, model, settings, reference_clip(args, sources, settings))
 
 
 def find_sources(args: argparse.Namespace) -> list[Source]:
@@ -118,22 +104,9 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
         wanted.append((args.spatial_path_folder, "appearance", args.spatial_path_scale, None, None, None))
     sources, unet = [], skeleton(str(locate(args.model))) if args.model else None
     for name, part, strength, index, rank, preset in wanted:
-        path = _checkpoint_folder(name)
-        moves = part == "motion"
+        path, moves = _checkpoint_folder(name), part == "motion"
         checkpoint = load_checkpoint(path, index, preset=preset, rank=rank, unet=unet, motion_needed=moves)
-        clip = (
-            (args.clip or 0) if len(checkpoint.appearance) > 1 else 0
-        )  # the only looks there are belong to every clip
-        if not moves and clip >= len(checkpoint.appearance):
-            held = len(checkpoint.appearance)
-            raise UserError(
-                f"--spatial_path_folder: {name} "
-                + (
-                    f"holds the looks of clips 0 to {held - 1}, number {clip} was asked for; choose one with --clip"
-                    if held
-                    else "holds no appearance adapter; use a run of method=lora, or of embeddings.loss=hybrid"
-                )
-            )
+        clip = 0 if moves else _appearance_clip(args, name, path, checkpoint)
         sources.append(Source(path, part, strength, clip, checkpoint))
         if unet is None and checkpoint.config:
             unet = skeleton(model_path(args, sources))
@@ -141,83 +114,71 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
     return sources
 
 
-def model_path(args: argparse.Namespace, sources: list[Source]) -> str:
-    """The model folder: the flag's, else the one that the first checkpoint was trained on."""
-    trained_on = next((s.checkpoint.config["pretrained_model_path"] for s in sources if s.checkpoint.config), None)
-    if not (args.model or trained_on):
+def _appearance_clip(args: argparse.Namespace, name: str, path: Path, checkpoint: Checkpoint) -> int:
+    """Number of the appearance adapter to take: --clip's, else the primary clip's; a single one belongs to all."""
+    held = len(checkpoint.appearance)
+    if not held:
         raise UserError(
-            "--model: not given, and no checkpoint tells which model it belongs to; point it at a ZeroScope "
-            "folder, or use models/pocketscope"
+            f"--spatial_path_folder: {name} holds no appearance adapter; use a run of method=lora, or of "
+            "embeddings.loss=hybrid"
         )
-    return str(locate(args.model or trained_on))
+    if held == 1:
+        return 0
+    clips = [] if args.clip is not None else cached_clips(path, checkpoint)
+    clip = args.clip if args.clip is not None else primary(clips) if clips else 0
+    if not 0 <= clip < held:
+        raise UserError(
+            f"--spatial_path_folder: {name} holds the appearance of clips 0 to {held - 1}, number {clip} was asked "
+            "for; choose one with --clip"
+        )
+    return clip
 
 
-def moving(sources: list[Source]) -> bool:
+def model_path(args: argparse.Namespace, sources: list[Source]) -> str:
+    """The model folder: the flag's, else the one that the first checkpoint was trained on.
+
+    A name inside a checkpoint is followed only to a folder of this machine: no file decides what is fetched.
+    """
+    if args.model:
+        return str(locate(args.model))
+    if not (trained_on := _trained_on(sources)):
+        raise UserError(
+            "--model: not given, and no checkpoint names the model it belongs to; point it at a ZeroScope folder, or "
+            "use models/pocketscope"
+        )
+    if not locate(trained_on).is_dir():
+        raise UserError(
+            f"--model: not given, and the checkpoint was trained on {shown(trained_on)}, which is no folder here; give "
+            "the folder of that model, or its hub id, with --model"
+        )
+    return str(locate(trained_on))
+
+
+def _trained_on(sources: list[Source]) -> str | None:
+    """The model named by the first checkpoint that names one."""
+    named = ((source.checkpoint.config or {}).get("pretrained_model_path") for source in sources)
+    return next((model for model in named if model), None)
+
+
+def has_motion(sources: list[Source]) -> bool:
     """Whether any motion acts. At strength 0 none does, and what goes with a motion (highway, prior) stays away too."""
     return any(source.part == "motion" and source.strength for source in sources)
 
 
-def resolve(args: argparse.Namespace, sources: list[Source], model: str) -> Settings:
-    """One value for every choice. `args` wins over the checkpoint, the checkpoint over the model and the defaults."""
-    checkpoint = sources[0].checkpoint if sources else None
-    config = OmegaConf.create(checkpoint.config) if checkpoint and checkpoint.config else OmegaConf.create({})
-    native = _native(Path(model))
-    settings = Settings()
-    for name in CONFIG_KEYS:
-        settings.choose(
-            name,
-            ("flag", getattr(args, name)),
-            ("checkpoint", OmegaConf.select(config, CONFIG_KEYS[name])),
-            ("model", native.get(name)),
-            ("release's default", RELEASE.get(name)),
-        )
-    settings.values["fps"] = settings.fps or RELEASE["fps"]  # a config may say 0: every frame
-    if settings.pli_threshold is None:
-        settings.values["pli_threshold"] = -1  # below every timestep: the adapted model predicts to the end
-    _choose_highway(args, sources, config, settings)
-    return settings
-
-
-def _choose_highway(args, sources: list[Source], config, settings: Settings) -> None:
-    """Scope and beta. The release's own files bring the release's highway, MotionDirector's and the base model none."""
-    checkpoint = sources[0].checkpoint if sources else None
-    still = bool(sources) and not moving(sources)
-    trained = OmegaConf.select(config, "appearance_highway")
-    published = checkpoint is not None and checkpoint.config is None and checkpoint.preset == "release"
-    scope = None if trained is None else "off" if trained.use == "off" else trained.scope
-    settings.choose(
-        "highway",
-        ("flag", args.highway or ("release" if args.freeu else None)),
-        ("absence of motion", "off" if still else None),
-        ("checkpoint", scope),
-        ("release's default", "release" if published else "off"),
-    )
-    settings.choose(
-        "beta",
-        ("flag", args.beta),
-        ("checkpoint", None if trained is None else trained.beta),
-        ("release's default", RELEASE_FREEU[0]),
-    )
-    settings.choose(
-        "freeu", ("flag", args.freeu), ("release's default", RELEASE_FREEU if published and not args.beta else None)
-    )
-    if settings.freeu and settings.highway != "release":
-        if settings.origins["freeu"] == "flag":
-            raise UserError(
-                f"--freeu: its four scales belong to the release's highway, --highway is {settings.highway}; use --beta"
-            )
-        settings.values["freeu"] = None
+def cached_clips(folder: Path, checkpoint: Checkpoint) -> list[CachedClip]:
+    """The reference clips whose latents lie in the run `folder` or beside its checkpoint; [] without any."""
+    places = (folder / "cached_latents", checkpoint.path.parent / "cached_latents")
+    return next((read_folder(place) for place in places if place.is_dir()), [])
 
 
 def reference_clip(args: argparse.Namespace, sources: list[Source], settings: Settings) -> CachedClip | None:
-    """The reference clip whose inversion starts the sampling, or None when the noise prior is 0.
+    """The reference clip whose inversion starts the sampling; None where there is no inversion.
 
-    Without a flag the prior falls to 0 where there is no inversion, where no motion acts, and, for the authors' files,
-    with several reference clips.
+    Unless a flag asks for it, the noise prior in `settings` falls to 0 where there is no inversion and where no motion
+    acts; unless somebody chose it, also for several reference clips, which have no one layout to start from.
     """
     motion = next((source for source in sources if source.part == "motion"), None)
-    places = [motion.folder / "cached_latents", motion.checkpoint.path.parent / "cached_latents"] if motion else []
-    clips = next((read_folder(place) for place in places if place.is_dir()), [])
+    clips = cached_clips(motion.folder, motion.checkpoint) if motion else []
     number = args.clip if args.clip is not None else primary(clips) if clips else 0
     if clips and not 0 <= number < len(clips):
         raise UserError(f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1}")
@@ -235,22 +196,21 @@ def reference_clip(args: argparse.Namespace, sources: list[Source], settings: Se
     if settings.noise_prior and origin == "flag":
         if missing:
             raise UserError(
-                f"--noise_prior: {settings.noise_prior:g} of the reference's inversion was asked for, but "
+                f"--noise_prior: {settings.noise_prior:g} of the reference clip's inversion was asked for, but "
                 f"{missing}; use 0"
             )
     elif settings.noise_prior:
-        several = len(clips) > 1 and origin == "release's default"
         reason = (
             "absence of an inversion"
             if missing
             else "absence of motion"
-            if not moving(sources)
+            if not has_motion(sources)
             else "number of reference clips"
-            if several
+            if len(clips) > 1 and origin in UNCHOSEN
             else None
         )
         if reason:
-            settings.values["noise_prior"], settings.origins["noise_prior"] = 0.0, reason
+            settings.replace("noise_prior", 0.0, reason)
     return None if missing else clips[number]
 
 
@@ -264,21 +224,11 @@ def _checkpoint_folder(name: str) -> Path:
     return path
 
 
-def _native(model: Path) -> dict[str, Any]:
-    file = model / "sampling.json"
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: not a JSON object of sampling values ({error}); mend or delete it") from None
-
-
 def _number(text: str) -> float:
     try:
         strength = float(text)
         if not math.isfinite(strength):
             raise ValueError
     except ValueError:
-        raise UserError(f"--motion: strength {text!r} is not a number; write --motion FOLDER 0.5") from None
+        raise UserError(f"--motion: strength {shown(text)} is not a number; write --motion FOLDER 0.5") from None
     return strength

@@ -1,19 +1,25 @@
-"""The DDIM sampler: one loop for previews, inference and evaluation (the release: 30 steps, guidance 12).
+"""The sampler: one loop for previews, inference and evaluation (the release: DDIM, 30 steps, guidance 12).
 
 The loop sees the model as a denoiser, a function of noisy latents and timestep; `guide` makes one from the frozen model
 and a prompt. It knows nothing about adapters: what must change along the way, such as phased LoRA integration switching
 to the untouched model at t <= tau, is a callback that sees each timestep before the model does. Latents are
-[b c f h w] in fp32 whatever the model's precision, because DDIM accumulates thirty small differences.
+[b c f h w] in fp32 whatever the model's precision, because a solver adds up many small differences. Timesteps stay on
+the CPU, where the solver looks up its coefficients; only what the model gets is moved, so that a DDIM step never waits
+for the device.
 """
 
 from collections.abc import Callable, Iterable
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 
+from configs.errors import UserError
 from models.backbone import Predictor
 
-Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (latents [b c f h w], timestep) -> prediction
+Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (latents [b c f h w], timestep []) -> prediction
+
+SOLVERS = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler, "dpm": DPMSolverMultistepScheduler}
+ORDERS = {"ddim": 1, "unipc": 2, "dpm": 2}
 
 
 def guide(
@@ -30,15 +36,37 @@ def guide(
     negative half. `rescale` in [0, 1] is the share of `rescale_guidance`.
     """
     if scale == 1:
-        return lambda latents, timestep: predict(latents, timestep, text)
+        return lambda latents, timestep: predict(latents, _beside(latents, timestep), text)
     both = torch.cat([negative, text])
 
     def denoise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        unconditional, conditional = predict(torch.cat([latents, latents]), timestep, both).chunk(2)
+        twice = torch.cat([latents, latents])
+        unconditional, conditional = predict(twice, _beside(latents, timestep), both).chunk(2)
         guided = unconditional + scale * (conditional - unconditional)
         return rescale_guidance(guided, conditional, rescale) if rescale else guided
 
     return denoise
+
+
+def within(interval: tuple[float, float], guided: Denoiser, plain: Denoiser) -> Denoiser:
+    """Guidance at timesteps low <= t <= high alone; elsewhere `plain`, which costs one forward in place of two.
+
+    Limited-interval guidance (Kynkäänniemi et al. 2024). Raises UserError for an interval that is upside down or not
+    inside 0 to 1000.
+    """
+    low, high = check_interval(interval)
+    return lambda latents, timestep: (guided if low <= timestep <= high else plain)(latents, timestep)
+
+
+def check_interval(interval: Iterable[float]) -> tuple[float, float]:
+    """(low, high) of a guidance interval. Raises UserError unless 0 <= low <= high <= 1000."""
+    ends = list(interval)
+    if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1000:
+        raise UserError(
+            f"guidance_interval: {ends} is not a range of timesteps from low to high inside 0 to 1000; 0 1000 guides "
+            "every step"
+        )
+    return ends[0], ends[1]
 
 
 def rescale_guidance(guided: torch.Tensor, conditional: torch.Tensor, share: float) -> torch.Tensor:
@@ -59,19 +87,70 @@ def sample(
     latents: torch.Tensor,
     *,
     steps: int,
+    solver: str = "ddim",
     on_timestep: Callable[[int], None] | None = None,
+    steer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> torch.Tensor:
     """Denoise `latents` [b c f h w] (initial noise) into clean latents of the same shape, in fp32.
 
     The scheduler's configuration decides epsilon or v-prediction, betas and timestep spacing; the object passed in is
-    not changed. `on_timestep(t)` is called before each prediction.
+    not changed. `solver` is one of `SOLVERS`. Before each prediction `on_timestep(t)` is called, and then
+    `steer(latents, t)`, which may move the latents from which the step is taken (infer/guidance.py). Raises UserError
+    for an unknown solver, for fewer steps than it needs, and when the latents do not stay finite.
     """
-    ddim = DDIMScheduler.from_config(scheduler.config)
-    ddim.set_timesteps(steps, device=latents.device)
+    stepper = make_solver(scheduler, solver, steps)
     latents = latents.float()
-    for t in progress(ddim.timesteps):
+    for t in progress(stepper.timesteps):
         if on_timestep is not None:
             on_timestep(int(t))
-        latents = ddim.step(denoise(latents, t), t, latents).prev_sample
+        if steer is not None:
+            latents = steer(latents, t)
+        latents = stepper.step(denoise(latents, t), t, latents).prev_sample
+    if not torch.isfinite(latents).all():
+        raise UserError(
+            f"sampling: the latents are not finite after {steps} steps: the model or an adapter overflows; use "
+            "precision bf16 or no, a lower guidance scale, or a checkpoint of an earlier step"
+        )
     return latents
+
+
+def make_solver(scheduler: DDIMScheduler, name: str, steps: int) -> SchedulerMixin:
+    """A fresh solver on the noise schedule of `scheduler`, with `timesteps` (int64 on the CPU) set; it steps once.
+
+    DDIM is used as the model's folder configures it. UniPC and DPM-Solver++ (both multistep, of order 2) solve the same
+    equation, from the last timestep to the noise level at which DDIM ends. Raises UserError as `check_solver`.
+    """
+    check_solver(name, steps)
+    config, changes = scheduler.config, {}
+    if name != "ddim":
+        # "leading" would start these far below the highest timestep, at 831 with 5 steps, from noise of timestep 999
+        spacing = "trailing" if config.timestep_spacing == "leading" else config.timestep_spacing
+        changes = {
+            "timestep_spacing": spacing,
+            "final_sigmas_type": "zero" if config.set_alpha_to_one else "sigma_min",
+            "solver_order": ORDERS[name],
+        }
+    stepper = SOLVERS[name].from_config(config, **changes)
+    stepper.set_timesteps(steps)
+    # diffusers counts trailing timesteps down in floating point and for some numbers of steps (61) adds timestep -1
+    stepper.timesteps = stepper.timesteps[:steps]
+    if name != "ddim":
+        stepper.sigmas = torch.cat([stepper.sigmas[:steps], stepper.sigmas[-1:]])
+        stepper.set_begin_index(0)
+    return stepper
+
+
+def check_solver(name: str, steps: int) -> None:
+    """Raise UserError for an unknown solver, and for fewer steps than its order."""
+    if name not in SOLVERS:
+        raise UserError(f"solver: {name!r} is unknown; there are {', '.join(SOLVERS)}")
+    if steps < ORDERS[name]:
+        raise UserError(
+            f"solver: {name} is of order {ORDERS[name]} and cannot take {steps} step; use 2 or more, or ddim"
+        )
+
+
+def _beside(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """The timestep on the device of the latents, without waiting for that device."""
+    return timestep.to(latents.device, non_blocking=True)

@@ -1,10 +1,11 @@
 """Writing and reading finished videos: mp4, gif or a folder of frames, all from uint8 [f c h w].
 
-Files appear under their final name only when complete. Names are made from prompts by `safe_name`, which keeps any
-prompt (slashes, a thousand characters, emoji) inside the output folder.
+Files appear under their final name only once their frames were read back. Names are made from prompts by `safe_name`,
+which keeps any prompt (slashes, a thousand characters, emoji) inside the output folder.
 """
 
 import hashlib
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -12,11 +13,11 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import torch
+from imageio_ffmpeg import count_frames_and_secs
 
-from configs.errors import UserError
+from configs.errors import UserError, printable
 from configs.files import atomic_path
-
-FORMATS = ("mp4", "gif", "frames")
+from data.clips import IMAGE_SUFFIXES, UNREADABLE
 
 
 def safe_name(text: str, length: int = 60) -> str:
@@ -30,11 +31,28 @@ def safe_name(text: str, length: int = 60) -> str:
 def write_video(path: Path, frames: torch.Tensor, fps: int, quality: float = 8) -> Path:
     """Write uint8 [f c h w] to `path`: .mp4 (H.264), .gif, or a folder of PNG files when there is no suffix.
 
-    `quality` runs from 0 to 10 (10 is lossless for mp4: H.264 in RGB). Returns `path`.
+    `quality` runs from 0 to 10 (10 is lossless for mp4: H.264 in RGB). Returns `path`. Raises UserError, leaving
+    nothing, where what was written does not read back, and NoSpace where the reason is a full disk.
     """
     images = frames.permute(0, 2, 3, 1).contiguous().numpy()  # [f h w c]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
+    try:
+        with atomic_path(path) as temporary:
+            _encode(temporary, images, fps, quality)
+            _check_written(temporary, len(images))
+    except _Broken as error:
+        raise UserError(
+            f"{path}: the video could not be written ({error}); nothing of it was kept: try another format, or"
+            " reinstall imageio-ffmpeg"
+        ) from None
+    return path
+
+
+class _Broken(Exception):
+    """The encoder gave up, or what it left does not read back."""
+
+
+def _encode(path: Path, images: np.ndarray, fps: int, quality: float) -> None:
+    try:
         if path.suffix == ".mp4":
             lossless = quality >= 10
             options = (
@@ -42,36 +60,77 @@ def write_video(path: Path, frames: torch.Tensor, fps: int, quality: float = 8) 
                 if lossless
                 else {"quality": quality, "macro_block_size": 2}
             )
-            iio.imwrite(temporary, _even(images), extension=".mp4", plugin="FFMPEG", fps=fps, **options)
+            iio.imwrite(path, _even(images), extension=".mp4", plugin="FFMPEG", fps=fps, **options)
         elif path.suffix == ".gif":
-            iio.imwrite(temporary, images, extension=".gif", duration=1000 / fps, loop=0)
+            iio.imwrite(path, images, extension=".gif", duration=1000 / fps, loop=0)
         else:
-            temporary.mkdir()
+            path.mkdir()
             for i, image in enumerate(images):
-                iio.imwrite(temporary / f"{i:04d}.png", image)
-    return path
+                iio.imwrite(path / f"{i:04d}.png", image)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _Broken(_reason(error)) from error  # of ffmpeg, with its command and all that it printed
+
+
+def _check_written(path: Path, count: int) -> None:
+    """Read back what an encoder left: ffmpeg on a full disk ends early without telling anybody."""
+    if path.suffix == ".mp4":
+        try:
+            found, _ = count_frames_and_secs(path)  # decodes them all
+        except (RuntimeError, OSError, ValueError) as error:
+            raise _Broken(f"what ffmpeg wrote cannot be read: {_reason(error)}") from error
+        if found != count or not _boxes_are_whole(path):
+            raise _Broken(f"ffmpeg wrote {found} of {count} frames, or not their end")
+    elif path.suffix == ".gif":
+        with open(path, "rb") as file:
+            if file.seek(0, os.SEEK_END) == 0 or (file.seek(-1, os.SEEK_END) and file.read() != b";"):
+                raise _Broken("the gif ends early")
+    elif (written := sum(1 for _ in path.glob("*.png"))) != count:
+        raise _Broken(f"{written} of {count} frames were written")
+
+
+def _boxes_are_whole(path: Path) -> bool:
+    """An mp4 is a row of boxes that begin with their length: do they end where the file does?"""
+    with open(path, "rb") as file:
+        end, place = file.seek(0, os.SEEK_END), 0
+        while place < end:
+            file.seek(place)
+            length = int.from_bytes(file.read(4))
+            if length == 1:  # too long for four bytes: eight more follow the box's name
+                file.seek(place + 8)
+                length = int.from_bytes(file.read(8))
+            if length < 8:
+                return False
+            place += length
+    return place == end
 
 
 def read_video(path: Path) -> torch.Tensor:
     """uint8 [f c h w] of an mp4, gif or folder of PNG files written by `write_video`. Raises UserError."""
-    if path.is_dir():
-        files = sorted(path.glob("*.png"))
-        if not files:
-            raise UserError(f"{path}: a folder without .png frames; point at a video or a folder of frames")
-        try:
-            images = np.stack([iio.imread(file, mode="RGB") for file in files])
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{path}: its frames can not be read ({str(error).strip()[:120]}); they must be whole and of one size"
-            ) from None
-        return torch.from_numpy(images).permute(0, 3, 1, 2)
+    if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
+        raise UserError(f"{path}: is an image where a video is needed; point at a video or a folder of frames")
     try:
-        images = (
-            iio.imread(path, plugin="FFMPEG") if path.suffix == ".mp4" else iio.imread(path, mode="RGB", index=None)
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: not a video that can be read ({str(error).strip()[:120]})") from None
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
+        if path.is_dir():
+            if not (files := sorted(path.glob("*.png"))):
+                raise UserError(f"{path}: a folder without .png frames; point at a video or a folder of frames")
+            images = np.stack([iio.imread(file, mode="RGB", index=0) for file in files])
+        elif path.suffix.lower() == ".gif":
+            images = iio.imread(path, plugin="pillow", mode="RGB", index=None)
+        else:
+            images = iio.imread(path, plugin="FFMPEG")
+        if images.ndim != 4 or not images.size or images.shape[3] != 3:
+            raise ValueError(f"frames of the shape {list(images.shape[1:])}")
+    except (*UNREADABLE, RuntimeError) as error:
+        whole = "its frames cannot be read" if path.is_dir() else "not a video that can be read"
+        advice = "they must be whole and of one size" if path.is_dir() else "sample or copy it again"
+        raise UserError(f"{path}: {whole} ({_reason(error)}); {advice}") from None
+    return torch.from_numpy(images).permute(0, 3, 1, 2)  # [f h w c] -> [f c h w]
+
+
+def _reason(error: Exception) -> str:
+    """The last line that a library printed, without its control characters."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[-1])[:120]
 
 
 def _even(images: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ where. Both hold F = 32 frames. The model itself stays frozen; nothing but the e
 """
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,10 +81,12 @@ def choose_blocks(unet: UNet3DConditionModel, sides: Sequence[str], widths: Sequ
 class MotionEmbeddings(Patch):
     """The attached embeddings. `remove()` restores the U-Net bit for bit; `strength` 0 is the base model, exactly.
 
-    `strength` scales what is added (1 as trained). `sampling` says what happens to the Value embeddings (Motion
+    `strength` scales what is added (1 as trained). `sampling_mode` says what happens to the Value embeddings (Motion
     Inversion): "none" leaves them, "difference" replaces frame j > 0 by the change since frame j - 1 (object motion),
     "drop_value" leaves them out (camera motion). Query-Key embeddings stay as they are.
     """
+
+    kind = "embeddings"
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class MotionEmbeddings(Patch):
         self.blocks = blocks
         self.height, self.width, self.max_frames, self.frames = height, width, max_frames, frames
         self.strength = 1.0
-        self.sampling = "none"
+        self.sampling_mode = "none"
         self._parameters = parameters
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -129,15 +132,27 @@ class MotionEmbeddings(Patch):
     @contextmanager
     def at(self, strength: float | None = None, sampling: str | None = None) -> Iterator["MotionEmbeddings"]:
         """Within this `with`, another strength or sampling mode; a backward pass belongs inside it, too."""
-        before = self.strength, self.sampling
+        before = self.strength, self.sampling_mode
         if sampling is not None and sampling not in SAMPLING:
             raise UserError(f"embeddings.sampling: {sampling!r} is unknown; there are {', '.join(SAMPLING)}")
         self.strength = before[0] if strength is None else strength
-        self.sampling = sampling or before[1]
+        self.sampling_mode = sampling or before[1]
         try:
             yield self
         finally:
-            self.strength, self.sampling = before
+            self.strength, self.sampling_mode = before
+
+    def training(self) -> AbstractContextManager:
+        """Inside the block the embeddings act as they are; their parameters always collect gradients when they act."""
+        return self.at(strength=1.0, sampling="none")
+
+    def sampling(self) -> AbstractContextManager:
+        """Inside the block the embeddings act as sampling uses them, in their own sampling mode."""
+        return self.at(strength=1.0)
+
+    def info(self) -> dict[str, int | None]:
+        """What a checkpoint's header must hold for the state to be read."""
+        return {"frames": self.frames, "latent_height": self.height, "latent_width": self.width}
 
     def __str__(self) -> str:
         kinds = [f"{block.side} {block.channels}" for block in self.blocks]
@@ -162,9 +177,9 @@ class MotionEmbeddings(Patch):
         return self.strength * self._fit_time(self._parameters[f"{block}.query_key"], frames)
 
     def value(self, attention: str, trained_grid: tuple[int, int], grid: tuple[int, int], frames: int) -> torch.Tensor:
-        """[(h w) f c] for the running grid (h, w), scaled by `strength` and debiased as `sampling` says."""
+        """[(h w) f c] for the running grid (h, w), scaled by `strength` and debiased as `sampling_mode` says."""
         embedding = self._parameters[f"{attention}.value"][:, : self._trained(frames)]
-        if self.sampling == "difference":
+        if self.sampling_mode == "difference":
             embedding = torch.cat([embedding[:, :1], embedding.diff(dim=1)], dim=1)
         embedding = self._fit_time(embedding, frames)
         if grid != trained_grid:
@@ -241,9 +256,8 @@ def _guess_size(
 ) -> tuple[int, int]:
     values = {name: len(tensor) for name, tensor in state.items() if name.endswith(".value")}
     cells = [(block, count) for name, count in values.items() for block in chosen if name.startswith(f"{block.name}.")]
-    squares = [
-        (side, side) for side in range(LARGEST_SIDE, 0, -1)
-    ]  # of sides that halve alike, the largest: a multiple
+    # several sides give the same pyramid after rounding; take the largest, the one divisible by 2^levels
+    squares = [(side, side) for side in range(LARGEST_SIDE, 0, -1)]
     for size in [*squares, sampled] if sampled else squares:
         if all(math.prod(block.grid(*size)) == count for block, count in cells):
             return size
@@ -304,6 +318,7 @@ def _tell_grid(forward, hidden_states: torch.Tensor, *args, cross_attention_kwar
 
 def _shifted(embeddings: MotionEmbeddings, attn: Attention, block: str, kind: str, trained_grid: tuple[int, int]):
     """The attention with shifted inputs, as a wrapper of its forward."""
+    reference = weakref.ref(attn)  # the attention holds this wrapper: a strong reference would keep a dropped model
 
     def wrapper(forward, hidden_states: torch.Tensor, *args, **kwargs):
         grid = kwargs.pop(GRID)
@@ -312,9 +327,10 @@ def _shifted(embeddings: MotionEmbeddings, attn: Attention, block: str, kind: st
         frames = hidden_states.shape[1]  # [(b h w) f c]
         pattern = hidden_states + embeddings.query_key(block, frames).to(hidden_states.dtype)
         value = hidden_states
-        if embeddings.sampling != "drop_value":
+        if embeddings.sampling_mode != "drop_value":
             shift = embeddings.value(f"{block}.{kind}", trained_grid, grid, frames).to(hidden_states.dtype)
             value = (hidden_states.unflatten(0, (-1, len(shift))) + shift).flatten(0, 1)
+        attn = reference()
         query, key, value = (
             project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [(b h w) f c] -> [(b h w) heads f d]
             for project, x in ((attn.to_q, pattern), (attn.to_k, pattern), (attn.to_v, value))

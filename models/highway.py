@@ -7,6 +7,7 @@ Table 6). Hidden states and skips are [(b f) c h w].
 The U-Net is not edited: `Highway` is a patch on the down blocks (where a skip starts) and the up blocks (its factor).
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -132,6 +133,7 @@ def _down_block(block: nn.Module, layers: set[int]) -> Callable:
     Written out rather than captured by hooks, so that nothing is kept between calls: activation checkpointing and
     torch.compile then see an ordinary function.
     """
+    reference = weakref.ref(block)  # the block holds this function: a strong reference would keep a dropped model
 
     def forward(
         _base,
@@ -143,6 +145,7 @@ def _down_block(block: nn.Module, layers: set[int]) -> Callable:
         cross_attention_kwargs=None,
     ):
         # diffusers 0.42: CrossAttnDownBlock3D ignores attention_mask
+        block = reference()
         skips = ()
         context = {"cross_attention_kwargs": cross_attention_kwargs, "return_dict": False}
         for j, resnet in enumerate(block.resnets):

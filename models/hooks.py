@@ -8,24 +8,17 @@ paper's release skipped them at one frame, today's diffusers runs them) and acti
 U-Net refuses to switch on). Hidden states are [(b f) c h w] inside the U-Net.
 """
 
+import weakref
 from collections.abc import Callable, Collection, Iterable
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-from diffusers.models.unets.unet_3d_blocks import (
-    CrossAttnDownBlock3D,
-    CrossAttnUpBlock3D,
-    DownBlock3D,
-    UNetMidBlock3DCrossAttn,
-    UpBlock3D,
-)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 TEMPORAL_LAYERS = (TemporalConvLayer, TransformerTemporalModel)
-BLOCKS = (CrossAttnDownBlock3D, DownBlock3D, UNetMidBlock3DCrossAttn, UpBlock3D, CrossAttnUpBlock3D)
 CHECKPOINTED_LAYERS = (ResnetBlock2D, Transformer2DModel, *TEMPORAL_LAYERS)
 
 
@@ -50,29 +43,36 @@ def wrap_forward(module: nn.Module, wrapper: Callable) -> Callable[[], None]:
     """Call `wrapper(forward, *args, **kwargs)` in place of `module.forward`; returns the function that undoes it.
 
     Wrappers stack (the last one added is outermost) and can be taken off in any order, which plain reassignment of
-    `forward` would get wrong.
+    `forward` would get wrong. Neither the module's new `forward` nor the undo function holds the module, so a model is
+    freed with its last name whether or not its patches were removed; a wrapper that needs the module should hold it by
+    `weakref` too.
     """
-    wrappers = module.__dict__.setdefault("_forward_wrappers", [])
-    entry = (wrapper,)  # a new tuple each time: the same wrapper may be added twice and removed once
-    wrappers.append(entry)
+    key = object()  # the same wrapper may be added twice and removed once
+    module.__dict__.setdefault("_forward_wrappers", {})[key] = wrapper
     _compose(module)
+    reference = weakref.ref(module)
 
     def undo() -> None:
-        wrappers[:] = [other for other in wrappers if other is not entry]
-        _compose(module)
+        module = reference()
+        if module is not None and module.__dict__.get("_forward_wrappers", {}).pop(key, None):
+            _compose(module)
 
     return undo
 
 
 def _compose(module: nn.Module) -> None:
-    forward = type(module).forward.__get__(module)
     wrappers = module.__dict__["_forward_wrappers"]
     if not wrappers:
         del module.__dict__["forward"], module.__dict__["_forward_wrappers"]
         return
-    for (wrapper,) in wrappers:
+    forward = _unwrapped(weakref.ref(module), type(module).forward)
+    for wrapper in wrappers.values():
         forward = _bind(wrapper, forward)
     module.forward = forward
+
+
+def _unwrapped(reference: weakref.ref, forward: Callable) -> Callable:
+    return lambda *args, **kwargs: forward(reference(), *args, **kwargs)
 
 
 def _bind(wrapper: Callable, forward: Callable) -> Callable:
@@ -107,12 +107,12 @@ def _checkpointed(forward: Callable, *args, **kwargs):
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def checkpoint_activations(unet: nn.Module, nested: bool = False) -> Patch:
+def checkpoint_activations(unet: nn.Module) -> Patch:
     """Keep only the inputs of the U-Net's leaf layers for the backward pass and recompute the rest.
 
-    Leaf layers are ResNet blocks, temporal convolutions, spatial and temporal transformers. With `nested` whole blocks
-    are recomputed too, from their inputs, leaf by leaf: the least memory, one more forward. Gradients are the same to
-    the bit; dropout masks are replayed. Adapters must not be switched between a forward and its backward.
+    Leaf layers are ResNet blocks, temporal convolutions, spatial and temporal transformers. Gradients are the same to
+    the bit and dropout masks are replayed: on CUDA because every leaf layer is called with its hidden states as a
+    positional tensor, by which torch finds the device whose random state it keeps. Adapters must not be switched
+    between a forward and its backward.
     """
-    kinds = (*CHECKPOINTED_LAYERS, *BLOCKS) if nested else CHECKPOINTED_LAYERS
-    return Patch([wrap_forward(m, _checkpointed) for m in unet.modules() if isinstance(m, kinds)])
+    return Patch([wrap_forward(m, _checkpointed) for m in unet.modules() if isinstance(m, CHECKPOINTED_LAYERS)])

@@ -1,9 +1,10 @@
-"""LoRA adapters on the U-Net's transformers: which layers a preset adapts, injection, switching, merging.
+"""LoRA adapters on the U-Net's transformers: which layers a preset adapts, injection, switching on and off.
 
 Temporal attention purification (TAP, paper section on motion LoRA) is a choice of layers: adapting only what makes
 the attention *weights* of the temporal transformers recombines the pretrained Value embeddings into a new motion.
 y = W x + scale * up(down(x)), scale = alpha / rank, down ~ N(0, std 1/rank), up = 0. A state is a dict of
-"<module>.lora_A.weight" (down, [rank, in]) and "<module>.lora_B.weight" (up, [out, rank]), always fp32.
+"<module>.lora_A.weight" (down, [rank, in]) and "<module>.lora_B.weight" (up, [out, rank]), always fp32: the masters,
+their gradients and the optimizer's moments are fp32, while the two matrix products run in the frozen base's precision.
 """
 
 import contextlib
@@ -11,13 +12,16 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from configs.errors import UserError
+from models import merge
 from models.hooks import Patch
 
 
@@ -69,15 +73,32 @@ def targets(unet: nn.Module, preset: str) -> list[str]:
     return names
 
 
+class Matrix(nn.Linear):
+    """One of a LoRA's two matrices: its weight is an fp32 master, its product runs in the input's precision.
+
+    peft would cast the input up instead, which takes the products off the tensor cores and keeps fp32 copies of every
+    input for the backward pass. The gradient arrives in fp32 either way.
+    """
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")  # allocates and draws nothing
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
 class LoraAdapter(Patch):
     """One injected adapter. `layers` maps module names, in file order, to the peft layer that holds its two matrices.
 
-    It is off and frozen until `active` switches it on; `remove()` takes it out of the U-Net again.
+    It is off and frozen until `active`, or a pass, switches it on; `remove()` takes it out of the U-Net again.
     """
 
+    kind = "lora"
+
     def __init__(self, unet: nn.Module, name: str, preset: str, rank: int, alpha: float, layers: dict[str, LoraLayer]):
-        super().__init__([lambda: _eject(unet, self)])
-        self.name, self.preset, self.rank, self.alpha, self.layers = name, preset, rank, alpha, layers
+        super().__init__([partial(_eject, unet, name, layers)])
+        self.unet, self.name, self.preset, self.rank, self.alpha, self.layers = unet, name, preset, rank, alpha, layers
         self.matrices = {}  # state key -> the nn.Linear whose weight it is
         for module, layer in layers.items():
             self.matrices[f"{module}.lora_A.weight"] = layer.lora_A[name]
@@ -92,12 +113,28 @@ class LoraAdapter(Patch):
 
     @property
     def scale(self) -> float:
-        """alpha / rank, what `merge` multiplies this adapter's state with."""
+        """alpha / rank, what a state of this adapter is multiplied with."""
         return self.alpha / self.rank
 
     def parameters(self) -> list[nn.Parameter]:
         """The fp32 masters, down then up for each layer, in file order."""
         return self._parameters
+
+    def training(self) -> contextlib.AbstractContextManager:
+        """Inside the block the adapter acts and its parameters collect gradients."""
+        return active([self], on=[self], trainable=[self])
+
+    def acting(self) -> contextlib.AbstractContextManager:
+        """Inside the block the adapter acts and learns nothing."""
+        return active([self], on=[self])
+
+    def sampling(self, strength: float = 1.0) -> Patch:
+        """The adapter as sampling uses it; a context manager too."""
+        return merge.attach_lora(self.unet, self.state_dict(), strength, self.scale)
+
+    def info(self) -> dict[str, str | int | float]:
+        """What a checkpoint's header must hold for the state to be read."""
+        return {"rank": self.rank, "alpha": self.alpha, "preset": self.preset}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """ "<module>.lora_A.weight" [r, in] and "<module>.lora_B.weight" [out, r], detached, fp32."""
@@ -155,43 +192,40 @@ def add_adapter(
         rank_pattern=clipped,
         alpha_pattern={n: alpha / rank * r for n, r in clipped.items()},
     )
-    before = {n: (m._active_adapter, m._disable_adapters) for n, m in modules.items() if isinstance(m, LoraLayer)}
+    before = {m: m.active_adapters for m in modules.values() if isinstance(m, LoraLayer)}
     grads = {p: p.requires_grad for n, p in unet.named_parameters() if ".lora_" in n}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft's own initial values are overwritten
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
         inject_adapter_in_model(config, unet, name)
     for parameter, flag in grads.items():  # peft switches every other adapter off: switch back
         parameter.requires_grad_(flag)
-    for module_name, module in unet.named_modules():
+    layers = {n: unet.get_submodule(n) for n in names}
+    for module in unet.modules():
         if isinstance(module, LoraLayer):
-            module._active_adapter, module._disable_adapters = before.get(module_name, ([], True))
-    adapter = LoraAdapter(unet, name, preset, rank, alpha, {n: unet.get_submodule(n) for n in names})
-    for module_name, layer in adapter.layers.items():
+            _switch(module, before.get(module, []))
+    for module_name, layer in layers.items():
+        weight, r = layer.base_layer.weight, ranks[module_name]
+        down = torch.randn(r, layer.in_features, generator=generator) / r
+        layer.lora_A[name] = Matrix(down.to(weight.device))
+        layer.lora_B[name] = Matrix(torch.zeros(layer.out_features, r, device=weight.device))
+        layer.cast_input_dtype_enabled = False  # see Matrix
         layer.train(unet.training)  # new modules start in train mode: dropout would act in an eval-mode U-Net
-        down, up = layer.lora_A[name].float(), layer.lora_B[name].float()
-        r = ranks[module_name]
-        with torch.no_grad():
-            down.weight.copy_(torch.randn(down.weight.shape, generator=generator) / r)
-            up.weight.zero_()
         if placement == "release" and dropout:
-            up.register_forward_hook(_dropout_after(dropout))
-    for parameter in adapter.parameters():
-        parameter.requires_grad_(False)
-    return adapter
+            layer.lora_B[name].register_forward_hook(_dropout_after(dropout))
+    return LoraAdapter(unet, name, preset, rank, alpha, layers)
 
 
 def _dropout_after(probability: float):
-    return lambda up, args, output: nn.functional.dropout(output, probability, up.training)
+    return lambda up, args, output: F.dropout(output, probability, up.training)
 
 
-def _eject(unet: nn.Module, adapter: LoraAdapter) -> None:
-    for name, layer in adapter.layers.items():
-        layer._active_adapter = [other for other in layer._active_adapter if other != adapter.name]
-        layer.delete_adapter(adapter.name)
-        layer._disable_adapters = not layer._active_adapter
+def _eject(unet: nn.Module, adapter: str, layers: dict[str, LoraLayer]) -> None:
+    for name, layer in layers.items():
+        _switch(layer, [other for other in layer.active_adapters if other != adapter])
+        layer.delete_adapter(adapter)
         if not layer.lora_A:
             unet.set_submodule(name, layer.base_layer)
-    unet.peft_config.pop(adapter.name)
+    unet.peft_config.pop(adapter)
     if not unet.peft_config:
         del unet.peft_config
 
@@ -200,113 +234,38 @@ def _eject(unet: nn.Module, adapter: LoraAdapter) -> None:
 def active(
     adapters: Iterable[LoraAdapter], on: Iterable[LoraAdapter] = (), trainable: Iterable[LoraAdapter] = ()
 ) -> Iterator[None]:
-    """Inside the block, of `adapters` those in `on` act and those in `trainable` collect gradients; all others do
-    neither. On exit everything is as before.
+    """Switch `adapters` for the length of the block; all others stay as they are. On exit everything is as before.
 
-    Run a pass's backward inside the same block as its forward: activation checkpointing recomputes with whatever is
-    active then. Costs under a millisecond (no walk over the U-Net's modules).
+    `on`: adapters applied in the forward pass. `trainable`: adapters that receive gradients. Run a pass's backward
+    inside the same block as its forward: activation checkpointing recomputes with whatever is active then. Costs under
+    a millisecond (no walk over the U-Net's modules).
     """
     adapters, on, trainable = list(adapters), list(on), list(trainable)
-    names: dict[LoraLayer, list[str]] = {layer: [] for adapter in adapters for layer in adapter.layers.values()}
+    named = {adapter.name for adapter in adapters}
+    before = {layer: layer.active_adapters for adapter in adapters for layer in adapter.layers.values()}
+    after = {layer: [name for name in acting if name not in named] for layer, acting in before.items()}
     for adapter in on:
         for layer in adapter.layers.values():
-            names[layer].append(adapter.name)
-    before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in names]
+            after[layer].append(adapter.name)
     wanted = [(adapter, adapter in trainable) for adapter in adapters]
     changed = [p for adapter, flag in wanted for p in adapter.parameters() if p.requires_grad != flag]
     try:
-        for layer, acting in names.items():
-            _switch(layer, acting, not acting)
+        for layer, acting in after.items():
+            _switch(layer, acting)
         for parameter in changed:
             parameter.requires_grad = not parameter.requires_grad
         yield
     finally:
-        for layer, acting, off in before:
-            _switch(layer, acting, off)
+        for layer, acting in before.items():
+            _switch(layer, acting)
         for parameter in changed:
             parameter.requires_grad = not parameter.requires_grad
 
 
-def _switch(layer: LoraLayer, acting: list[str], off: bool) -> None:
-    vars(layer).update(_active_adapter=acting, _disable_adapters=off)  # nn.Module's own __setattr__ is ten times slower
+def _switch(layer: LoraLayer, acting: list[str]) -> None:
+    """Let the adapters named in `acting` act in this layer; with none it is its base layer, to the bit.
 
-
-def pairs(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Module name -> (down [r, in], up [out, r]) of an adapter's state, in its order. UserError on an unpaired key."""
-    found = {}
-    for key in state:
-        module, kind, _ = key.rpartition(".lora_A.weight")
-        if kind:
-            found[module] = (state[key], state.get(f"{module}.lora_B.weight"))
-        elif key.removesuffix(".lora_B.weight") + ".lora_A.weight" not in state:
-            raise UserError(f"adapter: {key} has no partner (expected <module>.lora_A.weight and .lora_B.weight)")
-    lonely = [module for module, (_, up) in found.items() if up is None]
-    if lonely:
-        raise UserError(f"adapter: {lonely[0]} has a down matrix (lora_A) but no up matrix (lora_B)")
-    return found
-
-
-def merge(
-    unet: nn.Module,
-    state: Mapping[str, torch.Tensor],
-    scale: float = 1.0,
-    alpha_over_rank: float | Mapping[str, float] = 1.0,
-) -> Patch:
-    """Add scale * alpha/rank * up @ down to the weights that `state` names; sampling then costs nothing extra.
-
-    Computed in fp32, stored in the weight's own dtype. Several merges add up (rounded once) and may be removed in any
-    order; when the last is gone the original tensors are back, bit for bit. A scale of 0 changes nothing.
-    `alpha_over_rank` is one number or one per module. Layers that carry peft adapters are merged in their base.
-    Raises UserError, changing nothing, when a module is missing or a shape differs.
+    The one place that knows a private name of peft (tested with 0.21.2): its public `set_adapter` also changes which
+    parameters get gradients, and refuses an empty list. nn.Module's own __setattr__ would be ten times slower.
     """
-    modules = dict(unet.named_modules())
-    linears, deltas = [], []
-    for name, (down, up) in pairs(state).items():
-        module = modules.get(name)
-        module = module.base_layer if isinstance(module, LoraLayer) else module
-        if not isinstance(module, nn.Linear):
-            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
-            raise UserError(f"adapter: this U-Net has no linear layer {name}; nearest: {', '.join(near) or 'none'}")
-        if (up.shape[0], down.shape[1]) != module.weight.shape or up.shape[1] != down.shape[0]:
-            raise UserError(
-                f"adapter: {name} is made for a weight [{up.shape[0]}, {down.shape[1]}], this U-Net has"
-                f" {list(module.weight.shape)}: use the U-Net width it was trained with"
-            )
-        ratio = alpha_over_rank if isinstance(alpha_over_rank, int | float) else alpha_over_rank[name]
-        linears.append(module)
-        deltas.append((scale * ratio, down, up))
-    with contextlib.ExitStack() as undo:  # should memory run out halfway, the U-Net is as it was
-        for linear, delta in zip(linears, deltas, strict=True):
-            if delta[0]:
-                undo.callback(_add_delta(linear, delta))
-        return Patch([undo.pop_all().close])
-
-
-def _add_delta(linear: nn.Linear, delta: tuple[float, torch.Tensor, torch.Tensor]):
-    original, deltas = linear.__dict__.setdefault("_merged", (linear.weight.data, []))
-
-    def undo() -> None:
-        deltas[:] = [other for other in deltas if other is not delta]
-        _apply_deltas(linear, original, deltas)
-        if not deltas:
-            linear.__dict__.pop("_merged", None)
-
-    deltas.append(delta)
-    try:
-        _apply_deltas(linear, original, deltas)
-    except BaseException:
-        undo()
-        raise
-    return undo
-
-
-@torch.no_grad()
-def _apply_deltas(linear: nn.Linear, original: torch.Tensor, deltas: list) -> None:
-    device = linear.weight.device
-    weight = original.to(device)
-    if deltas:
-        total = weight.float().clone()
-        for factor, down, up in deltas:
-            total += factor * (up.to(device, torch.float32) @ down.to(device, torch.float32))
-        weight = total.to(original.dtype)
-    linear.weight.data = weight
+    vars(layer)["_active_adapter"] = acting

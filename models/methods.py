@@ -2,11 +2,12 @@
 
 `attach` puts a method on the frozen U-Net for training. Whatever it is, the training step sees the same things: the
 parameters of each path, a `with` block for each pass, and the state to save. `customize` puts saved states on a plain
-U-Net for sampling, merged where they can be. Data, cache, objective, sampler and checkpoints do not know the method.
+U-Net for sampling. Data, cache, objective, sampler and checkpoints do not know the method.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol
 
 import torch
 from diffusers import UNet3DConditionModel
@@ -18,8 +19,28 @@ from models.files import release
 from models.files.checkpoint import Checkpoint
 from models.highway import HighwaySettings, attach_highway
 from models.hooks import Patch
+from models.merge import attach_lora
 
 State = dict[str, torch.Tensor]
+Motions = Sequence[tuple[Checkpoint, float]]  # saved motions with their strengths
+
+
+class Motion(Protocol):
+    """What learns motion, off and out of the way except inside its two blocks: LoraAdapter or MotionEmbeddings."""
+
+    kind: str  # of the checkpoint it is saved as
+
+    def parameters(self): ...
+
+    def training(self) -> AbstractContextManager: ...  # acts, and collects gradients
+
+    def sampling(self) -> AbstractContextManager: ...  # acts as inference will run it
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+    def info(self) -> dict[str, str | int | float | None]: ...  # for the checkpoint's header
 
 
 class Method:
@@ -33,18 +54,21 @@ class Method:
     def __init__(
         self,
         unet: UNet3DConditionModel,
-        motion,
+        motion: Motion,
         appearance: list[lora.LoraAdapter],
         highway: HighwaySettings | None = None,
         *,
         highway_in_training: bool = False,
         debiased: bool = True,
-        sampling: str = "none",
     ):
         self.unet, self.motion, self.appearance = unet, motion, appearance
         self.highway, self.highway_in_training = highway, highway_in_training
-        self.kind = "lora" if isinstance(motion, lora.LoraAdapter) else "embeddings"
-        self.debiased, self.embedding_sampling = debiased, sampling
+        self.debiased = debiased
+
+    @property
+    def kind(self) -> str:
+        """Of the checkpoint: "lora" or "embeddings"."""
+        return self.motion.kind
 
     @property
     def motion_parameters(self) -> list[torch.nn.Parameter]:
@@ -56,60 +80,45 @@ class Method:
 
     @contextmanager
     def spatial_pass(self, clip: int) -> Iterator[None]:
-        """Appearance LoRA of this clip on and trained; everything that learns motion is off."""
-        adapter = self.appearance[clip]
-        with self._highway_of_a_pass(), lora.active(self._adapters, on=[adapter], trainable=[adapter]):
+        """The appearance LoRA of this clip acts and is trained; everything that learns motion is off."""
+        with self._highway_of_a_pass(), self.appearance[clip].training():
             yield
 
     @contextmanager
     def temporal_pass(self, clip: int, with_appearance: bool) -> Iterator[None]:
-        """Motion on and trained; the appearance LoRA explains the looks away but gets no gradient from here."""
-        on = [self.appearance[clip]] if with_appearance and self.appearance else []
+        """Motion acts and is trained; the appearance LoRA explains the appearance away and gets no gradient here."""
         with ExitStack() as patches:
             patches.enter_context(self._highway_of_a_pass())
-            if self.kind == "lora":
-                patches.enter_context(lora.active(self._adapters, on=[self.motion, *on], trainable=[self.motion]))
-            else:
-                patches.enter_context(self.motion.at(strength=1.0, sampling="none"))
-                patches.enter_context(lora.active(self._adapters, on=on))
+            if with_appearance and self.appearance:
+                patches.enter_context(self.appearance[clip].acting())
+            patches.enter_context(self.motion.training())
             yield
 
     @contextmanager
-    def sampling(self, appearance_scale: float = 0.0) -> Iterator[Patch]:
-        """The model as inference will see it: motion on, appearance LoRA of the first clip at `appearance_scale`.
+    def sampling(self, appearance_scale: float = 0.0, clip: int = 0) -> Iterator[Patch]:
+        """The model as inference will see it: motion on, appearance LoRA of this clip at `appearance_scale`.
 
         The patch it gives takes all of this off before the block ends (phased LoRA integration).
         """
         with ExitStack() as patches:
-            if appearance_scale:
-                for adapter in self.appearance[:1]:
-                    patches.enter_context(lora.merge(self.unet, adapter.state_dict(), appearance_scale, adapter.scale))
+            if appearance_scale and self.appearance:
+                adapter = self.appearance[min(clip, len(self.appearance) - 1)]  # a single one belongs to every clip
+                patches.enter_context(adapter.sampling(appearance_scale))
             if self.highway:
                 patches.enter_context(attach_highway(self.unet, *self.highway))
-            if self.kind == "lora":
-                patches.enter_context(lora.merge(self.unet, self.motion.state_dict(), self.motion.scale))
-            else:
-                patches.enter_context(self.motion.at(strength=1.0, sampling=self.embedding_sampling))
+            patches.enter_context(self.motion.sampling())
             yield Patch([patches.close])
 
     def state(self) -> tuple[State, list[State]]:
         """What a checkpoint keeps: (motion, one appearance state per clip), fp32."""
         return self.motion.state_dict(), [adapter.state_dict() for adapter in self.appearance]
 
-    def info(self) -> dict[str, str | int | float]:
-        """What a checkpoint's header must say for these states to be read: rank and alpha of its LoRAs, preset,
-        sizes.
-        """
+    def info(self) -> dict[str, str | int | float | None]:
+        """What a checkpoint's header must hold for these states to be read."""
         facts = {"architecture": release.architecture(self.unet)}
-        for adapter in self._adapters[:1]:
+        for adapter in self.appearance[:1]:
             facts |= {"rank": adapter.rank, "alpha": adapter.alpha}
-        if self.kind == "lora":
-            return facts | {"preset": self.motion.preset}
-        return facts | {
-            "frames": self.motion.frames,
-            "latent_height": self.motion.height,
-            "latent_width": self.motion.width,
-        }
+        return facts | self.motion.info()
 
     def load(self, motion: State, appearance: list[State]) -> None:
         """Put a checkpoint's state back. Raises UserError when it is another preset, rank or number of clips."""
@@ -140,10 +149,6 @@ class Method:
         """The highway for one training pass, where it belongs to training too; nothing of it stands in between."""
         return attach_highway(self.unet, *self.highway) if self.highway and self.highway_in_training else Patch()
 
-    @property
-    def _adapters(self) -> list[lora.LoraAdapter]:
-        return [self.motion, *self.appearance] if self.kind == "lora" else self.appearance
-
 
 def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[int, int, int]) -> Method:
     """Attach the method that the config names; it starts as a no-op, its random parts drawn from `cfg.seed`.
@@ -158,44 +163,42 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
         placement=cfg.lora_dropout_placement,
         generator=torch.Generator().manual_seed(cfg.seed or 0),
     )
-    settings = cfg.embeddings
     if cfg.method == "lora":
         motion = lora.add_adapter(unet, "motion", cfg.temporal_preset, **options)
         has_appearance, debiased = True, True
     else:
-        frames, height, width = latent_size
-        if settings.loss != "hybrid" and (frames == 1 or not cfg.train_temporal_lora):
-            why = "every clip is an image, which has none" if frames == 1 else "train_temporal_lora is off"
-            raise UserError(
-                f"embeddings.loss: {settings.loss} learns motion alone and {why}; change that, or use hybrid "
-                "or method=lora to learn looks"
-            )
-        motion = attach_embeddings(
-            unet,
-            blocks=settings.blocks,
-            widths=settings.widths,
-            height=height,
-            width=width,
-            max_frames=settings.max_frames,
-            frames=frames,
-        )
-        motion.strength = 0.0
-        has_appearance, debiased = settings.loss == "hybrid", settings.loss != "base"
+        motion = _motion_inversion(unet, cfg, latent_size)
+        has_appearance, debiased = cfg.embeddings.loss == "hybrid", cfg.embeddings.loss != "base"
     adapters = 1 if cfg.single_spatial_lora else clips
     appearance = [
         lora.add_adapter(unet, f"appearance_{i}", "appearance", **options)
         for i in range(adapters if has_appearance else 0)
     ]
     use, scope, beta = (cfg.appearance_highway[key] for key in ("use", "scope", "beta"))
-    return Method(
+    highway = None if use == "off" else HighwaySettings(scope, beta)
+    return Method(unet, motion, appearance, highway, highway_in_training=use == "training", debiased=debiased)
+
+
+def _motion_inversion(unet: UNet3DConditionModel, cfg, latent_size: tuple[int, int, int]) -> MotionEmbeddings:
+    """Zero embeddings for clips of this size, off until a pass."""
+    settings, (frames, height, width) = cfg.embeddings, latent_size
+    if settings.loss != "hybrid" and (frames == 1 or not cfg.train_temporal_lora):
+        why = "every clip is an image, which has none" if frames == 1 else "train_temporal_lora is off"
+        raise UserError(
+            f"embeddings.loss: {settings.loss} learns motion alone and {why}; change that, or use hybrid "
+            "or method=lora to learn appearance"
+        )
+    motion = attach_embeddings(
         unet,
-        motion,
-        appearance,
-        None if use == "off" else HighwaySettings(scope, beta),
-        highway_in_training=use == "training",
-        debiased=debiased,
-        sampling=settings.sampling,
+        blocks=settings.blocks,
+        widths=settings.widths,
+        height=height,
+        width=width,
+        max_frames=settings.max_frames,
+        frames=frames,
     )
+    motion.strength, motion.sampling_mode = 0.0, settings.sampling
+    return motion
 
 
 class Customization(Patch):
@@ -208,7 +211,7 @@ class Customization(Patch):
 
 def customize(
     unet: UNet3DConditionModel,
-    motions: Sequence[tuple[Checkpoint, float]],
+    motions: Motions,
     appearances: Sequence[tuple[Checkpoint, int, float]] = (),
     highway: HighwaySettings | None = None,
     sampling: str = "none",
@@ -216,11 +219,11 @@ def customize(
 ) -> Customization:
     """Give a plain U-Net the motions of `motions`, (checkpoint, strength) pairs, until the patch is removed.
 
-    LoRAs of any preset are added into the weights; embeddings with equal shapes are added up. A strength of 0 leaves
-    the U-Net untouched, above 1 exaggerates. `appearances` are (checkpoint, number of its clip, strength). `highway`
-    is None for the plain skips. `latent_size` (frames, height, width in latent pixels) is what
-    will be sampled. Raises UserError for checkpoints that can not act together; after any exception, Ctrl-C
-    included, the U-Net is as it was (MotionDirector's mixing of two paths).
+    LoRAs of any preset act in parallel; embeddings with equal shapes are added up. A strength of 0 leaves the U-Net
+    untouched, above 1 exaggerates. `appearances` are (checkpoint, number of its clip, strength). `highway` is None for
+    the plain skips. `latent_size` (frames, height, width in latent pixels) is what will be sampled. Raises UserError
+    for checkpoints that cannot act together; after any exception, Ctrl-C included, the U-Net is as it was
+    (MotionDirector's mixing of two paths).
     """
     if len({checkpoint.kind for checkpoint, _ in motions}) > 1:
         raise UserError(
@@ -230,30 +233,38 @@ def customize(
     acting = [(checkpoint, strength) for checkpoint, strength in motions if strength]
     notes = []
     with ExitStack() as patches:
-        if acting and acting[0][0].kind == "embeddings":
-            embeddings = patches.enter_context(_trained_embeddings(unet, acting, sampling, latent_size))
-            notes.append(str(embeddings))
-            if latent_size and (interpolated := embeddings.interpolation(*latent_size)):
-                notes.append(interpolated)
-        else:
-            for checkpoint, strength in acting:
-                patches.enter_context(lora.merge(unet, checkpoint.motion, strength, checkpoint.scale))
-                notes.append(
-                    f"motion LoRA {checkpoint.preset}: {len(checkpoint.motion) // 2} layers, merged at {strength:g}"
-                )
+        if acting:
+            put = {"lora": _put_loras, "embeddings": _put_embeddings}[acting[0][0].kind]
+            notes += put(patches, unet, acting, sampling, latent_size)
         for checkpoint, clip, strength in appearances:
-            patches.enter_context(lora.merge(unet, checkpoint.appearance[clip], strength, checkpoint.scale))
-            notes.append(f"appearance LoRA: {len(checkpoint.appearance[clip]) // 2} layers, merged at {strength:g}")
+            notes.append(_put_lora(patches, unet, "appearance LoRA", checkpoint.appearance[clip], checkpoint, strength))
         if highway is not None:
             notes.append(str(patches.enter_context(attach_highway(unet, *highway))))
         return Customization(patches.pop_all().close, notes)
 
 
+def _put_lora(patches: ExitStack, unet, name: str, state: State, checkpoint: Checkpoint, strength: float) -> str:
+    patches.enter_context(attach_lora(unet, state, strength, checkpoint.scale))
+    how = "merged" if unet.dtype == torch.float32 else "added"
+    return f"{name}: {len(state) // 2} layers, {how} at {strength:g}"
+
+
+def _put_loras(patches: ExitStack, unet, motions: Motions, _sampling, _latent_size) -> list[str]:
+    return [
+        _put_lora(patches, unet, f"motion LoRA {checkpoint.preset}", checkpoint.motion, checkpoint, strength)
+        for checkpoint, strength in motions
+    ]
+
+
+def _put_embeddings(patches: ExitStack, unet, motions: Motions, sampling, latent_size) -> list[str]:
+    embeddings = patches.enter_context(_trained_embeddings(unet, motions, latent_size))
+    embeddings.sampling_mode = sampling
+    interpolated = embeddings.interpolation(*latent_size) if latent_size else None
+    return [str(embeddings), *filter(None, [interpolated])]
+
+
 def _trained_embeddings(
-    unet: UNet3DConditionModel,
-    motions: list[tuple[Checkpoint, float]],
-    sampling: str,
-    latent_size: tuple[int, int, int] | None,
+    unet: UNet3DConditionModel, motions: Motions, latent_size: tuple[int, int, int] | None
 ) -> MotionEmbeddings:
     """Attach saved embeddings, several of them as their weighted sum; their sizes are in the checkpoint's header."""
     sizes = [_trained_size(checkpoint) for checkpoint, _ in motions]
@@ -264,11 +275,9 @@ def _trained_embeddings(
         )
     frames, height, width = sizes[0]
     state = mix([checkpoint.motion for checkpoint, _ in motions], [strength for _, strength in motions])
-    embeddings = attach_trained(
+    return attach_trained(
         unet, state, size=height and (height, width), frames=frames, sampled=latent_size and latent_size[1:]
     )
-    embeddings.sampling = sampling
-    return embeddings
 
 
 def _trained_size(checkpoint: Checkpoint) -> tuple[int | None, ...]:

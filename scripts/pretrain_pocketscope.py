@@ -9,206 +9,20 @@
 Four phases: the VAE, then (on the latents of pre-rendered clips) single frames with the temporal layers bypassed,
 video, and the fade, in which the temporal convolutions are frozen and their output is scaled down to `FADE_TO`: they
 keep giving the order of frames while temporal attention takes over the motion. Ctrl-C or SIGTERM saves; the same
-command goes on. Latents are [b c f h w].
+command continues.
 """
 
 import argparse
-import copy
-import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from diffusers import TextToVideoSDPipeline
-from diffusers.models.resnet import TemporalConvLayer
-from torch import nn
-
 from configs.errors import UserError, command
-from data.world import vocabulary
-from infer.pictures import contact_sheet
-from models.backbone import choose_device
-from models.hooks import bypass_single_frames
-from scripts.pocket import abilities as pocket
-from scripts.pocket.abilities import GUIDANCE, SAMPLE_STEPS, fresh_prompts, measure, measure_detectors, token_ids
-from scripts.pocket.architecture import build, write_slow_tokenizer
-from scripts.pocket.probe import motion_probe
-from scripts.pocket.trainer import Phase, Trainer
-from scripts.pocket.world_data import encode_world, render_frames, vae_loss
+from configs.runtime import quiet_threads
+from configs.schema import ROOT
 
-SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
-FADE_TO = 0.03  # at 0.12 the convolutions still carried three motions in four by themselves
-PHASES = {
-    "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
-    "frames": Phase(steps=500, batch=128, lr=1.5e-3, ema=0.99, decay_to=0.2, upper=0.3),
-    "video": Phase(steps=800, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.3, upper=0.7),
-    "fade": Phase(steps=1400, batch=16, lr=8e-4, ema=0.998, decay_from=0.8, upper=0.5),
-}
-
-
-@torch.no_grad()
-def normalise_latents(vae: nn.Module, frames: torch.Tensor) -> None:
-    """Fold the latents' mean and deviation into the 1x1 convolutions around them, so that the scaling factor is 1."""
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in frames.split(64)])
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    after = vae.post_quant_conv  # first undo: y = W (std * z + mean) + b
-    after.bias += after.weight[:, :, 0, 0] @ mean
-    after.weight *= std[None, :, None, None]
-    before, channels = vae.quant_conv, len(mean)  # its outputs are the means, then the log variances
-    before.weight[:channels] /= std[:, None, None, None]
-    before.bias[:channels] = (before.bias[:channels] - mean) / std
-    before.bias[channels:] -= 2 * std.log()
-
-
-class Diffusion:
-    """The objective on pre-encoded clips: the scheduler's target, weighted to the foreground, 10 % uncaptioned."""
-
-    def __init__(self, parts: dict, world: dict[str, torch.Tensor], dtype: torch.dtype, compiled: bool):
-        self.parts, self.world, self.dtype, self.device = parts, world, dtype, parts["unet"].device
-        self.unet = torch.compile(parts["unet"]) if compiled else parts["unet"]
-        self.empty = token_ids(parts["tokenizer"], [""])
-
-    def loss(self, phase: Phase, batch: int, single: bool, rng: torch.Generator) -> torch.Tensor:
-        """The loss of one batch; with `single` of one frame of each clip."""
-        rows = torch.randint(len(self.world["latents"]), (batch,), generator=rng)
-        frames = torch.randint(8, (batch,), generator=rng)
-        latents, weights, captions = (self.world[key][rows] for key in ("latents", "weights", "captions"))
-        if single:  # [b c f h w] -> [b c 1 h w]
-            pick = torch.arange(batch)
-            latents, weights = latents[pick, :, frames].unsqueeze(2), weights[pick, frames].unsqueeze(1)
-        captions = torch.where(torch.rand(batch, 1, generator=rng) < 0.1, self.empty, captions)
-        upper = torch.rand(batch, generator=rng) < phase.upper
-        steps = torch.randint(1000, (batch,), generator=rng)
-        steps = torch.where(upper, 500 + steps // 2, steps)
-        return self.error(latents, weights, captions, steps, torch.randn(latents.shape, generator=rng))
-
-    def error(self, latents, weights, captions, steps, noise) -> torch.Tensor:
-        """Weighted squared error of the prediction at `steps` [b]."""
-        scheduler = self.parts["scheduler"]
-        noisy, target = scheduler.add_noise(latents, noise, steps), scheduler.get_velocity(latents, noise, steps)
-        with torch.no_grad():
-            text = self.parts["text_encoder"](captions.to(self.device))[0]
-        noisy, target, weights, steps = (x.to(self.device) for x in (noisy, target, weights, steps))
-        with torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext():
-            predicted = self.unet(noisy, steps, text).sample
-        return (weights[:, None] * (predicted.float() - target).square()).mean()
-
-    def probe(self) -> float:
-        """`motion_probe` at timesteps 700 to 950."""
-        levels = lambda count, rng: torch.randint(700, 950, (count,), generator=rng)
-        return motion_probe(self.parts["tokenizer"], self.world, self.error, levels)
-
-
-def fade_factor(step: int, steps: int) -> float:
-    """The temporal convolutions' scale: 1 -> FADE_TO linearly over the first 80 % of the phase, then held."""
-    return 1 + (FADE_TO - 1) * min(1.0, step / (0.8 * steps))
-
-
-class Fade:
-    """Freezes the temporal convolutions of `unet`; `set(factor)` scales the output of each."""
-
-    def __init__(self, unet: nn.Module):
-        convolutions = [module for module in unet.modules() if isinstance(module, TemporalConvLayer)]
-        for module in convolutions:
-            module.requires_grad_(False)
-        last = [parameter for module in convolutions for parameter in module.conv4[-1].parameters()]
-        self.full = [(parameter, parameter.detach().clone()) for parameter in last]
-
-    @torch.no_grad()
-    def set(self, factor: float) -> None:
-        for parameter, full in self.full:
-            parameter.copy_(full * factor)
-
-
-def export(parts: dict, folder: Path) -> None:
-    """Write the pipeline folder, fp16 safetensors, and the model's native sampling. The parts in memory stay."""
-    pipe = TextToVideoSDPipeline(**{key: copy.deepcopy(part) for key, part in parts.items()}).to(dtype=torch.float16)
-    pipe.save_pretrained(folder, safe_serialization=True)
-    write_slow_tokenizer(folder / "tokenizer")
-    native = {
-        "width": 64,
-        "height": 64,
-        "num_frames": 8,
-        "num_steps": SAMPLE_STEPS,
-        "guidance_scale": GUIDANCE,
-        "noise_prior": 0.0,
-    }
-    (folder / "sampling.json").write_text(json.dumps(native, indent=2) + "\n")
-
-
-def pretrain(args) -> bool:
-    """All phases; False when a signal ended it early, with the state saved."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    parts = build(vocabulary(), args.seed)
-    for name in ("vae", "unet", "text_encoder"):
-        parts[name].to(args.device)
-    vae, unet, trainer = parts["vae"], parts["unet"], Trainer(args.out, args.seed, save_every=150)
-    phases, clips, frames, checks, prompts = PHASES, 10_000, 6_000, 64, fresh_prompts(24, args.seed)
-    if args.smoke:
-        phases = {key: Phase(3, 4, phase.lr, phase.ema, warmup=1) for key, phase in PHASES.items()}
-        clips, frames, checks, prompts = 48, 32, 2, prompts[:2]
-
-    def log(name, step, facts):
-        print(json.dumps({"phase": name, "step": step} | facts), flush=True)
-
-    def train_vae() -> bool:
-        images, masks = (None, None) if trainer.done("vae", phases["vae"]) else render_frames(frames, args.seed)
-
-        def loss(rng):
-            rows = torch.randint(len(images), (phases["vae"].batch * args.batch,), generator=rng)
-            noise = torch.randn((len(rows), 4, 8, 8), generator=rng)
-            return vae_loss(vae, *(x.to(args.device) for x in (images[rows] / 127.5 - 1, masks[rows] / 255, noise)))
-
-        report = lambda step: log("vae", step, measure_detectors(vae, args.seed, checks))
-        return trainer.run("vae", phases["vae"], vae, loss, report=report, every=250)
-
-    def train_unet(name, diffusion, single=False, before=lambda step: None) -> bool:
-        def report(step):
-            if single:
-                return  # there is no video to look at yet
-            facts, made = measure(parts, prompts, args.seed, steps=2 if args.smoke else 12)
-            contact_sheet(args.out / f"{name}_{step:05d}.png", list(zip(prompts, made))[:8], height=64)
-            log(name, step, facts | {"probe": round(diffusion.probe(), 4)})
-
-        loss = lambda rng: diffusion.loss(phases[name], phases[name].batch * args.batch, single, rng)
-        return trainer.run(name, phases[name], unet, loss, before, report=report, every=250)
-
-    if not train_vae():
-        return False
-    vae.requires_grad_(False).eval()
-    normalise_latents(vae, render_frames(min(frames, 512), args.seed)[0].to(args.device) / 127.5 - 1)
-    world = encode_world(parts, clips, args.seed, args.out / "latents.safetensors")
-    diffusion = Diffusion(parts, world, args.dtype, args.compile)
-    with bypass_single_frames(unet):
-        if not train_unet("frames", diffusion, single=True):
-            return False
-    if not train_unet("video", diffusion):
-        return False
-    if not trainer.done("fade", phases["fade"]):
-        export(parts, args.export)  # usable while the last phase goes on
-    fade = Fade(unet)
-    if not train_unet("fade", diffusion, before=lambda step: fade.set(fade_factor(step, phases["fade"].steps))):
-        return False
-    export(parts, args.export)
-    return True
-
-
-def evaluate(args) -> None:
-    """Measure the model in `args.export` on fresh prompts; the last line of stdout is JSON."""
-    if not (args.export / "model_index.json").exists():
-        raise UserError(f"{args.export}: no model_index.json there; pretrain first or point --export at the model.")
-    parts = TextToVideoSDPipeline.from_pretrained(args.export, dtype=torch.float32).to(args.device).components
-    for where, vae in (("rendered clips", None), ("clips after the VAE", parts["vae"])):
-        print(f"detectors on {where}: {measure_detectors(vae, args.seed + 1)}", file=sys.stderr)
-    prompts = fresh_prompts(args.evaluate, args.seed)
-    for part in pocket.TEMPORAL_PARTS if args.ablate else ():
-        with pocket.without(parts["unet"], part):
-            print(f"without {part}: {measure(parts, prompts, args.seed)[0]}", file=sys.stderr)
-    facts, clips = measure(parts, prompts, args.seed)
-    contact_sheet(args.out / "evaluate.png", list(zip(prompts, clips))[:16], height=64)
-    print(json.dumps(facts))
+SHIPPED = {"unet": ROOT / "models" / "pocketscope", "dit": ROOT / "models" / "pocketscope_dit"}
 
 
 @command
@@ -232,20 +46,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--evaluate", type=int, metavar="N", help="only measure the model on N fresh prompts")
     parser.add_argument("--ablate", action="store_true", help="also measure with parts of it switched off")
     args = parser.parse_args(argv)
-    dit = args.model == "dit"
-    if dit:  # late: only this model needs Wan's classes
-        from scripts.pocket import wan_pretraining as wan
-    args.out = args.out or Path("outputs/pretrain_dit" if dit else "outputs/pretrain")
-    shipped = wan.SHIPPED if dit else SHIPPED
-    args.export = args.export or (args.out / "model" if args.smoke and not args.evaluate else shipped)
-    args.device = choose_device(args.device)
-    args.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     if args.evaluate is not None and args.evaluate < 1:
         raise UserError(f"--evaluate: found {args.evaluate}; give a number of prompts of at least 1.")
+    quiet_threads()
+    import torch
+
+    from models.backbone import choose_device
+    from scripts.pocket import pretraining, wan_pretraining
+
+    room = {"unet": pretraining, "dit": wan_pretraining}[args.model]
+    args.out = args.out or Path({"unet": "outputs/pretrain", "dit": "outputs/pretrain_dit"}[args.model])
+    args.export = args.export or (args.out / "model" if args.smoke and not args.evaluate else SHIPPED[args.model])
+    args.device = choose_device(args.device)
+    args.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     if args.evaluate:
-        (wan.evaluate if dit else evaluate)(args)
-    elif not (wan.pretrain if dit else pretrain)(args):
-        print(f"stopped; the same command goes on from {args.out / 'state.safetensors'}", file=sys.stderr)
+        room.measure_shipped(args)
+    elif not room.pretrain(args):
+        print(f"stopped; the same command continues from {args.out / 'state.safetensors'}", file=sys.stderr)
         sys.exit(130)
 
 

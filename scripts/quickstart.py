@@ -1,56 +1,47 @@
-"""The two-command start's second half: train configs/quickstart.yaml, sample base and customized model, make the sheet.
+"""The two-command start's second half: train configs/quickstart.yaml, then show base and customized model.
 
 Run by scripts/quickstart.sh. Words after it are `key=value` overrides of the configuration. The last three lines of
-stdout name the video, the side-by-side sheet (reference, base model, customized model) and the loss plot.
+stdout name a video, the picture that plays reference clip, base model and customized model side by side, and the loss
+plot; a contact sheet of the same videos lies beside the picture.
 """
 
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train
 from configs.errors import command
+from configs.runtime import quiet_threads
 from configs.schema import ROOT, load
-from data.sources import load_clips
-from infer import options
-from infer.generate import generate
-from infer.pictures import contact_sheet
-from infer.video import read_video
 
 SEED = 1
+MOST_ROWS = 2  # of the playing picture
 
 
 @command
-def main() -> None:
-    cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *sys.argv[1:]], description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
+    cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *words], description=__doc__)
+    quiet_threads()
+    import train
+    from infer.pictures import contact_sheet, strip
+    from scripts.showcase.animation import write_side_by_side
+    from scripts.showcase.samples import reference_of, sample_run
+
     if dry_run:
         print(train.dry_run(cfg))
         return
-    folder = train.run(cfg)
-
-    def sampled(place: str, strength: float) -> list[Path]:
-        words = [
-            "--checkpoint_folder",
-            str(folder),
-            "--prompt",
-            *cfg.validation_data.prompt,
-            "--seed",
-            str(SEED),
-            "--output_dir",
-            str(folder / place),
-            "--lora_scale",
-            str(strength),
-        ]
-        return list(generate(options.parse(words)))
-
-    base, customized = sampled("samples/base", 0.0), sampled("samples/customized", 1.0)
-    reference = load_clips(cfg, snap=64)[0]
-    rows = [(f"reference: {reference.prompt}", reference.frames)]
-    for prompt, plain, new in zip(cfg.validation_data.prompt, base, customized):
-        rows += [(f"base model: {prompt}", read_video(plain)), (f"customized: {prompt}", read_video(new))]
-    sheet = contact_sheet(folder / "side_by_side.png", rows)
-    print(f"video: {customized[0]}", f"side by side: {sheet}", f"loss plot: {folder / 'loss.png'}", sep="\n")
+    run, prompts = train.run(cfg), list(cfg.validation_data.prompt)
+    base = sample_run(run, prompts, SEED, run / "samples/base", strength=0.0)
+    customized = sample_run(run, prompts, SEED, run / "samples/customized")
+    reference = reference_of(cfg)
+    rows = [(prompt, plain, new) for prompt, (_, plain), (_, new) in zip(prompts, base, customized)]
+    lines = [(f"reference: {reference.prompt}", strip(reference.frames))]
+    for prompt, plain, new in rows:
+        lines += [(f"base model: {prompt}", strip(plain)), (f"customized: {prompt}", strip(new))]
+    print(f"contact sheet: {contact_sheet(run / 'side_by_side.png', lines)}", file=sys.stderr)
+    playing = write_side_by_side(run / "side_by_side.webp", rows[:MOST_ROWS], reference, fps=reference.fps)
+    print(f"video: {customized[0][0]}", f"side by side: {playing}", f"loss plot: {run / 'loss.png'}", sep="\n")
 
 
 if __name__ == "__main__":

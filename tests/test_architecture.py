@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from itertools import permutations
 
 import pytest
 
@@ -12,7 +13,7 @@ MAY_IMPORT = {
     "data": {"configs", "data"},
     "models": {"configs", "models"},
     "infer": {"configs", "data", "models", "infer"},
-    "train": {"configs", "data", "models", "infer"},
+    "train": {"configs", "data", "models", "infer", "train"},  # train.py imports itself after --help has answered
     "scripts": {"configs", "data", "models", "infer", "train", "scripts"},
 }
 ROOMS = set(MAY_IMPORT) | {"tests"}
@@ -26,7 +27,7 @@ def room_of(path):
 
 def test_every_file_of_every_room_is_looked_at():
     seen = Counter(map(room_of, FILES))
-    assert seen == {"configs": 7, "data": 6, "models": 19, "infer": 17, "scripts": 39, "train": 1}
+    assert seen == {"configs": 14, "data": 9, "models": 26, "infer": 25, "scripts": 64, "train": 1}
 
 
 def imports(path):
@@ -49,12 +50,12 @@ WALLS = [  # (files in here, must not import what is in there): rooms inside roo
     ("infer", "infer.measure"),
     ("models", "models.training"),
     ("models.files", "models.methods"),
-    ("scripts.artefacts", "scripts.authors"),
-    ("scripts.artefacts", "scripts.pocket"),
-    ("scripts.authors", "scripts.artefacts"),
-    ("scripts.authors", "scripts.pocket"),
-    ("scripts.pocket", "scripts.artefacts"),
-    ("scripts.pocket", "scripts.authors"),
+    *((f"scripts.{here}", f"scripts.{there}") for here, there in permutations(("artefacts", "authors", "pocket"), 2)),
+    ("scripts.artefacts", "scripts.conversion"),
+    ("scripts.artefacts", "scripts.benchmark"),
+    ("scripts.artefacts", "scripts.showcase"),
+    ("scripts.showcase", "scripts.artefacts"),
+    ("scripts.showcase", "infer.measure"),
 ]
 
 

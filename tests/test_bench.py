@@ -1,41 +1,58 @@
-"""The benchmark: its JSON, its counted memory, and that the plain step it compares with is the same objective."""
+"""The benchmark: its JSON, its counted memory and operations, and that its baselines have the same objective."""
 
 import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from models.training import memory
 from scripts import bench
+from scripts.artefacts.results_file import read_sections
+from scripts.benchmark import clock, results, steps, timings
 
-TINY = bench.Architecture(
+TINY = steps.Architecture(
     dict(
         block_out_channels=(16, 16, 32, 32), layers_per_block=1, cross_attention_dim=16, attention_head_dim=8,
         norm_num_groups=4,
     ),
-    frames=3, side=8, text_layers=1, checkpointing=False,
+    frames=3, side=8, text_layers=1, vae=(4, 8, 8, 8), checkpointing=False,
 )  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def gradients_of_both(baseline, monkeypatch):
+    """The motion adapter's gradients after one step of (the baseline, ours) from equal weights."""
+    torch.manual_seed(0)
+    theirs = baseline(TINY, "cpu")
+    ours = steps.Step(TINY, "cpu", torch.float32)
+    ours.unet.load_state_dict(theirs.unet.state_dict())
+    ours.latents, ours.text = theirs.latents, theirs.text_encoder(theirs.tokens)[0]
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
+    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda self, set_to_none=True: None)
+    for step in (theirs, ours):
+        step.unet.eval()  # no dropout
+        step.train(1)
+    kept = [[parameter.grad for parameter in step.method.motion_parameters] for step in (theirs, ours)]
+    assert max(gradient.abs().max() for gradient in kept[1]) > 0
+    return kept
 
 
 def test_the_plain_step_gives_the_motion_adapter_the_same_gradients(monkeypatch):
-    torch.manual_seed(0)
-    plain = bench.PlainStep(TINY, "cpu")
-    ours = bench.Step(TINY, "cpu", torch.float32)
-    ours.unet.load_state_dict(plain.unet.state_dict())
-    ours.latents, ours.text = plain.latents, plain.text_encoder(plain.tokens)[0]
-    kept = {}
-    for step in (plain, ours):
-        step.unet.eval()  # no dropout
-        monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
-        monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda self, set_to_none=True: None)
-        step.train(1)
-        kept[step] = [parameter.grad for parameter in step.method.motion_parameters]
-    assert max(gradient.abs().max() for gradient in kept[ours]) > 0
-    for theirs, mine in zip(kept[plain], kept[ours], strict=True):
+    for theirs, mine in zip(*gradients_of_both(steps.PlainStep, monkeypatch), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
+def test_the_releases_step_gives_them_but_for_the_rounding_of_autocast(monkeypatch):
+    theirs, mine = (
+        torch.cat([g.flatten() for g in side]) for side in gradients_of_both(steps.ReleaseStep, monkeypatch)
+    )
+    error = (mine - theirs).norm() / mine.norm()
+    assert 1e-5 < error < 0.1  # half precision was really used, and nothing else differs
+
+
 def test_a_step_trains_and_a_sampling_step_leaves_the_model_as_it_was():
-    step = bench.Step(TINY, "cpu", torch.float32)
+    step = steps.Step(TINY, "cpu", torch.float32)
     before = [parameter.clone() for parameter in step.method.motion_parameters]
     step.train(1)
     step.train(2)
@@ -47,39 +64,90 @@ def test_a_step_trains_and_a_sampling_step_leaves_the_model_as_it_was():
 
 
 def test_recomputing_activations_is_counted_as_less_memory():
-    wide = bench.Architecture(TINY.unet, frames=4, side=32, text_layers=1, checkpointing=False)
-    full = bench.count_bytes(wide, low=False, checkpointing=False)
-    assert full > 2 * bench.count_bytes(wide, low=False, checkpointing=True)
+    wide = steps.Architecture(TINY.unet, frames=4, side=32, text_layers=1, vae=TINY.vae, checkpointing=False)
+    full = steps.count_bytes(wide, checkpointing=False)
+    assert full > 2 * steps.count_bytes(wide, checkpointing=True)
 
 
-def test_zeroscope_fits_eight_gigabytes_and_six_in_the_low_setting():
-    default, low = (bench.count_bytes(bench.MODELS["zeroscope"], low=low) for low in (False, True))
-    assert 2.8e9 < low < default <= 8e9  # 2.8 GB is the frozen model alone
-    assert low <= 6e9
+def test_zeroscope_fits_eight_gigabytes():
+    assert 2.8e9 < steps.count_bytes(steps.MODELS["zeroscope"]) <= 8e9  # 2.8 GB is the frozen model alone
 
 
-def test_the_last_line_is_one_json_document(monkeypatch, capsys):
-    monkeypatch.setitem(bench.MODELS, "pocket", TINY)
-    monkeypatch.setattr(bench, "count_bytes", lambda _, *, low, **__: 1 if low else 2)
-    bench.main(["--model", "pocket", "--repeats", "1", "--baseline", "--device", "cpu"])
+def test_operations_are_counted_by_precision_and_add_up_to_torchs_count():
+    step = steps.Step(TINY, "meta", torch.bfloat16)
+    counted = memory.count_flop_by_dtype(lambda: step.gradients(0))
+    with memory.PeakBytes(), FlopCounterMode(display=False) as reference:  # attention as the same kernel
+        step.gradients(0)
+    assert sum(counted.values()) == reference.get_total_flops()
+    a, b = torch.zeros(2, 3), torch.zeros(3, 5, dtype=torch.bfloat16)
+    both = memory.count_flop_by_dtype(lambda: (a @ torch.zeros(3, 5), torch.zeros(4, 3, dtype=torch.bfloat16) @ b))
+    assert both == {"float32": 2 * 2 * 3 * 5, "bfloat16": 2 * 4 * 3 * 5}
+
+
+KEYS = {
+    "model", "device", "dtype", "train_step_s", "train_host_s", "train_device_s", "train_step_fp16_s", "sample_s",
+    "inversion_step_s", "text_encoder_s", "vae_encode_s", "vae_decode_s", "video_s", "video_steps", "peak_bytes",
+    "baseline", "baseline_ratio", "train_flop", "train_flop_by_dtype", "matmul_flop_s", "train_share",
+}  # fmt: skip
+ONLY_ON_A_GPU = {"train_device_s", "train_step_fp16_s"}
+
+
+def test_the_last_line_is_one_json_document_of_documented_keys(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(steps.MODELS, "pocket", TINY)
+    argv = ["--model", "pocket", "--repeats", "1", "--baseline", "--device", "cpu", "--video-steps", "2"]
+    bench.main([*argv, "--results", str(tmp_path / "R.md")])
     timed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert min(timed[key] for key in ("train_step_s", "sample_s", "peak_bytes", "baseline_ratio", "train_flop")) > 0
+    assert timed.keys() == KEYS and timed["baseline"] == "plain"
+    assert all(key in bench.__doc__ or key in ("model", "device", "dtype", "baseline") for key in KEYS)
+    assert {key for key, value in timed.items() if value is None} == ONLY_ON_A_GPU
+    seconds = {key: value for key, value in timed.items() if key.endswith("_s") and isinstance(value, float)}
+    assert len(seconds) == 8 and min(seconds.values()) > 0 and 0 < timed["train_share"]
+    assert timed["train_host_s"] <= timed["train_step_s"] and timed["video_s"] > timed["vae_decode_s"]
+    ((_, device),) = read_sections(tmp_path / "R.md")
+    assert device.startswith("cpu") and "| pocket | float32 |" in (tmp_path / "R.md").read_text()
+
+
+def test_memory_alone_is_counted_without_timing(monkeypatch, capsys):
+    monkeypatch.setitem(steps.MODELS, "pocket", TINY)
     bench.main(["--model", "pocket", "--memory"])
     counted = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (counted["train_step_s"], counted["peak_bytes"], counted["peak_bytes_low"]) == (None, 2, 1)
+    assert counted["train_step_s"] is None and counted["peak_bytes"] == steps.count_bytes(TINY)
+
+
+@pytest.mark.parametrize(("words", "name"), [(["--against", "release"], "release"), ([], None)])
+def test_the_baseline_is_the_one_that_was_asked_for(words, name, monkeypatch, capsys):
+    monkeypatch.setattr(timings, "measure", lambda *_, against, **__: {"baseline": against, "peak_bytes": 1})
+    bench.main(["--device", "cpu", *words])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["baseline"] == name
+
+
+def test_a_devices_rows_are_kept_beside_each_other_and_replaced_by_newer_ones(tmp_path):
+    path = tmp_path / "RESULTS.md"
+    for model, device, seconds in (
+        ("mid", "H100", 0.5),
+        ("pocket", "H100", 0.1),
+        ("mid", "A10", 2),
+        ("mid", "H100", 0.4),
+    ):
+        results.keep_timings(path, {"model": model, "device": device, "train_step_s": seconds}, "bench `x`")
+    sections = read_sections(path)
+    assert list(sections) == [("bench", "A10"), ("bench", "H100")]
+    rows = [line for line in sections["bench", "H100"].splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[:3] for row in rows[1:]] == [["| mid", "–", "400.0 ms"], ["| pocket", "–", "100.0 ms"]]
 
 
 @pytest.mark.parametrize("name", ["cuda:1", "mps"])
-def test_a_timing_waits_for_the_device_that_did_the_work(name, monkeypatch):
-    waited, device = [], torch.device(name)
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(torch.device("mps")))
-    bench.seconds(lambda: None, device)
-    assert waited == [device]
+def test_a_timing_starts_and_ends_with_an_idle_device(name, monkeypatch):
+    events, device = [], torch.device(name)
+    monkeypatch.setattr(torch.cuda, "synchronize", events.append)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: events.append(torch.device("mps")))
+    clock.timed(lambda: events.append("work"), device)
+    assert events == [device, "work", device]
 
 
-def test_a_count_that_measures_nothing_is_refused(capsys):
+@pytest.mark.parametrize("words", [["--repeats", "0"], ["--video-steps", "0"], ["--memory", "--results", "R.md"]])
+def test_a_request_that_measures_nothing_is_refused(words, capsys):
     with pytest.raises(SystemExit) as stopped:
-        bench.main(["--repeats", "0"])
+        bench.main(words)
     assert stopped.value.code == 2
-    assert "--repeats" in capsys.readouterr().err
+    assert words[-2] in capsys.readouterr().err

@@ -3,9 +3,12 @@
 import dataclasses
 import pickle
 import random
+import zipfile
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from configs.errors import UserError
 from data import cache
@@ -194,3 +197,93 @@ def test_clips_cached_with_another_model_are_refused(clip, tmp_path):
     for fit in ((4, 3), (3, 1024)):
         with pytest.raises(UserError, match="another model"):
             cache.check_fit([cached], *fit)
+
+
+def rewritten(path, **changes):
+    """Replace tensors or header texts of a cache file; None takes one out."""
+    with safe_open(path, "pt") as file:
+        tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    for name, value in changes.items():
+        place = header if isinstance(value, str) else tensors
+        place[name] = value(tensors[name]) if callable(value) else value
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata=header)
+
+
+@pytest.mark.parametrize("changes", [
+    {"latents": lambda t: t * float("nan")}, {"inversion": lambda t: t / 0}, {"text": lambda t: t * float("inf")},
+    {"latents": lambda t: t.to(torch.complex64)}, {"latents": lambda t: t[:, :0]}, {"text": lambda t: t[0]},
+    {"text": None}, {"latents": None}, {"inversion": lambda t: t[:, :, :1].contiguous()}, {"size": "[16]"},
+    {"size": "[0, 16]"}, {"size": "[16, 17.5]"}, {"size": "x"}, {"size": "[16, 8]"}, {"size": "[" * 5000},
+])  # fmt: skip
+def test_a_cache_entry_of_ours_is_checked_before_it_is_believed(changes, clip, tmp_path):
+    (path,) = written(clip, tmp_path)
+    latents = torch.ones(1, 3, 4, 2, 2)
+    cache.write_cached(cache.CachedClip(latents, torch.ones(1, 2, 3), -latents, "a", "a", (16, 16)), path)
+    assert cache.read_cached(path).size == (16, 16)
+    rewritten(path, **changes)
+    with pytest.raises(UserError, match=path.stem):
+        cache.read_cached(path)
+
+
+def written(clip, folder):
+    Encoders().build([clip], folder)
+    return list(folder.iterdir())
+
+
+def test_the_size_that_a_clip_was_cut_to_is_kept_with_it(clip, tmp_path):
+    wide = dataclasses.replace(clip, frames=clip.frames.reshape(4, 3, 8, 32))
+    (path,) = written(wide, tmp_path)
+    latents = torch.ones(1, 3, 4, 1, 4)
+    cache.write_cached(cache.CachedClip(latents, torch.ones(1, 2, 3), None, "a", "a", (32, 8)), path)
+    assert cache.read_cached(path).size == (32, 8)
+    cache.write_cached(cache.CachedClip(latents, torch.ones(1, 2, 3), None, "a", "a"), path)
+    assert cache.read_cached(path).size is None  # as in files of before
+
+
+@pytest.mark.parametrize("changes", [
+    {"latents": torch.ones(1, 1, 1, 1).expand(4, 2**20, 2**10, 2**10)},
+    {"latents": torch.full((4, 2, 3, 3), float("nan"))},
+    {"latents": torch.ones(4, 2, 3, 3).to_sparse()}, {"latents": torch.ones(4, 2, 3, 3, device="meta")},
+    {"text_prompt": 5}, {"text_prompt": []}, {"latents": torch.ones(4, 2, 3, 3, dtype=torch.int32)},
+])  # fmt: skip
+def test_latents_of_the_release_that_the_file_does_not_hold_are_refused(changes, tmp_path):
+    torch.save(content(**changes), tmp_path / "cached_0.pt")
+    with pytest.raises(UserError, match="cached_0.pt"):
+        cache.read_cached(tmp_path / "cached_0.pt")
+
+
+def pickled(path, opcodes):
+    """A file of torch.save's layout whose pickle is `opcodes`."""
+    torch.save([1], path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, opcodes if name.endswith("data.pkl") else data)
+
+
+def test_tuples_nested_in_each_other_are_refused_before_they_are_hashed(tmp_path):
+    """Forty levels of (t, t) as the key of a dict: 300 bytes that would be hashed for hours."""
+    levels = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(1, 60))
+    pickled(tmp_path / "cached_0.pt", b"\x80\x02}q\x00K\x00\x85q\x01" + levels + b"h\x00h\x3cK\x01s.")
+    for read in (cache.read_cached, release.read_list):
+        with pytest.raises(UserError, match="nests tuples"):
+            read(tmp_path / "cached_0.pt")
+
+
+def test_compressed_files_and_endless_pickles_are_refused_unopened(tmp_path, monkeypatch):
+    torch.save(content(), tmp_path / "whole.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pt") as archive,
+        zipfile.ZipFile(tmp_path / "cached_0.pt", "w", zipfile.ZIP_DEFLATED) as deflated,
+    ):
+        for entry in archive.infolist():
+            deflated.writestr(entry.filename, archive.read(entry))
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(UserError, match="compressed"):
+        cache.read_cached(tmp_path / "cached_0.pt")
+    pickled_bytes = b"\x80\x02]" + b"K\x00a" * 2_000_000 + b"."
+    monkeypatch.undo()
+    pickled(tmp_path / "cached_0.pt", pickled_bytes)
+    with pytest.raises(UserError, match="more than are read"):
+        cache.read_cached(tmp_path / "cached_0.pt")

@@ -9,12 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from configs.errors import UserError
-from configs.files import atomic_path
+from configs.errors import UserError, ending
+from configs.files import NoSpace, atomic_path
 from models import backbone
 from models.files import release
-from models.files.checkpoint import list_checkpoints, load_checkpoint, load_training_state, prune, save_checkpoint
+from models.files.checkpoint import list_checkpoints, load_checkpoint, prune, save_checkpoint
+from models.files.tensors import read_tensors
+from models.files.training_state import load_training_state
 from models.lora import active, add_adapter
 
 TINY = {
@@ -45,6 +49,17 @@ def lora_state(unet, preset, rank=4, seed=0):
     return state
 
 
+def training_state(step=5, **changes):
+    """As models/training/optimizer.py gives it: one optimizer that has moved one parameter."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    parts = {"optimizers": [optimizer.state_dict()], "schedules": [schedule.state_dict()], "scaler": {}}
+    return {"step": step, "optimizer": parts} | changes
+
+
 def save(unet, run, step=5, rank=4, clips=2, **changes):
     arguments = {
         "motion": lora_state(unet, "tap", rank),
@@ -52,7 +67,7 @@ def save(unet, run, step=5, rank=4, clips=2, **changes):
         "kind": "lora",
         "config_yaml": "seed: 3\ntrain_data:\n  fps: 8\n",
         "info": {"preset": "tap", "rank": rank, "architecture": release.architecture(unet), "method": "lora"},
-        "training_state": {"step": step, "optimizers": [{"state": {0: {"exp_avg": torch.ones(2)}}}]},
+        "training_state": training_state(step),
     }
     return save_checkpoint(run, step, **arguments | changes)
 
@@ -70,7 +85,8 @@ def test_a_checkpoint_returns_every_bit_and_what_shaped_it(unet, tmp_path):
     assert all(same(checkpoint.appearance[i], lora_state(unet, "appearance", seed=i + 1)) for i in range(2))
     assert checkpoint.config == {"seed": 3, "train_data": {"fps": 8}} and "base" not in checkpoint.info
     state = load_training_state(folder)
-    assert state["step"] == 5 and torch.equal(state["optimizers"][0]["state"][0]["exp_avg"], torch.ones(2))
+    moments = state["optimizer"]["optimizers"][0]["state"][0]
+    assert state["step"] == 5 and torch.equal(moments["exp_avg"], torch.full((2,), 0.1))
 
 
 def test_the_motion_folder_is_a_peft_folder_also_with_layers_narrower_than_the_rank(unet, tmp_path):
@@ -213,3 +229,134 @@ def test_a_full_disk_leaves_nothing_and_says_so(monkeypatch, tmp_path):
         part.write_bytes(b"half of it")
         raise RuntimeError("file write failed")
     assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+
+
+def adapter_of(folder):
+    return folder / "temporal" / "adapter_model.safetensors"
+
+
+def with_header(file, **changes):
+    """Write other texts into the header of a safetensors file; None takes a key out."""
+    with safe_open(file, "pt") as opened:
+        tensors, header = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()
+    header = {key: value for key, value in (header | changes).items() if value is not None}
+    save_file(tensors, file, metadata=header)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{c}: &{c} [{','.join(['*' + p] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("rank", "abc"), ("rank", "0"), ("rank", "-4"), ("rank", "4.5"), ("rank", "1e999"), ("rank", "9" * 5000),
+    ("rank", "2"), ("rank", None), ("alpha", "abc"), ("alpha", "nan"), ("alpha", "inf"), ("alpha", "1e300"),
+    ("alpha", "0"), ("clips", "x"), ("clips", "-1"), ("clips", "99999999999"), ("step", "../../x"), ("step", "-7"),
+    ("layout", "2"), ("kind", "code"), ("preset", "all"), ("preset", None), ("config", "{a: ["), ("config", "5"),
+    ("config", "[1]"), ("config", "{seed: x}"), ("config", "{train_data: {width: -64}}"), ("config", BOMB),
+    ("config", "!!python/object/apply:os.system ['touch x']"), ("config", "validation_data: {guidance_scale: .nan}"),
+])  # fmt: skip
+def test_a_header_outside_its_schema_is_one_sentence(unet, tmp_path, key, value):
+    with_header(adapter_of(save(unet, tmp_path, clips=0)), **{key: value})
+    assert "\n" not in refusals(unet, tmp_path)
+
+
+def test_a_header_reads_no_environment(unet, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "swordfish")
+    folder = save(unet, tmp_path, clips=0)
+    with_header(adapter_of(folder), config='validation_data: {negative_prompt: "${oc.env:SECRET}"}')
+    config = load_checkpoint(tmp_path, unet=unet).config
+    assert config == {"validation_data": {"negative_prompt": "${oc.env:SECRET}"}}
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda t: torch.full_like(t, float("nan")), lambda t: t.index_fill(0, torch.tensor([0]), float("inf")),
+    lambda t: t.to(torch.complex64), lambda t: t.to(torch.int32), lambda t: t[:, 0], lambda t: t[:, :0],
+    lambda t: t[None], lambda t: t.sum(), lambda t: t.to(torch.float8_e4m3fn),
+])  # fmt: skip
+def test_matrices_that_are_not_finite_real_and_flat_are_refused_on_reading(unet, tmp_path, spoil):
+    file = adapter_of(save(unet, tmp_path, clips=0))
+    with safe_open(file, "pt") as opened:
+        tensors, header = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()
+    name = sorted(tensors)[3]
+    tensors[name] = spoil(tensors[name]).contiguous()
+    save_file(tensors, file, metadata=header)
+    assert name in refusals(unet, tmp_path) or "pair" in refusals(unet, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["motion", "appearance"])
+def test_weights_that_are_not_finite_are_never_written_as_a_checkpoint(unet, tmp_path, part):
+    broken = lora_state(unet, "tap" if part == "motion" else "appearance")
+    name = sorted(broken)[-1]
+    broken[name][0, 0] = float("nan")
+    save(unet, tmp_path, 3)
+    with pytest.raises(UserError, match=f"{name} of the {part}.*not saved"):
+        save(unet, tmp_path, 5, clips=1, **{part: broken if part == "motion" else [broken]})
+    assert list(list_checkpoints(tmp_path)) == [3]
+
+
+def embeddings(folder, **sizes):
+    block = "down_blocks.2.temp_attentions.0.transformer_blocks.0"
+    motion = {f"{block}.query_key": torch.randn(1, 32, 64), f"{block}.attn2.value": torch.randn(4, 32, 64)}
+    info = {"frames": 4, "latent_height": 8, "latent_width": 8, **sizes}
+    save_checkpoint(folder, 2, motion=motion, appearance=[], kind="embeddings", config_yaml=None, info=info)
+
+
+def test_the_sizes_of_embeddings_are_believed_only_where_the_embeddings_have_them(unet, tmp_path):
+    embeddings(tmp_path)
+    assert load_checkpoint(tmp_path, unet=unet).info["latent_height"] == "8"
+    for sizes in ({"frames": "x"}, {"frames": 33}, {"frames": 0}, {"latent_height": 10**9}, {"latent_height": "x"},
+                  {"latent_height": 4096, "latent_width": 4096}, {"latent_height": 1, "latent_width": 1}):  # fmt: skip
+        embeddings(tmp_path, **sizes)
+        refusals(unet, tmp_path)
+
+
+@pytest.mark.parametrize("state", [
+    [], {}, {"step": 5}, {"step": "x", "optimizer": {}}, training_state(-7), training_state("x"),
+    {"step": 5, "optimizer": []}, {"step": 5, "optimizer": {"optimizers": [1], "schedules": [1], "scaler": {}}},
+])  # fmt: skip
+def test_a_damaged_training_state_is_one_sentence(unet, tmp_path, state):
+    folder = save(unet, tmp_path, clips=0, training_state=state)
+    with pytest.raises(UserError, match="training_state.pt"):
+        load_training_state(folder)
+
+
+def test_the_moments_of_another_training_are_one_sentence(unet, tmp_path):
+    folder, weights = save(unet, tmp_path, clips=0), [torch.ones(2)]
+    assert load_training_state(folder, [weights])["step"] == 5
+    for others in ([], [[]], [[torch.ones(3)]], [weights, weights], [weights * 2]):
+        with pytest.raises(UserError, match="training_state.pt"):
+            load_training_state(folder, others)
+    for name, value in (("exp_avg", float("nan")), ("exp_avg_sq", -1.0), ("step", -1.0)):
+        state = training_state()
+        state["optimizer"]["optimizers"][0]["state"][0][name].fill_(value)
+        with pytest.raises(UserError, match=name):
+            load_training_state(save(unet, tmp_path, clips=0, training_state=state))
+
+
+def test_a_schedules_methods_are_not_replaced_by_what_a_file_says(unet, tmp_path):
+    state = training_state()
+    state["optimizer"]["schedules"][0]["step"] = 3
+    folder = save(unet, tmp_path, clips=0, training_state=state)
+    assert "step" not in load_training_state(folder)["optimizer"]["schedules"][0]
+
+
+def test_unreadable_missing_and_truncated_are_told_apart(unet, tmp_path):
+    file = adapter_of(save(unet, tmp_path, clips=0))
+    content = file.read_bytes()
+    for cut in (0, 4, 100, len(content) - 1):
+        file.write_bytes(content[:cut])
+        assert "truncated" in refusals(unet, tmp_path)
+    file.write_bytes((2**40).to_bytes(8, "little") + content[8:])
+    assert "truncated" in refusals(unet, tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        read_tensors(tmp_path / "absent.safetensors")
+    with pytest.raises(UserError, match="is a folder"):
+        read_tensors(tmp_path)
+
+
+def test_too_little_room_is_found_before_a_checkpoint_is_begun(unet, tmp_path, monkeypatch):
+    monkeypatch.setattr("configs.files.shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
+    with pytest.raises(NoSpace) as error:
+        save(unet, tmp_path)
+    assert "are needed and 100,000 bytes are free" in ending(error.value)[0] and not list(tmp_path.iterdir())

@@ -1,6 +1,8 @@
 """Clips: which frames, which size, which caption, and one sentence for every file that cannot be used."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -10,7 +12,9 @@ import torch
 
 from configs import schema
 from configs.errors import UserError
+from data import decoder as decoder_module
 from data.clips import Cut, bucket, pick_frames, read_image, read_video, resize
+from data.decoder import Decoder
 from data.sources import load_clips
 
 FRAMES, WIDTH, HEIGHT = 20, 96, 64
@@ -231,3 +235,90 @@ def test_an_image_in_place_of_a_clip_is_told_where_it_belongs(tmp_path):
     with pytest.raises(UserError, match="dataset_types=.image."):
         (tmp_path / "look.png").write_bytes(b"x")
         read_video(tmp_path / "look.png", Cut(64, 64, 16), "")
+
+
+def test_damaged_gifs_and_pictures_are_one_sentence_wherever_they_are_cut(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3)).astype(np.uint8)
+    imageio.imwrite(tmp_path / "a.gif", frames, duration=125, loop=0)
+    imageio.imwrite(tmp_path / "a.png", frames[1])
+    gif, png = (tmp_path / "a.gif").read_bytes(), (tmp_path / "a.png").read_bytes()
+    for share in range(1, 40):
+        (tmp_path / "cut.gif").write_bytes(gif[: len(gif) * share // 40])
+        (tmp_path / "cut.png").write_bytes(png[: len(png) * share // 40])
+        for read in (
+            lambda: read_video(tmp_path / "cut.gif", Cut(16, 16, 6), "x"),
+            lambda: read_image(tmp_path / "cut.gif", Cut(16, 16, 1), "x"),
+            lambda: read_image(tmp_path / "cut.png", Cut(16, 16, 1), "x"),
+        ):
+            try:
+                read()
+            except UserError as error:
+                assert "\n" not in str(error)
+    assert read_image(tmp_path / "a.gif", Cut(16, 16, 1), "x").frames.shape == (1, 3, 16, 16)  # its first frame
+
+
+def test_a_picture_of_more_pixels_than_any_is_one_sentence(tmp_path, monkeypatch):
+    imageio.imwrite(tmp_path / "a.png", np.zeros((64, 64, 3), np.uint8))
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="not an image that can be read"):
+        read_image(tmp_path / "a.png", Cut(16, 16, 1), "x")
+
+
+@pytest.mark.parametrize("name, text", [
+    ("list.json", "[" * 100_000), ("list.json", '[{"video": "a.mp4", "prompt": "x", "data": ' + "1" * 5000 + "}]"),
+    ("list.json", '[{"video": "a.mp4", "prompt": "\\ud800"}]'), ("list.json", '[{"video": ["a.mp4"], "prompt": "x"}]'),
+    ("list.json", '[{"video": "a.mp4", "prompt": {"a": 1}}]'),
+    ("list.json", '[{"video": "a\\u0000.mp4", "prompt": "x"}]'),
+    ("metadata.jsonl", "[" * 100_000), ("metadata.jsonl", "1" * 5000), ("metadata.jsonl", "[1]"),
+    ("metadata.csv", "file_name,text\n" + "x" * 200_000 + ",y\n"), ("metadata.csv", "file_name,text\na.mp4\n"),
+])  # fmt: skip
+def test_lists_of_clips_are_plain_data_or_one_sentence(folder, name, text):
+    (folder / name).write_text(text)
+    asked = {"dataset_types": ["json"], "json_path": str(folder / name)} if name == "list.json" else {
+        "dataset_types": ["folder"], "path": str(folder), "fallback_prompt": "x"}  # fmt: skip
+    with pytest.raises(UserError, match=name):
+        load_clips(config(**asked), 32)
+
+
+def test_a_caption_reaches_the_terminal_without_its_control_characters(video, capsys):
+    load_clips(config(single_video_path=str(video), single_video_prompt="a\x1b[31m ramp"), 32)
+    assert "\x1b" not in capsys.readouterr().err
+
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "data" / "examples").glob("*.mp4"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_both_decoders_give_the_same_frames(path, monkeypatch):
+    pytest.importorskip("av")
+    decoder = without_decord(monkeypatch)
+    theirs, ours = Decoder(path), decoder.Decoder(path)
+    assert type(ours).__name__ == "AvDecoder"
+    assert (ours.count, ours.fps, ours.size) == (theirs.count, theirs.fps, theirs.size)
+    picked = [7, 0, 3]
+    assert np.array_equal(ours.frames(picked), theirs.frames(picked))
+    scaled = ours.frames(picked, (96, 64)).astype(int) - theirs.frames(picked, (96, 64))
+    assert np.abs(scaled).max() <= 8
+
+
+def without_decord(monkeypatch):
+    """data/decoder.py as it is where decord has no wheel."""
+    monkeypatch.setitem(sys.modules, "decord", None)
+    spec = importlib.util.spec_from_file_location("decoder_without_decord", decoder_module.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_decord_bad_videos_are_one_sentence_too(video, tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    decoder = without_decord(monkeypatch)
+    monkeypatch.setattr("data.clips.Decoder", decoder.Decoder)
+    monkeypatch.setattr("data.clips.UNDECODABLE", decoder.UNDECODABLE)
+    assert numbers(read_video(video, Cut(64, 64, 4), "x")) == [0, 1, 2, 3]
+    whole = video.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp4").write_text("not a video at all")
+    for name in ("cut.mp4", "text.mp4"):
+        with pytest.raises(UserError, match="not a video that can be decoded"):
+            read_video(tmp_path / name, Cut(64, 64, 4), "x")

@@ -1,5 +1,7 @@
 """Configuration: merging, typing, every error at once, older files, and what --help costs."""
 
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -113,9 +115,9 @@ def test_every_error_is_reported_at_once_with_a_suggestion(tmp_path):
     ("text", "said"),
     [
         ("- a\n- b\n", "list"),
-        ("a: [1\n", "not a readable YAML"),
+        ("a: [1\n", "not plain YAML"),
         ("train_data: 3\n", "section"),
-        ("a: ${nowhere}\n", "not a readable"),
+        ("output_dir: ${nowhere}\n", "nothing is looked up"),
     ],
 )
 def test_files_that_are_no_configuration_are_errors(tmp_path, text, said):
@@ -289,23 +291,44 @@ def test_help_names_every_key_within_half_a_second_without_torch():
 
 def test_every_key_has_a_line_of_help_and_a_row_in_the_table():
     assert all(entry.metadata["help"] for entry in schema.KEYS.values())
-    assert schema.markdown_table().count("\n") == len(schema.KEYS) + 1
+    page = (ROOT / "configs/README.md").read_text()
+    assert schema.markdown_tables() in page, "write it anew: python -m configs.schema"
+    assert all(page.count(f"\n| `{name}` | ") == 1 for name in schema.KEYS)
 
 
-SHIPPED = [path for path in sorted((ROOT / "configs").glob("**/*.yaml")) if not path.name.startswith("reproduce")]
+SHIPPED = sorted((ROOT / "configs").glob("**/*.yaml"))
 
 
 @pytest.mark.parametrize("name", [str(path.relative_to(ROOT)) for path in SHIPPED])
 def test_shipped_files_load_and_open_with_their_command(name):
     text = (ROOT / name).read_text()
     assert text.startswith("# ")
-    assert "train.py" in "".join(line for line in text.splitlines() if line.startswith("#"))
+    head = "".join(line for line in text.splitlines() if line.startswith("#"))
+    assert ("scripts/reproduce.py" if "/reproduce/" in name else "python train.py --config") in head
     base = (
         []
         if Path(name).parent.name == "configs" and Path(name).name != "pocket.yaml"
         else ["train_data.single_video_path=a.mp4"]
     )
     load("--config", name, *base)
+
+
+PAGES = [*SHIPPED, *sorted((ROOT / "configs").glob("**/README.md"))]
+
+
+@pytest.mark.parametrize("name", [str(path.relative_to(ROOT)) for path in PAGES])
+def test_the_commands_that_a_page_or_a_file_names_are_understood(name):
+    for line in (ROOT / name).read_text().splitlines():
+        if found := re.search(r"^(?:#\s+)?python train.py (.*)$", line):
+            schema.load([*shlex.split(found[1])], description="")
+
+
+def test_the_page_of_methods_names_every_method_and_no_other():
+    page = (ROOT / "configs/methods/README.md").read_text()
+    advice, costs = (set(re.findall(r"`([a-z_]+)`", part)) for part in page.split("## What each costs"))
+    files = {path.stem for path in (ROOT / "configs/methods").glob("*.yaml")}
+    assert files - advice == {"motion_inversion_debiased", "motion_inversion_hybrid"}, "variants of one that it names"
+    assert advice <= files and costs == files
 
 
 def test_every_preset_that_can_be_asked_for_exists():

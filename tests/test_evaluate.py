@@ -3,18 +3,21 @@
 import json
 from dataclasses import replace
 
+import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
 
 from configs.errors import UserError
 from data.world import Scene, reference_clip, render
-from infer.measure.evaluation import Reference, evaluate, find_samples, world_scores
-from infer.measure.metrics import Measure
+from infer.measure.evaluation import evaluate, find_samples, given_reference
+from infer.measure.metrics import VideoScorer
+from infer.measure.world_scores import ReferenceClips, world_scores
 from infer.video import write_video
 from scripts import evaluate as command
 
 REFERENCE = reference_clip("there_and_back", 3)  # a red square over sand with a window, caption "moves right"
-REFERENCE_OF_WORLD = Reference((REFERENCE.frames,), (REFERENCE.prompt,))
+REFERENCE_OF_WORLD = ReferenceClips((REFERENCE.frames,), (REFERENCE.prompt,))
 SCENE = Scene("circle", "blue", "pink", "there_and_back", seed=3)
 
 
@@ -44,7 +47,7 @@ def folder(tmp_path):
 
 
 def test_every_sample_gets_its_known_numbers(folder):
-    found = evaluate(folder, Measure())
+    found = evaluate(folder, VideoScorer())
     rows = {row["video"]: row for row in found.rows}
     assert rows["good.mp4"]["motion_success"] and rows["good.mp4"]["appearance_accuracy"]
     assert rows["good.mp4"]["correlation"] > 0.99 and rows["good.mp4"]["rmse"] < 3 and not rows["good.mp4"]["leakage"]
@@ -57,7 +60,7 @@ def test_every_sample_gets_its_known_numbers(folder):
 
 def test_mirrored_reversed_and_still_motions_are_no_success():
     late = replace(SCENE, motion="late_start")
-    reference = Reference((render(late).frames,), (late.caption,))
+    reference = ReferenceClips((render(late).frames,), (late.caption,))
     assert world_scores(render(late).frames, late.caption, reference)["motion_success"]
     assert not world_scores(render(late).frames.flip(0), late.caption, reference)["motion_success"]
     forwards = world_scores(render(SCENE).frames, SCENE.caption, REFERENCE_OF_WORLD)
@@ -100,7 +103,7 @@ def test_real_videos_get_the_metrics_that_need_no_weights(folder, clip_file):
         notes = json.loads(path.read_text())
         notes["prompt"] = "a horse runs"
         path.write_text(json.dumps(notes))
-    found = evaluate(folder, Measure())
+    found = evaluate(folder, VideoScorer())
     assert {"motion_fidelity", "motion_fidelity_dmt_code"} <= found.summary().keys()
     assert any(problem.startswith("CLIP: no weights given") for problem in found.problems)
 
@@ -108,7 +111,7 @@ def test_real_videos_get_the_metrics_that_need_no_weights(folder, clip_file):
 def test_a_video_without_a_sidecar_is_said_and_the_rest_is_measured(folder):
     (folder / "other.json").unlink()
     (folder / "leaky.json").write_text("{")
-    found = evaluate(folder, Measure())
+    found = evaluate(folder, VideoScorer())
     assert [row["video"] for row in found.rows] == ["good.mp4"]
     assert found.problems == [
         "leaky.mp4: its sidecar leaky.json is damaged, left out; sample it again",
@@ -119,7 +122,7 @@ def test_a_video_without_a_sidecar_is_said_and_the_rest_is_measured(folder):
 def test_a_damaged_video_and_a_lost_reference_are_said(folder):
     (folder / "other.mp4").write_bytes(b"not a video")
     (folder.parent / "reference.mp4").unlink()
-    found = evaluate(folder, Measure())
+    found = evaluate(folder, VideoScorer())
     assert len(found.rows) == 2 and not {"leakage", "motion_success"} & found.summary().keys()
     assert any("other.mp4: " in problem for problem in found.problems)
     assert any("the reference clip" in problem for problem in found.problems)
@@ -129,7 +132,7 @@ def test_a_damaged_video_and_a_lost_reference_are_said(folder):
 def test_a_sidecar_of_another_kind_is_said(folder, notes):
     path = folder / "other.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | notes))
-    found = evaluate(folder, Measure())
+    found = evaluate(folder, VideoScorer())
     assert len(found.rows) == 2 and found.problems == [
         "other.mp4: its sidecar other.json is damaged, left out; sample it again"
     ]
@@ -140,11 +143,11 @@ def test_frames_of_two_sizes_and_a_video_without_texture_are_said(folder):
     write_video(folder / "other", render(SCENE).frames, fps=8)
     write_video(folder / "more", render(SCENE).frames[:, :, :32, :32], fps=8)
     (folder / "more" / "0003.png").rename(folder / "other" / "0008.png")
-    assert any("other: its frames can not be read" in problem for problem in evaluate(folder, Measure()).problems)
+    assert any("other: its frames cannot be read" in problem for problem in evaluate(folder, VideoScorer()).problems)
     write_video(folder / "good.mp4", torch.full((8, 3, 64, 64), 90, dtype=torch.uint8), fps=8)
     for path in folder.glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt": "a horse runs"}))
-    found = evaluate(folder, measure := Measure())
+    found = evaluate(folder, measure := VideoScorer())
     assert any(problem.startswith("good.mp4: motion fidelity: no point") for problem in found.problems)
     assert "motion_fidelity" not in measure.unavailable  # the other videos have it
 
@@ -169,3 +172,35 @@ def test_the_commands_last_line_is_json(folder, capsys):
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert facts["n"] == 3 and facts["motion_success"] == 0.6667 and facts["leakage"] == 0.3333
     assert facts["appearance_accuracy"] == 0.6667
+
+
+@pytest.mark.parametrize("text", [
+    "[" * 100_000, "5", '{"prompt": "\\ud800", "seed": 1}', '{"prompt": "x", "seed": ' + "1" * 5000 + "}",
+    '{"prompt": "x", "seed": -1}', '{"prompt": "x", "seed": 1, "config": {"seed": "${nope}"}}',
+    '{"prompt": "x", "seed": 1, "config": {"train_data": {"width": -8}}}', '{"prompt": "x", "seed": 1, "config": [1]}',
+])  # fmt: skip
+def test_a_sidecar_that_is_not_plain_or_not_of_its_schema_is_left_out(folder, text):
+    (folder / "other.json").write_text(text)
+    assert "its sidecar other.json is damaged" in "".join(find_samples(folder)[1])
+
+
+def test_a_sidecar_reads_no_environment(folder, monkeypatch, capsys):
+    monkeypatch.setenv("SECRET", "swordfish")
+    notes = json.loads((folder / "other.json").read_text())
+    config = {"train_data": {"single_video_path": "${oc.env:SECRET}", "single_video_prompt": "${oc.env:SECRET}"}}
+    (folder / "other.json").write_text(json.dumps(notes | {"config": config}))
+    problems = evaluate(folder, VideoScorer()).problems
+    assert "${oc.env:SECRET}" in "".join(problems) and "swordfish" not in "".join(problems)
+
+
+def test_a_reference_that_is_no_video_or_has_no_caption_is_one_sentence(folder, tmp_path):
+    imageio.imwrite(tmp_path / "picture.png", np.zeros((8, 8, 3), np.uint8))
+    clip = write_video(tmp_path / "clip.mp4", render(SCENE).frames, fps=8)
+    with pytest.raises(UserError, match="is an image"):
+        given_reference(str(tmp_path / "picture.png"), "x")
+    for caption in (None, ""):
+        with pytest.raises(UserError, match="no caption"):
+            given_reference(str(clip), caption)
+    (tmp_path / "clip.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(UserError, match="UTF-8"):
+        given_reference(str(clip), None)

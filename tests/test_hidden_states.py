@@ -1,8 +1,9 @@
-"""Figure 4's measures: what the motion classifier can and can not read, and what a comparison says."""
+"""Figure 4's measures: what the motion classifier can and cannot read, and what a comparison says."""
 
+import pytest
 import torch
 
-from scripts.artefacts.hidden_states import AH, BASE, SPATIAL, TAP, States, classify
+from scripts.artefacts.hidden_states import AH, BASE, SPATIAL, TAP, StateComparison, classify
 
 LABELS = ["left", "right", "up"] * 20
 
@@ -15,10 +16,10 @@ def test_a_motion_that_is_in_the_features_is_read_and_noise_is_not():
     assert sum(classify(noise, LABELS)) < 0.7 * len(LABELS) / 2
 
 
-def states(read: bool) -> States:
+def states(read: bool) -> StateComparison:
     near = {TAP: 0.9, AH: 0.99, SPATIAL: 0.5, BASE: 1.0}
     clips = [0.0, 0.01, -0.01, 0.02]
-    return States(
+    return StateComparison(
         "four clips",
         list(near),
         1,
@@ -37,5 +38,19 @@ def test_verdicts_follow_from_the_clips():
 def test_without_several_clips_of_a_motion_nothing_is_read():
     single = states(read=False)
     assert [v.ruling for v in single.verdicts() if v.claim.role == "classifier"] == ["not measured"] * 2
-    assert "classifier" not in single.markdown() and "classifier" not in single.html()
-    single.figure()
+    assert [title for title, _ in single.tables()] == [
+        "cosine with the untouched model",
+        "cosine between models, mean of clips and blocks",
+    ]
+    assert "classifier" not in single.markdown()
+
+
+def test_the_figure_draws_a_line_for_every_model_and_none_for_what_was_not_read():
+    for read in (True, False):
+        found = states(read)
+        matrix, near, reading = [axes for axes in found.figure().axes if axes.get_title()]
+        assert torch.equal(torch.as_tensor(matrix.images[0].get_array().data), found.between)
+        assert [label.get_text() for label in near.get_legend().get_texts()] == found.models
+        drawn = [container.lines[0].get_ydata().tolist() for container in near.containers]
+        assert drawn == [pytest.approx([sum(found.similarity[name, 0]) / 4]) for name in found.models]
+        assert len(reading.containers) == (len(found.models) if read else 0)

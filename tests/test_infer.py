@@ -1,15 +1,21 @@
 import json
+import re
+import shutil
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 
 import train
 from configs.errors import UserError, command
-from infer import options, request
-from infer.generate import generate
+from configs.files import atomic_path
+from infer import generate as sampling
+from infer import options, request, settings, sidecar
+from infer.generate import generate, load_backbone
 from infer.video import read_video, safe_name, write_video
+from models.backbone import Backbone
 
 from conftest import ROOT
 
@@ -127,9 +133,12 @@ def test_the_checkpoint_index_matters_and_defaults_to_the_latest(trained, tmp_pa
         ["--freeu", "[1.4,1.,1,1]"],
         ["--pli_threshold", "400"],
         ["--guidance_rescale", "0.9"],
+        ["--guidance_interval", "400", "1000"],
+        ["--solver", "unipc"],
+        ["--solver", "dpm"],
         ["--noise_strategy", "fft"],
     ],
-    ids=lambda words: words[0],
+    ids=" ".join,
 )
 def test_every_choice_changes_the_video(trained, tmp_path, words):
     (plain,), (changed,) = sampled(trained, tmp_path / "plain"), sampled(trained, tmp_path / "changed", *words)
@@ -353,9 +362,18 @@ def test_empty_prompts_are_refused(tmp_path):
 
 
 def test_damaged_native_values_and_a_strength_that_is_no_number_are_one_sentence(tmp_path):
-    (tmp_path / "sampling.json").write_text("{")
-    with pytest.raises(UserError, match="not a JSON object of sampling values"):
-        request._native(tmp_path)
+    for text, sentence in (
+        ("{", "not valid JSON"),
+        ("[1]", "holds a list in place of keys and values"),
+        ('{"num_step": 5}', "'num_step' is no sampling value; did you mean num_steps"),
+        ('{"width": "wide"}', "width is 'wide', no whole number"),
+        ('{"num_steps": -3}', "num_steps is -3, no whole number from 1"),
+        ('{"guidance_scale": 1e999}', "guidance_scale is inf, no finite number"),
+        ('{"solver": "euler"}', "solver is 'euler', none of ddim, unipc, dpm"),
+    ):
+        (tmp_path / "sampling.json").write_text(text)
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            settings.read_native(tmp_path)
     for strength in ("nan", "much"):
         with pytest.raises(UserError, match="is not a number"):
             request._number(strength)
@@ -367,3 +385,106 @@ def test_a_path_that_can_not_be_used_ends_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         command(lambda: (tmp_path / "file" / "folder").mkdir())()
     assert stop.value.code == 2 and "not a directory; give another path" in capsys.readouterr().err
+
+
+# ---- many videos, one model ----
+
+
+@pytest.fixture
+def backbone(tiny_pipeline):
+    return Backbone.load(str(tiny_pipeline))
+
+
+def asked(trained, folder, *words):
+    return options.parse(["-cf", str(trained), "-s", "1", "-o", str(folder), "--quality", "10", *words])
+
+
+def test_a_loaded_model_serves_many_requests_and_is_left_as_it_was(trained, backbone, tmp_path, monkeypatch):
+    words = ("-p", "a horse", "-r", "5", "--sdp")
+    before = {name: tensor.clone() for name, tensor in backbone.unet.state_dict().items()}
+    (own,) = generate(asked(trained, tmp_path / "own", *words))
+    loaded = load_backbone(asked(trained, tmp_path, *words))
+    assert (loaded.path, loaded.dtype, loaded.device) == (backbone.path, backbone.dtype, backbone.device)
+    monkeypatch.setattr(Backbone, "load", lambda *_: pytest.fail("the model is loaded again"))
+    for place in ("first", "second"):
+        (lent,) = generate(asked(trained, tmp_path / place, *words), backbone)
+        assert torch.equal(read_video(lent), read_video(own))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.unet.state_dict().items())
+
+
+def test_another_model_than_the_one_asked_for_is_refused(trained, backbone, tiny_pipeline, tmp_path):
+    elsewhere = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
+    with pytest.raises(UserError, match="pipeline float32 cpu, and the request asks for .*pipeline float32 cpu; load"):
+        list(generate(asked(trained, tmp_path / "out", "-p", "x", "-m", str(elsewhere)), backbone))
+    backbone.unet.half()
+    with pytest.raises(UserError, match="float16 cpu, and the request asks for .* float32 cpu"):
+        list(generate(asked(trained, tmp_path / "out", "-p", "x"), backbone))
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_prompts_are_encoded_in_one_visit_and_only_small_strips_are_kept(
+    trained, backbone, tmp_path, monkeypatch, capsys
+):
+    visits, held, sheets = [], weakref.WeakSet(), []
+    encode, decode, sheet = backbone.encode_text, backbone.decode_video, sampling.contact_sheet
+
+    def decoded(latents):
+        frames = decode(latents)
+        held.add(frames)
+        assert len(held) <= 2, "frames of earlier videos are kept"
+        return frames
+
+    monkeypatch.setattr(backbone, "encode_text", lambda prompts: visits.append(prompts) or encode(prompts))
+    monkeypatch.setattr(backbone, "decode_video", decoded)
+    monkeypatch.setattr(sampling, "contact_sheet", lambda path, rows: sheets.append(rows) or sheet(path, rows))
+    monkeypatch.setattr(sampling, "MOST_ROWS", 3)
+    words = ("-p", "a horse", "a car", "a horse", "-n", "a road", "-r", "1", "2", "3")
+    paths = list(generate(asked(trained, tmp_path, *words), backbone))
+    assert len(paths) == 9 and visits == [["a horse", "a car", "a road"]]
+    (rows,) = sheets
+    assert [caption for caption, _ in rows] == [
+        *(f"a horse  (seed {seed})" for seed in (1, 2, 3)),
+        "and 6 more in this folder",
+    ]
+    assert rows[0][1].height == 128 and "contact sheet: " in capsys.readouterr().err
+
+
+def test_a_huge_request_holds_the_embeddings_of_a_part_of_it(trained, backbone, tmp_path, monkeypatch):
+    visits, encode = [], backbone.encode_text
+    monkeypatch.setattr(backbone, "encode_text", lambda prompts: visits.append(prompts) or encode(prompts))
+    monkeypatch.setattr(sampling, "ENCODED_AT_ONCE", 2)
+    paths = list(generate(asked(trained, tmp_path, "-p", "a horse", "a car", "a road", "-r", "1"), backbone))
+    assert len(paths) == 3 and visits == [["a horse", "a car", ""], ["a road", ""]]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "frames"])
+def test_an_interrupt_while_writing_leaves_nothing_behind(trained, backbone, tmp_path, monkeypatch, kind):
+    def interrupted(path, *_, **__):
+        with atomic_path(path) as unfinished:
+            unfinished.write_bytes(b"half a video")
+            raise KeyboardInterrupt
+
+    base = {name: tensor.clone() for name, tensor in backbone.unet.state_dict().items()}
+    monkeypatch.setattr(sidecar, "write_video", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(generate(asked(trained, tmp_path / "out", "-p", "a horse", "-r", "1", "--format", kind), backbone))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(backbone, "decode_video", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        list(generate(asked(trained, tmp_path / "out", "-p", "a horse", "-r", "1"), backbone))
+    assert not (tmp_path / "out").exists()
+    assert all(torch.equal(tensor, base[name]) for name, tensor in backbone.unet.state_dict().items())
+
+
+def test_a_checkpoint_that_overflows_is_one_sentence(trained, backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(Backbone, "predict", property(lambda self: lambda z, t, text: z * float("inf")))
+    with pytest.raises(UserError, match="sampling: the latents are not finite after 1 steps"):
+        list(generate(asked(trained, tmp_path / "out", "-p", "a horse", "-r", "1"), backbone))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sidecar_that_is_no_object_does_not_stop_a_video(trained, backbone, tmp_path):
+    (tmp_path / "a_horse_seed1.json").write_text("[1]")
+    (path,) = generate(asked(trained, tmp_path, "-p", "a horse", "-r", "1"), backbone)
+    assert path.name == "a_horse_seed1_2.mp4"

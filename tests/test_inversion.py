@@ -1,15 +1,15 @@
-"""DDIM inversion against the library, the release's numbers, and its own inverse."""
+"""DDIM inversion against its formula, the release's numbers, and its own inverse."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
 from configs.errors import UserError
-from infer.inversion import ddim_invert, inversion_step
+from infer.inversion import ddim_invert, make_inverse
 from infer.sampler import guide
 from models.backbone import predictor
 
@@ -23,6 +23,7 @@ ZEROSCOPE = dict(
 )
 SCHEDULERS = {
     "epsilon, leading": ZEROSCOPE,
+    "epsilon, linspace": dict(ZEROSCOPE, timestep_spacing="linspace"),
     "v-prediction, leading": dict(ZEROSCOPE, prediction_type="v_prediction"),
     "v-prediction, trailing, linear": dict(
         beta_schedule="linear", prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
@@ -49,26 +50,40 @@ def latents():
     return torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("steps", [4, 30, 50])
-@pytest.mark.parametrize("config", SCHEDULERS.values(), ids=SCHEDULERS.keys())
-def test_inversion_equals_the_librarys_inverse_scheduler(config, steps, latents):
-    unet, text = ToyUnet(), torch.full((1, 2, 3), 0.1)
-    ours = ddim_invert(guide(predictor(unet), text), DDIMScheduler(**config), latents, steps)
+def inverted_by_hand(unet, text, scheduler, latents, steps):
+    """DDIM's step run backwards, written out: from noise level t - stride up to noise level t."""
+    scheduler.set_timesteps(steps)
+    stride = 1000 // steps
+    for t in scheduler.timesteps[:steps].flip(0).tolist():
+        prediction, previous = unet(latents, t, text).sample, t - stride
+        before = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
+        after = scheduler.alphas_cumprod[t]
+        if scheduler.config.prediction_type == "v_prediction":
+            clean = before.sqrt() * latents - (1 - before).sqrt() * prediction
+            noise = before.sqrt() * prediction + (1 - before).sqrt() * latents
+        else:
+            clean, noise = (latents - (1 - before).sqrt() * prediction) / before.sqrt(), prediction
+        latents = after.sqrt() * clean + (1 - after).sqrt() * noise
+    return latents
 
-    reference = DDIMInverseScheduler.from_config(DDIMScheduler(**config).config)
-    reference.set_timesteps(steps)
-    theirs = latents
-    for t in reference.timesteps:
-        theirs = reference.step(unet(theirs, t, text).sample, t, theirs).prev_sample
+
+@pytest.mark.parametrize("steps", [4, 30, 50, 61])
+@pytest.mark.parametrize("config", SCHEDULERS.values(), ids=SCHEDULERS.keys())
+def test_inversion_equals_the_formula_written_out(config, steps, latents, capsys):
+    unet, text, scheduler = ToyUnet(), torch.full((1, 2, 3), 0.1), DDIMScheduler(**config)
+    ours = ddim_invert(guide(predictor(unet), text), scheduler, latents, steps)
+    visited = list(unet.timesteps)
+    theirs = inverted_by_hand(unet, text, DDIMScheduler(**config), latents, steps)
     torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=2e-6)
-    assert unet.timesteps[:steps] == reference.timesteps.tolist()
+    assert visited == unet.timesteps[steps:] and 0 <= min(visited)
+    assert not capsys.readouterr().err
 
 
 def test_golden_steps_of_the_release_are_reproduced():
     # Written by the authors' code; tolerance from float32 order of operations. Never changed.
     golden = load_file(Path(__file__).parent / "golden" / "inversion_steps.safetensors")
     for t in (1, 21, 981):
-        ours = inversion_step(DDIMScheduler(**ZEROSCOPE), golden["eps"], t, golden["latents"], stride=20)
+        ours = make_inverse(DDIMScheduler(**ZEROSCOPE), 50).step(golden["eps"], t, golden["latents"]).prev_sample
         torch.testing.assert_close(ours, golden[f"step_t{t}"], rtol=0, atol=1e-6)
 
 

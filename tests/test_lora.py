@@ -9,7 +9,9 @@ import torch
 
 from configs.errors import UserError
 from models.backbone import skeleton
-from models.lora import PRESETS, active, add_adapter, merge, targets
+from models.lora import PRESETS, active, add_adapter, targets
+from models.merge import attach_lora, merge
+from models.training import memory
 from scripts.authors.weights import build_unet
 
 from conftest import ROOT, UNET, outcome
@@ -254,3 +256,81 @@ def test_merging_what_does_not_fit_is_refused_and_changes_nothing(unet):
         with pytest.raises(UserError, match=message):
             merge(unet, {**dict(list(state.items())[2:]), **wrong})
     assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+
+
+def test_products_run_in_the_models_precision_and_gradients_stay_fp32():
+    flop, gradients = {}, {}
+    for dtype in (torch.bfloat16, torch.float32):
+        unet = torch.nn.Module.to(skeleton(GOLDEN / "tiny_zeroscope"), dtype).requires_grad_(False)
+        adapters = [add_adapter(unet, "motion", "tap", 4), add_adapter(unet, "looks", "appearance", 4)]
+        width = unet.config.cross_attention_dim
+        latents, text = (torch.empty(shape, device="meta", dtype=dtype) for shape in ((1, 4, 3, 8, 8), (1, 5, width)))
+
+        def step(unet=unet, adapters=adapters, latents=latents, text=text):
+            with active(adapters, on=adapters, trainable=adapters):
+                time = torch.empty(1, dtype=torch.long, device="meta")
+                unet(latents, time, text).sample.float().square().mean().backward()
+
+        flop[dtype] = memory.count_flop_by_dtype(step)
+        gradients[dtype] = {p.grad.dtype for adapter in adapters for p in adapter.parameters()}
+    assert flop[torch.float32].keys() == {"float32"} and flop[torch.bfloat16].keys() == {"bfloat16"}
+    assert flop[torch.float32]["float32"] == flop[torch.bfloat16]["bfloat16"]
+    assert gradients[torch.bfloat16] == {torch.float32}
+
+
+def test_a_layers_gradients_in_half_precision_keep_the_digits_of_that_precision(unet):
+    adapter = learned(unet, "motion")
+    name, layer = next(iter(adapter.layers.items()))
+    x, g = torch.randn(2, 256, layer.in_features, generator=torch.Generator().manual_seed(3)).bfloat16()
+
+    def gradients(dtype):
+        layer.base_layer.to(dtype)
+        for p in adapter.parameters():
+            p.grad = None
+        with adapter.training():
+            layer(x.to(dtype)).backward(g.to(dtype))
+        return [adapter.matrices[f"{name}.lora_{side}.weight"].weight.grad for side in "AB"]
+
+    rounded, exact = gradients(torch.bfloat16), gradients(torch.float32)
+    for a, b in zip(rounded, exact):
+        assert a.dtype == torch.float32 and 0 < (a - b).norm() / b.norm() < 2 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_samples_what_was_learned_to_the_bit(unet, inputs, dtype):
+    """A merged weight is rounded to the base's digits, which a small motion does not survive."""
+    adapter = learned(unet.to(dtype), "motion", alpha=0.2)
+    sample, time, text = (x.to(dtype) if x.is_floating_point() else x for x in inputs)
+    plain = outcome(unet, (sample, time, text))
+    with active([adapter], on=[adapter]):
+        trained = outcome(unet, (sample, time, text))
+    adapter.remove()
+    with attach_lora(unet, adapter.state_dict(), 1.0, adapter.scale):
+        assert torch.equal(outcome(unet, (sample, time, text)), trained) and not torch.equal(trained, plain)
+    assert torch.equal(outcome(unet, (sample, time, text)), plain)
+
+    name, layer = targets(unet, "tap")[0], unet.get_submodule(targets(unet, "tap")[0])
+    x = torch.randn(64, layer.in_features, generator=torch.Generator().manual_seed(5))
+    state = adapter.state_dict()
+    delta = adapter.scale * x @ state[f"{name}.lora_A.weight"].T @ state[f"{name}.lora_B.weight"].T
+
+    def lost(patch):  # share of the learned change that the layer's weights do not carry; products in fp64
+        with patch:
+            return ((layer.weight.double() - before) @ x.T.double() - delta.T).norm() / delta.norm()
+
+    before = layer.weight.detach().double().clone()
+    assert lost(merge(unet, state, 1.0, adapter.scale)) > 2 * torch.finfo(dtype).eps
+
+
+def test_fp32_samples_with_merged_weights_and_no_extra_products(unet):
+    adapter = learned(unet, "motion")
+    adapter.remove()
+    name = targets(unet, "tap")[0]
+    linear = unet.get_submodule(name)
+    before = linear.weight.detach().clone()
+    with attach_lora(unet, adapter.state_dict(), 0.5, 2.0):
+        assert "forward" not in linear.__dict__ and not torch.equal(linear.weight, before)
+        scaled = linear.weight.detach().clone()
+    with merge(unet, adapter.state_dict(), 1.0):
+        assert torch.equal(linear.weight, scaled), "strength times scale"
+    assert torch.equal(linear.weight, before)

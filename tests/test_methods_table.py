@@ -1,28 +1,32 @@
-"""The README's table of methods: every method has a row, and its counts are METHOD's."""
+"""The table of methods: every method has a row, and its counts are the paper's."""
 
 import pytest
 import torch
 
 from configs.schema import load
 from scripts import methods_table
-from scripts.bench import MODELS, Step
+from scripts.benchmark import method_costs
+from scripts.benchmark.steps import MODELS, Step
 
 from conftest import ROOT
 
 
 def test_every_method_file_has_a_row():
-    assert methods_table.WHEN.keys() == {file.stem for file in (ROOT / "configs" / "methods").glob("*.yaml")}
+    assert method_costs.WHEN.keys() == {file.stem for file in (ROOT / "configs" / "methods").glob("*.yaml")}
+    assert sorted(method_costs.WHEN) == methods_table.METHODS
 
 
 @pytest.mark.parametrize("name, motion", [("tap", "3.33"), ("tap_key", "1.66"), ("motiondirector", "12.47")])
 def test_parameters_are_counted_for_zeroscope_without_its_weights(name, motion):
     cfg, _ = load(["--config", f"configs/methods/{name}.yaml", "train_data.single_video_path=random"], description="")
     step = Step(MODELS["zeroscope"], "meta", torch.bfloat16, cfg=cfg)
-    assert methods_table.parameters(step)[0].startswith(f"{motion} + ")
+    assert method_costs.parameters(step)[0].startswith(f"{motion} + ")
 
 
-def test_a_row_holds_every_cost(monkeypatch):
+def test_a_row_holds_every_cost(monkeypatch, capsys):
     monkeypatch.setitem(MODELS, "zeroscope", MODELS["pocket"])
-    (row,) = methods_table.rows(["motion_inversion"], repeats=1)
-    assert len(row) == len(methods_table.HEADER)
+    methods_table.main(["--methods", "motion_inversion", "--repeats", "1"])
+    header, rule, line = capsys.readouterr().out.splitlines()
+    row = line.strip("| ").split(" | ")
+    assert len(row) == len(method_costs.HEADER) == header.count("|") - 1 == rule.count("|") - 1
     assert row[1] == row[3] == "0.11 M" and row[2] == "0.4 MB" and float(row[5]) > 0 and float(row[6]) > 0

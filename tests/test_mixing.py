@@ -12,7 +12,7 @@ from diffusers import UNet3DConditionModel
 from configs.errors import UserError
 from infer import generate, options, request
 from infer.video import read_video
-from models import methods
+from models import merge, methods
 from models.backbone import Backbone
 from models.files import release
 from models.files.checkpoint import load_checkpoint
@@ -125,6 +125,20 @@ def test_pli_gives_the_last_steps_to_the_plain_model_in_every_batch(trained, sam
     assert torch.equal(phased[1], alone), "the second batch starts adapted again"
     together = sample(*words, "--pli_threshold", 400, "-B", 2, seed=(3, 4))
     assert all((a.int() - b.int()).abs().max() <= 1 for a, b in zip(together, phased))
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm"])
+def test_every_solver_takes_every_noise_the_highway_and_phased_integration(trained, sample, tiny_pipeline, solver):
+    words = ("-cf", trained(**LORA), "--solver", solver, "-s", 3)
+    videos = [
+        sample(*words, "--noise_strategy", s, "-np", 0.5)[0] for s in ("blend", "frequency", "blend_frequency", "fft")
+    ]
+    videos += sample(*words, "-np", 0)
+    videos += sample(*words, "-np", 0, "--highway", "off")
+    videos += sample(*words, "-np", 0, "--pli_threshold", 400)
+    videos += (plain := sample("--model", tiny_pipeline, "--solver", solver, "-s", 3))
+    assert not any(torch.equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
+    assert torch.equal(sample(*words, "-np", 0, "--pli_threshold", 999)[0], plain[0])
 
 
 def test_loras_of_two_presets_are_added_into_the_weights(trained, backbone):
@@ -264,7 +278,7 @@ def test_images_are_a_source_of_looks(trained, sample, tmp_path_factory, clip_fi
     assert "from the absence of an inversion: noise_prior 0.0" in capsys.readouterr().err
     with pytest.raises(UserError, match="that clip is an image; use 0"):
         sample("-cf", run, "-np", 0.3)
-    with pytest.raises(UserError, match="holds the looks of clips 0 to 1, number 5 was asked for"):
+    with pytest.raises(UserError, match="holds the appearance of clips 0 to 1, number 5 was asked for"):
         sample("--spatial_path_folder", run, "--clip", 5)
 
 
@@ -330,7 +344,7 @@ def test_customize_leaves_nothing_behind_after_an_exception(trained, backbone, m
 
 def test_a_merge_that_fails_halfway_is_taken_back(trained, backbone, monkeypatch):
     checkpoint, base, calls = load_checkpoint(trained(**LORA)), outcome(backbone.unet), []
-    apply = methods.lora._apply_deltas
+    apply = merge._apply_deltas
 
     def out_of_memory(linear, original, deltas):
         calls.append(linear)
@@ -338,7 +352,7 @@ def test_a_merge_that_fails_halfway_is_taken_back(trained, backbone, monkeypatch
             raise torch.OutOfMemoryError
         apply(linear, original, deltas)
 
-    monkeypatch.setattr(methods.lora, "_apply_deltas", out_of_memory)
+    monkeypatch.setattr(merge, "_apply_deltas", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         methods.customize(backbone.unet, [(checkpoint, 1.0)])
     assert torch.equal(outcome(backbone.unet), base)

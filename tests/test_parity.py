@@ -15,10 +15,10 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from configs.errors import command
-from scripts.authors.reference import Reference
+from scripts.authors.comparison import compare
+from scripts.authors.reference import ReferenceFile
 from scripts.authors.weights import build_unet, fill
-from scripts.parity import compare, main
+from scripts.parity import main
 
 from conftest import ROOT
 
@@ -150,7 +150,7 @@ def test_a_file_with_nothing_to_compare_does_not_pass(assets, tmp_path):
 
 
 def test_nan_and_gradients_of_zero_are_told_apart():
-    ref = Reference.__new__(Reference)
+    ref = ReferenceFile.__new__(ReferenceFile)
     ref.data = {"grad": torch.zeros(3)}
     assert ref.row("grad", torch.zeros(3), relative=True).difference == 0
     assert ref.row("grad", torch.tensor([0, math.nan, 0])).difference == math.inf
@@ -163,6 +163,16 @@ def test_nan_and_gradients_of_zero_are_told_apart():
 def test_the_command_ends_with_the_right_code(files, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["parity.py", str(some(tmp_path, *files))])
     with pytest.raises(SystemExit) as ended:
-        command(main)()
+        main()
     assert ended.value.code == code
     assert message in "".join(capsys.readouterr())
+
+
+def test_the_table_becomes_a_section_of_the_results(tmp_path, capsys):
+    folder, results = tmp_path / "files", tmp_path / "RESULTS.md"
+    folder.mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main([str(some(folder, "ah_tiny*")), "--results", str(results)])
+    printed, written = capsys.readouterr().out.strip(), results.read_text()
+    assert ended.value.code == 0 and printed.count("| pass |") > 3
+    assert printed in written and "<!-- begin parity release -->" in written

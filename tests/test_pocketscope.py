@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from data.world import render, sample_scene, vocabulary
-from scripts import pretrain_pocketscope as pretraining
-from scripts.pocket import abilities as pocket
-from scripts.pocket.architecture import TEXT_LENGTH, build
+from scripts import pretrain_pocketscope as command
+from scripts.pocket import abilities, pretraining
+from scripts.pocket.architecture import TEXT_LENGTH, build, build_tokenizer
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "pocketscope"
 shipped = pytest.mark.skipif(not (SHIPPED / "model_index.json").exists(), reason="PocketScope is not pretrained yet")
@@ -76,7 +76,7 @@ def test_temporal_parts_can_be_switched_off_and_on_again(parts):
     latents = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = unet(latents, step, text).sample
-        with pocket.without(unet, "temporal convolutions"):
+        with abilities.ablate(unet, "temporal convolutions"):
             unordered = unet(latents, step, text).sample
             turned = unet(latents.flip(2), step, text).sample.flip(2)
         again = unet(latents, step, text).sample
@@ -103,7 +103,7 @@ def test_the_fade_ends_where_it_says_and_holds():
 
 
 def test_pretraining_runs_all_phases_and_ships_a_small_folder(tmp_path, capsys):
-    pretraining.main(["--smoke", "--out", str(tmp_path), "--export", str(tmp_path / "model")])
+    command.main(["--smoke", "--out", str(tmp_path), "--export", str(tmp_path / "model")])
     phases = [json.loads(line)["phase"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert phases == ["vae", "video", "fade"]
     assert {f"{name}.safetensors" for name in pretraining.PHASES} <= {path.name for path in tmp_path.iterdir()}
@@ -115,7 +115,7 @@ def test_pretraining_runs_all_phases_and_ships_a_small_folder(tmp_path, capsys):
 
 def test_measuring_needs_a_model(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        pretraining.main(["--evaluate", "2", "--export", str(tmp_path)])
+        command.main(["--evaluate", "2", "--export", str(tmp_path)])
     assert stop.value.code == 2 and "no model_index.json" in capsys.readouterr().err
 
 
@@ -132,7 +132,7 @@ def shipped_parts():
 
 
 @shipped
-def test_the_shipped_temporal_convolutions_only_whisper(shipped_parts):
+def test_the_shipped_temporal_convolutions_are_nearly_silent(shipped_parts):
     def strength(unet):
         last = [module.conv4[-1].weight for module in unet.modules() if isinstance(module, TemporalConvLayer)]
         return torch.cat([weight.flatten() for weight in last]).std()
@@ -142,14 +142,16 @@ def test_the_shipped_temporal_convolutions_only_whisper(shipped_parts):
 
 @shipped
 def test_the_shipped_model_draws_what_the_prompt_says(shipped_parts):
-    facts, _ = pocket.measure(shipped_parts, pocket.fresh_prompts(8, seed=3), seed=3, steps=10)
-    assert facts["background"] >= 0.8 and facts["colour"] >= 0.8 and facts["shape"] >= 0.6 and facts["motion"] >= 0.6
+    """The model card says 98.8 % of 256 prompts with all right: of 16, more than one wrong has a chance of 2 %."""
+    facts, _ = abilities.measure_samples(shipped_parts, abilities.fresh_prompts(16, seed=3), seed=3)
+    assert facts["n"] == 16 and facts["all"] >= 15 / 16 - 1e-4
 
 
 @shipped
-def test_the_shipped_folder_tells_its_native_sampling():
+def test_the_shipped_folder_states_its_native_sampling():
     native = json.loads((SHIPPED / "sampling.json").read_text())
-    assert native["num_steps"] == pocket.SAMPLE_STEPS and native["guidance_scale"] == pocket.GUIDANCE
+    assert native["num_steps"] == abilities.SAMPLE_STEPS and native["guidance_scale"] == abilities.GUIDANCE
+    assert native["guide_steps"] == abilities.SAMPLE_STEPS // 2 and native["guide_target"] == "clean_latent"
 
 
 def test_the_tokenizer_reads_the_same_from_the_files_of_2023(tmp_path):
@@ -160,3 +162,11 @@ def test_the_tokenizer_reads_the_same_from_the_files_of_2023(tmp_path):
     old = CLIPTokenizer.from_pretrained(tmp_path, model_max_length=today.model_max_length, pad_token="<|endoftext|>")
     texts = ["a red circle moves left over a mint background", "A horse's running! 42", ""]
     assert today(texts, padding="max_length").input_ids == old(texts, padding="max_length").input_ids
+
+
+def test_the_shipped_tokenizer_is_the_one_that_pretraining_builds(parts):
+    shipped = CLIPTokenizer.from_pretrained(SHIPPED / "tokenizer")
+    assert shipped.get_vocab() == build_tokenizer(vocabulary()).get_vocab()
+    for seed in range(50):
+        caption = sample_scene(seed, decorated=0.5).caption
+        assert shipped(caption).input_ids == parts["tokenizer"](caption).input_ids

@@ -1,4 +1,4 @@
-"""Every command of the README, run as written on the embedded model; only the amount of work is cut."""
+"""Every command of every page, run as written on the embedded model; only the amount of work is cut."""
 
 import json
 import re
@@ -10,16 +10,23 @@ import sys
 
 import pytest
 
-from configs.schema import markdown_table
 from models.files.checkpoint import list_checkpoints
 
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    shlex.split(line, comments=True) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "configs/README.md",
+    "configs/methods/README.md",
+    "models/README.md",
 ]
+TEXT = {page: (ROOT / page).read_text() for page in PAGES}
+BLOCKS = [block for text in TEXT.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line]
+COMMANDS = [shlex.split(line, comments=True) for line in dict.fromkeys(LINES)]
+MOST_README_LINES = 170  # what a newcomer finishes
 LESS = ["max_train_steps=2", "inversion_steps=2", "logger=none", "validation_data.sample_preview=false"]
 
 
@@ -68,6 +75,9 @@ def test_every_command_is_of_a_kind_that_is_run_here():
         "bash",
         "hf",
         ".",
+        "torchrun",
+        "ruff",  # run by .ci/run
+        "-m",  # pytest on single files: this run holds them
         "train.py",
         "infer/infer.py",
         "scripts/convert.py",
@@ -76,7 +86,26 @@ def test_every_command_is_of_a_kind_that_is_run_here():
     }
 
 
-@pytest.mark.parametrize("words", [w for w in COMMANDS if "train.py" in w], ids=" ".join)
+def test_the_readme_is_short_enough_to_be_finished():
+    assert len(TEXT["README.md"].splitlines()) <= MOST_README_LINES
+
+
+def test_files_that_single_commands_name_exist():
+    named = [word for words in COMMANDS if words[:2] == ["python", "-m"] or words[0] == "bash" for word in words]
+    files = [word for word in named if "/" in word]
+    assert files and not [file for file in files if not (ROOT / file).is_file()]
+
+
+def test_several_processes_train_together(tmp_path):
+    (words,) = [words for words in COMMANDS if words[0] == "torchrun"]
+    less = [*LESS, f"output_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}", "timesteps_per_step=1", "device=cpu"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run([*launcher, *words[1:], *less], cwd=ROOT, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(list_checkpoints(done.stdout.strip())) == [2] and len(list(tmp_path.glob("train_*"))) == 1
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if "train.py" in w and w[0] != "torchrun"], ids=" ".join)
 def test_training_commands(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     (folder,) = run([*python_words(words), *LESS, f"output_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"], capsys)
@@ -104,16 +133,24 @@ def test_file_commands(words, folders, tmp_path, capsys):
     assert run(words, capsys) or any(tmp_path.rglob("*.safetensors"))
 
 
-def test_measuring_commands(tmp_path, capsys):
-    """Train, sample and measure, as the README's block does it."""
-    (block,) = [block for block in BLOCKS if "scripts/evaluate.py" in block]
-    train, infer, evaluate = [python_words(shlex.split(line, comments=True)) for line in block.splitlines()]
-    (trained,) = run([*train, *LESS, f"output_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"], capsys)
-    few, videos = tmp_path / "few.txt", str(tmp_path / "videos")
-    few.write_text("\n".join((ROOT / infer[infer.index("--prompt_file") + 1]).read_text().splitlines()[-2:]))
-    assert infer[-1] == evaluate[-1]
-    changed = {"RUN": trained, "data/prompts/pocket.txt": str(few), infer[-1]: videos}
-    run([*(changed.get(word, word) for word in infer), "-s", "2"], capsys)
+def test_measuring_commands(folders, tmp_path, capsys):
+    """Sample two prompts with a training, then measure the videos with the command of the README."""
+    (evaluate,) = [python_words(words) for words in COMMANDS if "scripts/evaluate.py" in words]
+    few = tmp_path / "few.txt"
+    few.write_text("\n".join((ROOT / "data/prompts/pocket.txt").read_text().splitlines()[-2:]))
+    videos = str(tmp_path / "videos")
+    infer = [
+        "infer/infer.py",
+        "--checkpoint_folder",
+        folders["RUN"],
+        "--prompt_file",
+        str(few),
+        "-s",
+        "2",
+        "-o",
+        videos,
+    ]
+    run(infer, capsys)
     found = json.loads(run([evaluate[0], videos], capsys)[-1])
     assert {"motion_success", "appearance_accuracy", "leakage"} <= set(found) and found["n"] == 2
 
@@ -150,7 +187,8 @@ def test_the_shell_scripts_reuse_an_environment_that_is_up_to_date(tmp_path):
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin/python").symlink_to(sys.executable)
-    shutil.copy(ROOT / "requirements.txt", venv / "installed.txt")
+    (venv / "installed").mkdir()
+    shutil.copy(ROOT / "requirements.txt", venv / "installed")
     done = subprocess.run(
         ["bash", "-c", ". scripts/setup.sh && command -v python"],
         cwd=ROOT,
@@ -169,11 +207,13 @@ def test_the_download_command_exists():
     assert told.returncode == 0 and "--local-dir" in told.stdout and "--local-dir" in words
 
 
-def test_the_table_of_keys_is_the_schema():
-    assert markdown_table() in README
-
-
-def test_every_file_that_is_named_exists():
-    named = re.findall(r"(?:configs|data|scripts|infer|models|tests)/[\w/]+\.\w+", README)
-    missing = {name for name in named if not (ROOT / name).exists()}
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_exists(page):
+    """Paths are written from the repository's root or from the page's own folder."""
+    here = (ROOT / page).parent
+    code = re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|sh|yaml|md|txt|mp4))[`: ]", TEXT[page])
+    links = [link for link in re.findall(r"\]\(([^)#]+)", TEXT[page]) if "://" not in link]
+    named = {name for name in [*code, *links] if not name.startswith(("outputs/", "./"))}
+    missing = {name for name in named if not (ROOT / name).exists() and not (here / name).exists()}
     assert not missing
+    assert named or page == "configs/methods/README.md"  # which names presets, not files

@@ -5,8 +5,9 @@ import pytest
 
 from data.clips import Cut, read_video
 from data.world import reference_clip
-from scripts.pocket.tracer import FAR, SUN, Solid, View, render
-from scripts.render_clips import CLIPS, FOLDER, TOYS, main, render_clip
+from scripts.pocket.scenes import CLIPS, render_clip
+from scripts.pocket.tracer import FAR, SUN, Solid, View, trace
+from scripts.render_clips import FOLDER, TOYS, main
 
 
 def rays(*directions):
@@ -37,8 +38,8 @@ def test_the_sun_is_a_unit_vector():
 
 def test_a_shadow_darkens_the_ground_behind_a_solid():
     view, white = View((0, 20, -0.1), (0, 0, 0), 1.5), (0.5, 0.5, 0.5)
-    bare = render([], white, view, 16, 1).astype(int)
-    shadowed = render([Solid("sphere", (0, 4, 0), (2, 2, 2), white)], white, view, 16, 1).astype(int)
+    bare = trace([], white, view, 16, 1).astype(int)
+    shadowed = trace([Solid("sphere", (0, 4, 0), (2, 2, 2), white)], white, view, 16, 1).astype(int)
     assert (bare - shadowed).max() > 40
 
 
@@ -64,7 +65,7 @@ def test_the_toys_are_the_worlds_references_to_a_grey_level(name):
     assert (FOLDER / f"{name}.txt").read_text().strip() == toy.prompt
 
 
-def test_a_toy_in_other_looks_and_a_name_that_is_none(tmp_path, monkeypatch, capsys):
+def test_a_toy_in_another_appearance_and_a_name_that_is_none(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["render_clips.py", "pocket_orbit", "--seed", "6", "--output_dir", str(tmp_path)])
     main()
     assert (tmp_path / "pocket_orbit.mp4").exists()

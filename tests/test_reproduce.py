@@ -1,6 +1,7 @@
 """The command that makes tables and figures: planning, ruling, reporting, and one artefact from end to end.
 
-The end-to-end runs use the toy world's model with random weights and a few steps: the road, not the numbers.
+The end-to-end runs use the toy world's model with random weights and a few steps: they exercise the pipeline, and
+their numbers say nothing.
 """
 
 import csv
@@ -18,16 +19,20 @@ from diffusers import TextToVideoSDPipeline
 import train
 from configs.errors import UserError
 from data.world import BACKGROUNDS, COLOURS, SHAPES, parse_prompt, vocabulary
+from infer import generate as generating
 from models.backbone import Backbone
 from models.files.checkpoint import load_checkpoint
-from scripts import reproduce
+from scripts import reproduce as command
+from scripts.artefacts import production
 from scripts.artefacts import testbed as beds
-from scripts.artefacts.catalogue import ARTEFACTS, PAPER, Variant
+from scripts.artefacts.artefact import Variant
+from scripts.artefacts.catalogue import ARTEFACTS, PAPER
 from scripts.artefacts.chain import work
-from scripts.artefacts.hidden_states import LabelledClip, compare, world_clips
+from scripts.artefacts.hidden_states import LabelledClip, compare_customizations, world_clips
 from scripts.artefacts.plan import Plan, commands
-from scripts.artefacts.testbed import read_list
-from scripts.pocket.architecture import build, build_unet
+from scripts.artefacts.results_file import markdown, markdown_code, put_section, read_sections, write_sections
+from scripts.artefacts.testbed import prompt_list
+from scripts.pocket.architecture import build, untrained_unet
 
 NAMES = ["table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "figure5", "figure6"]
 FEW = ["lora_rank=2", "train_data.width=64"]
@@ -37,7 +42,7 @@ FEW = ["lora_rank=2", "train_data.width=64"]
 def world_model(tmp_path_factory):
     """PocketScope's folder with random weights and a narrower U-Net."""
     folder = tmp_path_factory.mktemp("world") / "random_world"
-    TextToVideoSDPipeline(**build(vocabulary()) | {"unet": build_unet((16, 32, 32, 32))}).save_pretrained(folder)
+    TextToVideoSDPipeline(**build(vocabulary()) | {"unet": untrained_unet((16, 32, 32, 32))}).save_pretrained(folder)
     return folder
 
 
@@ -50,8 +55,12 @@ def plan(world_model, tmp_path_factory):
         short(patch)
         for name in ("table5", "figure4"):
             made.add(name)
-    for chain in made.chains.values():
-        work(chain)
+    loaded, load = [], generating.load_backbone
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generating, "load_backbone", lambda request: loaded.append(request) or load(request))
+        for chain in made.chains.values():
+            work(chain)
+    assert len(loaded) == len(made.chains)  # once, whatever is sampled from a training
     return made
 
 
@@ -62,8 +71,12 @@ def short(patch) -> None:
 
 
 def asked(plan, *words):
-    argv = [*words, "--model", str(plan.testbed.model), "--world", "--smoke", "--output_dir", str(plan.folder), *FEW]
-    return reproduce.parse(argv), argv
+    return [*words, "--model", str(plan.testbed.model), "--world", "--smoke", "--output_dir", str(plan.folder), *FEW]
+
+
+def reproduce(argv, launch=None):
+    args = command.parse(argv)
+    return production.reproduce(args, *command.choose(args.artefacts), argv, launch)
 
 
 def refuse(chain, worker):
@@ -72,7 +85,7 @@ def refuse(chain, worker):
 
 def test_the_ten_artefacts_are_named_with_their_needs():
     assert list(PAPER) == NAMES and list(ARTEFACTS) == [*NAMES, "motions"]
-    paper, ours = reproduce.listing().split("This project's own:")
+    paper, ours = command.listing().split("This project's own:")
     assert all(f"{name}  " in paper for name in NAMES) and paper.count("needs ") == paper.count("shows ") == 10
     assert ours.count("needs ") == 1
 
@@ -86,32 +99,32 @@ def test_every_claim_compares_variants_that_exist():
 
 def test_an_unknown_artefact_gets_a_suggestion():
     with pytest.raises(UserError, match="did you mean table4"):
-        reproduce.choose(["tabel4"])
-    assert reproduce.choose(["figure3", "table1", "lora_rank=4"]) == (["table1", "figure3"], ["lora_rank=4"])
-    assert reproduce.choose(["all"])[0] == NAMES
-    assert reproduce.parse(["--slurm", "slurm_partition=gpu", "table4"]).artefacts == ["table4"]
+        command.choose(["tabel4"])
+    assert command.choose(["figure3", "table1", "lora_rank=4"]) == (["table1", "figure3"], ["lora_rank=4"])
+    assert command.choose(["all"])[0] == NAMES
+    assert command.parse(["--slurm", "slurm_partition=gpu", "table4"]).artefacts == ["table4"]
 
 
-def test_prompts_ask_for_new_looks_under_the_references_verb(world_model, tmp_path):
+def test_prompts_ask_for_a_new_appearance_under_the_references_verb(world_model, tmp_path):
     bed = beds.Testbed(world_model, True, tmp_path)
     for motion, verb in (("pause", "moves right"), ("zigzag", "wanders")):
-        (reference,) = bed.references([motion], several=False)
-        assert len(reference.prompts) == len(set(reference.prompts)) == 16
-        assert all(verb in prompt for prompt in reference.prompts)
-        assert verb in reference.clip.with_suffix(".txt").read_text()
-    looks = [parse_prompt(prompt) for prompt in read_list("pocket.txt")]
+        (task,) = bed.tasks([motion], several=False)
+        assert len(task.prompts) == len(set(task.prompts)) == 16
+        assert all(verb in prompt for prompt in task.prompts)
+        assert verb in task.clip.with_suffix(".txt").read_text()
+    wanted = [parse_prompt(prompt) for prompt in prompt_list("pocket.txt")]
     for name, words in (("shape", SHAPES), ("colour", COLOURS), ("background", BACKGROUNDS)):
-        assert all(sum(look[name] == word for look in looks) >= 2 for word in words)
-    assert len(read_list("real.txt", "camera dolly zoom")) == 8
+        assert all(sum(scene[name] == word for scene in wanted) >= 2 for word in words)
+    assert len(prompt_list("real.txt", "camera dolly zoom")) == 8
 
 
 def test_trainings_from_several_seeds_are_runs_of_their_own(world_model, tmp_path):
     several = Plan(beds.Testbed(world_model, True, tmp_path), tmp_path, FEW, references=2, prompts=4, trainings=2)
     several.add("table5")
-    places = several.places["table5"]
-    assert len(several.chains) == 8 and len({place.samples.folder for place in places}) == len(places) == 12
+    cells = several.cells["table5"]
+    assert len(several.chains) == 8 and len({cell.samples.folder for cell in cells}) == len(cells) == 12
     assert [chain.train.count("seed=1") for chain in several.chains.values()] == [0] * 4 + [1] * 4
-    assert list(dict.fromkeys(place.run for place in places)) == [
+    assert list(dict.fromkeys(cell.run for cell in cells)) == [
         "there_and_back",
         "late_start",
         "there_and_back, training 2",
@@ -129,7 +142,7 @@ def test_equal_trainings_are_planned_once(plan):
     assert len(plan.chains) == 1
     (chain,) = plan.chains.values()
     assert len(chain.samples) == 3  # plain TAP serves both artefacts
-    assert {place.chain.name for places in plan.places.values() for place in places} == {chain.name}
+    assert {cell.chain.name for cells in plan.cells.values() for cell in cells} == {chain.name}
 
 
 def test_a_plan_knows_its_runs_by_what_shapes_them(plan, world_model, tmp_path):
@@ -148,8 +161,8 @@ def test_a_plan_knows_its_runs_by_what_shapes_them(plan, world_model, tmp_path):
 
 def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for_nothing(plan, monkeypatch, capsys):
     short(monkeypatch)
-    args, argv = asked(plan, "table5", "figure4")
-    pages, incomplete = reproduce.reproduce(args, argv, launch=refuse)
+    argv = asked(plan, "table5", "figure4")
+    pages, incomplete = reproduce(argv, launch=refuse)
     assert incomplete == 0
     assert [page.parent.name for page in pages] == ["table5-smoke", "figure4-smoke"]
     for page in pages:
@@ -165,7 +178,7 @@ def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for
         assert all((folder / "videos" / row["file"]).exists() for row in rows)
         assert len({(row["prompt"], row["seed"]) for row in rows}) == 2  # every variant starts from the same noise
     results = (plan.folder / "RESULTS.md").read_text()
-    assert results.index("## Table 5") < results.index("## Figure 4") and "Which claims held" not in results
+    assert results.index("## Table 5") < results.index("## Figure 4") and "## Claims" not in results
     assert "cosine with the untouched model" in results.lower()
 
 
@@ -178,8 +191,8 @@ told.textContent = [all.length, all.filter(v => v.readyState >= 2 && v.videoWidt
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here: the page is not looked at in a browser")
 def test_a_browser_plays_every_video_of_a_page(plan, monkeypatch, tmp_path):
     short(monkeypatch)
-    args, argv = asked(plan, "table5")
-    (page,), _ = reproduce.reproduce(args, argv, launch=refuse)
+    argv = asked(plan, "table5")
+    (page,), _ = reproduce(argv, launch=refuse)
     probed = tmp_path / "page.html"
     probed.write_text(page.read_text().replace("</body>", PROBE))
     shown = subprocess.run(
@@ -210,16 +223,16 @@ def test_results_are_replaced_section_by_section(plan, monkeypatch, tmp_path):
     short(monkeypatch)
     results = tmp_path / "RESULTS.md"
     other = (
-        "<!-- begin table6 pocketscope -->\n## Table 6\n\n- **holds** (paper; g): 1.1 is best. X 1 against 0.\n"
+        "<!-- begin table6 pocketscope -->\n## Table 6\n\n- **confirmed** (paper; g): 1.1 is best. X 1 against 0.\n"
         "<!-- end table6 pocketscope -->\n"
     )
     former = "<!-- begin table5 random_world -->\nformer\n<!-- end table5 random_world -->\n"
     results.write_text(f"former words\n{other}{former}")
-    args, argv = asked(plan, "table5", "--results", str(results))
-    reproduce.reproduce(args, argv, launch=refuse)
+    argv = asked(plan, "table5", "--results", str(results))
+    reproduce(argv, launch=refuse)
     text = results.read_text()
     assert text.count("<!-- begin table5 random_world -->") == 1 and "former" not in text and other in text
-    assert "**Holds:**\n\n- Table 6 (pocketscope): 1.1 is best (g)\n" in text
+    assert "**Confirmed:**\n\n- Table 6 (pocketscope): 1.1 is best (g)\n" in text
     assert "commit" in text and "Cost: 1 trainings" in text
 
 
@@ -227,49 +240,49 @@ def test_noise_draws_of_one_clip_are_not_taken_for_clips_of_one_motion(plan, wor
     (chain,) = plan.chains.values()
     backbone, clips = Backbone.load(str(world_model), torch.float32, torch.device("cpu")), world_clips(2)[:2]
     draws = [LabelledClip(clip.label, clip.frames, seed) for clip in clips for seed in (1, 2)]
-    found = compare(backbone, load_checkpoint(chain.run_folder), draws, "two clips")
+    found = compare_customizations(backbone, load_checkpoint(chain.run_folder), draws, "two clips")
     assert not found.read and found.similarity["untouched model", 0] == pytest.approx([1] * 4)
 
 
-def test_a_failed_training_is_said_on_the_page_and_the_rest_is_done(plan, monkeypatch):
+def test_a_failed_training_is_reported_on_the_page_and_the_rest_is_done(plan, monkeypatch):
     artefact = ARTEFACTS["table5"]
     bad = Variant("another rank", ("temporal_preset=ff",))
     monkeypatch.setitem(
         ARTEFACTS, "table5", type(artefact)(**vars(artefact) | {"variants": (*artefact.variants[:2], bad)})
     )
-    args, argv = asked(plan, "table5")
-    (page,), incomplete = reproduce.reproduce(args, argv, lambda chain, worker: "training: the loss is nan at step 1")
+    argv = asked(plan, "table5")
+    (page,), incomplete = reproduce(argv, lambda chain, worker: "training: the loss is nan at step 1")
     assert incomplete == 1
     html = page.read_text()
     assert "another rank on there_and_back: training: the loss is nan at step 1" in html
     assert html.count("<video") == 5 and html.count("missing</td>") == 2
 
 
-def test_what_an_artefact_lacks_is_said_on_its_page(tiny_pipeline, tmp_path):
+def test_what_an_artefact_lacks_is_reported_on_its_page(tiny_pipeline, tmp_path):
     argv = ["table3", "--model", str(tiny_pipeline), "--smoke", "--output_dir", str(tmp_path)]
     former = "<!-- begin table3 tiny -->\nwhat was found before\n<!-- end table3 tiny -->\n"
     (tmp_path / "RESULTS.md").write_text(former.replace("tiny", tiny_pipeline.name))
-    (page,), incomplete = reproduce.reproduce(reproduce.parse(argv), argv, launch=refuse)
+    (page,), incomplete = reproduce(argv, launch=refuse)
     assert "several clips of one motion are needed" in page.read_text() and incomplete == 1
     assert "what was found before" in (tmp_path / "RESULTS.md").read_text()  # nothing replaces it
 
 
-def test_a_reference_clip_that_can_not_be_read_costs_only_its_artefact(plan, monkeypatch, tmp_path):
+def test_a_reference_clip_that_cannot_be_read_costs_only_its_artefact(plan, monkeypatch, tmp_path):
     short(monkeypatch)
-    args, argv = asked(plan, "figure4", "table5")
+    argv = asked(plan, "figure4", "table5")
 
     def unreadable(cfg, snap):
         raise UserError("frames: found 3; give more")
 
-    monkeypatch.setattr(reproduce, "load_clips", unreadable)
-    pages, _ = reproduce.reproduce(args, argv, launch=refuse)
+    monkeypatch.setattr(production, "load_clips", unreadable)
+    pages, _ = reproduce(argv, launch=refuse)
     assert len(pages) == 2 and all("the clip of there_and_back: frames: found 3" in page.read_text() for page in pages)
 
 
 def test_a_folder_without_weights_is_one_sentence(tmp_path):
     argv = ["table4", "--model", str(tmp_path), "--output_dir", str(tmp_path)]
     with pytest.raises(UserError, match="no weights in"):
-        reproduce.reproduce(reproduce.parse(argv), argv)
+        reproduce(argv)
 
 
 def test_a_stopped_chain_goes_on_where_it_was(world_model, tmp_path, monkeypatch):
@@ -295,3 +308,80 @@ def test_a_stopped_chain_goes_on_where_it_was(world_model, tmp_path, monkeypatch
     video = next(path for path in sorted(tmp_path.glob("samples/*/*.mp4")))
     video.unlink()
     assert not chain.is_done and commands(chain).count("infer.py") == 1  # only what is missing
+
+
+def tree(folder):
+    return sorted(path for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], ["lora_rank=many"], ["--slurm", "cluster=nowhere"]], ids=" ".join)
+def test_a_request_that_is_only_printed_or_refused_leaves_nothing_behind(words, world_model, tmp_path, capsys):
+    argv = ["figure4", "--model", str(world_model), "--world", "--output_dir", str(tmp_path / "out" / "deep"), *words]
+    if words == ["--dry-run"]:
+        assert reproduce(argv) == ([], 0) and "train.py" in capsys.readouterr().out
+    else:
+        with pytest.raises(UserError, match="lora_rank|submitit|--slurm"):
+            reproduce(argv)
+    assert tree(tmp_path) == []
+
+
+def test_a_dry_run_keeps_the_references_that_were_there(world_model, tmp_path, capsys):
+    beds.Testbed(world_model, True, tmp_path).tasks(["pause"], several=False)
+    before = tree(tmp_path)
+    reproduce(["figure4", "--model", str(world_model), "--world", "--output_dir", str(tmp_path), "--dry-run"])
+    assert tree(tmp_path) == before and len(before) == 4
+
+
+def test_names_of_others_are_escaped_in_markdown_as_they_are_in_html(tiny_pipeline, tmp_path):
+    """A folder of clips may be called anything; Markdown shows HTML unless it is escaped."""
+    clips = tmp_path / "<img src=x onerror=alert(1)>`|[a](b)"
+    clips.mkdir()
+    shutil.copy(beds.EXAMPLES / "car_turn.mp4", clips / "a.mp4")
+    (clips / "a.txt").write_text("a car")
+    (clips / "prompts.txt").write_text("a <script>alert(2)</script> car\n")
+    argv = ["table3", "--model", str(tiny_pipeline), "--smoke", "--output_dir", str(tmp_path / "out")]
+    argv += ["--clips", str(clips), "train_data.fps=0"]
+    (page,), incomplete = reproduce(argv, lambda chain, worker: f"broke on {clips.name}")
+    assert incomplete == 1
+    for file in (page, page.parent / "table.md"):
+        text = file.read_text()
+        assert "broke on" in text and "&lt;img src=x" in text
+        assert "<script>alert(2)" not in text
+        outside_code = re.sub(r"(`+) .*? \1(?!`)", "", text)
+        assert "<img src=x" not in outside_code
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("<b>&", "&lt;b&gt;&amp;"),
+        ("a|b `c`", r"a\|b \`c\`"),
+        ("[a](b)", r"[a\](b)"),
+        ("0.5 [0.1, 0.9]", "0.5 [0.1, 0.9]"),
+        ("two\nlines", "two lines"),
+        ("there_and_back", "there_and_back"),
+    ],
+)
+def test_markdown_is_escaped_no_more_than_needed(text, escaped):
+    assert markdown(text) == escaped
+
+
+def test_a_code_span_cannot_be_left():
+    assert markdown_code("python a.py") == "`python a.py`"
+    assert markdown_code("echo `b` ``c``") == "``` echo `b` ``c`` ```"
+
+
+def test_the_shipped_results_are_written_as_the_command_writes_them(tmp_path):
+    """Header and list of claims follow from the sections, so nothing in RESULTS.md is edited by hand."""
+    shipped = production.ROOT / "RESULTS.md"
+    write_sections(tmp_path / "RESULTS.md", read_sections(shipped))
+    assert (tmp_path / "RESULTS.md").read_text() == shipped.read_text()
+    claims = {claim.text for artefact in ARTEFACTS.values() for claim in artefact.claims}
+    text = shipped.read_text()
+    listed = re.findall(r"^- (?:Table|Figure [36]|Motions).*?\): (.*?) \(\S+\)$", text, re.MULTILINE)
+    assert len(listed) > 50 and set(listed) <= claims
+
+
+def test_a_section_is_named_by_words_that_cannot_end_its_marker(tmp_path):
+    put_section(tmp_path / "R.md", ("bench", "card --> <b>"), "T", "body\n")
+    assert list(read_sections(tmp_path / "R.md")) == [("bench", "card_--_b_")]

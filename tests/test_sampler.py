@@ -2,7 +2,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from infer.sampler import guide, rescale_guidance, sample
+from configs.errors import UserError
+from infer.sampler import SOLVERS, check_interval, guide, make_solver, rescale_guidance, sample, within
 from models.backbone import predictor
 from scripts.authors.weights import build_unet
 
@@ -85,3 +86,137 @@ def test_rescaled_guidance_has_the_spread_of_the_conditional_prediction():
     rescaled = rescale_guidance(guided, conditional, 1.0)
     assert torch.allclose(rescaled.std((1, 2, 3, 4)), conditional.std((1, 2, 3, 4)))
     assert torch.equal(rescale_guidance(guided, conditional, 0.0), guided)
+
+
+TRAILING = dict(beta_schedule="linear", clip_sample=False, timestep_spacing="trailing")  # as PocketScope
+
+
+def gaussian(scheduler, mean=0.6, spread=0.7):
+    """The exact denoiser of data ~ N(mean, spread^2), and where its probability flow takes latents of timestep 999."""
+    alphas, final = scheduler.alphas_cumprod.double(), scheduler.final_alpha_cumprod.double()
+
+    def denoise(latents, t):
+        a = alphas[t]
+        posterior = mean + spread**2 * a.sqrt() / (spread**2 * a + 1 - a) * (latents - a.sqrt() * mean)
+        noise = (latents - a.sqrt() * posterior) / (1 - a).sqrt()
+        if scheduler.config.prediction_type == "v_prediction":
+            return (a.sqrt() * noise - (1 - a).sqrt() * posterior).float()
+        return noise.float()
+
+    def flow(latents):
+        first, last = ((a.sqrt() * mean, (spread**2 * a + 1 - a).sqrt()) for a in (alphas[999], final))
+        return (last[0] + last[1] * (latents - first[0]) / first[1]).float()
+
+    return denoise, flow
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, TRAILING], ids=["zeroscope", "pocketscope"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_converges_to_the_exact_flow(solver, schedule, prediction_type):
+    """They solve one equation: at many steps all end where it ends, those of order 2 much nearer than DDIM."""
+    scheduler = DDIMScheduler(**schedule, prediction_type=prediction_type)
+    denoise, flow = gaussian(scheduler)
+    z, _, _ = tensors()
+
+    def error(name, steps):
+        return (sample(denoise, scheduler, z, steps=steps, solver=name) - flow(z)).abs().max().item()
+
+    assert error(solver, 500) < 0.02
+    if solver != "ddim":
+        assert error(solver, 250) < error("ddim", 250) / 3
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_any_number_of_steps_is_that_many_timesteps_and_stays_finite(solver, spacing):
+    scheduler = DDIMScheduler(**{**SCHEDULE, "timestep_spacing": spacing})
+    denoise, _ = gaussian(scheduler)
+    z, _, _ = tensors()
+    for steps in (2, 3, 5, 14, 15, 61, 244, 700, 998, 999):  # diffusers' trailing spacing has a timestep -1 at 61
+        timesteps = make_solver(scheduler, solver, steps).timesteps
+        assert timesteps.dtype == torch.int64 and len(timesteps.unique()) == steps
+        assert (
+            0 <= timesteps.min()
+            and timesteps.max() <= 999
+            and torch.equal(timesteps, timesteps.sort(descending=True)[0])
+        )
+    for steps in (2, 3, 61, 700, 999):
+        assert sample(denoise, scheduler, z, steps=steps, solver=solver).isfinite().all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_starts_anew_and_leaves_the_models_scheduler_alone(unet, solver):
+    scheduler, (z, text, negative) = DDIMScheduler(**SCHEDULE), tensors()
+    before = dict(scheduler.config)
+    first, again = (
+        sample(guide(predictor(unet), text, negative, scale=3.0), scheduler, z, steps=3, solver=solver) for _ in "ab"
+    )
+    assert torch.equal(first, again)
+    assert dict(scheduler.config) == before and scheduler.num_inference_steps is None
+
+
+def test_an_unknown_solver_and_too_few_steps_are_one_sentence():
+    scheduler, (z, _, _) = DDIMScheduler(**SCHEDULE), tensors()
+    with pytest.raises(UserError, match="'euler' is unknown; there are ddim, unipc, dpm"):
+        sample(gaussian(scheduler)[0], scheduler, z, steps=5, solver="euler")
+    for solver in ("unipc", "dpm"):
+        with pytest.raises(UserError, match=f"{solver} is of order 2 and cannot take 1 step"):
+            sample(gaussian(scheduler)[0], scheduler, z, steps=1, solver=solver)
+    assert sample(gaussian(scheduler)[0], scheduler, z, steps=1).isfinite().all()
+
+
+def test_latents_that_overflow_are_one_sentence():
+    scheduler, (z, _, _) = DDIMScheduler(**SCHEDULE), tensors()
+    with pytest.raises(UserError, match="latents are not finite after 4 steps.*use precision bf16 or no"):
+        sample(lambda latents, t: latents / 0, scheduler, z, steps=4)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm"])
+def test_no_step_waits_for_the_device(solver):
+    """On the meta device a value cannot be read: whatever waits for it raises, so only the last check may."""
+    seen, announced = [], []
+
+    def predict(latents, timestep, text):
+        seen.append((latents.device.type, timestep.device.type))
+        return latents
+
+    text = torch.empty(1, 5, 32, device="meta")
+    denoise = guide(predict, text, text, scale=3.0)
+    interval = within((300, 1000), denoise, guide(predict, text))
+    z = torch.empty(1, 4, 3, 8, 8, device="meta")
+    with pytest.raises((NotImplementedError, RuntimeError), match="(?i)meta"):
+        sample(interval, DDIMScheduler(**SCHEDULE), z, steps=4, solver=solver, on_timestep=announced.append)
+    assert seen == [("meta", "meta")] * 4
+    assert len(announced) == 4 and all(type(t) is int for t in announced)
+
+
+def test_guidance_inside_every_timestep_is_guidance_and_inside_none_is_scale_one(unet):
+    scheduler, (z, text, negative) = DDIMScheduler(**SCHEDULE), tensors()
+    guided, plain = (guide(predictor(unet), text, negative, scale=scale) for scale in (5.0, 1.0))
+
+    def sampled(denoise):
+        return sample(denoise, scheduler, z, steps=4)
+
+    assert torch.equal(sampled(within((0, 1000), guided, plain)), sampled(guided))
+    assert torch.equal(sampled(within((1000, 1000), guided, plain)), sampled(plain))
+    partial = sampled(within((251, 501), guided, plain))
+    assert not torch.equal(partial, sampled(guided)) and not torch.equal(partial, sampled(plain))
+
+
+def test_guidance_outside_its_interval_costs_one_forward():
+    sizes, (z, text, negative) = [], tensors()
+
+    def predict(latents, timestep, text):
+        sizes.append((int(timestep), len(latents)))
+        return latents
+
+    denoise = within((251, 501), guide(predict, text, negative, scale=5.0), guide(predict, text))
+    sample(denoise, DDIMScheduler(**SCHEDULE), z, steps=4)
+    assert sizes == [(751, 1), (501, 2), (251, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("interval", [(700, 300), (-1, 500), (0, 1001), (float("nan"), 500)])
+def test_an_interval_that_is_none_is_one_sentence(interval):
+    with pytest.raises(UserError, match="not a range of timesteps from low to high inside 0 to 1000"):
+        check_interval(interval)

@@ -16,24 +16,26 @@ def done(tmp_path):
 
 def test_chains_run_side_by_side_and_failures_do_not_stop_the_others(done, tmp_path):
     chains = [Chain(f"c{i}", [], str(tmp_path / f"nowhere{i}"), 1, []) for i in range(4)]
-    workers, said = set(), []
+    workers, printed = set(), []
 
     def launch(chain, worker):
         workers.add(worker)
         return "broke" if chain.name == "c2" else None
 
-    assert schedule.run_all([done, *chains], 2, launch, said.append) == {"c2": "broke"}
-    assert workers <= {0, 1} and said[0].startswith("1 of 5") and sum("to go" in line for line in said) == 4
+    assert schedule.run_all([done, *chains], 2, launch, printed.append) == {"c2": "broke"}
+    assert workers <= {0, 1} and printed[0].startswith("1 of 5") and sum("to go" in line for line in printed) == 4
 
 
-def test_a_processs_last_words_are_its_sentence(tmp_path):
+def test_a_failed_process_leaves_its_last_sentence(tmp_path):
     log = tmp_path / "x.log"
     log.write_text("train: 50%\nerror: 2 things are wrong:\n  the disk is full\n  it rains\nbye\n")
     assert schedule.reason(log, 2) == "2 things are wrong: the disk is full it rains"
     start = log.stat().st_size
     with log.open("a") as file:
         file.write("Traceback\nKeyError: 'x'\n")
-    assert schedule.reason(log, 1, start).startswith("exit code 1: KeyError: 'x'")  # not what an earlier process said
+    assert schedule.reason(log, 1, start).startswith(
+        "exit code 1: KeyError: 'x'"
+    )  # not what an earlier process printed
 
 
 @pytest.mark.parametrize(
@@ -48,12 +50,13 @@ def test_a_wrong_cluster_is_one_sentence(words, sentence, tmp_path, monkeypatch)
     pytest.importorskip("submitit", reason="submitit is not installed: it is needed for --slurm only")
     monkeypatch.setenv("PATH", str(tmp_path))  # no srun here, wherever this runs
     with pytest.raises(UserError, match=sentence):
-        schedule.run_on_slurm([], tmp_path, dict(word.split("=") for word in words), print)
+        schedule.slurm_executor(tmp_path, dict(word.split("=") for word in words))
 
 
 def test_chains_run_as_jobs_of_submitit(done, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed: it is needed for --slurm only")
     broken = Chain("broken", ["--config", "nowhere.yaml"], str(tmp_path / "run"), 1, [])
-    said = []
-    problems = schedule.run_on_slurm([done, broken], tmp_path, {"cluster": "local", "timeout_min": "5"}, said.append)
-    assert list(problems) == ["broken"] and "nowhere.yaml" in problems["broken"] and "submitted 1 jobs" in said[0]
+    printed = []
+    executor = schedule.slurm_executor(tmp_path, {"cluster": "local", "timeout_min": "5"})
+    problems = schedule.run_on_slurm([done, broken], tmp_path, executor, printed.append)
+    assert list(problems) == ["broken"] and "nowhere.yaml" in problems["broken"] and "submitted 1 jobs" in printed[0]

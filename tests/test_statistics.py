@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from infer.measure.statistics import difference, estimate, mean, share
+from infer.measure.statistics import difference, mean, share, share_or_mean
 
 
 def test_wilson_interval_has_the_published_values():
@@ -27,25 +27,25 @@ def test_one_video_has_a_value_and_no_interval():
 
 
 def test_booleans_are_shares_and_numbers_are_means():
-    assert str(estimate([True, True])) == "1.00 [0.34, 1.00]"
-    assert str(estimate([12.0, 14.0])) == "13.0 [0.29, 25.7]"
+    assert str(share_or_mean([True, True])) == "1.00 [0.34, 1.00]"
+    assert str(share_or_mean([12.0, 14.0])) == "13.0 [0.29, 25.7]"
 
 
 def test_from_four_clips_on_an_interval_covers_the_choice_of_the_clip():
     values = [float(clip) for clip in range(5) for _ in range(100)]  # the videos of a clip are all alike
     clips = [clip for clip in range(5) for _ in range(100)]
-    over_videos, over_clips = estimate(values), estimate(values, clips)
+    over_videos, over_clips = share_or_mean(values), share_or_mean(values, clips)
     by_hand = mean([0.0, 1.0, 2.0, 3.0, 4.0])
     assert (over_clips.low, over_clips.high) == pytest.approx((by_hand.low, by_hand.high))
     assert over_clips.high > over_videos.high and over_clips.n == 500
-    assert estimate(values[:300], clips[:300]) == estimate(values[:300])  # three are too few to tell
+    assert share_or_mean(values[:300], clips[:300]) == share_or_mean(values[:300])  # three are too few to tell
 
 
 def test_an_interval_over_clips_is_never_narrower_and_stays_a_share():
     alike = [video < 50 for _ in range(5) for video in range(100)]
     clips = [clip for clip in range(5) for _ in range(100)]
-    assert estimate(alike, clips) == estimate(alike)
-    mixed = estimate([clip > 0 for clip in clips], clips)
+    assert share_or_mean(alike, clips) == share_or_mean(alike)
+    mixed = share_or_mean([clip > 0 for clip in clips], clips)
     assert mixed.low < 0.8 - 0.4 and mixed.high == 1.0
 
 

@@ -1,7 +1,7 @@
-"""Scores of videos by image-text and video-text models: CLIP, PickScore (a CLIP, too) and ViCLIP.
+"""Scores of videos by image-text and video-text models: CLIP, PickScore (a CLIP as well) and ViCLIP.
 
-Every score takes frames as uint8 [f c h w]. Models come from a folder or a hub id; when one can not be had, loading
-raises MetricUnavailable with one sentence saying how to get it, and the caller goes on with its other metrics.
+Every score takes frames as uint8 [f c h w]. Models come from a folder or a hub id. When one cannot be loaded,
+MetricUnavailable says in one sentence how to get it, and the caller continues with its other metrics.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ VICLIP_MEAN, VICLIP_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class MetricUnavailable(UserError):
-    """One metric can not be computed, and what would make it computable; other metrics are not affected."""
+    """One metric cannot be computed, with the reason and what to do; other metrics are not affected."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def load_clip(path: str, device: str = "cpu", tokenizer: str | None = None, metr
     """A CLIP from a folder or hub id in transformers' layout; `tokenizer` is where to find one if the folder has none.
 
     Preprocessing is CLIP's own at the model's image size (bicubic, centre crop), the same for every CLIP here. Raises
-    MetricUnavailable when weights or tokenizer can not be had.
+    MetricUnavailable when weights or tokenizer cannot be loaded.
     """
     folder = Path(path)
     # weights published without their tokenizer (PickScore) borrow the one they were trained with
@@ -90,7 +90,7 @@ def text_alignment(clip: ClipScorer, frames: torch.Tensor, text: str) -> tuple[f
     """Mean over frames of the image-text cosine, as cosine x 100 and as logits (cosine x exp(logit_scale)).
 
     CLIPScore without its clipping; TGVE's leaderboard uses the logits of ViT-L/14. With a caption of the
-    reference's looks in place of the prompt the first number is appearance leakage; with PickScore's weights the
+    reference's appearance in place of the prompt the first number is appearance leakage; with PickScore's weights the
     second is PickScore (Kirstain et al. 2023, section 3).
     """
     cosine = (clip.images(frames) @ clip.text(text)).mean().item()

@@ -1,7 +1,7 @@
-"""What can be measured on any video: one definition per metric, and `Measure`, which computes all that it can.
+"""Metrics that any video can have: the definition of each, and `VideoScorer`, which computes those it has weights for.
 
-A metric whose weights are missing says in one sentence how to get them, and the others go on. Numbers are per video,
-averages are the caller's. The exact measures of the toy world are in `data/detectors.py`.
+A metric without weights is reported with the reason and what to do; the others continue. Numbers are per video, the
+caller averages them. The exact scores of the toy world are in infer/measure/world_scores.py.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,6 +23,11 @@ class Definition:
     formula: str
     source: str
     better: str
+
+    @property
+    def heading(self) -> str:
+        """The title with an arrow to the better side."""
+        return f"{self.title} {'↑' if self.better == 'up' else '↓'}"
 
 
 DEFINITIONS = {
@@ -53,7 +58,7 @@ DEFINITIONS = {
     "appearance_leakage": Definition(
         "appearance leakage",
         "CLIP",
-        "mean over frames of cos(image, caption of the reference's looks) x 100",
+        "mean over frames of cos(image, caption of the reference's appearance) x 100",
         "this project",
         "down",
     ),
@@ -85,12 +90,12 @@ DEFINITIONS = {
 }
 
 
-class Measure:
-    """All metrics that the given weights allow, each model loaded once and on first use.
+class VideoScorer:
+    """Scores videos by every metric whose weights are given; each model is loaded once, on first use.
 
-    `clip`, `pickscore`, `viclip` and `cotracker` are folders (the first two also hub ids) or None. `models` says which
-    model produced the numbers, `unavailable` holds one sentence per metric that can not be computed at all, `skipped`
-    one for each that the last video does not allow.
+    `clip`, `pickscore`, `viclip` and `cotracker` are folders (the first two also hub ids) or None. `models` names the
+    model behind each number, `unavailable` holds one sentence per metric that cannot be computed at all, `skipped` one
+    per metric that the last video does not allow.
     """
 
     def __init__(
@@ -122,10 +127,10 @@ class Measure:
         reference: torch.Tensor | None = None,
         reference_caption: str | None = None,
     ) -> dict[str, float]:
-        """Scores of one video, uint8 [f c h w], by name of `DEFINITIONS`; those that can not be had are left out.
+        """Scores of one video, uint8 [f c h w], by their names in `DEFINITIONS`; metrics without weights are left out.
 
         `reference` is the clip whose motion was learned, uint8 [f c h w], for motion fidelity;
-        `reference_caption` describes its looks, for appearance leakage.
+        `reference_caption` describes its appearance, for appearance leakage.
         """
         scores: dict[str, float] = {}
         self.skipped = []

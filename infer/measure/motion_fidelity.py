@@ -102,13 +102,14 @@ def motion_fidelity(reference: torch.Tensor, generated: torch.Tensor, definition
                 f"{tracklets.shape[1]} frames; it needs texture and two frames or more"
             )
     length = min(reference.shape[1], generated.shape[1])
-    reference, generated = (directions(_at_length(tracklets, length)) for tracklets in (reference, generated))
+    reference, generated = (directions(_resample_tracklets(tracklets, length)) for tracklets in (reference, generated))
     correlation = torch.einsum("mfc,nfc->mn", generated, reference) / (length - 1)
     one_way = correlation.max(dim=1).values.mean().item()
     return one_way if definition == "dmt_code" else one_way + correlation.max(dim=0).values.mean().item()
 
 
-def _at_length(tracklets: torch.Tensor, frames: int) -> torch.Tensor:
+def _resample_tracklets(tracklets: torch.Tensor, frames: int) -> torch.Tensor:
+    """Tracklets [n f 2] resampled in time to `frames`."""
     if tracklets.shape[1] == frames:
         return tracklets
     return F.interpolate(tracklets.transpose(1, 2), size=frames, mode="linear", align_corners=True).transpose(1, 2)

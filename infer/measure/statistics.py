@@ -1,31 +1,27 @@
 """95 % intervals of what a set of videos was measured to be.
 
-Shares (a property that a video has or has not) get Wilson's interval, which stays inside 0..1 and is not empty at 0
-or 1; means get Student's. Differences between two variants are paired: same prompt, same seed, same initial noise.
-These describe trainings as they are, over more prompts and seeds. From `FEWEST_CLIPS` reference clips on, the interval
-also covers what a training on another clip would give.
+Shares (a property that a video has or lacks) get Wilson's score interval, which stays inside 0..1 and is not empty at
+0 or 1; means get Student's. Differences between two variants are paired: same prompt, same seed, same initial noise.
+Such an interval describes the trainings as they are, over more prompts and seeds. From `FEWEST_CLIPS` reference clips
+on, it also covers what a training on another clip would give.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import binomtest, norm, ttest_1samp
 
 LEVEL = 0.95
 UNLIMITED = (-np.inf, np.inf)
 FEWEST_CLIPS = 4  # an interval over fewer would be too wide to say anything
 FORMULAS = (
     "Shares: Wilson's 95 % interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96. Means: "
-    "Student's, "
-    "m ± t(n−1) s/√n. Differences between variants: Student's on the differences of videos with the same reference, "
-    "prompt and seed; for shares Agresti and Min's, with half a video added to each of the four outcomes of a pair. "
-    "They "
-    "cover the choice of prompts and seeds, not that of another training; from four reference clips on also that of "
-    "the clip: "
-    "the interval is widened to Student's on the clips' means. The prompts of a list start from four draws of noise, "
-    "the same "
-    "for every variant."
+    "Student's, m ± t(n−1) s/√n. Differences between variants: Student's on the differences of videos with the same "
+    "reference, prompt and seed; for shares Agresti and Min's, with half a video added to each of the four outcomes of "
+    "a pair. They cover the choice of prompts and seeds, not that of another training. From four reference clips on "
+    "they also cover the choice of the clip: the interval is widened to Student's on the clips' means. The prompts of "
+    "a list start from four draws of noise, the same for every variant."
 )
 
 
@@ -44,15 +40,9 @@ class Estimate:
 
 
 def share(hits: Sequence[bool]) -> Estimate:
-    """The share of True with Wilson's interval (Wilson 1927, score interval)."""
-    n, z = len(hits), norm.ppf((1 + LEVEL) / 2)
-    p = sum(hits) / n
-    middle, spread = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    scale = 1 + z**2 / n
-    # at p = 0 and 1 the interval ends exactly there; rounding would leave it just beside
-    return Estimate(
-        p, max(0.0, (middle - spread) / scale) if p else 0.0, min(1.0, (middle + spread) / scale) if p < 1 else 1.0, n
-    )
+    """The share of True with Wilson's score interval (Wilson 1927), without continuity correction."""
+    interval = binomtest(sum(hits), len(hits)).proportion_ci(LEVEL, method="wilson")
+    return Estimate(sum(hits) / len(hits), float(interval.low), float(interval.high), len(hits))
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -61,11 +51,13 @@ def mean(values: Sequence[float]) -> Estimate:
     n, middle = len(numbers), float(numbers.mean())
     if n < 2:
         return Estimate(middle, float("nan"), float("nan"), n)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1) * numbers.std(ddof=1) / np.sqrt(n))
-    return Estimate(middle, middle - half, middle + half, n)
+    if np.ptp(numbers) == 0:  # equal values have an empty interval, where the t statistic is 0 / 0
+        return Estimate(middle, middle, middle, n)
+    interval = ttest_1samp(numbers, 0).confidence_interval(LEVEL)
+    return Estimate(middle, float(interval.low), float(interval.high), n)
 
 
-def estimate(values: Sequence[bool | float], clips: Sequence[Hashable] | None = None) -> Estimate:
+def share_or_mean(values: Sequence[bool | float], clips: Sequence[Hashable] | None = None) -> Estimate:
     """`share` of booleans, `mean` of numbers. `clips` names the reference clip of each value, default one for all."""
     shares = all(isinstance(value, bool) for value in values)
     by_clip = _grouped(values, clips or [None] * len(values))
@@ -104,7 +96,7 @@ def _grouped(values: Iterable[float], clips: Iterable[Hashable]) -> dict[Hashabl
 def _over_clips(found: Estimate, by_clip: Mapping[Hashable, Sequence[float]], limits: tuple[float, float]) -> Estimate:
     """`found`, widened to Student's interval of the clips' means where there are at least `FEWEST_CLIPS` of them.
 
-    The videos learned from one clip succeed or fail together, so they tell less than as many independent videos.
+    The videos learned from one clip succeed or fail together, so they say less than as many independent videos.
     """
     if len(by_clip) < FEWEST_CLIPS:
         return found

@@ -11,29 +11,34 @@ appear complete or not at all. The authors' folders are read through models/file
 """
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
-from configs.errors import UserError
-from configs.files import atomic_path
+from configs.errors import UserError, shown
+from configs.files import atomic_path, remove
 from models.files import release
-from models.files.peft import ADAPTER_FILE, State, read_adapter, read_tensors, write_adapter, write_tensors
+from models.files.header import LAYOUT, Header, check_embeddings, check_rank, read_header
+from models.files.peft import ADAPTER_FILE, read_adapter, write_adapter
+from models.files.tensors import State, read_tensors, write_tensors
+from models.files.training_state import TRAINING_STATE
 from models.lora import targets
 
-EMBEDDINGS_FILE, TRAINING_STATE = "embeddings.safetensors", "training_state.pt"
-LAYOUT = "1"  # of our headers; raise it when a key changes its meaning
+EMBEDDINGS_FILE = "embeddings.safetensors"
+MARGIN = 64 * 1024  # bytes for headers and folders beside the tensors of a checkpoint
 
 
 @dataclass
 class Checkpoint:
-    """What inference needs of a training run. `scale` is alpha / rank; `preset` and `rank` are None for embeddings."""
+    """What inference needs of a training run. `scale` is alpha / rank; `preset` and `rank` are None for embeddings.
+
+    `config` holds the keys of the stored configuration, checked by the schema and never completed by its defaults;
+    `info` the header's other texts.
+    """
 
     path: Path
     index: int
@@ -61,8 +66,11 @@ def save_checkpoint(
 ) -> Path:
     """Write `run_dir/checkpoint-{step}` (replacing one of that name), keep the newest `limit`, return the folder.
 
-    `info` goes into the headers: preset, rank and alpha (default: rank) shape a LoRA, anything else is told as it is.
+    `info` goes into the headers: preset, rank and alpha (default: rank) shape a LoRA, anything else is kept as it is.
+    Raises UserError, writing nothing, where a weight is not finite, and OSError where the disk is full.
     """
+    for name, state in {"motion": motion, **{f"appearance of clip {i}": s for i, s in enumerate(appearance)}}.items():
+        _refuse_broken(name, state, run_dir)
     folder = Path(run_dir) / f"checkpoint-{step}"
     header = {key: str(value) for key, value in info.items() if value is not None}
     header |= {"format": "pt", "layout": LAYOUT, "kind": kind, "step": str(step)}
@@ -71,7 +79,8 @@ def save_checkpoint(
     header["clips"] = str(len(appearance))
     if "rank" in header:
         header.setdefault("alpha", header["rank"])
-    with atomic_path(folder) as part:
+    needs = _bytes_of([motion, appearance, training_state]) + MARGIN
+    with atomic_path(folder, needs) as part:
         part.mkdir()
         if kind == "embeddings":
             write_tensors(motion, part / EMBEDDINGS_FILE, header)
@@ -84,6 +93,23 @@ def save_checkpoint(
     if limit:
         prune(run_dir, limit)
     return folder
+
+
+def _refuse_broken(part: str, state: State, run_dir: str | Path) -> None:
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"training: {name} of the {part} holds numbers that are not finite, so it was not saved; the"
+                f" checkpoints made before are kept in {run_dir}; lower learning_rate"
+            )
+
+
+def _bytes_of(content: Any) -> int:
+    """How many bytes the tensors in nested containers take."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    inside = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
+    return sum(_bytes_of(value) for value in inside)
 
 
 def _runs_near(folder: Path) -> str:
@@ -160,11 +186,15 @@ def check_fit(checkpoint: Checkpoint, unet: nn.Module) -> None:
 
 def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None, motion_needed: bool) -> Checkpoint:
     if (path / EMBEDDINGS_FILE).is_file():
-        motion, header = read_tensors(path / EMBEDDINGS_FILE)
-        return from_header(path, index, "embeddings", motion, appearance_states(path, header.get("clips")), header)
+        motion, texts = read_tensors(path / EMBEDDINGS_FILE)
+        header = read_header(texts, path / EMBEDDINGS_FILE)
+        check_embeddings(path / EMBEDDINGS_FILE, header, motion)
+        return from_header(path, index, "embeddings", motion, appearance_states(path, header.clips), header)
     if (path / "temporal" / ADAPTER_FILE).is_file():
-        motion, header = read_adapter(path / "temporal")
-        return from_header(path, index, "lora", motion, appearance_states(path, header.get("clips")), header)
+        motion, texts = read_adapter(path / "temporal")
+        header = read_header(texts, path / "temporal" / ADAPTER_FILE)
+        _check_ours(path, header, motion)
+        return from_header(path, index, "lora", motion, appearance_states(path, header.clips), header)
     if (path / release.EMBEDDINGS_FILE).is_file():
         motion = release.read_embeddings(path / release.EMBEDDINGS_FILE)
         return Checkpoint(path, index, "embeddings", None, None, 1.0, motion, info={})
@@ -172,12 +202,23 @@ def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None, mo
         return _read_positional(path, index, preset, unet)
     if not motion_needed and (path / "spatial" / "lora").is_dir():
         return _read_positional(path, index, release.APPEARANCE, unet)
-    if not motion_needed and (path / "spatial").is_dir():
-        states = appearance_states(path, None)
-        header = read_tensors(path / "spatial" / "0" / ADAPTER_FILE)[1] if states else {}
+    if not motion_needed and (states := appearance_states(path, None)):
+        file = path / "spatial" / "0" / ADAPTER_FILE
+        header = read_header(read_tensors(file)[1], file)
+        _check_ours(path, header, states[0])
         return from_header(path, index, "lora", {}, states, header)
-    held = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing"
+    held = ", ".join(shown(entry.name) for entry in sorted(path.iterdir())[:8]) or "nothing"
     raise UserError(f"{path}: no motion weights there (found {held}); the checkpoint is incomplete, use another")
+
+
+def _check_ours(path: Path, header: Header, state: State) -> None:
+    """Raise UserError where a header lacks what shapes a LoRA: without it the scale would be a guess."""
+    if header.preset is None or header.rank is None:
+        raise UserError(
+            f"{path}: its header names no preset and rank, so it is no checkpoint of this project; turn it into one"
+            " with `python scripts/convert.py ours`"
+        )
+    check_rank(path, header, state)
 
 
 def _read_positional(path: Path, index: int, asked: str | None, unet: nn.Module | None) -> Checkpoint:
@@ -196,10 +237,11 @@ def _read_positional(path: Path, index: int, asked: str | None, unet: nn.Module 
     return Checkpoint(path, index, "lora", preset, rank, 1.0, motion, appearance, info=info)
 
 
-def appearance_states(path: Path, clips: str | None) -> list[State]:
+def appearance_states(path: Path, clips: int | None) -> list[State]:
     """The LoRA states in `path/spatial/{i}`, as many as the header's `clips` says; UserError where one is missing."""
-    folders = sorted((path / "spatial").glob("[0-9]*"), key=lambda folder: int(folder.name))
-    expected = len(folders) if clips is None else int(clips)
+    numbered = [folder for folder in (path / "spatial").glob("*") if re.fullmatch("[0-9]{1,9}", folder.name)]
+    folders = sorted(numbered, key=lambda folder: int(folder.name))
+    expected = len(folders) if clips is None else clips
     if [folder.name for folder in folders] != [str(clip) for clip in range(expected)]:
         raise UserError(
             f"{path}/spatial: {len(folders)} appearance adapters, {expected} were written; the checkpoint is"
@@ -208,14 +250,14 @@ def appearance_states(path: Path, clips: str | None) -> list[State]:
     return [read_adapter(folder)[0] for folder in folders]
 
 
-def from_header(path: Path, index: int, kind: str, motion: State, appearance: list[State], header: dict) -> Checkpoint:
-    """A Checkpoint whose preset, rank, scale and config are read from the safetensors header of its motion."""
-    rank = int(header["rank"]) if "rank" in header else None
-    scale = float(header["alpha"]) / rank if rank and "alpha" in header else 1.0
-    config = yaml.safe_load(header["config"]) if "config" in header else None
-    info = {key: value for key, value in header.items() if key != "config"}
-    preset = header.get("preset") if kind == "lora" else None
-    return Checkpoint(path, index, kind, preset, rank, scale, motion, appearance, config, info)
+def from_header(
+    path: Path, index: int, kind: str, motion: State, appearance: list[State], header: Header
+) -> Checkpoint:
+    """A Checkpoint whose preset, rank, scale and config are those of the safetensors header of its motion."""
+    preset = header.preset if kind == "lora" else None
+    return Checkpoint(
+        path, index, kind, preset, header.rank, header.scale, motion, appearance, header.config, header.texts
+    )
 
 
 def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
@@ -244,16 +286,8 @@ def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int, int]:
     return f"{name.removesuffix('.value').replace('.query_key', '.attn1')}.to_q", 1, tensor.shape[-1]
 
 
-def load_training_state(path: str | Path) -> dict[str, Any]:
-    """Optimizers and step of the checkpoint folder `path`, as `save_checkpoint` was given them."""
-    file = Path(path) / TRAINING_STATE
-    if not file.is_file():
-        raise UserError(f"{path}: has no {TRAINING_STATE}, so training cannot go on from it; sampling can use it")
-    return release.read_pickle(file)
-
-
 def prune(run_dir: str | Path, limit: int) -> None:
     """Remove all but the newest `limit` checkpoints of a run."""
     folders = [path for path in list_checkpoints(run_dir).values() if path != Path(run_dir)]
     for path in folders[:-limit]:
-        shutil.rmtree(path)
+        remove(path)

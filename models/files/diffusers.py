@@ -4,7 +4,7 @@ Both are read into, and written from, the states of models/files/checkpoint.py. 
 so that preset and config survive the way there and back. One file holds one adapter: the motion adapter lies in the
 folder itself, the appearance adapters of the reference clips in `spatial/{i}/`.
 
-A stock pipeline loads the diffusers file once its U-Net can hold adapters, which today's class can not by itself:
+A stock pipeline loads the diffusers file once its U-Net can hold adapters, which today's class cannot by itself:
 
     class UNet3DConditionModel(diffusers.UNet3DConditionModel, diffusers.loaders.PeftAdapterMixin): pass
     pipe.unet.__class__ = UNet3DConditionModel
@@ -14,28 +14,32 @@ A stock pipeline loads the diffusers file once its U-Net can hold adapters, whic
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from peft.utils.other import get_pattern_key
-
-from configs.errors import UserError
-from models.files.checkpoint import LAYOUT, Checkpoint, appearance_states, from_header
-from models.files.peft import (
-    ADAPTER_CONFIG,
-    ADAPTER_FILE,
-    State,
-    check_pairs,
-    peft_config,
-    read_adapter,
-    read_tensors,
-    write_adapter,
-    write_tensors,
-)
+from configs.checks import checked, flag, maybe, real, text, whole
+from configs.errors import UserError, shown
+from configs.plain import read_json, to_yaml
+from models.files.checkpoint import Checkpoint, appearance_states, from_header
+from models.files.header import LAYOUT, MOST_RANK, read_header
+from models.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, check_pairs, peft_config, read_adapter, write_adapter
 from models.files.release import APPEARANCE
+from models.files.tensors import State, read_tensors, write_tensors
 from models.lora import PRESETS
+
+# of an adapter configuration; every other key of PEFT's says nothing about the effect of a plain LoRA
+ADAPTER = {
+    "r": whole(1, MOST_RANK),
+    "lora_alpha": real(above=0, high=1e6),
+    "use_rslora": maybe(flag),
+    "use_dora": maybe(flag),
+    "peft_type": maybe(text(choices=("LORA",))),
+    "alpha_pattern": maybe(lambda patterns: _alphas(patterns)),
+}
+# An expression of a name's end: two wildcards at most and none around a group, so that matching takes no time.
+EXPRESSION = re.compile(r"(?!(.*[*+?{]){3})(?!.*\)[*+?{])([\w.\-*+|()\[\]]|\\[.dw]){1,200}")
+MOST_EXPRESSIONS = 32
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 DIFFUSERS_PREFIX, DIFFUSERS_METADATA = "unet.", "lora_adapter_metadata"
@@ -50,7 +54,7 @@ def header_of(checkpoint: Checkpoint) -> dict[str, str]:
     if checkpoint.preset is not None:
         header["preset"] = checkpoint.preset
     if checkpoint.config is not None:
-        header["config"] = yaml.safe_dump(checkpoint.config, sort_keys=False)
+        header["config"] = to_yaml(checkpoint.config)
     return header
 
 
@@ -77,50 +81,71 @@ def read_peft(folder: Path) -> Checkpoint:
     Raises UserError for adapters that are more than a plain LoRA.
     """
     state, header = read_adapter(folder)
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no readable {ADAPTER_CONFIG} beside the weights ({error})") from error
-    return _foreign(folder, state, header, config)
+    return _foreign(folder, state, header, read_json(folder / ADAPTER_CONFIG))
 
 
-def _foreign(path: Path, state: State, header: dict[str, str], config: Mapping[str, Any]) -> Checkpoint:
-    if not isinstance(config, Mapping):
-        raise UserError(f"{path}: its adapter configuration is a {type(config).__name__}, not keys and values")
-    if config.get("use_dora") or config.get("peft_type", "LORA") != "LORA":
-        raise UserError(f"{path}: is no plain LoRA (found {config.get('peft_type')}, DoRA {config.get('use_dora')})")
-    try:
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        patterns = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
-        if rank < 1 or not math.isfinite(alpha) or alpha == 0:
-            raise ValueError(f"r={rank}, lora_alpha={alpha:g}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: its adapter configuration gives no usable r, lora_alpha and alpha_pattern ({error});"
-            " copy it again from where the weights came from"
-        ) from error
+def _foreign(path: Path, state: State, texts: dict[str, str], config: Any) -> Checkpoint:
+    if isinstance(config, Mapping) and (config.get("use_dora") or config.get("peft_type", "LORA") != "LORA"):
+        found = f"{shown(config.get('peft_type'))}, DoRA {shown(config.get('use_dora'))}"
+        raise UserError(f"{path}: is no plain LoRA (found {found}); only plain ones can be converted")
+    needed = ("r", "lora_alpha")
+    config = checked(config, ADAPTER, f"{path}: its adapter configuration", needed=needed)
+    rank, alpha = config["r"], config["lora_alpha"]
     root = math.sqrt if config.get("use_rslora") else float
     scale = alpha / root(rank)
+    own_alpha = _look_up(path, config.get("alpha_pattern") or {})
     for name in [name for name in state if name.endswith(".lora_B.weight")]:
         layer = name.removesuffix(".lora_B.weight")
         r = state[name].shape[1]
-        ratio = patterns.get(_pattern(path, patterns, layer), alpha) / root(r) / scale
+        rank = max(rank, r)
+        found = own_alpha(layer)
+        ratio = (alpha if found is None else found) / root(r) / scale
         if not math.isclose(ratio, 1):
             state[name] = state[name] * ratio
-    if "layout" not in header:
-        header = {"preset": preset_of(state)} if preset_of(state) else {}
-    header |= {"rank": str(rank), "alpha": repr(scale * rank)}
+    if "layout" not in texts:
+        texts = {"preset": preset_of(state)} if preset_of(state) else {}
+    header = read_header(texts | {"rank": str(rank), "alpha": repr(scale * rank)}, path)
     folder = path if path.is_dir() else path.parent
-    appearance = appearance_states(folder, header.get("clips")) if (folder / ADAPTER_FILE).is_file() else []
-    return from_header(path, int(header.get("step", 0)), "lora", state, appearance, header)
+    appearance = appearance_states(folder, header.clips) if (folder / ADAPTER_FILE).is_file() else []
+    return from_header(path, header.step or 0, "lora", state, appearance, header)
 
 
-def _pattern(path: Path, patterns: Mapping[str, float], layer: str) -> str:
-    """The pattern that is `layer`'s: the first to match its name or the end of it, as PEFT looks them up."""
-    try:
-        return get_pattern_key(list(patterns), layer)
-    except re.error as error:
-        raise UserError(f"{path}: alpha_pattern holds what is no regular expression ({error})") from error
+def _alphas(patterns: Any) -> dict[str, float]:
+    if not isinstance(patterns, Mapping) or not all(isinstance(name, str) for name in patterns):
+        raise ValueError("no dict from layers to numbers")
+    positive = real(above=0, high=1e6)
+    return {name: positive(value) for name, value in patterns.items()}
+
+
+def _look_up(path: Path, patterns: Mapping[str, float]) -> Callable[[str], float | None]:
+    """The function from a layer's name to its alpha, None where no pattern is its.
+
+    As in PEFT, the first pattern counts that is the name, or its end after a dot. Nearly all patterns are names; what
+    is more is matched as a regular expression when it is a harmless one.
+    """
+    order = {name: place for place, name in enumerate(patterns)}
+    names = {name for name in patterns if re.fullmatch(r"[\w.]+", name)}
+    expressions = {}
+    for pattern in patterns.keys() - names:
+        if not EXPRESSION.fullmatch(pattern) or len(expressions) == MOST_EXPRESSIONS:
+            raise UserError(
+                f"{path}: alpha_pattern holds {shown(pattern)}, no layer name and no simple expression; write"
+                " the layers' names"
+            )
+        try:
+            expressions[pattern] = re.compile(rf"(.*\.)?({pattern})")
+        except re.error as error:
+            raise UserError(
+                f"{path}: alpha_pattern holds {shown(pattern)}, no regular expression ({error}); write the names"
+            ) from None
+
+    def alpha(layer: str) -> float | None:
+        ends = [layer, *(layer[i + 1 :] for i, letter in enumerate(layer) if letter == ".")]
+        found = [end for end in ends if end in names]
+        found += [pattern for pattern, expression in expressions.items() if expression.fullmatch(layer)]
+        return patterns[min(found, key=order.__getitem__)] if found else None
+
+    return alpha
 
 
 def write_diffusers(checkpoint: Checkpoint, folder: Path) -> None:
@@ -147,7 +172,7 @@ def read_diffusers(path: Path) -> Checkpoint:
     file = path / DIFFUSERS_FILE if path.is_dir() else path
     state, header, config = _read_diffusers(file)
     checkpoint = _foreign(file, state, header, config)
-    clips = range(int(header.get("clips", 0)))
+    clips = range(read_header({"clips": header.get("clips", "0")}, file).clips)
     checkpoint.appearance = [_read_diffusers(file.parent / "spatial" / str(clip) / DIFFUSERS_FILE)[0] for clip in clips]
     return checkpoint
 
@@ -158,11 +183,10 @@ def _read_diffusers(file: Path) -> tuple[State, dict[str, str], dict[str, Any]]:
     check_pairs(state, file)
     metadata = header.pop(DIFFUSERS_METADATA, None)
     if metadata is not None:
-        try:
-            config = {key.removeprefix(DIFFUSERS_PREFIX): value for key, value in json.loads(metadata).items()}
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{file}: its {DIFFUSERS_METADATA} is no JSON object ({error}); copy it again") from error
-        return state, header, config
+        config = read_json(metadata, f"{file}: its {DIFFUSERS_METADATA}")
+        if not isinstance(config, dict):
+            raise UserError(f"{file}: its {DIFFUSERS_METADATA} is {shown(config)}, no configuration; copy it again")
+        return state, header, {key.removeprefix(DIFFUSERS_PREFIX): value for key, value in config.items()}
     rank = max(tensor.shape[0] for name, tensor in state.items() if name.endswith("lora_A.weight"))
     # every layer at its own rank: the scale is 1 throughout
     alphas = {name.removesuffix(".lora_A.weight"): t.shape[0] for name, t in state.items() if name.endswith("A.weight")}

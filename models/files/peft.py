@@ -10,17 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from configs.errors import UserError
+from configs.errors import UserError, shown
+from models.files.tensors import State, check_real, read_tensors, write_tensors
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-State = dict[str, torch.Tensor]
 
 
 def write_adapter(folder: Path, state: State, header: Mapping[str, str]) -> None:
@@ -47,23 +43,8 @@ def peft_config(state: State, rank: int, alpha: float) -> dict[str, Any]:
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
-def write_tensors(tensors: State, path: Path, header: Mapping[str, str]) -> None:
-    """Write a safetensors file with `header` as its metadata."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata=dict(header))
-
-
-def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
-    """(tensors on the CPU, header) of a safetensors file; UserError where it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: truncated, or not a safetensors file ({error}): copy it again") from error
-
-
 def read_adapter(folder: Path) -> tuple[State, dict[str, str]]:
-    """(LoRA state, header) of a PEFT folder. Raises UserError where a matrix of a pair is missing."""
+    """(LoRA state, header) of a PEFT folder. Raises UserError where a pair is incomplete or not finite."""
     tensors, header = read_tensors(folder / ADAPTER_FILE)
     state = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
     check_pairs(state, folder / ADAPTER_FILE)
@@ -76,8 +57,9 @@ def check_pairs(state: State, path: Path) -> None:
         raise UserError(f"{path}: holds no tensors")
     for name, tensor in state.items():
         side = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name)
-        if side is None or tensor.ndim != 2:
-            raise UserError(f"{path}: {name} {list(tensor.shape)} is no LoRA matrix of a linear layer")
+        if side is None:
+            raise UserError(f"{path}: {shown(name)} {list(tensor.shape)} is no LoRA matrix of a linear layer")
+        check_real(tensor, name, path, axes=2)
         other = state.get(f"{side[1]}.lora_{'B' if side[2] == 'A' else 'A'}.weight")
-        if other is None or (side[2] == "A" and other.shape[1] != tensor.shape[0]):
-            raise UserError(f"{path}: {side[1]} has no complete pair of LoRA matrices; the file is damaged")
+        if other is None or (side[2] == "A" and other.shape[1:] != tensor.shape[:1]):
+            raise UserError(f"{path}: {shown(side[1])} has no complete pair of LoRA matrices; the file is damaged")

@@ -10,8 +10,6 @@ one-clip number.
 Motion Inversion stores `motion_embed.pt`, a pickled dict of embeddings [1 or h*w, frames, C] by module name.
 """
 
-import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,35 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.errors import DAMAGED_PICKLE, UserError
+from configs.errors import UserError, shown
 from models.backbone import skeleton
-from models.files.peft import State
+from models.files.tensors import State, check_real, read_pickle
 from models.lora import PRESETS, targets
 
 EMBEDDINGS_FILE = "motion_embed.pt"
 APPEARANCE = "appearance"
 EMBEDDING_NAMES = {"pos_embed": "query_key", "vSpatial": "value"}  # Motion Inversion's and ours
 ASSUMED = "release"  # what an un-keyed file of the authors' layout is, where shapes allow several presets
-
-
-def read_pickle(path: Path) -> Any:
-    """What `path` pickles, tensors on the CPU. Nothing in the file is executed.
-
-    Raises UserError for a file that asks for anything but tensors and plain containers, and for a damaged one.
-    """
-    try:
-        with warnings.catch_warnings():  # of pickles that torch did not write: refused or read, either way it is said
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
-        raise UserError(
-            f"{path}: refused, it holds more than tensors ({reason.strip() or 'not a pickle of tensors'}); nothing "
-            f"in it"
-            " was executed: ask its author for a safetensors file"
-        ) from error
-    except DAMAGED_PICKLE as error:
-        raise UserError(f"{path}: truncated, or not a PyTorch file: copy or download it again") from error
 
 
 def read_list(path: Path) -> list[torch.Tensor]:
@@ -59,12 +37,14 @@ def read_list(path: Path) -> list[torch.Tensor]:
         raise UserError(
             f"{path}: {len(content)} tensors do not pair up as up and down; the file is incomplete or mixed"
         )
+    for number, tensor in enumerate(content):
+        check_real(tensor, f"tensor {number}", path, axes=2)
     return [tensor.detach().to(torch.float32) for tensor in content]
 
 
 def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
-        return f"a dict with keys {', '.join(map(str, list(content)[:4]))}"
+        return f"a dict with keys {', '.join(shown(key, 40) for key in list(content)[:4])}"
     return f"a {type(content).__name__}"
 
 
@@ -169,7 +149,7 @@ def architecture(unet: nn.Module) -> str:
 def read_lora(path: Path, unet: nn.Module, preset: str | None) -> tuple[str, State, list[State]]:
     """(preset, motion state, appearance states) of a checkpoint folder in the release's layout.
 
-    With the preset "appearance" the looks alone are read, as MotionDirector writes them for images; the motion is {}.
+    With the preset "appearance" the appearance alone is read, as MotionDirector does for images; the motion is {}.
     """
     side = "spatial" if preset == APPEARANCE else "temporal"
     motion_file, appearance_file = lora_file(path, "temporal"), lora_file(path, "spatial")
@@ -239,9 +219,10 @@ def read_embeddings(path: Path) -> State:
         block, _, kind = str(name).rpartition(".")
         if kind not in EMBEDDING_NAMES or not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
             raise UserError(
-                f"{path}: {name} is no embedding [1 or h*w, frames, C] of Motion Inversion"
+                f"{path}: {shown(name)} is no embedding [1 or h*w, frames, C] of Motion Inversion"
                 f" (its names end in {' or '.join(EMBEDDING_NAMES)})"
             )
+        check_real(tensor, str(name), path, axes=3)
         state[f"{block}.{EMBEDDING_NAMES[kind]}"] = tensor.detach().to(torch.float32)
     return state
 

@@ -1,61 +1,15 @@
-"""The paper's ten artefacts, and one of our own, as data: what each compares, what the paper reports and claims.
+"""The paper's ten artefacts, and one of this project's own, as data: what each compares, reports and claims.
 
 Reported numbers are a secondary reading of the paper's tables ("[S]"), not checked against the PDF.
-A variant is a training (overrides of the recipe's keys) and a way of sampling from it (flags of infer/infer.py); equal
-trainings are made once, whichever artefact asks. A claim is a comparison of two variants that the numbers can decide.
 """
 
-from dataclasses import dataclass
-
+from configs.layers import ROOT
+from configs.plain import read_yaml
 from data.world import PATHS, RETIMINGS
+from scripts.artefacts.artefact import RETIMED, Artefact, Claim, Variant
 
-REPORTED = "reported [S]"
-PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference, at most
-PLI_TAU = 200  # ours, the paper's is not known to us; at 400 the toy model already undoes part of the motion
-RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
-NEW_PATH = ("orbit",)  # places that no pretrained value holds, beyond what the paper's argument promises
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row. `train` are key=value words, `flags` go to infer.py, `reported` is the paper's text for the row."""
-
-    name: str
-    train: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    reported: str = ""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """`one` against `other` on a role ("motion", "appearance", "leakage", "consistency").
-
-    `expect` is "more", "less", "not less" or "not more". `whose` says whether the paper or this project claims it.
-    """
-
-    text: str
-    role: str
-    one: str
-    expect: str
-    other: str
-    whose: str = "paper"
-    margin: float | None = None  # by how much "not" may fail; default the testbed's for the role
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """`form`: how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid."""
-
-    title: str
-    shows: str
-    variants: tuple[Variant, ...]
-    claims: tuple[Claim, ...] = ()
-    form: str = "rows"
-    motions: tuple[str, ...] = RETIMED
-    several: bool = False
-    world: bool = False  # only where the truth is known
-    needs: str = "one reference clip for each motion"
-    reported: str = ""
+PLI_TAU = read_yaml(ROOT / "configs/methods/tap_pli.yaml")["pli_threshold"]  # ours: the paper reports none
+NEW_PATH = ("orbit",)  # visits places that no pretrained value holds, which the paper's argument does not promise
 
 
 def preset(name: str) -> tuple[str, ...]:
@@ -70,20 +24,46 @@ TAP, MOTION_DIRECTOR = preset("tap"), preset("motiondirector")
 PLI, EARLY_PLI = ("--pli_threshold", str(PLI_TAU)), ("--pli_threshold", "400")
 WORDS_ALONE, TRUE_MOTION = "rendered: what the words say", "rendered: the motion itself"
 RENDERED = (Variant(WORDS_ALONE), Variant(TRUE_MOTION))  # no model: what the measures give where the truth is known
+PRIOR = Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5"))
 UNTOUCHED = Variant("untouched model", TAP, ("--lora_scale", "0"))
 DIRECTOR = Variant("MotionDirector", MOTION_DIRECTOR, (), "text 27.55, ViCLIP 25.54, consistency 93.56")
 FULL = Variant("TAP + AH + PLI", TAP, (*highway(), *PLI), "text 28.52, ViCLIP 26.52, consistency 93.83")
 HIGHWAY = Variant("TAP + AH", TAP, highway(), "text 28.32, consistency 93.71")
+GUIDANCE = Variant("guidance", TAP, ("--lora_scale", "0", "--guide"))  # the run gives the clip, not its adapter
+TAP_GUIDANCE = Variant("TAP + guidance", TAP, ("--guide",))
 INVERSION = Variant("Motion Inversion", ("method=motion_inversion",), ("--embedding_sampling", "difference"))
+# names of rows that claims refer to
+ALL_LAYERS, BASELINE, ALL_THREE = "all (MotionDirector)", "baseline (MotionDirector)", "+ PLI (full)"
+AH_SAMPLED, AH_TRAINED, DEFAULT = "AH in sampling only", "AH in training and sampling", "TAP + AH (default)"
 
 
 def _against_director(one: str) -> tuple[Claim, ...]:
     return (
         Claim(
-            f"{one} follows the prompt's looks better than MotionDirector", "appearance", one, "more", "MotionDirector"
+            f"{one} follows the prompt's appearance better than MotionDirector",
+            "appearance",
+            one,
+            "more",
+            "MotionDirector",
         ),
         Claim(f"{one} leaks less of the reference than MotionDirector", "leakage", one, "less", "MotionDirector"),
         Claim(f"{one} moves no worse than MotionDirector", "motion", one, "not less", "MotionDirector"),
+    )
+
+
+def _about_guidance(tap: str) -> tuple[Claim, ...]:
+    return (
+        Claim(
+            "guidance moves more like the reference than the untouched model",
+            "motion",
+            "guidance",
+            "more",
+            "untouched model",
+            "ours",
+        ),
+        Claim("TAP moves better than guidance without training", "motion", tap, "more", "guidance", "ours"),
+        Claim("guidance improves the motion of TAP", "motion", "TAP + guidance", "more", tap, "ours"),
+        Claim("TAP with guidance leaks no more than TAP", "leakage", "TAP + guidance", "not more", tap, "ours"),
     )
 
 
@@ -104,55 +84,56 @@ PAPER = {
             Variant("ff", preset("ff"), (), "motion 69.2, appearance 21.23"),
             Variant("q + k (TAP)", TAP),
             Variant("k + out (release)", preset("release")),
-            Variant("all (MotionDirector)", MOTION_DIRECTOR, (), "motion 64.1, appearance 21.26, leakage 21.66"),
+            Variant(ALL_LAYERS, MOTION_DIRECTOR, (), "motion 64.1, appearance 21.26, leakage 21.66"),
         ),
         (
-            Claim(
-                "keys alone keep the looks better than all layers", "appearance", "k", "more", "all (MotionDirector)"
-            ),
-            Claim("keys alone leak less than all layers", "leakage", "k", "less", "all (MotionDirector)"),
-            Claim("keys alone move no worse than all layers", "motion", "k", "not less", "all (MotionDirector)"),
-            Claim("keys keep the looks better than values", "appearance", "k", "more", "v"),
+            Claim("keys alone keep the appearance better than all layers", "appearance", "k", "more", ALL_LAYERS),
+            Claim("keys alone leak less than all layers", "leakage", "k", "less", ALL_LAYERS),
+            Claim("keys alone move no worse than all layers", "motion", "k", "not less", ALL_LAYERS),
+            Claim("keys keep the appearance better than values", "appearance", "k", "more", "v"),
             Claim("feed-forward layers move better than keys", "motion", "ff", "more", "k"),
             Claim("queries leak no more than keys", "leakage", "q", "not more", "k"),
         ),
     ),
     "table2": Artefact(
         "Table 2: methods on one reference clip",
-        "how the methods compare in motion, looks and leakage",
+        "how the methods compare in motion, appearance and leakage",
         (
             UNTOUCHED,
-            Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5")),
+            PRIOR,
+            GUIDANCE,
             DIRECTOR,
             INVERSION,
             Variant("release (k + out)", preset("release")),
             Variant("TAP", TAP),
             FULL,
+            TAP_GUIDANCE,
         ),
         (
-            *_against_director("TAP + AH + PLI"),
+            *_against_director(FULL.name),
             Claim(
                 "TAP + AH + PLI is at least as consistent in time",
                 "consistency",
-                "TAP + AH + PLI",
+                FULL.name,
                 "not less",
                 "MotionDirector",
             ),
             Claim(
                 "TAP + AH + PLI moves more like the reference than the untouched model",
                 "motion",
-                "TAP + AH + PLI",
+                FULL.name,
                 "more",
-                "untouched model",
+                UNTOUCHED.name,
             ),
+            *_about_guidance("TAP"),
         ),
         motions=(*RETIMED, *NEW_PATH),
     ),
     "table3": Artefact(
         "Table 3: methods on several reference clips",
-        "the same with three clips of one motion in different looks",
+        "the same with three clips of one motion in different appearances",
         (UNTOUCHED, DIRECTOR, INVERSION, Variant("TAP", TAP), FULL),
-        _against_director("TAP + AH + PLI"),
+        _against_director(FULL.name),
         motions=RETIMED[:1],
         several=True,
         needs="several clips of one motion (real models: --clips FOLDER)",
@@ -163,37 +144,19 @@ PAPER = {
         "what TAP, the appearance highway and phased integration each add",
         (
             UNTOUCHED,
-            Variant("baseline (MotionDirector)", MOTION_DIRECTOR, (), DIRECTOR.reported),
+            Variant(BASELINE, MOTION_DIRECTOR, (), DIRECTOR.reported),
             Variant("+ TAP", TAP, (), "text 27.91, consistency 93.86"),
             Variant("+ AH", TAP, highway(), HIGHWAY.reported),
-            Variant("+ PLI (full)", TAP, (*highway(), *PLI), FULL.reported),
+            Variant(ALL_THREE, TAP, (*highway(), *PLI), FULL.reported),
             Variant("+ PLI from timestep 400", TAP, (*highway(), *EARLY_PLI)),
         ),
         (
-            Claim("TAP improves looks over the baseline", "appearance", "+ TAP", "more", "baseline (MotionDirector)"),
-            Claim("AH improves looks over TAP", "appearance", "+ AH", "more", "+ TAP"),
-            Claim("PLI improves looks over AH", "appearance", "+ PLI (full)", "more", "+ AH"),
-            Claim(
-                "the full method leaks less than the baseline",
-                "leakage",
-                "+ PLI (full)",
-                "less",
-                "baseline (MotionDirector)",
-            ),
-            Claim(
-                "TAP is more consistent in time than the baseline",
-                "consistency",
-                "+ TAP",
-                "more",
-                "baseline (MotionDirector)",
-            ),
-            Claim(
-                "the full method moves no worse than the baseline",
-                "motion",
-                "+ PLI (full)",
-                "not less",
-                "baseline (MotionDirector)",
-            ),
+            Claim("TAP improves appearance over the baseline", "appearance", "+ TAP", "more", BASELINE),
+            Claim("AH improves appearance over TAP", "appearance", "+ AH", "more", "+ TAP"),
+            Claim("PLI improves appearance over AH", "appearance", ALL_THREE, "more", "+ AH"),
+            Claim("the full method leaks less than the baseline", "leakage", ALL_THREE, "less", BASELINE),
+            Claim("TAP is more consistent in time than the baseline", "consistency", "+ TAP", "more", BASELINE),
+            Claim("the full method moves no worse than the baseline", "motion", ALL_THREE, "not less", BASELINE),
         ),
     ),
     "table5": Artefact(
@@ -201,9 +164,9 @@ PAPER = {
         "whether training with the highway is needed",
         (
             Variant("TAP without AH", TAP),
-            Variant("AH in sampling only", TAP, highway(), "VBench average 76.33"),
+            Variant(AH_SAMPLED, TAP, highway(), "VBench average 76.33"),
             Variant(
-                "AH in training and sampling",
+                AH_TRAINED,
                 (
                     *TAP,
                     "appearance_highway.use=training",
@@ -216,19 +179,13 @@ PAPER = {
         ),
         (
             Claim(
-                "AH only in sampling keeps looks as well as AH in training",
+                "AH only in sampling keeps appearance as well as AH in training",
                 "appearance",
-                "AH in sampling only",
+                AH_SAMPLED,
                 "not less",
-                "AH in training and sampling",
+                AH_TRAINED,
             ),
-            Claim(
-                "AH only in sampling moves as well as AH in training",
-                "motion",
-                "AH in sampling only",
-                "not less",
-                "AH in training and sampling",
-            ),
+            Claim("AH only in sampling moves as well as AH in training", "motion", AH_SAMPLED, "not less", AH_TRAINED),
         ),
     ),
     "table6": Artefact(
@@ -236,15 +193,15 @@ PAPER = {
         "which scale of the highway is best",
         (Variant("no highway", TAP), *_sweep("all", "AH", (0.8, 0.9, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3))),
         (
-            Claim("1.1 keeps looks better than 1.0", "appearance", "AH @ 1.1", "more", "AH @ 1"),
-            Claim("1.1 keeps looks better than 1.2", "appearance", "AH @ 1.1", "more", "AH @ 1.2"),
+            Claim("1.1 keeps appearance better than 1.0", "appearance", "AH @ 1.1", "more", "AH @ 1"),
+            Claim("1.1 keeps appearance better than 1.2", "appearance", "AH @ 1.1", "more", "AH @ 1.2"),
         ),
         form="sweep",
         reported="best at 1.1; 1.0 and 1.2 worse",
     ),
     "figure3": Artefact(
         "Figure 3: highway against scaled plain skips",
-        "that leakage falls because skips move, not because they grow",
+        "that leakage falls because skips are moved, not because they are scaled up",
         (
             Variant("no highway", TAP),
             *_sweep("all", "AH", (0.9, 1.0, 1.1, 1.2)),
@@ -275,7 +232,7 @@ PAPER = {
     ),
     "figure5": Artefact(
         "Figure 5: one reference clip, videos",
-        "what the methods look like side by side",
+        "the videos of the methods side by side",
         (UNTOUCHED, DIRECTOR, Variant("TAP", TAP), HIGHWAY, FULL),
         form="grid",
         motions=(*RETIMED, *NEW_PATH),
@@ -292,12 +249,23 @@ PAPER = {
 }
 
 OURS = {
+    "guidance": Artefact(
+        "Guidance: what training buys over steering a sampling",
+        "motion guidance without training, TAP, and both together, on a re-timing and on two new paths (the setting of "
+        "guidance was chosen on there and back and the orbit, with the first four prompts)",
+        (UNTOUCHED, PRIOR, GUIDANCE, Variant("TAP", TAP), TAP_GUIDANCE),
+        _about_guidance("TAP"),
+        motions=(RETIMED[0], "orbit", "spiral"),
+        world=True,
+        needs="a model of the toy world",
+    ),
     "motions": Artefact(
         "Motions: every held-out motion of the toy world",
         "which methods learn which motions from one clip, and what they keep",
         (
             UNTOUCHED,
-            Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5")),
+            PRIOR,
+            GUIDANCE,
             Variant("MotionDirector", MOTION_DIRECTOR),
             Variant("MotionDirector, half the rate", (*MOTION_DIRECTOR, "learning_rate=1.25e-3")),
             Variant("release (k + out)", preset("release")),
@@ -305,38 +273,39 @@ OURS = {
             Variant("TAP (q + k)", TAP),
             Variant("TAP + AH, release scope", TAP, highway(scope="release")),
             Variant("TAP + AH, beta 1", TAP, highway(1.0)),
-            Variant("TAP + AH (default)", TAP, highway()),
+            Variant(DEFAULT, TAP, highway()),
             Variant("TAP + AH + PLI", TAP, (*highway(), *PLI)),
             Variant("TAP + noise prior 0.5", TAP, ("--noise_prior", "0.5")),
+            TAP_GUIDANCE,
         ),
         (
-            *(claim for one in ("TAP (q + k)", "TAP + AH (default)") for claim in _against_director(one)),
+            *(claim for one in ("TAP (q + k)", DEFAULT) for claim in _against_director(one)),
             Claim(
-                "TAP + AH keeps the looks of the untouched model",
+                "TAP + AH keeps the appearance of the untouched model",
                 "appearance",
-                "TAP + AH (default)",
+                DEFAULT,
                 "not less",
-                "untouched model",
+                UNTOUCHED.name,
                 "ours",
                 0.03,
             ),
             Claim(
                 "TAP + AH moves more like the reference than the untouched model",
                 "motion",
-                "TAP + AH (default)",
+                DEFAULT,
                 "more",
-                "untouched model",
+                UNTOUCHED.name,
             ),
             Claim(
                 "TAP + AH moves more like the reference than a noise prior alone",
                 "motion",
-                "TAP + AH (default)",
+                DEFAULT,
                 "more",
                 "noise prior 0.5 alone",
                 "ours",
             ),
-            Claim("AH keeps looks better than TAP alone", "appearance", "TAP + AH (default)", "more", "TAP (q + k)"),
-            Claim("AH costs no motion", "motion", "TAP + AH (default)", "not less", "TAP (q + k)", "ours"),
+            Claim("AH keeps appearance better than TAP alone", "appearance", DEFAULT, "more", "TAP (q + k)"),
+            Claim("AH costs no motion", "motion", DEFAULT, "not less", "TAP (q + k)", "ours"),
             Claim("q + k moves better than k alone", "motion", "TAP (q + k)", "more", "TAP-key (k)", "ours"),
             Claim(
                 "the release's k + out moves better than q + k",
@@ -346,10 +315,12 @@ OURS = {
                 "TAP (q + k)",
                 "ours",
             ),
+            *_about_guidance("TAP (q + k)"),
         ),
         motions=(*RETIMINGS, *PATHS),
         world=True,
         needs="a model of the toy world",
-    )
+    ),
 }
 ARTEFACTS = PAPER | OURS
+STUDIES = {"metrics": ("Motion metrics against the truth (toy world)", "no model; about three minutes of CPU")}

@@ -1,28 +1,26 @@
-"""One training and everything sampled from it: a chain, the unit that runs on one device and survives being stopped.
+"""A chain: one training and everything sampled from it, the unit that runs on one device and survives being stopped.
 
     python scripts/artefacts/chain.py CHAIN.json
 
-Written and started by scripts/reproduce.py. A finished training is not repeated, an interrupted one goes on from its
-last checkpoint, and only videos that are missing are sampled. Everything is done by the functions of train.py and
-infer/infer.py, with arguments that those commands take.
+scripts/reproduce.py writes the file and starts the command. A finished training is not repeated, an interrupted one
+continues from its last checkpoint, and only missing videos are sampled. The functions of train.py and infer/infer.py
+do all the work, with arguments that those commands take.
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
 
 from configs.errors import command
 from configs.files import atomic_path
-from configs.schema import ROOT, load
+from configs.runtime import quiet_threads
+from configs.schema import load
+from scripts.artefacts.provenance import note_commit
 
-COMMITS = "commit.txt"  # in a run's and in a samples' folder: the commits that made what is there
 SEEDS = 4  # prompt i starts from the noise of seed i mod 4, in every variant alike
 
 
@@ -45,7 +43,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Chain:
-    """`train` are the words for train.py, `run` is its output_dir, `steps` its length."""
+    """`train` are the words for train.py, `run` is its output_dir, `steps` how many it trains."""
 
     name: str
     train: list[str]
@@ -55,7 +53,7 @@ class Chain:
 
     @property
     def run_folder(self) -> Path | None:
-        """The finished run's folder, None while it is not finished."""
+        """The run's folder; None until the training is finished."""
         return next((path.parent for path in Path(self.run).glob(f"train_*/checkpoint-{self.steps}")), None)
 
     @property
@@ -84,31 +82,6 @@ def sidecars(folder: Path) -> Iterator[tuple[dict, str, int]]:
             path.unlink()  # damaged: its video is sampled again
 
 
-def commit() -> str:
-    """The commit this tree stands on, and whether its code or prompts differ from it."""
-
-    def git(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-
-    try:
-        head = git("rev-parse", "--short", "HEAD")
-    except OSError:
-        return "unknown"
-    if head.returncode:
-        return "unknown"
-    changed = git("diff", "--quiet", "HEAD", "--", "*.py", "*.yaml", "data", "models").returncode
-    return head.stdout.strip() + (" with local changes" if changed else "")
-
-
-def note_commit(folder: Path) -> None:
-    """Write into `folder` which commit is about to make something there."""
-    path, now = folder / COMMITS, commit()
-    known = path.read_text().splitlines() if path.exists() else []
-    if now not in known:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([*known, now]) + "\n")
-
-
 def train_words(chain: Chain) -> list[str]:
     """The words after train.py that make or resume this chain's training."""
     return [*chain.train, f"output_dir={chain.run}", "resume_from_checkpoint=latest"]
@@ -133,17 +106,21 @@ def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str]) -
 
 def work(chain: Chain) -> None:
     """Do what is left of the chain in this process. Raises UserError as training and sampling do."""
+    quiet_threads()
     from infer import options  # slow imports only where there is something to do
-    from infer.generate import generate
+    from infer.generate import generate, load_backbone
     from train import run
 
     if chain.run_folder is None:
         note_commit(Path(chain.run))
         run(load(train_words(chain), description="")[0])
+    backbone = None  # one model serves all samples of a chain: every variant customizes it and leaves it as it was
     for samples in chain.samples:
         for seed, prompts in list(samples.missing()):
             note_commit(Path(samples.folder))
-            for _ in generate(options.parse(infer_words(chain, samples, seed, prompts))):
+            request = options.parse(infer_words(chain, samples, seed, prompts))
+            backbone = backbone or load_backbone(request)
+            for _ in generate(request, backbone):
                 pass
 
 

@@ -1,14 +1,13 @@
 """Figure 4: the decoder's hidden states under each customization, and how well motion can be read from them.
 
-The same noised clips with an empty prompt (words would tell the motion) go through the untouched model, TAP, the
-appearance highway, both, and the spatial LoRA. A hidden state is what an up block gives out, [(b f) c h w].
+The same noised clips go through the untouched model, TAP, the appearance highway, both, and the spatial LoRA. The
+prompt is empty, since words would reveal the motion. A hidden state is the output of an up block, [(b f) c h w].
 Similarity is the cosine of a clip's whole state with the untouched model's. The classifier is ridge regression onto
 motions, from states averaged over a 2 x 2 grid per frame, fitted on half of the clips and tested on the other half.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,8 @@ from models import methods
 from models.backbone import Backbone
 from models.files.checkpoint import Checkpoint
 from models.highway import HighwaySettings
-from scripts.artefacts.catalogue import Claim
+from scripts.artefacts.artefact import Claim
+from scripts.artefacts.results_file import markdown, markdown_table
 from scripts.artefacts.verdict import Verdict, rule
 
 TIMESTEP = 500
@@ -67,10 +67,10 @@ class LabelledClip:
 
 
 @dataclass(frozen=True)
-class States:
-    """Per model and up block, one value a clip: cosine with the untouched model, and whether its motion was read.
+class StateComparison:
+    """Per model and up block, one value per clip: cosine with the untouched model, and whether its motion was read.
 
-    `read` is empty where every motion has a single clip: telling clips apart is not reading their motion.
+    `read` is empty where a motion has a single clip: recognizing a clip is not reading its motion.
     """
 
     source: str
@@ -86,7 +86,7 @@ class States:
     def _judge(self, claim: Claim) -> Verdict:
         values = self.similarity if claim.role == "similarity" else self.read
         if not values:
-            return Verdict(claim, self.source, "not measured", "it takes several clips of each motion")
+            return Verdict(claim, self.source, "not measured", "several clips of each motion are needed")
         one, other = (
             {
                 clip: sum(column) / self.blocks
@@ -104,7 +104,12 @@ class States:
             words += f", allowing {MARGIN:g}"
         return Verdict(claim, self.source, rule(claim.expect, found, MARGIN), words)
 
-    def _tables(self) -> list[tuple[str, list[list[str]]]]:
+    @property
+    def caption(self) -> str:
+        return f"Hidden states of {self.source}, noised to timestep {TIMESTEP}, empty prompt."
+
+    def tables(self) -> list[tuple[str, list[list[str]]]]:
+        """(title, rows of cells as text), the header first."""
         head = ["model", *(f"up block {block}" for block in range(self.blocks)), "n"]
         tables = []
         for title, values, kind in (
@@ -122,21 +127,10 @@ class States:
         return [*tables, ("cosine between models, mean of clips and blocks", [["", *self.models], *rows])]
 
     def markdown(self) -> str:
-        parts = [f"Hidden states of {self.source}, noised to timestep {TIMESTEP}, empty prompt."]
-        for title, (head, *rows) in self._tables():
-            lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-            parts.append(f"{title[:1].upper()}{title[1:]}:\n\n" + "\n".join(lines))
+        parts = [markdown(self.caption)]
+        for title, rows in self.tables():
+            parts.append(f"{title[:1].upper()}{title[1:]}:\n\n{markdown_table(rows)}")
         return "\n\n".join(parts)
-
-    def html(self) -> str:
-        parts = [f"<p>Hidden states of {escape(self.source)}, noised to timestep {TIMESTEP}, empty prompt.</p>"]
-        for title, (head, *rows) in self._tables():
-            body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-            parts.append(
-                f"<table><caption>{escape(title)}</caption><tr>{''.join(f'<th>{escape(c)}</th>' for c in head)}</tr>"
-                f"{body}</table>"
-            )
-        return "".join(parts)
 
     def figure(self) -> Figure:
         figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -170,7 +164,7 @@ class States:
 
 
 def world_clips(each: int) -> list[LabelledClip]:
-    """`each` clips of every motion the toy model knows, in fresh looks."""
+    """`each` clips of every motion the toy model knows, in appearances that pretraining did not draw."""
     clips = []
     for seed in range(each):
         for number, motion in enumerate(MOTIONS):
@@ -180,19 +174,21 @@ def world_clips(each: int) -> list[LabelledClip]:
 
 
 @torch.no_grad()
-def compare(backbone: Backbone, checkpoint: Checkpoint, clips: Sequence[LabelledClip], source: str) -> States:
-    """Hidden states of `clips` under each customization of `backbone` by `checkpoint`.
+def compare_customizations(
+    backbone: Backbone, checkpoint: Checkpoint, clips: Sequence[LabelledClip], source: str
+) -> StateComparison:
+    """The decoder's hidden states of `clips` under each customization of `backbone` by `checkpoint`.
 
-    Motion is read from them where every label has different clips.
+    Motion is read from them only where every label has different clips. `source` says in words what the clips are.
     """
     unet, highway = backbone.unet, HighwaySettings()
-    motion, looks = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
+    motion, appearance = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
     customizations = {
         BASE: ([], [], None),
         TAP: (motion, [], None),
         AH: ([], [], highway),
         BOTH: (motion, [], highway),
-        SPATIAL: ([], looks, None),
+        SPATIAL: ([], appearance, None),
     }
     models, blocks = list(customizations), len(unet.up_blocks)
     similarity = {(name, block): [] for name in models for block in range(blocks)}
@@ -216,11 +212,11 @@ def compare(backbone: Backbone, checkpoint: Checkpoint, clips: Sequence[Labelled
     labels = [clip.label for clip in clips]
     several = all(any(a.label == b.label and not torch.equal(a.frames, b.frames) for b in clips) for a in clips)
     read = {key: classify(torch.cat(parts), labels) for key, parts in features.items()} if several else {}
-    return States(source, models, blocks, similarity, between, read)
+    return StateComparison(source, models, blocks, similarity, between, read)
 
 
 def classify(features: torch.Tensor, labels: Sequence[str]) -> list[bool]:
-    """Was each test clip's motion read? features [n d]; every other clip of a label is for testing."""
+    """Whether each test clip's motion was read from `features` [n d]; every second clip of a label is for testing."""
     names = sorted(set(labels))
     seen = dict.fromkeys(names, 0)
     fit, test = [], []
@@ -247,7 +243,7 @@ def _noised(backbone: Backbone, batch: Sequence[LabelledClip]) -> torch.Tensor:
 
 
 def _decoder_states(unet, noised, timestep, text) -> list[torch.Tensor]:
-    """What every up block gives out, fp32 [b f c h w] on the CPU."""
+    """The output of every up block, fp32 [b f c h w] on the CPU."""
     found: list[torch.Tensor] = []
     hooks = [block.register_forward_hook(lambda _, __, output: found.append(output)) for block in unet.up_blocks]
     try:

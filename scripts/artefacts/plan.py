@@ -1,8 +1,8 @@
 """Which trainings and videos some artefacts need together, each planned once, and where they will be.
 
-A run's folder is named by its reference and a digest of all that shapes it (model, recipe, words, clip); a folder of
-videos also by its sampling flags. Asking again finds what is there, and asking for something else never
-mixes with it.
+A run's folder is named by its motion and a digest of all that shapes it (model, configuration, words, clips); a folder
+of videos also by its sampling flags. Asking again finds what is there, and asking for something else never mixes
+with it.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.errors import UserError
 from configs.schema import load
-from scripts.artefacts.catalogue import ARTEFACTS, PROMPTS, SMOKE_PROMPTS, Variant
+from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Variant
+from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import Chain, Samples, infer_words, train_words
-from scripts.artefacts.testbed import Reference, Testbed
+from scripts.artefacts.testbed import MotionTask, Testbed
 
 SMOKE = (
     "max_train_steps=2",
@@ -27,16 +28,17 @@ SMOKE = (
     "inversion_steps=2",
     "validation_data.num_inference_steps=2",
 )
-PLACES = ("pretrained_model_path", "output_dir", "cache_dir", "resume_from_checkpoint", "fallback")
+# keys that do not shape a training: paths, whose contents are counted instead, and what the program keeps for itself
+UNCOUNTED = ("pretrained_model_path", "output_dir", "cache_dir", "resume_from_checkpoint", "fallback", "chosen", "base")
 
 
 @dataclass(frozen=True)
-class Place:
-    """A cell of an artefact: the videos of one variant learned from one reference."""
+class Cell:
+    """One cell of an artefact: the videos of one variant trained on one motion."""
 
     variant: Variant
-    reference: Reference
-    run: str  # the reference, and which of its trainings
+    task: MotionTask
+    run: str  # the motion, and which of its trainings
     chain: Chain
     samples: Samples
 
@@ -55,9 +57,9 @@ class Plan:
         references: int | None = None,
         trainings: int = 1,
     ):
-        """`words` override every training's configuration; `prompts` and `references` are at most so many.
+        """`words` override every training's configuration; `prompts` and `references` are upper limits.
 
-        `trainings`: how often each training is made, from seeds 0, 1, ...
+        `trainings` says how often each training is made, from seeds 0, 1, ...
         """
         self.testbed, self.folder, self.words, self.smoke = testbed, folder, words, smoke
         self.prompts = prompts or (SMOKE_PROMPTS if smoke else PROMPTS)
@@ -65,65 +67,66 @@ class Plan:
         self.trainings = 1 if smoke else trainings
         self.model_key = testbed.fingerprint()
         self.chains: dict[str, Chain] = {}
-        self.places: dict[str, list[Place]] = {}
+        self.cells: dict[str, list[Cell]] = {}
         self.problems: dict[str, list[str]] = {}
 
     def add(self, name: str) -> None:
-        """Plan an artefact. What it lacks becomes one of its problems."""
-        artefact, self.places[name], self.problems[name] = ARTEFACTS[name], [], []
+        """Plan an artefact; what it lacks is added to its problems."""
+        artefact, self.cells[name], self.problems[name] = ARTEFACTS[name], [], []
         if artefact.world and not self.testbed.world:
             self.problems[name].append(f"{artefact.title} needs a model of the toy world: --model pocket, or --world")
             return
         try:
-            references = self.testbed.references(artefact.motions, artefact.several, self.most)
+            tasks = self.testbed.tasks(artefact.motions, artefact.several, self.most)
         except UserError as error:
             self.problems[name].append(str(error))
             return
         for seed in range(self.trainings):
-            for reference in references:
+            for task in tasks:
                 for variant in artefact.variants:
-                    self.places[name].append(self._place(variant, reference, seed))
+                    self.cells[name].append(self.cell(variant, task, seed))
 
-    def _place(self, variant: Variant, reference: Reference, seed: int) -> Place:
+    def cell(self, variant: Variant, task: MotionTask, seed: int) -> Cell:
+        """Plan the videos of one variant learned from one task; its chain also serves the other variants."""
         train = [
             "--config",
-            str(self.testbed.recipe),
+            str(self.testbed.config),
             f"pretrained_model_path={self.testbed.model}",
             f"cache_dir={self.folder / 'cache'}",
-            *reference.data,
+            *task.data,
             *variant.train,
             f"seed={seed}",
             *(SMOKE if self.smoke else ()),
             *self.words,
         ]
         cfg = load(train, description="")[0]
-        name = f"{reference.name}-{_digest([self.model_key, _settled(cfg), _contents(reference)])}"
+        name = f"{task.name}-{_digest([self.model_key, _settled(cfg), _contents(task)])}"
         chain = self.chains.setdefault(
             name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, [])
         )
         folder = self.folder / "samples" / f"{name}-{_digest(variant.flags)}"
-        samples = Samples(str(folder), list(variant.flags), list(reference.prompts[: self.prompts]))
+        samples = Samples(str(folder), list(variant.flags), list(task.prompts[: self.prompts]))
         if samples not in chain.samples:
             chain.samples.append(samples)
-        run = f"{reference.name}, training {seed + 1}" if seed else reference.name
-        return Place(variant, reference, run, chain, samples)
+        run = f"{task.name}, training {seed + 1}" if seed else task.name
+        return Cell(variant, task, run, chain, samples)
 
 
 def _settled(cfg: DictConfig) -> dict:
-    """What shapes a training: its configuration without the paths, whose contents are counted instead."""
+    """The values of a configuration that shape its training."""
     values = OmegaConf.to_container(cfg)
-    for name in PLACES:
-        values.pop(name)
+    for name in UNCOUNTED:
+        values.pop(name, None)
     values["train_data"] = {
         key: v for key, v in values["train_data"].items() if key not in ("single_video_path", "path")
     }
     return values
 
 
-def _contents(reference: Reference) -> list[str]:
-    """Digests of the reference's clips and of the captions beside them."""
-    clip = reference.clip
-    files = sorted(clip.parent.iterdir()) if reference.several else [clip, clip.with_suffix(".txt")]
+def _contents(task: MotionTask) -> list[str]:
+    """Digests of the task's clips and of the captions beside them."""
+    clip = task.clip
+    files = sorted(clip.parent.iterdir()) if task.several else [clip, clip.with_suffix(".txt")]
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
 

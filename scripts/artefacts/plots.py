@@ -13,8 +13,8 @@ from scripts.artefacts.result import Result
 GRID_ROWS, GRID_FRAMES = 3, 4  # prompts for each reference and frames for each video in a picture
 
 
-def draw(result: Result, folder: Path) -> list[Path]:
-    """Write plot.png and plot.svg into `folder`; nothing when there is nothing to show."""
+def write_plots(result: Result, folder: Path) -> list[Path]:
+    """Write plot.png and plot.svg into `folder` and return their paths; none when there is nothing to show."""
     form = result.artefact.form
     if result.states is not None:
         figure = result.states.figure()
@@ -49,7 +49,7 @@ def _rows(result: Result) -> Figure:
                         flat=True,
                     )
         axes.set_yticks(range(len(names)), names)
-        axes.set_title(_title(metric), fontsize=9)
+        axes.set_title(ALL_DEFINITIONS[metric].heading, fontsize=9)
         axes.grid(axis="x", alpha=0.3)
     axes.invert_yaxis()
     if len(result.groups) > 1:
@@ -78,7 +78,7 @@ def _sweep(result: Result) -> Figure:
             for beta, found in there:
                 _point(axes, found, beta, f"C{number}", None, flat=False)
         axes.set(xlabel="beta")
-        axes.set_title(_title(metric), fontsize=9)
+        axes.set_title(ALL_DEFINITIONS[metric].heading, fontsize=9)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
@@ -112,14 +112,9 @@ def _strip(path: Path) -> np.ndarray:
     return np.concatenate(list(picked.permute(0, 2, 3, 1).numpy()), axis=1)
 
 
-def _point(axes, found, place: float, colour: str, label: str | None, flat: bool) -> None:
+def _point(axes, found, position: float, colour: str, label: str | None, flat: bool) -> None:
     error = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]] if found.n > 1 else None
     if flat:
-        axes.errorbar(found.value, place, xerr=error, fmt="o", color=colour, markersize=4, capsize=2, label=label)
+        axes.errorbar(found.value, position, xerr=error, fmt="o", color=colour, markersize=4, capsize=2, label=label)
     else:
-        axes.errorbar(place, found.value, yerr=error, fmt="o", color=colour, markersize=4, capsize=2)
-
-
-def _title(metric: str) -> str:
-    definition = ALL_DEFINITIONS[metric]
-    return f"{definition.title} {'↑' if definition.better == 'up' else '↓'}"
+        axes.errorbar(position, found.value, yerr=error, fmt="o", color=colour, markersize=4, capsize=2)

@@ -1,4 +1,4 @@
-"""What one artefact came to: every measured video, the verdicts on its claims, what it cost, what is missing."""
+"""The result of one artefact: every measured video, the verdicts on its claims, what it cost and what is missing."""
 
 import json
 import os
@@ -9,17 +9,19 @@ import torch
 
 from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.measure.statistics import Estimate
-from scripts.artefacts.catalogue import ARTEFACTS, RENDERED, Artefact, Variant
-from scripts.artefacts.chain import COMMITS, sidecars
-from scripts.artefacts.hidden_states import States
-from scripts.artefacts.plan import Place
+from scripts.artefacts.artefact import Artefact, Variant
+from scripts.artefacts.catalogue import ARTEFACTS, RENDERED
+from scripts.artefacts.chain import sidecars
+from scripts.artefacts.hidden_states import StateComparison
+from scripts.artefacts.plan import Cell
+from scripts.artefacts.provenance import COMMITS
 from scripts.artefacts.testbed import Testbed
 from scripts.artefacts.verdict import Verdict, conclude, judge
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of all trainings and samplings that the artefact stands on, made now or before, and where they ran."""
+    """Seconds of all trainings and samplings that the artefact needs, whenever they were made, and the devices."""
 
     trainings: int
     train_seconds: float
@@ -36,7 +38,7 @@ class Cost:
 
 @dataclass
 class Result:
-    """`rows` hold group, reference, variant, prompt, seed, path and the metrics of one video each."""
+    """What was found for one artefact; a row is a video: group, reference, variant, prompt, seed, path and metrics."""
 
     name: str
     testbed: Testbed
@@ -50,7 +52,8 @@ class Result:
     problems: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     clips: dict[str, Path] = field(default_factory=dict)  # reference -> a video of it
-    states: States | None = None  # figure 4 alone: scripts/artefacts/hidden_states.py
+    costs: list[list[str]] = field(default_factory=list)  # a table, the header first: scripts/artefacts/costs.py
+    states: StateComparison | None = None  # figure 4 alone: scripts/artefacts/hidden_states.py
 
     @property
     def artefact(self) -> Artefact:
@@ -58,7 +61,7 @@ class Result:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """Its rows: the artefact's variants, and on a table of the world's own what rendered clips score."""
+        """The artefact's variants; where it needs the toy world, also what rendered clips score."""
         return (*self.artefact.variants, *(RENDERED if self.artefact.world else ()))
 
     @property
@@ -136,11 +139,11 @@ class Result:
         return rows
 
 
-def cost(places: list[Place]) -> Cost:
-    """What the runs and videos took when they were made, from their own logs."""
-    runs = {place.chain.run_folder for place in places if place.chain.run_folder}
+def total_cost(cells: list[Cell]) -> Cost:
+    """The cost of the cells' runs and videos, from the logs written when they were made."""
+    runs = {cell.chain.run_folder for cell in cells if cell.chain.run_folder}
     trained = sum(json.loads(line)["seconds"] for run in runs for line in (run / "log.jsonl").read_text().splitlines())
-    notes = [found for folder in {place.samples.folder for place in places} for found, *_ in sidecars(Path(folder))]
+    notes = [found for folder in {cell.samples.folder for cell in cells} for found, *_ in sidecars(Path(folder))]
     devices = {found["device"].split(":")[0] for found in notes}
     named = {"cpu": f"cpu ({os.cpu_count()} cores)"}
     if torch.cuda.is_available():
@@ -154,9 +157,9 @@ def cost(places: list[Place]) -> Cost:
     )
 
 
-def made_at(places: list[Place]) -> list[str]:
+def made_at(cells: list[Cell]) -> list[str]:
     """The commits at which the runs and videos of an artefact were made, as far as they were noted."""
-    folders = {path for place in places for path in (place.chain.run, place.samples.folder)}
+    folders = {path for cell in cells for path in (cell.chain.run, cell.samples.folder)}
     notes = [Path(folder) / COMMITS for folder in folders]
     return sorted({line for path in notes if path.exists() for line in path.read_text().splitlines()})
 

@@ -1,7 +1,7 @@
 """Running chains (scripts/artefacts/chain.py): several at once where there are several GPUs, or as SLURM jobs.
 
-Every chain is a process of its own with a log; one that fails leaves a sentence and the others go on. Stopping this
-process stops them after their current step, with a checkpoint, so that the same command continues.
+Every chain is a process of its own with a log. One that fails leaves a sentence, and the others continue. Stopping
+this process stops them after their current step, with a checkpoint, so that the same command continues.
 """
 
 import os
@@ -64,7 +64,7 @@ def command_of(chain: Chain, folder: Path) -> list[str]:
 
 
 def reason(log: Path, code: int, start: int = 0) -> str:
-    """The sentence that a failed process left in its log, whose words begin at byte `start`."""
+    """The sentence that a failed process left in its log, which begins at byte `start`."""
     words = log.read_bytes()[start:].decode(errors="replace")
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     return sentence(words) or f"exit code {code}: {(lines or ['no output'])[-1][:200]} (see {log})"
@@ -76,11 +76,11 @@ def sentence(words: str) -> str | None:
     return " ".join(found[-1].split()) if found else None
 
 
-def run_all(chains: list[Chain], jobs: int, launch: Launch, say: Callable[[str], None]) -> dict[str, str]:
+def run_all(chains: list[Chain], jobs: int, launch: Launch, log: Callable[[str], None]) -> dict[str, str]:
     """Run the chains that are not done, `jobs` at a time. Returns chain name -> what went wrong."""
     waiting = [chain for chain in chains if not chain.is_done]
     if len(waiting) < len(chains):
-        say(f"{len(chains) - len(waiting)} of {len(chains)} trainings with their videos are there already")
+        log(f"{len(chains) - len(waiting)} of {len(chains)} trainings with their videos are finished already")
     workers: SimpleQueue[int] = SimpleQueue()
     for worker in range(jobs):
         workers.put(worker)
@@ -89,7 +89,7 @@ def run_all(chains: list[Chain], jobs: int, launch: Launch, say: Callable[[str],
     def run(chain: Chain) -> str | None:
         worker = workers.get()
         try:
-            say(f"{chain.name}: {'sampling' if chain.run_folder else 'training and sampling'}")
+            log(f"{chain.name}: {'sampling' if chain.run_folder else 'training and sampling'}")
             return launch(chain, worker)
         finally:
             workers.put(worker)
@@ -102,7 +102,7 @@ def run_all(chains: list[Chain], jobs: int, launch: Launch, say: Callable[[str],
             if problem:
                 problems[name] = problem
             left = (time.monotonic() - began) / number * (len(waiting) - number)
-            say(f"[{number}/{len(waiting)}] {name}: {problem or 'done'}; about {left / 60:.0f} min to go")
+            log(f"[{number}/{len(waiting)}] {name}: {problem or 'done'}; about {left / 60:.0f} min to go")
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         getattr(launch, "stop", lambda: None)()
@@ -111,13 +111,11 @@ def run_all(chains: list[Chain], jobs: int, launch: Launch, say: Callable[[str],
     return problems
 
 
-def run_on_slurm(
-    chains: list[Chain], folder: Path, parameters: dict[str, str], say: Callable[[str], None]
-) -> dict[str, str]:
-    """Submit one job a chain through submitit with `parameters` of its executor, and wait for all of them.
+def slurm_executor(folder: Path, parameters: dict[str, str]):
+    """submitit's executor with `parameters`; its logs go to `folder`.
 
-    The parameter `cluster` picks submitit's executor (slurm, or local to try it out). Raises UserError without
-    submitit.
+    The parameter `cluster` picks the executor (slurm, or local to try it out). Raises UserError without submitit and
+    for parameters that it does not know.
     """
     try:
         import submitit
@@ -133,17 +131,24 @@ def run_on_slurm(
         raise UserError(f"--slurm: {error}; use names such as slurm_partition, timeout_min, gpus_per_node") from None
     except (RuntimeError, ValueError) as error:  # no srun on this machine, or an unknown cluster
         raise UserError(f"--slurm: {error}; run it on a machine of the cluster, or leave --slurm out") from None
+    return executor
+
+
+def run_on_slurm(chains: list[Chain], folder: Path, executor, log: Callable[[str], None]) -> dict[str, str]:
+    """Submit one job for each chain that is not done, and wait for all of them. Returns chain name -> what went wrong.
+
+    `folder` keeps the requests; `executor` is `slurm_executor`'s.
+    """
+    from submitit.helpers import CommandFunction
+
     os.environ["PYTHONPATH"] = str(ROOT)
     waiting = [chain for chain in chains if not chain.is_done]
-    jobs = {
-        chain.name: executor.submit(submitit.helpers.CommandFunction(command_of(chain, folder), verbose=False))
-        for chain in waiting
-    }
-    say(f"submitted {len(jobs)} jobs; their logs are in {folder}")
+    jobs = {chain.name: executor.submit(CommandFunction(command_of(chain, folder), verbose=False)) for chain in waiting}
+    log(f"submitted {len(jobs)} jobs; their logs are in {folder}")
     problems = {}
     for number, (name, job) in enumerate(jobs.items(), 1):
         error = job.exception()
         if error is not None:
             problems[name] = sentence(str(error)) or f"job {job.job_id} failed, see {folder}"
-        say(f"[{number}/{len(jobs)}] {name}: {problems.get(name, 'done')}")
+        log(f"[{number}/{len(jobs)}] {name}: {problems.get(name, 'done')}")
     return problems

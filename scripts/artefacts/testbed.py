@@ -1,7 +1,7 @@
-"""Where an artefact is made: the model with its recipe, the reference clips, the prompts and the measures.
+"""Where an artefact is made: the model and its configuration, the motions to learn, the prompts and the metrics.
 
-Two testbeds share all other code: the toy world with PocketScope, where motion and looks are measured exactly, and
-real clips with a model in ZeroScope's layout, measured by CLIP and point tracking. Prompts are this project's own
+Two testbeds share all other code: the toy world with PocketScope, where motion and appearance are measured exactly,
+and real clips with a model in ZeroScope's layout, measured by CLIP and point tracking. Prompts are this project's own
 fixed lists (data/prompts), because the papers' are not public.
 """
 
@@ -29,10 +29,10 @@ REAL_CLIPS = {  # example clip -> its caption, and the part of data/prompts/real
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What one motion is learned from: the training configuration's data keys, and the prompts it is tried on.
+class MotionTask:
+    """One motion to learn: the configuration's data keys that name its clips, and the prompts it is sampled with.
 
-    `group` is what results are pooled over; `clip` is the first clip, for the page.
+    `group` is what results are pooled over; `clip` is the first reference clip.
     """
 
     name: str
@@ -44,13 +44,20 @@ class Reference:
 
 
 class Testbed:
-    """`world`: the toy world with exact measures; else real clips. `model` is the pipeline folder."""
+    """`world`: the toy world with exact scores; else real clips. `model` is the pipeline folder.
+
+    Reference clips of the toy world are rendered into `folder`/references while an artefact is planned, since a plan
+    is named by what its clips hold. `discard` takes those back that this testbed wrote, for a request that is refused
+    or only printed.
+    """
 
     def __init__(self, model: Path, world: bool, folder: Path, clips: Path | None = None):
         self.model, self.world, self.clips = model, world, clips
-        self.recipe = ROOT / "configs" / ("reproduce_pocket.yaml" if world else "reproduce_real.yaml")
+        self.config = ROOT / "configs" / "reproduce" / ("pocket.yaml" if world else "real.yaml")
         self.folder = folder / "references"
-        # what a claim of the paper is tested on here, and by how much "no worse" may be worse
+        self._written: list[Path] = []
+        self._new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+        # the metric that a claim is decided by here, and by how much "no worse" may be worse
         self.roles = (
             {
                 "motion": ("correlation", 0.1),
@@ -104,38 +111,48 @@ class Testbed:
                 digest.update(file.read(edge))
         return digest.hexdigest()[:12]
 
-    def references(self, names: Sequence[str], several: bool, most: int | None = None) -> list[Reference]:
-        """The references called `names` (of the world), or the example clips; at most `most`.
+    def tasks(self, names: Sequence[str], several: bool, most: int | None = None) -> list[MotionTask]:
+        """The motions called `names` (of the toy world), or those of the example clips; at most `most`.
 
-        With `several` every reference is three clips of one motion. Raises UserError where there are none.
+        With `several` every motion is learned from several clips. Raises UserError where there are none.
         """
         if self.world:
             return [self._world(name, several) for name in names[:most]]
         found = self._several_real() if several else self._real()
         return found[:most]
 
-    def _world(self, motion: str, several: bool) -> Reference:
+    def _world(self, motion: str, several: bool) -> MotionTask:
         seeds = (
-            (1, 3, 6) if several else (REFERENCE_SEEDS[motion],)
-        )  # 1, 3, 6: window and pattern, three colours and shapes
+            (1, 3, 6) if several else (REFERENCE_SEEDS[motion],)  # 1, 3, 6: window, pattern, three colours and shapes
+        )
         folder = self.folder / (f"{motion}_few" if several else motion)
         clips = [reference_clip(motion, seed) for seed in seeds]
         paths = []
         for seed, clip in zip(seeds, clips):
             path = folder / f"{motion}_{seed}.mp4"
-            if not path.exists():
+            caption = path.with_suffix(".txt")
+            if not (path.exists() and caption.exists()):
+                self._written += [path, caption]
                 write_video(path, clip.frames, fps=8, quality=10)  # lossless: a reference is exactly what was rendered
-            path.with_suffix(".txt").write_text(clip.prompt)
+                caption.write_text(clip.prompt)
             paths.append(path)
         group, prompts = ("path", "pocket_paths.txt") if motion in PATHS else ("re-timing", "pocket.txt")
-        return Reference(motion, group, _data(paths, folder), read_list(prompts), paths[0], several)
+        return MotionTask(motion, group, _data(paths, folder), prompt_list(prompts), paths[0], several)
+
+    def discard(self) -> None:
+        """Delete the reference clips that this testbed wrote, and the folders that held nothing else."""
+        for path in self._written:
+            path.unlink(missing_ok=True)
+        for folder in [*dict.fromkeys(path.parent for path in self._written), self.folder, *self._new_folders]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        self._written = []
 
     def rendered(self, motion: str, prompts: Sequence[str]) -> dict[str, Path]:
-        """Folders of clips that the world itself draws for these prompts: how the measures rate no change and the
-        truth.
+        """Folders of clips that the toy world draws for these prompts: what the metrics give for no transfer at all
+        and for a perfect one.
 
-        One shows the motion that the prompt's words name, the other the held-out `motion`; by the name of their
-        variant.
+        One shows the motion that the prompt names, the other the held-out `motion`. Keys are the variants' names.
         """
         folders = {WORDS_ALONE: self.folder / "rendered" / "words", TRUE_MOTION: self.folder / "rendered" / motion}
         for name, folder in folders.items():
@@ -155,18 +172,18 @@ class Testbed:
                     notes.write_text(json.dumps({"video": path.name, "prompt": prompt, "seed": seed, "config": None}))
         return folders
 
-    def _real(self) -> list[Reference]:
+    def _real(self) -> list[MotionTask]:
         found = []
         for name, (caption, kind) in REAL_CLIPS.items():
             path = EXAMPLES / f"{name}.mp4"
             if path.exists():
                 data = (f"train_data.single_video_path={path}", f"train_data.single_video_prompt='{caption}'")
-                found.append(Reference(name, "real clip", data, read_list("real.txt", kind), path))
+                found.append(MotionTask(name, "real clip", data, prompt_list("real.txt", kind), path))
         if not found:
             raise UserError(f"{EXAMPLES}: no example clip; render them with scripts/render_clips.py")
         return found
 
-    def _several_real(self) -> list[Reference]:
+    def _several_real(self) -> list[MotionTask]:
         if self.clips is None or not self.clips.is_dir():
             raise UserError(
                 "several clips of one motion are needed (the paper uses UCF Sports, which is not shipped): give "
@@ -176,8 +193,8 @@ class Testbed:
         if not paths:
             raise UserError(f"--clips: no video in {self.clips}; put clips of one motion there")
         own = self.clips / "prompts.txt"
-        prompts = read_list(own) if own.is_file() else read_list("real.txt", "person in sport")
-        return [Reference(self.clips.name, "real clips", _data(paths, self.clips), prompts, paths[0], several=True)]
+        prompts = prompt_list(own) if own.is_file() else prompt_list("real.txt", "person in sport")
+        return [MotionTask(self.clips.name, "real clips", _data(paths, self.clips), prompts, paths[0], several=True)]
 
 
 def _data(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
@@ -186,7 +203,7 @@ def _data(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
     return (f"train_data.single_video_path={paths[0]}",)  # its caption stands in the .txt beside it
 
 
-def read_list(name: str | Path, section: str | None = None) -> tuple[str, ...]:
+def prompt_list(name: str | Path, section: str | None = None) -> tuple[str, ...]:
     """The prompts of data/prompts/`name` (or of any file by its path), or those below its line `## section`."""
     found, current = [], None
     for line in (ROOT / "data" / "prompts" / name).read_text(encoding="utf-8").splitlines():

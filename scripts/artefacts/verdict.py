@@ -1,4 +1,4 @@
-"""What the numbers say about a claim, in words: a paired difference of two variants, its interval, and a ruling."""
+"""What the numbers say about a claim: a paired difference of two variants with its interval, and a ruling on it."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.measure.statistics import Estimate, difference
 from scripts.artefacts.catalogue import Claim
 
-RULINGS = ("holds", "does not hold", "undecided", "not measured")
+RULINGS = ("confirmed", "refuted", "not decided", "not measured")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`ruling` is one of RULINGS; `words` says why, with the numbers."""
+    """A ruling (one of RULINGS) on a claim; `words` give the numbers behind it."""
 
     claim: Claim
     group: str
@@ -20,19 +20,20 @@ class Verdict:
 
 
 def rule(expect: str, found: Estimate, margin: float) -> str:
-    """Does a difference `found` bear out "more", "less", "not less" or "not more"?
+    """The ruling on an expectation "more", "less", "not less" or "not more" of the difference `found`.
 
-    "more" and "less" hold when the whole interval is on that side of 0, and fail when none of it is. The other two
-    allow `margin`: they hold when the whole interval is above -margin (below +margin), and fail when none of it is.
+    "more" and "less" are confirmed when the whole interval is on that side of 0, and refuted when none of it is. The
+    other two allow `margin`: they are confirmed when the whole interval is above -margin (below +margin), and refuted
+    when none of it is.
     """
     sign = 1 if expect in ("more", "not less") else -1
     low, high = sorted((sign * found.low, sign * found.high))
     edge = -margin if expect.startswith("not") else 0.0
     if not low < high:  # a single video has no interval, and videos that are all alike have an empty one
-        return "undecided"
+        return "not decided"
     if low > edge:
-        return "holds"
-    return "does not hold" if high <= edge else "undecided"
+        return "confirmed"
+    return "refuted" if high <= edge else "not decided"
 
 
 def judge(claim: Claim, group: str, rows: dict[str, list[dict]], roles: dict[str, tuple[str, float]]) -> Verdict:
@@ -59,11 +60,11 @@ def judge(claim: Claim, group: str, rows: dict[str, list[dict]], roles: dict[str
 def conclude(verdicts: list[Verdict], smoke: bool) -> str:
     """One sentence over all claims of an artefact."""
     if not verdicts:
-        return "Nothing is claimed here; look at the videos."
+        return "Nothing is claimed here: the videos are for the eye."
     count = {ruling: sum(v.ruling == ruling for v in verdicts) for ruling in RULINGS}
-    said = ", ".join(f"{ruling} {number}" for ruling, number in count.items() if number)
-    sentence = f"Of {len(verdicts)} comparisons: {said}."
-    return f"SMOKE RUN, the numbers mean nothing. {sentence}" if smoke else sentence
+    counts = ", ".join(f"{number} {ruling}" for ruling, number in count.items() if number)
+    sentence = f"Of {len(verdicts)} comparisons: {counts}."
+    return f"SMOKE RUN, its numbers say nothing. {sentence}" if smoke else sentence
 
 
 def _counted(number: int, noun: str) -> str:

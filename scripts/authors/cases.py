@@ -16,15 +16,16 @@ from einops import rearrange
 
 from configs.errors import UserError
 from data.cache import read_folder
-from infer.inversion import ddim_invert, inversion_step
+from infer.inversion import ddim_invert, make_inverse
 from infer.noise import blend
 from infer.sampler import guide, sample
 from models import methods
 from models.files.checkpoint import load_checkpoint
 from models.highway import HighwaySettings, attach_highway
 from models.hooks import bypass_single_frames
-from models.lora import PRESETS, active, add_adapter, merge, targets
-from scripts.authors.reference import Reference, Row
+from models.lora import PRESETS, active, add_adapter, targets
+from models.merge import merge
+from scripts.authors.reference import ReferenceFile, Row
 
 LATENTS = 2e-5  # relative to the largest value, after many passes
 EXACT = 1e-6  # arithmetic without a network
@@ -42,7 +43,7 @@ AH_SCALES = {
 INFER_KEY = re.compile(r"infer_(noscale|s\d+)_(s\d+)")
 
 
-def unet_case(ref: Reference) -> Iterator[Row]:
+def unet_case(ref: ReferenceFile) -> Iterator[Row]:
     """The plain U-Net, and one frame with all, all but one, or no temporal layers bypassed."""
     unet = ref.unet()
     for key in ("out", "out_f64", "out_gradckpt", "out_stock018"):
@@ -60,7 +61,7 @@ def unet_case(ref: Reference) -> Iterator[Row]:
                 yield ref.row(key, ref.forward(unet, "sample_one_frame"))
 
 
-def highway_case(ref: Reference) -> Iterator[Row]:
+def highway_case(ref: ReferenceFile) -> Iterator[Row]:
     """The highway in the release's scope, for each set of scales; and its wiring table, row by row."""
     unet = ref.unet()
     for key in sorted(AH_SCALES.keys() & ref.data.keys()):
@@ -83,7 +84,7 @@ def differing_rows(unet, scales: tuple[float, ...], wiring: list[dict]) -> int:
     )
 
 
-def lora_case(ref: Reference) -> Iterator[Row]:
+def lora_case(ref: ReferenceFile) -> Iterator[Row]:
     """LoRA files: module names in order, forwards with adapters switched on, merged, and under the highway."""
     name = ref.stem.removesuffix("_forward")
     folder, preset = ref.find(name, "lora_train", "infer_run"), None
@@ -133,7 +134,7 @@ def adapt(unet, preset: str, *states: dict[str, torch.Tensor]):
     return adapters
 
 
-def inversion_case(ref: Reference) -> Iterator[Row]:
+def inversion_case(ref: ReferenceFile) -> Iterator[Row]:
     """DDIM inversion with the empty prompt: end points, trajectory, single steps, the mix with noise."""
     backbone, data = ref.backbone(ref.pipeline()), ref.data
     empty = backbone.encode_text([""]).expand(data["latents"].shape[0], -1, -1)
@@ -153,7 +154,8 @@ def inversion_case(ref: Reference) -> Iterator[Row]:
             backbone.scheduler.set_timesteps(int(match[1]))
             yield ref.row(key, backbone.scheduler.timesteps.flip(0), 0)
         elif match := re.fullmatch(r"step_t(\d+)", key):
-            ours = inversion_step(backbone.scheduler, data["eps"], int(match[1]), data["latents"], stride)
+            step = make_inverse(backbone.scheduler, backbone.scheduler.config.num_train_timesteps // stride).step
+            ours = step(data["eps"], int(match[1]), data["latents"]).prev_sample
             yield ref.row(key, ours, EXACT, relative=True)
         elif match := re.fullmatch(r"mix_([\d.]+)", key):
             ours = blend(data[f"inv{lengths[-1]}"], data["mix_noise"], prior=float(match[1]))
@@ -163,7 +165,7 @@ def inversion_case(ref: Reference) -> Iterator[Row]:
                 yield ref.row(key, invert(int(match[1])), LATENTS, relative=True)
 
 
-def single_step_stride(ref: Reference, schedule) -> int:
+def single_step_stride(ref: ReferenceFile, schedule) -> int:
     """How many timesteps a step_t of this file crosses: those of the longest inversion in it that meets all of them."""
     named = (re.match(r"(?:inv|trajectory|timesteps)(\d+)", key) for key in ref.data)
     lengths = sorted({int(match[1]) for match in named if match})
@@ -172,7 +174,7 @@ def single_step_stride(ref: Reference, schedule) -> int:
     return next((s for s in strides if all((t - schedule.steps_offset) % s == 0 for t in stamps)), USUAL_STRIDE)
 
 
-def infer_case(ref: Reference) -> Iterator[Row]:
+def infer_case(ref: ReferenceFile) -> Iterator[Row]:
     """One sampling command: prompt embeddings, initial noise, timesteps, latents, frames."""
     wanted, data = SimpleNamespace(**ref.settings()["defaults"]), ref.data
     backbone = ref.backbone(ref.pipeline(wanted.model))
@@ -215,8 +217,8 @@ def as_many(words: str | list[str], count: int) -> list[str]:
     return [words[i % len(words)] for i in range(count)]
 
 
-def initial_latents(ref: Reference, folder: Path, prior: float) -> torch.Tensor | None:
-    """What sampling starts from by the file's noise; None where the file or the cached inversion can not tell."""
+def initial_latents(ref: ReferenceFile, folder: Path, prior: float) -> torch.Tensor | None:
+    """The latents that sampling starts from, mixed from the file's noise; None where noise or inversion is missing."""
     noise = ref.data.get("noise")
     if noise is None or not prior:
         return noise

@@ -19,7 +19,7 @@ from models.lora import PRESETS, add_adapter, targets
 from models.training.objective import Draw
 from models.training.optimizer import DualPathOptimizer
 from scripts.authors.cases import UNGUARDED, adapt
-from scripts.authors.reference import Reference, Row
+from scripts.authors.reference import ReferenceFile, Row
 from train import training_step
 
 LOSS = 2e-6
@@ -28,13 +28,17 @@ WEIGHTS = 1e-6  # mean error of trained weights
 LOSS_NAMES = {"spatial": "loss_spatial", "temporal": "loss_mse", "debiased": "loss_ad"}  # ours and the files'
 
 
-def losses_case(ref: Reference) -> Iterator[Row]:
+def losses_case(ref: ReferenceFile) -> Iterator[Row]:
     """Losses and gradients of one training step, through train.training_step.
 
     A file NAME_gradckpt holds the losses of NAME's inputs with every temporal layer bypassed at one frame.
     """
     checkpointed = ref.stem.endswith("_gradckpt")
-    base = Reference(ref.find(f"{ref.stem.removesuffix('_gradckpt')}.safetensors"), ref.places) if checkpointed else ref
+    base = (
+        ReferenceFile(ref.find(f"{ref.stem.removesuffix('_gradckpt')}.safetensors"), ref.places)
+        if checkpointed
+        else ref
+    )
     folder = base.find(base.stem.replace("losses", "lora_train", 1), "lora_train")
     unet, data = base.unet_for(folder), base.data
     checkpoint = load_checkpoint(folder, unet=unet)
@@ -64,7 +68,7 @@ def losses_case(ref: Reference) -> Iterator[Row]:
         yield from gradient_rows(ref, run, {"temporal": motion, "spatial": appearance})
 
 
-def gradient_rows(ref: Reference, run: str, adapters: dict) -> Iterator[Row]:
+def gradient_rows(ref: ReferenceFile, run: str, adapters: dict) -> Iterator[Row]:
     for side, adapter in adapters.items():
         # a path that did not run leaves no gradients, where the release keeps zeros
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in adapter.parameters()]
@@ -82,7 +86,7 @@ def gradient_rows(ref: Reference, run: str, adapters: dict) -> Iterator[Row]:
             yield Row(f"{run}gradients, {side} ({len(rows)} tensors)", GRADIENT, max(row.difference for row in rows))
 
 
-def trace_case(ref: Reference) -> Iterator[Row]:
+def trace_case(ref: ReferenceFile) -> Iterator[Row]:
     """A short training run: the losses of every step, then the weights at the stored checkpoints."""
     wanted, data = ref.settings(), ref.data
     backbone = ref.backbone(ref.pipeline(fits=lambda unet: bool(fitting_presets(ref, unet, "temporal"))))
@@ -144,10 +148,10 @@ def trace_case(ref: Reference) -> Iterator[Row]:
                 yield Row(f"ckpt{done}, {side} weights, mean error", WEIGHTS, torch.cat(errors).mean().item())
 
 
-def starting_adapter(ref: Reference, unet, side: str):
+def starting_adapter(ref: ReferenceFile, unet, side: str):
     """The adapter of one side at step 0: down from the file, up zero unless the file says otherwise.
 
-    Shapes can not tell release from tap.
+    Where shapes fit both release and tap, release is taken.
     """
     presets, downs = fitting_presets(ref, unet, side), initial_downs(ref, side)
     if not presets:
@@ -162,12 +166,12 @@ def starting_adapter(ref: Reference, unet, side: str):
     return adapter
 
 
-def fitting_presets(ref: Reference, unet, side: str) -> list[str]:
+def fitting_presets(ref: ReferenceFile, unet, side: str) -> list[str]:
     widths = [down.shape[1] for down in initial_downs(ref, side)]
     presets = [preset for preset in PRESETS if (preset == "appearance") == (side == "spatial")]
     return [p for p in presets if [unet.get_submodule(name).in_features for name in targets(unet, p)] == widths]
 
 
-def initial_downs(ref: Reference, side: str) -> list[torch.Tensor]:
+def initial_downs(ref: ReferenceFile, side: str) -> list[torch.Tensor]:
     count = sum(bool(re.fullmatch(rf"init\.{side}\.\d+\.down", key)) for key in ref.data)
     return [ref.data[f"init.{side}.{i}.down"] for i in range(count)]

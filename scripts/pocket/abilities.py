@@ -1,8 +1,8 @@
 """PocketScope's abilities, measured: fresh prompts, samples through the shared sampler, the analytic detectors.
 
-Also the accuracy of the detectors themselves, on rendered clips and on clips that went through a VAE: no ability can
-be measured better than that. Parts are those of a pipeline folder by name: unet, vae, text_encoder, tokenizer,
-scheduler. Clips are uint8 [f 3 h w].
+Also the accuracy of the detectors themselves, on rendered clips and on clips that went through a VAE: this is the
+ceiling of any accuracy reported with them. Parts are those of a pipeline folder by name: unet, vae, text_encoder,
+tokenizer, scheduler. Clips are uint8 [f 3 h w].
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEMPORAL_PARTS = {"temporal attention": TransformerTemporalModel, "temporal conv
 
 
 def fresh_prompts(count: int, seed: int) -> list[str]:
-    """Captions without decoration, every known motion equally often, looks drawn from `seed`."""
+    """Captions without decoration, every known motion equally often, the appearance drawn from `seed`."""
     rng = np.random.default_rng([seed, 99])
     return [
         f"a {rng.choice(list(COLOURS))} {rng.choice(SHAPES)} {verb} over a {rng.choice(list(BACKGROUNDS))} background"
@@ -59,13 +59,13 @@ def sample_clips(parts: dict, prompts: list[str], seed: int, steps: int, guidanc
     return clips
 
 
-def measure(parts: dict, prompts: list[str], seed: int, steps: int = SAMPLE_STEPS, guidance: float = GUIDANCE):
-    """(shares of `summary`, clips): samples of the prompts as the detectors read them."""
+def measure_samples(parts: dict, prompts: list[str], seed: int, steps: int = SAMPLE_STEPS, guidance: float = GUIDANCE):
+    """(shares of `summary`, clips): what the detectors read in samples of the prompts."""
     clips = sample_clips(parts, prompts, seed, steps, guidance)
     return summary([read_clip(clip).matches(parse_prompt(prompt)) for clip, prompt in zip(clips, prompts)]), clips
 
 
-def without(unet, part: str) -> Patch:
+def ablate(unet, part: str) -> Patch:
     """Switch one of `TEMPORAL_PARTS` off: its layers pass their input on. Shows which of them carries the motion."""
 
     def pass_on(forward, hidden_states, *args, **kwargs):

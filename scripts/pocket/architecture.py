@@ -48,7 +48,7 @@ def write_slow_tokenizer(folder: Path) -> None:
     )
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def untrained_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A random CLIP text encoder, to be kept frozen: trained jointly, motion and shape words collapse on each other.
 
     Token embeddings have unit variance, because CLIP's 0.02 leaves the words too close to tell apart.
@@ -70,7 +70,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return encoder.eval().requires_grad_(False)
 
 
-def build_vae() -> AutoencoderKL:
+def untrained_vae() -> AutoencoderKL:
     """An eightfold VAE with four latent channels and 8/16/32/64 channels, started as a working codec.
 
     From a random start the network spends its first thousand steps finding out that colours exist. Here it begins as
@@ -144,7 +144,7 @@ def _pass_through_silu(last: ResnetBlock2D, half: nn.Module, constant: float = 6
         half.conv_out.weight[channel, channel + 3, 1, 1] = -divisor
 
 
-def build_unet(channels: Sequence[int] = (32, 64, 128, 128), layers: int = 1) -> UNet3DConditionModel:
+def untrained_unet(channels: Sequence[int] = (32, 64, 128, 128), layers: int = 1) -> UNet3DConditionModel:
     """ZeroScope's U-Net in small, started so that it can learn the order of time.
 
     Temporal attention has no frame positions; order comes only from the zero padding of the temporal convolutions.
@@ -197,15 +197,18 @@ def build(words: Sequence[str], seed: int = 0) -> dict[str, object]:
         tokenizer = build_tokenizer(words)
         return {
             "tokenizer": tokenizer,
-            "text_encoder": build_text_encoder(tokenizer),
-            "vae": build_vae(),
-            "unet": build_unet(),
+            "text_encoder": untrained_text_encoder(tokenizer),
+            "vae": untrained_vae(),
+            "unet": untrained_unet(),
             "scheduler": build_scheduler(),
         }
 
 
 def _merges_for(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges learned until every word is one token; ties go to the alphabet, so ids never change."""
+    """Byte-pair merges learned until every word is one token; ties go to the alphabet, so ids never change.
+
+    The trainer of the tokenizers library breaks ties in another way, which would renumber the shipped tokenizer.
+    """
     spelled = [(*word[:-1], word[-1] + "</w>") for word in words]
     merges = []
     while any(len(parts) > 1 for parts in spelled):

@@ -133,7 +133,7 @@ class View:
     focal: float
 
 
-def render(solids: list[Solid], ground: Colour, view: View, size: int, samples: int) -> np.ndarray:
+def trace(solids: list[Solid], ground: Colour, view: View, size: int, samples: int) -> np.ndarray:
     """One frame, uint8 [size size 3], samples x samples rays a pixel; sun with shadows, light from the sky, haze."""
     n = size * samples
     eye, forward = np.array(view.eye, np.float32), np.subtract(view.at, view.eye).astype(np.float32)

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from configs.errors import UserError
@@ -27,7 +28,7 @@ from configs.errors import UserError
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training with AdamW; `lr` is the rate of the plateau, `ema` the decay of the averaged weights."""
+    """A stretch of training with AdamW; `lr` is the plateau's rate, `ema` the decay of the averaged weights."""
 
     steps: int
     batch: int
@@ -39,7 +40,10 @@ class Phase:
     upper: float = 0.0  # share of timesteps drawn from the noisier half, the rest being uniform
 
     def rate(self, step: int) -> float:
-        """Learning rate: a linear warm-up, a plateau, a cosine down to `decay_to`."""
+        """Learning rate: a linear warm-up, a plateau, a cosine down to `decay_to`.
+
+        A closed form of the step, unlike torch's schedulers, has no state that a resumed run would have to restore.
+        """
         late = (step / self.steps - self.decay_from) / (1 - self.decay_from)
         cosine = 0.5 * (1 + np.cos(np.pi * min(max(late, 0.0), 1.0)))
         return self.lr * min(1.0, (step + 1) / self.warmup) * (self.decay_to + (1 - self.decay_to) * cosine)
@@ -66,10 +70,10 @@ class Trainer:
         self.stopped = True
 
     def done(self, name: str, phase: Phase) -> bool:
-        """Is this phase complete? Raises UserError where its file was made by another recipe."""
-        return is_made(self.folder / f"{name}.safetensors", self._recipe(phase))
+        """Whether this phase is complete. Raises UserError where its file was made with other settings."""
+        return is_made(self.folder / f"{name}.safetensors", self._settings(phase))
 
-    def _recipe(self, phase: Phase) -> str:
+    def _settings(self, phase: Phase) -> str:
         return f"seed {self.seed}, {phase}"
 
     def run(
@@ -96,9 +100,11 @@ class Trainer:
             model.load_state_dict(load_file(result))
             return True
         trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
-        average = {key: value.detach().clone() for key, value in trained.items()}
+        mean = averaged(model, phase.ema)
+        average = {key: value for key, value in mean.module.named_parameters() if key in trained}
         optimizer = torch.optim.AdamW(trained.values(), lr=phase.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        start = self._restore(state, name, self._recipe(phase), model, average, optimizer)
+        start = self._restore(state, name, self._settings(phase), model, average, optimizer)
+        mean.n_averaged.fill_(start + 1)  # the average begins with the weights that the phase begins with
         bar = tqdm(range(start, phase.steps), initial=start, total=phase.steps, desc=name, mininterval=5)
         clock, smooth, self.running = time.time(), None, True
         for step in bar:
@@ -111,9 +117,7 @@ class Trainer:
             value.backward()
             nn.utils.clip_grad_norm_(trained.values(), 1.0)
             optimizer.step()
-            decay = min(phase.ema, (step + 1) / (step + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.values()), list(trained.values()), 1 - decay)
+            mean.update_parameters(model)
             smooth = value.item() if smooth is None else 0.97 * smooth + 0.03 * value.item()
             seconds = (time.time() - clock) / (step - start + 1)
             bar.set_postfix({"loss": f"{smooth:.4f}", "s/step": f"{seconds:.2f}"}, refresh=False)
@@ -122,32 +126,31 @@ class Trainer:
                 with swapped(trained, average):
                     report(step + 1)
             if self.stopped or last or (step + 1) % self.save_every == 0:
-                self._save(state, name, step + 1, self._recipe(phase), model, average, optimizer)
+                self._save(state, name, step + 1, self._settings(phase), model, average, optimizer)
             if self.stopped:
                 return False
         self.running = False
-        with torch.no_grad():
-            for key, value in trained.items():
-                value.copy_(average[key])
-        write(model.state_dict(), result, {"recipe": self._recipe(phase)})
+        _copy(average, trained)
+        write_tensors(model.state_dict(), result, {"settings": self._settings(phase)})
         state.unlink()
         return True
 
-    def _save(self, path: Path, name: str, step: int, recipe: str, model, average, optimizer) -> None:
+    def _save(self, path: Path, name: str, step: int, settings: str, model, average, optimizer) -> None:
         tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
         tensors |= {f"average/{key}": value for key, value in average.items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-        write(tensors, path, {"phase": name, "step": str(step), "recipe": recipe})
+        write_tensors(tensors, path, {"phase": name, "step": str(step), "settings": settings})
 
-    def _restore(self, path: Path, name: str, recipe: str, model, average, optimizer) -> int:
+    @torch.no_grad()
+    def _restore(self, path: Path, name: str, settings: str, model, average, optimizer) -> int:
         if not path.exists():
             return 0
         position = _metadata(path)
         if position.get("phase") != name:
             found = position.get("phase")
             raise UserError(f"{path}: is at phase {found}, expected {name}; delete {path.parent} and start over.")
-        is_made(path, recipe)
+        is_made(path, settings)
         tensors = load_file(path)
         model.load_state_dict(_below("model/", tensors))
         for key, value in _below("average/", tensors).items():
@@ -160,14 +163,23 @@ class Trainer:
         return int(position["step"])
 
 
-def is_made(path: Path, recipe: str) -> bool:
-    """Is this file there? Raises UserError where another recipe made it: mixing two would ruin both without a word."""
+def averaged(model: nn.Module, most: float) -> AveragedModel:
+    """A copy of `model` for the exponential average of its weights, with a decay that rises from 0.1 to `most`."""
+
+    def update(mean: torch.Tensor, value: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(mean, value, 1 - min(most, int(count) / (int(count) + 9)))
+
+    return AveragedModel(model, avg_fn=update)
+
+
+def is_made(path: Path, settings: str) -> bool:
+    """Whether this file is there. Raises UserError where other settings made it: mixing the two would ruin both."""
     if not path.exists():
         return False
-    found = _metadata(path).get("recipe", "none")
-    if found != recipe:
+    found = _metadata(path).get("settings", "none")
+    if found != settings:
         raise UserError(
-            f"{path}: was made by another recipe ({found}; now {recipe}); give another --out, or delete the folder"
+            f"{path}: was made with other settings ({found}; now {settings}); give another --out, or delete the folder"
         )
     return True
 
@@ -201,7 +213,7 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Save as safetensors under a temporary name, then rename."""
     temporary = path.with_suffix(".part")
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)

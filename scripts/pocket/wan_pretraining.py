@@ -17,7 +17,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 
 from configs.errors import UserError
 from data.world import vocabulary
-from infer.pictures import contact_sheet
+from infer.pictures import contact_sheet, strip
 from scripts.pocket import wan_abilities as abilities
 from scripts.pocket.abilities import fresh_prompts, measure_detectors
 from scripts.pocket.flow import FlowMatching
@@ -88,7 +88,10 @@ def pretrain(args: Namespace) -> bool:
             if single:
                 return  # there is no video to look at yet
             facts, made = abilities.measure(parts, prompts, args.seed, steps=2 if args.smoke else 12)
-            contact_sheet(args.out / f"{name}_{step:05d}.png", list(zip(prompts, made))[:8], height=64)
+            contact_sheet(
+                args.out / f"{name}_{step:05d}.png",
+                [(p, strip(video, height=64)) for p, video in zip(prompts, made)][:8],
+            )
             log(name, step, facts | {"probe": round(flow.probe(), 4)})
 
         loss = lambda rng: flow.loss(phases[name].batch * args.batch, single, rng)
@@ -109,7 +112,7 @@ def pretrain(args: Namespace) -> bool:
     return done
 
 
-def evaluate(args: Namespace) -> None:
+def measure_shipped(args: Namespace) -> None:
     """Measure the model in `args.export` on fresh prompts; the last line of stdout is JSON."""
     if not (args.export / "model_index.json").exists():
         raise UserError(f"{args.export}: no model_index.json there; pretrain first or point --export at the model.")
@@ -133,5 +136,5 @@ def evaluate(args: Namespace) -> None:
                 with abilities.without_heads(transformer, layer, heads):
                     report(f"without layer {layer}, heads {heads}", abilities.measure(parts, prompts, args.seed)[0])
     facts, clips = abilities.measure(parts, prompts, args.seed)
-    contact_sheet(args.out / "evaluate.png", list(zip(prompts, clips))[:16], height=64)
+    contact_sheet(args.out / "evaluate.png", [(p, strip(video, height=64)) for p, video in zip(prompts, clips)][:16])
     print(json.dumps(facts))

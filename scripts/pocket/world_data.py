@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data.world import render, sample_scene
 from scripts.pocket.abilities import token_ids
-from scripts.pocket.trainer import is_made, write
+from scripts.pocket.trainer import is_made, write_tensors
 
 FOREGROUND = 6.0  # extra weight of the object's latents: unweighted, shape and motion explain under 1 % of the loss
 SEEDS = 10_000_000  # a world seed is this times the run's seed, plus the scene's number
@@ -34,7 +34,7 @@ def render_frames(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def vae_loss(vae: nn.Module, frames: torch.Tensor, masks: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """L1 weighted to the object, L1 of the error averaged over 4 and 16 pixels (a tint is small in every pixel but
-    turns a background's name), and a whisper of KL. Frames are in -1..1."""
+    turns a background's name), and a small share of KL. Frames are in -1..1."""
     posterior = vae.encode(frames).latent_dist
     error = vae.decode(posterior.mean + posterior.std * noise).sample - frames
     weight = 1 + 3 * masks
@@ -47,8 +47,8 @@ def vae_loss(vae: nn.Module, frames: torch.Tensor, masks: torch.Tensor, noise: t
 @torch.no_grad()
 def encode_world(parts: dict, count: int, seed: int, path: Path) -> dict[str, torch.Tensor]:
     """Render and encode `count` clips once: latents [n 4 8 8 8], loss weights [n 8 8 8], captions [n 24] as ids."""
-    recipe = f"seed {seed}, {count} clips"
-    if is_made(path, recipe):
+    settings = f"seed {seed}, {count} clips"
+    if is_made(path, settings):
         return load_file(path)
     vae, kept = parts["vae"], {"latents": [], "weights": [], "captions": []}
     for start in tqdm(range(0, count, 8), desc="encode clips"):
@@ -60,5 +60,5 @@ def encode_world(parts: dict, count: int, seed: int, path: Path) -> dict[str, to
         kept["weights"].append(weights / weights.mean((1, 2, 3), keepdim=True))
         kept["captions"].append(token_ids(parts["tokenizer"], [clip.prompt for clip in clips]))
     world = {name: torch.cat(tensors) for name, tensors in kept.items()}
-    write(world, path, {"recipe": recipe})
+    write_tensors(world, path, {"settings": settings})
     return world

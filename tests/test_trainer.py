@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from configs.errors import UserError
-from scripts.pocket import trainer as resumable
-from scripts.pocket.trainer import Phase, Trainer
+from scripts.pocket.trainer import Phase, Trainer, averaged, step_generator, write_tensors
 
 FIRST, SECOND = Phase(6, 4, lr=1e-2, ema=0.9, warmup=2), Phase(9, 4, lr=1e-2, ema=0.9, warmup=2, decay_to=0.5)
 
@@ -97,19 +96,19 @@ def test_a_broken_loss_stops_the_run_in_one_sentence(tmp_path):
 
 
 def test_a_state_of_another_phase_is_refused(tmp_path):
-    resumable.write({"model/x": torch.zeros(1)}, tmp_path / "state.safetensors", {"phase": "b", "step": "3"})
+    write_tensors({"model/x": torch.zeros(1)}, tmp_path / "state.safetensors", {"phase": "b", "step": "3"})
     net = model()
     with pytest.raises(UserError, match="is at phase b, expected a"):
         Trainer(tmp_path, 0, 100).run("a", FIRST, net, lambda rng: net(torch.zeros(1, 3)).sum())
 
 
-def test_what_another_recipe_made_is_refused(tmp_path):
+def test_what_other_settings_made_is_refused(tmp_path):
     train(tmp_path)
     net = model()
     for seed, phase in ((6, FIRST), (5, Phase(7, 4, lr=0.1, ema=0.9))):
-        with pytest.raises(UserError, match="made by another recipe"):
+        with pytest.raises(UserError, match="made with other settings"):
             Trainer(tmp_path, seed, 100).run("first", phase, net, lambda rng: net(torch.zeros(1, 3)).sum())
-    with pytest.raises(UserError, match="made by another recipe"):
+    with pytest.raises(UserError, match="made with other settings"):
         train(tmp_path / "other", ("first", 2))
         Trainer(tmp_path / "other", 6, 100).run("first", FIRST, net, lambda rng: net(torch.zeros(1, 3)).sum())
 
@@ -132,7 +131,21 @@ def test_a_signal_between_phases_ends_at_once(tmp_path):
 
 
 def test_steps_draw_different_numbers_and_the_same_again():
-    draw = lambda *key: torch.randn(4, generator=resumable.step_generator(*key))
+    draw = lambda *key: torch.randn(4, generator=step_generator(*key))
     assert torch.equal(draw(1, 2, 3), draw(1, 2, 3))
     for other in ((0, 2, 3), (1, 0, 3), (1, 2, 4)):
         assert not torch.equal(draw(1, 2, 3), draw(*other))
+
+
+def test_the_average_is_exponential_with_a_decay_that_warms_up():
+    net = nn.Linear(1, 1, bias=False)
+    mean = averaged(net, most=0.6)
+    mean.n_averaged.fill_(1)
+    by_hand = net.weight.item()
+    for step in range(40):
+        with torch.no_grad():
+            net.weight.fill_(step)
+        mean.update_parameters(net)
+        decay = min(0.6, (step + 1) / (step + 10))
+        by_hand = decay * by_hand + (1 - decay) * step
+    assert mean.module.weight.item() == pytest.approx(by_hand, rel=1e-5)

@@ -1,0 +1,197 @@
+"""Graded measures of the toy world: how far a clip is from what its prompt asks for, and towards its reference.
+
+The named readings of data/detectors.py say yes or no, and a model that is always right leaves nothing to compare. These
+measures are numbers with a unit. Appearance: overlap of shapes (share), colour errors (RGB distance in levels of
+0..255), noise, edges and flicker (levels). Motion: timing and speed (share of the travel). Leakage: the share of the
+way from the prompt's appearance (0) to the reference's (1), so that a tint counts before it becomes another name.
+
+Frames are uint8 RGB [f 3 h w]; inside, images are float32 [f h w 3] and paths [f 2] in pixels of a 64-pixel canvas.
+A frame without an object counts as the worst that could be there, never as missing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from data.detectors import CONTRAST, TINT, Layers, in_corners, take_apart
+from data.world import BACKGROUNDS, COLOURS, coverage
+
+RADII = np.arange(4.0, 18.0, 0.1)  # pixels of 64 that a shape is fitted with: what the world draws, and a margin
+PERIOD = 12  # pixels of 64 after which every pattern of the world repeats
+WAVES = [(1, 0), (0, 1), (1, 1), (1, -1)]  # the patterns' waves in x and y, in turns of a period
+
+
+def appearance(frames: torch.Tensor | np.ndarray, wanted: dict[str, str | None]) -> dict[str, float]:
+    """How a clip departs from the shape, colour and background that `wanted` (data/world.py: parse_prompt) names.
+
+    - shape_overlap: soft intersection over union, sum(min) / sum(max), of the object's coverage with that of the wanted
+      shape of best radius at the same centre; mean over frames, 1 at best.
+    - colour_error: RGB distance of the object's mean colour from the wanted one, mean over frames.
+    - background_error: mean RGB distance of the ground's pixels from the wanted background.
+    - background_noise: root mean square distance of the ground's pixels from the frame's own median; for plain
+      backgrounds, a pattern counts as noise.
+    - edge_error: root mean square, within two pixels of the object's edge, of what is left of the image after the
+      best drawing of the object (wanted shape in the colours seen) and the mean of 3x3 pixels are taken away.
+    - flicker: mean absolute change between neighbouring frames of pixels that are ground in both.
+    """
+    layers = take_apart(frames)
+    shape, paint = wanted["shape"], np.array(COLOURS[wanted["colour"]], np.float32)
+    wish = np.array(BACKGROUNDS[wanted["background"]], np.float32)
+    overlaps, colours, noises, errors, edges = [], [], [], [], []
+    grounds = ground_pixels(layers)
+    for image, alpha, ground in zip(layers.image, layers.coverage, grounds):
+        overlap, drawn = _best_drawing(alpha, shape)
+        overlaps.append(overlap)
+        core = alpha > 0.9
+        seen = image[core].mean(0) if core.any() else layers.ground
+        colours.append(np.linalg.norm(seen - paint))
+        plain = image[ground] if ground.any() else image.reshape(-1, 3)
+        errors.append(np.linalg.norm(plain - wish, axis=1).mean())
+        noises.append(((plain - np.median(plain, axis=0)) ** 2).sum(1).mean())
+        edges.append(_edge_residual(image, drawn, layers.ground, seen))
+    both = grounds[1:] & grounds[:-1]
+    change = np.abs(np.diff(layers.image, axis=0)).mean(-1)[both]
+    return {
+        "shape_overlap": float(np.mean(overlaps)),
+        "colour_error": float(np.mean(colours)),
+        "background_error": float(np.mean(errors)),
+        "background_noise": float(np.sqrt(np.mean(noises))),
+        "edge_error": float(np.sqrt(np.mean(edges))),
+        "flicker": float(change.mean()) if change.size else 0.0,
+    }
+
+
+def timing(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Is the object there at the right time? Both paths [f 2]; place and size of the motion do not count.
+
+    - timing_error: mean distance of the two paths after each is centred and divided by its own widest extent, so that
+      on a straight line this is the error of the clock as a share of the travel.
+    - speed_error: half the sum of |share of the travel between two frames, found minus reference|: 0 for the same
+      profile of speed, 1 when everything happens at other moments. A still object has no profile and scores 1 against
+      one that moves.
+    """
+    if not np.isfinite(found).all():
+        return {"timing_error": 1.0, "speed_error": 1.0}
+    error = np.linalg.norm(_unit(found) - _unit(reference), axis=1).mean()
+    speeds = [np.linalg.norm(np.diff(path, axis=0), axis=1) for path in (found, reference)]
+    still = [speed.sum() < 1.0 for speed in speeds]
+    if any(still):
+        return {"timing_error": float(error), "speed_error": 0.0 if all(still) else 1.0}
+    one, other = (speed / speed.sum() for speed in speeds)
+    return {"timing_error": float(error), "speed_error": float(np.abs(one - other).sum() / 2)}
+
+
+def leakage(
+    frames: torch.Tensor | np.ndarray, wanted: dict[str, str | None], reference: torch.Tensor | np.ndarray
+) -> dict[str, float | None]:
+    """How far a clip is drawn from what its prompt names (0) to its reference's appearance (1); negative is away.
+
+    - colour_pull, ground_pull: (seen - prompt) . (reference - prompt) / |reference - prompt|^2 in RGB.
+    - pattern_pull: strength of the world's pattern waves in the ground against their strength in the reference,
+      whatever their phase; only where the reference has a pattern and the prompt none.
+    - window_pull: over the pixels of the reference's window, share of the way from the clip's own ground to them; only
+      where the reference has a window and the prompt none.
+
+    None where there is no way to measure: prompt and reference name one colour, or the reference lacks the thing.
+    """
+    clip, other = take_apart(frames), take_apart(reference)
+    paint = np.array(COLOURS[wanted["colour"]], np.float32)
+    wish = np.array(BACKGROUNDS[wanted["background"]], np.float32)
+    lost = clip.paint is None  # what is not there was drawn towards nothing
+    pulls: dict[str, float | None] = {
+        "colour_pull": 0.0 if lost else _share_of_way(clip.paint, paint, other.paint),
+        "ground_pull": _share_of_way(clip.ground, wish, other.ground),
+        "pattern_pull": None,
+        "window_pull": None,
+    }
+    mine, theirs = _scenery(clip), _scenery(other)
+    away = np.linalg.norm(theirs - other.ground, axis=-1)
+    if other.window and not wanted["window"]:
+        there = np.isfinite(mine).all(-1) & (np.nan_to_num(away) > CONTRAST) & in_corners(len(away))
+        way = theirs[there] - clip.ground
+        pulls["window_pull"] = (
+            float(((mine[there] - clip.ground) * way).sum() / (way**2).sum()) if there.any() else None
+        )
+    strength = _waves(theirs, other)
+    if strength is not None and np.linalg.norm(strength) > 0.03 and not other.window and not wanted["pattern"]:
+        found = _waves(mine, clip)
+        pulls["pattern_pull"] = None if found is None else float(found @ strength / (strength @ strength))
+    return pulls
+
+
+def ground_pixels(layers: Layers) -> np.ndarray:
+    """[f s s]: True where a frame shows ground, two pixels or more away from its object."""
+    covered = layers.coverage > 0.05
+    for _ in range(2):
+        grown = covered.copy()
+        grown[:, 1:] |= covered[:, :-1]
+        grown[:, :-1] |= covered[:, 1:]
+        grown[:, :, 1:] |= covered[:, :, :-1]
+        grown[:, :, :-1] |= covered[:, :, 1:]
+        covered = grown
+    return ~covered
+
+
+def _best_drawing(alpha: np.ndarray, shape: str) -> tuple[float, np.ndarray]:
+    """(overlap, coverage [s s]) of `shape` at the object's centroid with the radius that fits best."""
+    total = alpha.sum()
+    if total < 1:
+        return 0.0, np.zeros_like(alpha)
+    zoom = len(alpha) / 64
+    y, x = (np.mgrid[0 : len(alpha), 0 : len(alpha)] + 0.5) / zoom
+    centre = (alpha * x).sum() / total, (alpha * y).sum() / total
+    drawings = coverage(shape, x - centre[0], y - centre[1], RADII[:, None, None])
+    overlaps = np.minimum(drawings, alpha).sum((1, 2)) / np.maximum(drawings, alpha).sum((1, 2))
+    best = int(overlaps.argmax())
+    return float(overlaps[best]), drawings[best]
+
+
+def _edge_residual(image: np.ndarray, drawn: np.ndarray, ground: np.ndarray, paint: np.ndarray) -> float:
+    """Mean square of the fine detail that the drawing does not explain, in a ring around its edge."""
+    ring = _blur(np.abs(np.gradient(drawn, axis=0)) + np.abs(np.gradient(drawn, axis=1))) > 1e-3
+    if not ring.any():
+        return float(((paint - ground) ** 2).mean())
+    residual = image - (ground + drawn[..., None] * (paint - ground))
+    fine = residual - _blur(residual)
+    return float((fine[ring] ** 2).mean())
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    """Mean over 3x3 pixels, edges repeated; [s s] or [s s c]."""
+    padded = np.pad(image, [(1, 1), (1, 1)] + [(0, 0)] * (image.ndim - 2), mode="edge")
+    size = image.shape[0], image.shape[1]
+    return sum(padded[i : i + size[0], j : j + size[1]] for i in range(3) for j in range(3)) / 9
+
+
+def _unit(path: np.ndarray) -> np.ndarray:
+    return (path - path.mean(0)) / max(np.ptp(path, axis=0).max(), 1.0)
+
+
+def _share_of_way(seen: np.ndarray, start: np.ndarray, end: np.ndarray | None) -> float | None:
+    if end is None or np.linalg.norm(end - start) < TINT:
+        return None
+    way = end - start
+    return float((seen - start) @ way / (way @ way))
+
+
+def _scenery(layers: Layers) -> np.ndarray:
+    """[s s 3]: the median over frames of what lies behind the object; NaN where it is never seen."""
+    image = np.where(ground_pixels(layers)[..., None], layers.image, np.nan)
+    seen = np.isfinite(image).any(0)
+    return np.where(seen, np.nanmedian(np.where(seen, image, 0.0), axis=0), np.nan)
+
+
+def _waves(scenery: np.ndarray, layers: Layers) -> np.ndarray | None:
+    """Amplitudes [4] of the patterns' waves in the ground's darkness, by least squares over the pixels seen."""
+    seen = np.isfinite(scenery).all(-1)
+    if seen.sum() < 8 * len(WAVES):
+        return None
+    side = len(scenery)
+    y, x = (np.argwhere(seen).T + 0.5) / (side / 64)
+    turns = [2 * np.pi * (across * x + down * y) / PERIOD for across, down in WAVES]
+    basis = np.stack([np.ones(len(x)), *(wave for turn in turns for wave in (np.cos(turn), np.sin(turn)))], 1)
+    brightness = scenery[seen] @ layers.ground
+    darkness = 1 - brightness / np.percentile(brightness, 95)  # a pattern only darkens
+    fitted = np.linalg.lstsq(basis, darkness, rcond=None)[0][1:]
+    return np.hypot(fitted[::2], fitted[1::2])

@@ -1,0 +1,217 @@
+"""One value for every choice of a sampling request, and where each came from.
+
+A value is taken from the first that has it: the flag, what somebody chose in the checkpoint's configuration, the model
+folder's sampling.json (a model's native size, steps and guidance), the rest of that configuration, the release's
+default. A key that nobody chose is the training's default: it says how the adapter was trained, and nothing about the
+model that samples.
+"""
+
+import argparse
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from configs.checks import checked, of_type, real, text, whole
+from configs.errors import UserError, shown
+from configs.fields import CHOSEN, KEYS
+from configs.plain import read_json
+from infer.guidance import SHARE, TARGETS, GuidanceSettings
+from infer.options import RATE, RELEASE, RELEASE_FREEU
+from infer.sampler import check_interval, check_solver
+from models.highway import HighwaySettings
+
+CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
+    "width": "validation_data.width",
+    "height": "validation_data.height",
+    "num_frames": "validation_data.num_frames",
+    "num_steps": "validation_data.num_inference_steps",
+    "solver": "validation_data.solver",
+    "guidance_scale": "validation_data.guidance_scale",
+    "guidance_rescale": "validation_data.guidance_rescale",
+    "guidance_interval": "validation_data.guidance_interval",
+    "noise_prior": "validation_data.noise_prior",
+    "negative_prompt": "validation_data.negative_prompt",
+    "fps": "train_data.fps",
+    "pli_threshold": "pli_threshold",
+    "noise_strategy": "initial_noise.strategy",
+    "noise_cutoff": "initial_noise.cutoff",
+    "embedding_sampling": "embeddings.sampling",
+    "precision": "mixed_precision",
+}
+RUN_REFERENCE = "the run's reference clip"
+GUIDE_CHECKS = {  # a model's own motion guidance, which acts where --guide asks for it
+    "guide_steps": whole(1, 999),
+    "guide_updates": whole(1, 100),
+    "guide_rate": real(0, 10),
+    "guide_across": real(0, 1),
+    "guide_target": text(choices=TARGETS),
+}
+PREVIEW_PRIOR = 0.5  # of the release's training; its infer.py takes 0.2
+UNCHOSEN = ("model", "training's default", "release's default")  # origins that no person asked for
+
+
+class Settings:
+    """Choices by name (`settings.width` or `settings["width"]`) with the origin of each.
+
+    The highway's three, `["highway"]` (its scope, or "off"), `["beta"]` and `["freeu"]`, are one in `highway()`.
+    """
+
+    def __init__(self):
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+        self.overridden: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("values", "origins", "overridden") or name not in self.values:
+            raise AttributeError(name)
+        return self.values[name]
+
+    def choose(self, name: str, *candidates: tuple[str, Any]) -> None:
+        """Keep the first (origin, value) whose value is not None, and what the checkpoint would have said."""
+        present = [(origin, value) for origin, value in candidates if value is not None] or [("default", None)]
+        self.origins[name], self.values[name] = present[0]
+        trained = dict(present).get("checkpoint")
+        if self.origins[name] == "flag" and trained is not None and trained != self.values[name]:
+            self.overridden[name] = trained
+
+    def replace(self, name: str, value: Any, origin: str) -> None:
+        """Another value for a choice that is already made, and what made it so."""
+        self.values[name], self.origins[name] = value, origin
+
+    def highway(self) -> HighwaySettings | None:
+        """The appearance highway to sample with; None for the model's own skip connections."""
+        scope = self["highway"]
+        return None if scope == "off" else HighwaySettings(scope, self["beta"], self["freeu"])
+
+    def guidance(self) -> GuidanceSettings | None:
+        """How motion is guided; None without guidance."""
+        if "guide" not in self.values:
+            return None
+        return GuidanceSettings(**{field.name: self[f"guide_{field.name}"] for field in fields(GuidanceSettings)})
+
+    def lines(self) -> list[str]:
+        """What will be used, a line for each origin, then a line for each trained value that a flag replaces."""
+        found = []
+        for origin in dict.fromkeys(self.origins.values()):
+            named = [f"{name} {_shown(value)}" for name, value in self.values.items() if self.origins[name] == origin]
+            found.append(f"from the {origin}: {', '.join(named)}")
+        for name, trained in self.overridden.items():
+            found.append(f"override: {name} is {_shown(self[name])} (flag), the checkpoint has {_shown(trained)}")
+        return found
+
+
+def resolve(
+    args: argparse.Namespace,
+    config: Mapping[str, Any],
+    model: Path,
+    *,
+    published: bool = False,
+    has_motion: bool = True,
+) -> Settings:
+    """Every choice, from the flags `args`, the first checkpoint's stored `config` and the folder `model`.
+
+    `config` is plain data, {} without a checkpoint. `published` stands for a checkpoint of the authors' release, which
+    brings the release's highway. Without motion there is no highway unless a flag asks for one. Raises UserError for
+    values that contradict each other and for a damaged sampling.json.
+    """
+    chosen, native, settings = config.get(CHOSEN), read_native(model), Settings()
+    for name, key in CONFIG_KEYS.items():
+        trained = stored(config, key)
+        settings.choose(
+            name,
+            ("flag", getattr(args, name)),
+            ("checkpoint", trained if chosen is None or key in chosen else None),
+            ("model", native.get(name)),
+            ("training's default", trained),
+            ("release's default", RELEASE.get(name)),
+        )
+    if not settings.fps:  # a configuration may say 0: every frame
+        settings.replace("fps", RELEASE["fps"], "release's default")
+    check_solver(settings.solver, settings.num_steps)
+    if settings.guidance_interval is not None:
+        check_interval(settings.guidance_interval)
+    _choose_highway(args, config, settings, published, has_motion)
+    _choose_guidance(args, native, settings)
+    return settings
+
+
+def of_training(cfg) -> Settings:
+    """The choices of the previews in a training with configuration `cfg`: its own values, whoever chose them."""
+    settings = Settings()
+    for name, key in CONFIG_KEYS.items():
+        settings.choose(name, ("configuration", stored(cfg, key)))
+    settings.choose("noise_prior", ("configuration", settings.noise_prior), ("previews' default", PREVIEW_PRIOR))
+    if not settings.fps:
+        settings.replace("fps", RELEASE["fps"], "release's default")
+    return settings
+
+
+def stored(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key in a configuration of nested sections, None where it has none."""
+    section, _, name = key.rpartition(".")
+    inside = (config.get(section) or {}) if section else config
+    return inside.get(name)
+
+
+def _choose_highway(
+    args: argparse.Namespace, config: Mapping[str, Any], settings: Settings, published: bool, has_motion: bool
+) -> None:
+    """Scope, beta and scales. MotionDirector's files and the base model have no highway, the release's have its own."""
+    use, scope, beta = (stored(config, f"appearance_highway.{name}") for name in ("use", "scope", "beta"))
+    settings.choose(
+        "highway",
+        ("flag", args.highway or ("release" if args.freeu else None)),
+        ("absence of motion", None if has_motion else "off"),
+        ("checkpoint", "off" if use == "off" else scope),
+        ("release's default", "release" if published else "off"),
+    )
+    settings.choose("beta", ("flag", args.beta), ("checkpoint", beta), ("release's default", RELEASE_FREEU[0]))
+    settings.choose(
+        "freeu", ("flag", args.freeu), ("release's default", RELEASE_FREEU if published and not args.beta else None)
+    )
+    if settings["freeu"] and settings["highway"] != "release":
+        if settings.origins["freeu"] == "flag":
+            raise UserError(
+                f"--freeu: its four scales belong to the release's highway, and --highway is {settings['highway']}; "
+                "use --beta"
+            )
+        settings.replace("freeu", None, "default")
+
+
+def _choose_guidance(args: argparse.Namespace, native: Mapping[str, Any], settings: Settings) -> None:
+    """Motion guidance and what belongs to it; without --guide there is none, and nothing of it is recorded."""
+    if args.guide is None:
+        return
+    settings.choose("guide", ("flag", args.guide or RUN_REFERENCE))
+    default = GuidanceSettings(steps=max(1, round(SHARE * settings.num_steps)), rate=RATE)
+    for name, value in vars(default).items():
+        name = f"guide_{name}"
+        settings.choose(name, ("flag", getattr(args, name)), ("model", native.get(name)), ("guidance's default", value))
+    settings.values["guide_weights"] = list(settings.guide_weights)  # as JSON gives it back
+
+
+def read_native(model: Path) -> dict[str, Any]:
+    """How a model is sampled unless somebody says otherwise: the sampling.json of its folder, {} without one.
+
+    Its names are those of `CONFIG_KEYS`, with the limits of the configuration's keys, and of `GUIDE_CHECKS`. Raises
+    UserError.
+    """
+    file = model / "sampling.json"
+    if not file.is_file():
+        return {}
+    values, advice = read_json(file), "correct or delete it"
+    schema = {name: of_type(KEYS[key].type, KEYS[key].metadata) for name, key in CONFIG_KEYS.items()} | GUIDE_CHECKS
+    if isinstance(values, dict) and (unknown := sorted(values.keys() - schema.keys())):
+        near = difflib.get_close_matches(unknown[0], schema, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(schema)}"
+        raise UserError(f"{file}: {shown(unknown[0])} is no sampling value; {hint}")
+    return checked(values, schema, str(file), advice=advice)
+
+
+def _shown(value: Any) -> str:
+    return shown(value) if isinstance(value, str) and not value.isidentifier() else str(value)

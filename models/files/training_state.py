@@ -1,0 +1,112 @@
+"""What only training needs of a checkpoint: optimizers, schedules, loss scale and step, in `training_state.pt`.
+
+The file is opened so that nothing in it executes, and every value is checked before an optimizer takes it over: a list
+in place of a dict, moments of another model or a negative step end in one sentence.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.checks import checked, flag, listed, maybe, real, text, whole
+from configs.errors import UserError, shown
+from models.files.tensors import read_pickle
+
+TRAINING_STATE = "training_state.pt"
+ADVICE = "the file is damaged: resume from an earlier checkpoint"
+
+SCHEDULE = {  # of a LambdaLR; other keys would be set as attributes of the schedule, so they are left out
+    "last_epoch": whole(0),
+    "_step_count": whole(0),
+    "base_lrs": listed(real(0)),
+    "_last_lr": listed(real(0)),
+    "lr_lambdas": listed(maybe(text(0))),
+    "_get_lr_called_within_step": flag,
+    "_is_initial": flag,
+}
+SCALER = {
+    "scale": real(above=0, high=1e30),
+    "growth_factor": real(above=1),
+    "backoff_factor": real(above=0, high=1),
+    "growth_interval": whole(1),
+    "_growth_tracker": whole(0),
+}
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def load_training_state(
+    folder: str | Path, parameters: Sequence[Sequence[torch.Tensor]] | None = None
+) -> dict[str, Any]:
+    """{"step": int, "optimizer": {"optimizers", "schedules", "scaler"}} of the checkpoint `folder`.
+
+    `parameters` are those of each optimizer that is to take the state over; moments must have their shapes. Raises
+    UserError where the file is missing, damaged, or another training's.
+    """
+    file = Path(folder) / TRAINING_STATE
+    if not file.is_file():
+        raise UserError(f"{folder}: has no {TRAINING_STATE}, so training cannot go on from it; sampling can use it")
+    content = read_pickle(file)
+    state = checked(content, {"step": whole(0)}, str(file), needed=("step", "optimizer"), advice=ADVICE)
+    parts = content["optimizer"]
+    lists = {"optimizers": listed(_anything, most=8), "schedules": listed(_anything, most=8), "scaler": _anything}
+    parts = checked(parts, lists, str(file), needed=tuple(lists), advice=ADVICE)
+    if len(parts["optimizers"]) != len(parts["schedules"]):
+        raise UserError(f"{file}: not one schedule to each optimizer; {ADVICE}")
+    if parameters is not None and len(parts["optimizers"]) != len(parameters):
+        raise UserError(
+            f"{file}: written by {len(parts['optimizers'])} optimizers, this run has {len(parameters)}; resume with"
+            " the same method"
+        )
+    for number, optimizer in enumerate(parts["optimizers"]):
+        _check_optimizer(optimizer, parameters[number] if parameters is not None else None, file)
+    needed = ("last_epoch", "_step_count")
+    schedules = [checked(s, SCHEDULE, str(file), needed=needed, advice=ADVICE) for s in parts["schedules"]]
+    scaler = checked(parts["scaler"], SCALER, str(file), advice=ADVICE)
+    if scaler and len(scaler) < len(SCALER):
+        raise UserError(f"{file}: its loss scale lacks {', '.join(SCALER.keys() - scaler.keys())}; {ADVICE}")
+    optimizer = {"optimizers": parts["optimizers"], "schedules": schedules, "scaler": scaler}
+    return {"step": state["step"], "optimizer": optimizer}
+
+
+def _check_optimizer(state: Any, parameters: Sequence[torch.Tensor] | None, file: Path) -> None:
+    shape = {"state": _anything, "param_groups": listed(_anything, 1, 1)}
+    parts = checked(state, shape, str(file), needed=tuple(shape), advice=ADVICE)
+    group = checked(
+        parts["param_groups"][0], {"params": listed(whole(0))}, str(file), needed=("params",), advice=ADVICE
+    )
+    count = len(group["params"])
+    if group["params"] != list(range(count)) or (parameters is not None and count != len(parameters)):
+        here = "" if parameters is None else f", this run has {len(parameters)}"
+        raise UserError(f"{file}: its optimizer moved {count} parameters{here}; resume with the same method and preset")
+    if not isinstance(parts["state"], dict) or any(
+        type(number) is not int or number not in range(count) for number in parts["state"]
+    ):
+        raise UserError(f"{file}: its optimizer state is {shown(parts['state'])}; {ADVICE}")
+    for number, moments in parts["state"].items():
+        if not isinstance(moments, dict):
+            raise UserError(f"{file}: the optimizer state of parameter {number} is {shown(moments)}; {ADVICE}")
+        for name, value in moments.items():
+            wanted = None if parameters is None or name not in MOMENTS else parameters[number].shape
+            if wrong := _wrong(name, value, wanted):
+                raise UserError(f"{file}: {shown(name)} of parameter {number} {wrong}; {ADVICE}")
+
+
+def _wrong(name: Any, value: Any, shape: torch.Size | None) -> str | None:
+    """What is wrong with one entry of an optimizer's state, in words."""
+    if not isinstance(value, torch.Tensor):
+        return None if isinstance(value, (int, float, bool, type(None))) else f"is {shown(value)}"
+    if shape is not None and value.shape != shape:
+        return f"has the shape {list(value.shape)}, its weight has {list(shape)}"
+    if value.is_complex() or (value.is_floating_point() and not torch.isfinite(value).all()):
+        return "is not finite"
+    if name == "step" and (value.numel() != 1 or value < 0):
+        return f"is {shown(value.tolist())}"
+    if name == "exp_avg_sq" and (value < 0).any():
+        return "is negative, which no mean of squares is"
+    return None
+
+
+def _anything(value: Any) -> Any:
+    return value

@@ -1,0 +1,58 @@
+"""What an artefact is made of: variants, which are trained and sampled, and claims, which their numbers decide.
+
+A variant is a training (overrides of the configuration's keys) and a way of sampling from it (flags of
+infer/infer.py). Equal trainings are made once, whichever artefact asks for them. A claim compares two variants.
+"""
+
+from dataclasses import dataclass
+
+from data.world import RETIMINGS
+
+REPORTED = "reported [S]"
+PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference, at most
+RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row. `train` are key=value words, `flags` go to infer.py, `reported` is the paper's text for the row."""
+
+    name: str
+    train: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    reported: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`one` against `other` on a role ("motion", "appearance", "leakage", "consistency").
+
+    `expect` is "more", "less", "not less" or "not more". `whose` says whether the paper or this project claims it.
+    """
+
+    text: str
+    role: str
+    one: str
+    expect: str
+    other: str
+    whose: str = "paper"
+    margin: float | None = None  # by how much "not" may fail; default the testbed's for the role
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A table or figure. `form` says how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid.
+
+    `motions` are the toy world's reference motions; with `several`, three clips of each are learned from together.
+    """
+
+    title: str
+    shows: str
+    variants: tuple[Variant, ...]
+    claims: tuple[Claim, ...] = ()
+    form: str = "rows"
+    motions: tuple[str, ...] = RETIMED
+    several: bool = False
+    world: bool = False  # needs a model of the toy world, where the truth is known
+    needs: str = "one reference clip for each motion"
+    reported: str = ""

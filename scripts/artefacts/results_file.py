@@ -1,0 +1,98 @@
+"""RESULTS.md: one section for each measured thing, between marker comments, written by commands and never by hand.
+
+Sections stand in the paper's order, others last; measuring a thing again replaces its section and nothing else. The
+list of claims on top is gathered from the sections. Text that is not this project's own (names of folders, clips and
+models) is escaped, since Markdown may hold HTML.
+"""
+
+import html
+import re
+from pathlib import Path
+
+from configs.files import atomic_path
+from scripts.artefacts.catalogue import ARTEFACTS
+from scripts.artefacts.verdict import RULINGS
+
+SECTION = re.compile(r"<!-- begin (\S+) (\S+) -->\n.*?<!-- end \1 \2 -->\n", re.DOTALL)
+VERDICT = re.compile(r"^- \*\*(?P<ruling>.+?)\*\* \((?P<whose>.*?); (?P<group>.*?)\): (?P<claim>.*?)\. ", re.MULTILINE)
+HEADER = """# Results
+
+Written by `scripts/reproduce.py`, `scripts/parity.py` and `scripts/bench.py`, never by hand; negative results stay. A
+claim is **confirmed** when the whole 95 % interval of the difference is on its side, **refuted** when none of it is,
+and **not decided** otherwise. "Reported [S]" is a secondary reading of the paper's tables, not checked against the PDF;
+it was measured on ZeroScope with real clips, so only its direction can be compared with the small embedded model.
+Brackets are 95 % intervals; `table.md` beside every page (`outputs/reproduce/ARTEFACT/`) has the formula of each
+metric. There is one training for each variant and reference clip.
+
+On PocketScope all methods share one configuration (`configs/reproduce/pocket.yaml`). It was chosen with TAP on three of
+the motions (there and back, late start, back and forth) and these prompts; the other six motions took no part in the
+choice. MotionDirector also has a row at half the learning rate.
+"""
+
+Key = tuple[str, str]  # what was measured, on what
+
+
+def markdown(text: str) -> str:
+    """`text` as plain words of a Markdown paragraph or table cell: HTML and the signs of Markdown are escaped."""
+    words = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"[\\`*|]|\](?=[(\[:])", r"\\\g<0>", words)  # a bracket only where it would close a link's text
+
+
+def markdown_code(text: str) -> str:
+    """`text` as a code span, in more backticks than it holds in a row."""
+    words = " ".join(text.split())
+    ticks = "`" * (1 + max(map(len, re.findall("`+", words)), default=0))
+    return f"{ticks}{words}{ticks}" if ticks == "`" else f"{ticks} {words} {ticks}"
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """A table of cells, the header first; every cell is escaped."""
+    lines = [f"| {' | '.join(map(markdown, row))} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def read_sections(path: Path) -> dict[Key, str]:
+    """Sections of `path` by key, markers included; empty when there is no such file."""
+    return {(found[1], found[2]): found[0] for found in SECTION.finditer(path.read_text())} if path.exists() else {}
+
+
+def put_section(path: Path, key: Key, title: str, body: str) -> None:
+    """Replace or add one section of `path`."""
+    key = tuple(re.sub(r"[^\w.-]+", "_", word) for word in key)  # a marker is a comment, which no name may end
+    text = f"<!-- begin {key[0]} {key[1]} -->\n## {markdown(title)}\n\n{body}<!-- end {key[0]} {key[1]} -->\n"
+    write_sections(path, read_sections(path) | {key: text})
+
+
+def write_sections(path: Path, sections: dict[Key, str]) -> None:
+    """Write `path` anew: the header, the claims of all sections, and the sections in order."""
+    order = sorted(sections, key=_place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        parts = [HEADER, _claims(sections, order), *(sections[k] for k in order)]
+        temporary.write_text("\n".join(part for part in parts if part))
+
+
+def _place(key: Key) -> tuple:
+    """Artefacts first, by model and then in the paper's order; what else was measured follows by its name."""
+    name, subject = key
+    return (0, subject, list(ARTEFACTS).index(name)) if name in ARTEFACTS else (1, name, subject)
+
+
+def _claims(sections: dict[Key, str], order: list[Key]) -> str:
+    """The list of all claims by ruling; smoke runs do not count."""
+    found = [
+        (verdict, key)
+        for key in order
+        if key[0] in ARTEFACTS and "SMOKE RUN" not in sections[key]
+        for verdict in VERDICT.finditer(sections[key])
+    ]
+    lists = []
+    for ruling in RULINGS:
+        lines = [
+            f"- {ARTEFACTS[name].title.split(':')[0]} ({model}): {verdict['claim']} ({verdict['group']})"
+            for verdict, (name, model) in found
+            if verdict["ruling"] == ruling
+        ]
+        if lines:
+            lists.append(f"**{ruling.capitalize()}:**\n\n" + "\n".join(lines) + "\n")
+    return "## Claims\n\n" + "\n".join(lists) if lists else ""

@@ -1,0 +1,70 @@
+"""What each method costs, counted or timed, and when to take it: the rows of scripts/methods_table.py."""
+
+import statistics
+import sys
+from functools import partial
+
+import torch
+
+from configs import schema
+from scripts.benchmark.clock import timed
+from scripts.benchmark.steps import MODELS, Step, count_bytes
+
+FOLDER = schema.ROOT / "configs" / "methods"
+WHEN = {
+    "tap": "the default: the appearance of the prompt with the motion of the clip",
+    "tap_key": "half of tap's parameters, as the paper's figure draws it",
+    "tap_highway_in_training": "as tap, with the skips already moved while training",
+    "tap_pli": "the clip's appearance still comes through: the plain model finishes the last steps",
+    "release": "to compare with the authors' code, or to continue from its files",
+    "motiondirector": "the paper's baseline, reported to leak more than tap; its appearance LoRA can be mixed with "
+    "another motion",
+    "motion_inversion": "the model's weights must stay untouched; trains fastest; the motion is tied to its position "
+    "in the frame",
+    "motion_inversion_debiased": "the same, where the clip's appearance comes through",
+    "motion_inversion_hybrid": "the same, with the appearance learned apart, to be mixed in on demand",
+    "query": "a probe of what this part learns alone (the paper's Table 1)",
+    "value": "a probe, likewise",
+    "out": "a probe, likewise",
+    "ff": "a probe, likewise",
+    "qk_out": "what tap and release adapt, together, where either is too weak",
+}
+HEADER = [
+    "method",
+    "ZeroScope: parameters",
+    "file",
+    "pocket: parameters",
+    "file",
+    "pocket: s/step",
+    "ZeroScope: GB",
+    "pocket: GB",
+    "take it when",
+]
+
+
+def rows(names: list[str], repeats: int) -> list[list[str]]:
+    """One row for each method, cells as text under `HEADER`."""
+    table, cpu = [], torch.device("cpu")
+    for name in names:
+        words = ["--config", str(FOLDER / f"{name}.yaml"), "train_data.single_video_path=random"]
+        cfg, _ = schema.load(words, description="")
+        zeroscope = Step(MODELS["zeroscope"], "meta", torch.bfloat16, cfg=cfg)
+        pocket = Step(MODELS["pocket"], cpu, torch.float32, cfg=cfg)
+        pocket.train(0)
+        seconds = statistics.median(timed(partial(pocket.train, n), cpu).cpu for n in range(1, repeats + 1))
+        peaks = [
+            count_bytes(MODELS[model], checkpointing=None, dtype=dtype, cfg=cfg)
+            for model, dtype in (("zeroscope", torch.bfloat16), ("pocket", torch.float32))
+        ]
+        cells = [f"`{name}`", *parameters(zeroscope), *parameters(pocket), f"{seconds:.2f}"]
+        table.append([*cells, *(f"{peak / 1e9:.2f}" for peak in peaks), WHEN[name]])
+        print(" ".join(table[-1][:-1]), file=sys.stderr)
+    return table
+
+
+def parameters(step: Step) -> tuple[str, str]:
+    """(millions of parameters, motion plus appearance; size of the motion's file)."""
+    groups = step.method.motion_parameters, step.method.appearance_parameters
+    motion, appearance = (sum(p.numel() for p in group) for group in groups)
+    count = f"{motion / 1e6:.2f} + {appearance / 1e6:.2f} M" if appearance else f"{motion / 1e6:.2f} M"
+    return count, f"{4 * motion / 1e6:.1f} MB"

@@ -1,0 +1,1 @@
+"""Runs made visible: videos of a run for some prompts, and pictures that put them beside the reference clip."""

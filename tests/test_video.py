@@ -1,0 +1,145 @@
+"""Videos exist whole or not at all; contact sheets stay small, whatever prompts and numbers of videos there are."""
+
+import errno
+import time
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from configs.errors import UserError, ending
+from configs.files import NoSpace
+from infer import pictures, video
+from infer.video import read_video, write_video
+
+FRAMES = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a"])
+def test_a_video_is_there_once_its_frames_were_read_back(tmp_path, name):
+    path = write_video(tmp_path / "new" / name, FRAMES, fps=8)
+    assert read_video(path).shape == FRAMES.shape and [p.name for p in path.parent.iterdir()] == [name]
+
+
+def cut_to(share):
+    """An encoder on a full disk: it ends as if all were well, and a part is there."""
+
+    def imwrite(path, images, **options):
+        iio_imwrite(path, images, **options)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+
+    iio_imwrite = iio.imwrite
+    return imwrite
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_a_cut_video_never_gets_its_final_name(tmp_path, monkeypatch, name, share):
+    monkeypatch.setattr(video.iio, "imwrite", cut_to(share))
+    with pytest.raises(UserError, match="could not be written"):
+        write_video(tmp_path / name, FRAMES, fps=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_that_lost_frames_never_gets_its_final_name(tmp_path, monkeypatch):
+    whole = iio.imwrite
+    monkeypatch.setattr(video.iio, "imwrite", lambda path, images, **options: whole(path, images[:-1], **options))
+    with pytest.raises(UserError, match="5 of 6 frames"):
+        write_video(tmp_path / "a.mp4", FRAMES, fps=8)
+
+
+def test_a_full_disk_is_said_where_ffmpeg_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(video.iio, "imwrite", cut_to(0.5))
+    monkeypatch.setattr("configs.files.BLOCK", 2**60)  # as if nothing were left
+    with pytest.raises(NoSpace) as error:
+        write_video(tmp_path / "a.mp4", FRAMES, fps=8)
+    assert "no space left" in ending(error.value)[0] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words, kind", [
+    ("[Errno 32] Broken pipe\n\nFFMPEG COMMAND:\nffmpeg\n\nFFMPEG STDERR OUTPUT:\nNo space left on device", NoSpace),
+    ("[Errno 32] Broken pipe\n\nFFMPEG COMMAND:\nffmpeg\n\nFFMPEG STDERR OUTPUT:\nUnknown encoder", UserError),
+])  # fmt: skip
+def test_what_ffmpeg_printed_becomes_one_sentence(tmp_path, monkeypatch, words, kind):
+    def fail(*_, **__):
+        raise OSError(words)
+
+    monkeypatch.setattr(video.iio, "imwrite", fail)
+    with pytest.raises(kind) as error:
+        write_video(tmp_path / "a.mp4", FRAMES, fps=8)
+    assert "\n" not in ending(error.value)[0] and list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_system_keeps_its_number(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(video.iio, "imwrite", fail)
+    with pytest.raises(NoSpace) as error:
+        write_video(tmp_path / "a.gif", FRAMES, fps=8)
+    assert "quota" in ending(error.value)[0]
+
+
+def test_reading_back_costs_little(tmp_path, monkeypatch):
+    frames = FRAMES.repeat_interleave(3, 0).repeat(1, 1, 10, 10)[:16]  # 16 frames of 320x320
+    began = time.perf_counter()
+    path = write_video(tmp_path / "a.mp4", frames, fps=8)
+    whole = time.perf_counter() - began
+    began = time.perf_counter()
+    video._check_written(path, 16)
+    assert time.perf_counter() - began < whole / 2
+
+
+def test_pictures_and_cut_files_are_no_videos(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    write_video(tmp_path / "a.gif", FRAMES, fps=8)
+    write_video(tmp_path / "a.mp4", FRAMES, fps=8)
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "0000.png").write_bytes(b"")
+    (tmp_path / "cut.gif").write_bytes((tmp_path / "a.gif").read_bytes()[:400])
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:400])
+    for name in ("a.png", "cut.gif", "cut.mp4", "frames", "absent.mp4", "absent"):
+        with pytest.raises(UserError) as error:
+            read_video(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_long_caption_is_cut_in_no_time(tmp_path):
+    row = pictures.strip(FRAMES)
+    began = time.process_time()
+    pictures.contact_sheet(tmp_path / "sheet.png", [("a horse " * 20_000, row)] * 3)
+    assert time.process_time() - began < 2
+
+
+def test_a_caption_is_cut_as_late_as_it_fits():
+    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(size=12)
+    assert pictures.fitted(draw, "a  cat\n", font, 500) == "a cat"
+    text = "a horse is running through a field of flowers"
+    for width in range(0, 300, 7):
+        cut = pictures.fitted(draw, text, font, width)
+        slow = next(
+            (
+                text[:n] + "..."
+                for n in range(len(text), 0, -1)
+                if draw.textlength(text[:n] + "...", font=font) <= width
+            ),
+            "...",
+        )
+        assert cut in (slow, text)
+
+
+def test_a_sheet_has_so_many_rows_and_counts_the_rest(tmp_path, monkeypatch):
+    row = pictures.strip(FRAMES, columns=2, height=16)
+    assert row.size == (34, 16)
+    monkeypatch.setattr(pictures, "MOST_ROWS", 4)
+    heights = [Image.open(pictures.contact_sheet(tmp_path / "s.png", [("x", row)] * n)).height for n in (3, 4, 5, 900)]
+    assert heights[0] < heights[1] < heights[2] == heights[3]
+
+
+def test_a_strip_keeps_first_and_last_frame():
+    frames = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 8, 8) * 10
+    shown = np.asarray(pictures.strip(frames, columns=3, height=8))[0, [0, 10, 20], 0]
+    assert shown.tolist() == [0, 100, 190]
