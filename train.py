@@ -58,6 +58,7 @@ from models.backbone import Backbone, Predictor, choose_device, choose_dtype, pr
 from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.threads import use_threads
 from models.training import memory, objective
 from models.training.journal import Journal, mean_losses
 from models.training.optimizer import DualPathOptimizer, NotFinite, require_finite
@@ -129,6 +130,7 @@ def run(cfg: DictConfig) -> Path:
 def _train(cfg, processes: Processes) -> Path:
     device = processes.device
     backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)
+    use_threads(backbone.unet, device, cfg.threads)
     objective.check_scheduler(backbone.scheduler, cfg.max_timestep)
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)

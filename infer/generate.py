@@ -24,7 +24,7 @@ from tqdm import tqdm
 from configs.errors import UserError
 from configs.files import check_writable
 from infer import options
-from infer.guidance import MotionGuidance
+from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.guide_clip import guide_latents
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet, strip
@@ -34,6 +34,7 @@ from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.hooks import Patch
+from models.threads import use_threads
 
 MOST_ROWS = 64  # of the contact sheet
 ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings, 0.3 MB each for ZeroScope
@@ -56,6 +57,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
         backbone = Backbone.load(request.model, dtype, device)
     else:
         _check_backbone(backbone, request.model, dtype, device)
+    use_threads(backbone.unet, device, args.threads)
     size = latent_size(settings, backbone)
     if device.type == "cuda":
         check_batch(args.batch_size, settings, size)
@@ -66,7 +68,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     bar = tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True)
     with _attention(backbone.unet, args), bar:
         for number, (batch, text, negative) in enumerate(_batches(jobs, args.batch_size, settings, backbone)):
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             customization = request.customize(backbone.unet, size)
             if number == 0:
                 bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
@@ -81,11 +83,15 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
                 towards=towards,
                 progress=partial(_advance, bar=bar, videos=len(batch)),
             )
-            seconds = (time.perf_counter() - began) / len(batch)
+            cost = {
+                "seconds": round((time.perf_counter() - began) / len(batch), 3),
+                "cpu_seconds": round((time.process_time() - cpu_began) / len(batch), 3),
+                "forwards": forwards(settings),
+            }
             for (prompt, seed), frames in zip(batch, videos, strict=True):
                 if len(rows) < MOST_ROWS:
                     rows.append((f"{prompt}  (seed {seed})", strip(frames)))
-                yield write(folder, prompt, seed, frames, record, seconds)
+                yield write(folder, prompt, seed, frames, record, cost)
     if more := len(jobs) - len(rows):
         rows.append((f"and {more:,} more in this folder", Image.new("RGB", (1, 1), "white")))
     name = hashlib.sha256(json.dumps([jobs, record], sort_keys=True).encode()).hexdigest()[:8]
@@ -157,6 +163,14 @@ def sample_videos(
             progress=progress,
         )
     return [backbone.decode_video(video[None]) for video in latents]
+
+
+def forwards(settings: Settings) -> int | None:
+    """How often the network sees each video; None where a guidance interval decides that from step to step."""
+    if settings.guidance_interval is not None:
+        return None
+    plain = GuidanceSettings(steps=0)
+    return (settings.guidance() or plain).forwards(settings.num_steps, settings.guidance_scale)
 
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:

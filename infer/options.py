@@ -84,6 +84,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default="auto",
         help="cuda, cuda:1, mps or cpu (default: auto, which is CUDA, else MPS, else CPU)",
     )
+    add(
+        "--threads",
+        type=_between(int, 1, 1024),
+        help="CPU threads (default: OMP_NUM_THREADS, else by the model's size)",
+    )
     add("--precision", choices=["fp16", "bf16", "no"], help=f"a CPU always computes in fp32 ({_else('fp16')})")
     add("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
     add("--sdp", "-S", action="store_true", help="attention through PyTorch's SDPA (the default)")

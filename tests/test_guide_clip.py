@@ -13,7 +13,7 @@ from infer import options
 from infer.generate import generate, load_backbone
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.sampler import guide
-from infer.settings import RUN_REFERENCE
+from infer.settings import RUN_REFERENCE, resolve
 from infer.video import read_video
 from models.backbone import predictor, skeleton
 from models.training.memory import PeakBytes
@@ -97,6 +97,23 @@ def test_no_more_forwards_than_promised(model, sampled, clip_file, monkeypatch):
     seen.clear()
     sampled("--guide", str(clip_file))
     assert sum(seen) == 10 + 1 + 2 * 2 <= 1.6 * 10  # one of five steps: the clip's forward and two more updates
+
+
+def test_the_sidecar_holds_what_a_video_cost(sampled, clip_file):
+    plain, guided = (sampled(*words)[1] for words in ((), ("--guide", str(clip_file))))
+    assert (plain["forwards"], guided["forwards"]) == (10, 15) and plain["cpu_seconds"] > 0
+    assert sampled("--guidance_interval", "0", "500")[1]["forwards"] is None
+
+
+def test_a_model_can_bring_its_own_guidance(tmp_path):
+    (tmp_path / "sampling.json").write_text('{"guide_rate": 0.3, "guide_target": "clean_latent"}')
+    args = options.parse(["-p", "x", "--guide", "clip.mp4", "--guide_rate", "0.1"])
+    settings = resolve(args, {}, tmp_path)
+    assert (settings.guide_rate, settings.guide_target, settings.guide_updates) == (0.1, "clean_latent", 3)
+    assert "guide_rate" not in resolve(options.parse(["-p", "x"]), {}, tmp_path).values
+    (tmp_path / "sampling.json").write_text('{"guide_rate": -1}')
+    with pytest.raises(UserError, match="guide_rate is -1"):
+        resolve(args, {}, tmp_path)
 
 
 def test_memory_stays_near_that_of_plain_sampling():

@@ -24,10 +24,13 @@ TAP, MOTION_DIRECTOR = preset("tap"), preset("motiondirector")
 PLI, EARLY_PLI = ("--pli_threshold", str(PLI_TAU)), ("--pli_threshold", "400")
 WORDS_ALONE, TRUE_MOTION = "rendered: what the words say", "rendered: the motion itself"
 RENDERED = (Variant(WORDS_ALONE), Variant(TRUE_MOTION))  # no model: what the measures give where the truth is known
+PRIOR = Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5"))
 UNTOUCHED = Variant("untouched model", TAP, ("--lora_scale", "0"))
 DIRECTOR = Variant("MotionDirector", MOTION_DIRECTOR, (), "text 27.55, ViCLIP 25.54, consistency 93.56")
 FULL = Variant("TAP + AH + PLI", TAP, (*highway(), *PLI), "text 28.52, ViCLIP 26.52, consistency 93.83")
 HIGHWAY = Variant("TAP + AH", TAP, highway(), "text 28.32, consistency 93.71")
+GUIDANCE = Variant("guidance", TAP, ("--lora_scale", "0", "--guide"))  # the run gives the clip, not its adapter
+TAP_GUIDANCE = Variant("TAP + guidance", TAP, ("--guide",))
 INVERSION = Variant("Motion Inversion", ("method=motion_inversion",), ("--embedding_sampling", "difference"))
 # names of rows that claims refer to
 ALL_LAYERS, BASELINE, ALL_THREE = "all (MotionDirector)", "baseline (MotionDirector)", "+ PLI (full)"
@@ -45,6 +48,22 @@ def _against_director(one: str) -> tuple[Claim, ...]:
         ),
         Claim(f"{one} leaks less of the reference than MotionDirector", "leakage", one, "less", "MotionDirector"),
         Claim(f"{one} moves no worse than MotionDirector", "motion", one, "not less", "MotionDirector"),
+    )
+
+
+def _about_guidance(tap: str) -> tuple[Claim, ...]:
+    return (
+        Claim(
+            "guidance moves more like the reference than the untouched model",
+            "motion",
+            "guidance",
+            "more",
+            "untouched model",
+            "ours",
+        ),
+        Claim("TAP moves better than guidance without training", "motion", tap, "more", "guidance", "ours"),
+        Claim("guidance improves the motion of TAP", "motion", "TAP + guidance", "more", tap, "ours"),
+        Claim("TAP with guidance leaks no more than TAP", "leakage", "TAP + guidance", "not more", tap, "ours"),
     )
 
 
@@ -81,12 +100,14 @@ PAPER = {
         "how the methods compare in motion, appearance and leakage",
         (
             UNTOUCHED,
-            Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5")),
+            PRIOR,
+            GUIDANCE,
             DIRECTOR,
             INVERSION,
             Variant("release (k + out)", preset("release")),
             Variant("TAP", TAP),
             FULL,
+            TAP_GUIDANCE,
         ),
         (
             *_against_director(FULL.name),
@@ -104,6 +125,7 @@ PAPER = {
                 "more",
                 UNTOUCHED.name,
             ),
+            *_about_guidance("TAP"),
         ),
         motions=(*RETIMED, *NEW_PATH),
     ),
@@ -227,12 +249,23 @@ PAPER = {
 }
 
 OURS = {
+    "guidance": Artefact(
+        "Guidance: what training buys over steering a sampling",
+        "motion guidance without training, TAP, and both together, on a re-timing and on two new paths (the setting of "
+        "guidance was chosen on there and back and the orbit, with the first four prompts)",
+        (UNTOUCHED, PRIOR, GUIDANCE, Variant("TAP", TAP), TAP_GUIDANCE),
+        _about_guidance("TAP"),
+        motions=(RETIMED[0], "orbit", "spiral"),
+        world=True,
+        needs="a model of the toy world",
+    ),
     "motions": Artefact(
         "Motions: every held-out motion of the toy world",
         "which methods learn which motions from one clip, and what they keep",
         (
             UNTOUCHED,
-            Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5")),
+            PRIOR,
+            GUIDANCE,
             Variant("MotionDirector", MOTION_DIRECTOR),
             Variant("MotionDirector, half the rate", (*MOTION_DIRECTOR, "learning_rate=1.25e-3")),
             Variant("release (k + out)", preset("release")),
@@ -243,6 +276,7 @@ OURS = {
             Variant(DEFAULT, TAP, highway()),
             Variant("TAP + AH + PLI", TAP, (*highway(), *PLI)),
             Variant("TAP + noise prior 0.5", TAP, ("--noise_prior", "0.5")),
+            TAP_GUIDANCE,
         ),
         (
             *(claim for one in ("TAP (q + k)", DEFAULT) for claim in _against_director(one)),
@@ -281,11 +315,12 @@ OURS = {
                 "TAP (q + k)",
                 "ours",
             ),
+            *_about_guidance("TAP (q + k)"),
         ),
         motions=(*RETIMINGS, *PATHS),
         world=True,
         needs="a model of the toy world",
-    )
+    ),
 }
 ARTEFACTS = PAPER | OURS
 STUDIES = {"metrics": ("Motion metrics against the truth (toy world)", "no model; about three minutes of CPU")}

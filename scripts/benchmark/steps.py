@@ -199,4 +199,5 @@ def count_bytes(
     """Peak bytes of a training step, counted on the meta device."""
     step = Step(architecture, "meta", dtype, checkpointing=checkpointing, cfg=cfg)
     learned = (*step.method.motion_parameters, *step.method.appearance_parameters)
-    return memory.training_bytes(step.unet, learned, lambda: step.gradients(0)).total
+    frozen = memory.parameter_bytes(step.unet) - sum(p.numel() * p.element_size() for p in learned)
+    return memory.training_bytes(frozen, learned, lambda: step.gradients(0)).total
