@@ -24,7 +24,7 @@ from configs.errors import UserError, is_out_of_memory
 from models.backbone import choose_device
 
 TIMEOUT = timedelta(hours=12)  # the others wait while the first process encodes clips and samples previews
-GRACE = 5.0  # seconds; torchrun stops a process within this time once another has failed
+GRACE = 30.0  # seconds for the first process to draw its loss plot and end; torchrun then stops the others at once
 
 
 class LostProcess(UserError):
