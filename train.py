@@ -1,49 +1,70 @@
 """Learn a motion from one or a few clips: `python train.py --config configs/car.yaml [key=value ...]`.
 
 config -> frozen backbone -> method -> clips -> cache -> loop -> adapters saved. The loop is the dual-path objective of
-MotionDirector, which the paper keeps: appearance LoRA on single frames, motion LoRA on whole clips. Every draw derives
-from (seed, step), so a resumed run continues bit for bit. stdout carries one line, the run folder; everything else
-goes to stderr and to the folder's log.jsonl. Also runs under torchrun and `accelerate launch`.
+MotionDirector, which the paper keeps: appearance LoRA on single frames, motion LoRA on whole clips. stdout carries one
+line, the run folder; everything else goes to stderr and to the folder's log.jsonl. Several processes train together
+under `torchrun --nproc_per_node N train.py ...` (models/training/processes.py).
+
+Every draw derives from (seed, step), so a resumed run continues bit for bit on a CPU: adapters, moments and losses are
+those of a run that never stopped. On CUDA the same draws are made, but the backward kernels of convolution and
+attention add in an order of their own, so runs agree to rounding; torch.use_deterministic_algorithms(True) before
+`run` removes that too, where CUDA has a deterministic kernel (tests/test_gpu.py resumes both ways).
 """
 
 import os
 import sys
-from pathlib import Path
 
-from configs.errors import UserError, command
-from configs.files import check_writable
-from configs.schema import load, to_yaml
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
+from configs.errors import command
+from configs.runtime import quiet_threads
 
 DESCRIPTION = "train.py: give a text-to-video model the motion of one or a few reference clips."
-if __name__ == "__main__":  # before the slow imports, so that --help and a misspelt key answer at once
-    CONFIG, DRY_RUN = command(load)(sys.argv[1:], description=DESCRIPTION)
+quiet_threads()
 
-import math
-from dataclasses import replace
+
+@command
+def main() -> None:
+    """Train as the command line says; prints the run folder."""
+    from configs.schema import load
+
+    cfg, only_describe = load(sys.argv[1:], description=DESCRIPTION)
+    import train  # this file with its slow imports: --help has answered by now, and Ctrl-C ends them in one line
+    from models.training.processes import one_voice
+
+    with one_voice():
+        result = train.dry_run(cfg) if only_describe else train.run(cfg)
+    if os.environ.get("RANK", "0") == "0":
+        print(result)
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit()
+
 from functools import partial
+from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from diffusers import DDIMScheduler
 from omegaconf import DictConfig
 
+from configs.errors import UserError
+from configs.files import check_writable
+from configs.schema import to_yaml
 from data import cache
-from data.sources import load_clips
-from infer.inversion import ddim_invert
 from infer.preview import preview
-from infer.sampler import guide
+from infer.references import prepare_clips
 from models import methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor, skeleton
 from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.threads import use_threads
 from models.training import memory, objective
-from models.training.journal import Journal
-from models.training.optimizer import DualPathOptimizer
-from models.training.resume import begin_or_resume, say
-from models.training.stopping import StopSignals, together
+from models.training.journal import Journal, mean_losses
+from models.training.optimizer import DualPathOptimizer, NotFinite, require_finite
+from models.training.processes import LostProcess, Processes
+from models.training.resume import last_checkpoint, open_run, resume
+from models.training.stopping import StopSignals
 
 VAE_FACTOR, CLIP_TOKENS = 8, 77  # of every model of this family; only the estimate of --dry-run assumes them
 
@@ -66,7 +87,7 @@ def training_step(
     latents [b c f h w] and text [b n d] belong to reference clip number `clip`; `draw` holds noise, timestep, frame
     and anchor. Each pass runs its backward before adapters are switched, and both do before any optimizer steps: the
     release steps the appearance LoRA in between, which falsifies the motion gradients. One-frame clips (images) only
-    have looks to teach: they always run the spatial pass and never the temporal one.
+    have an appearance to teach: they always run the spatial pass and never the temporal one.
     """
     z_t = scheduler.add_noise(latents, draw.noise, draw.timestep)
     target = objective.target(scheduler, latents, draw.noise, draw.timestep)
@@ -93,19 +114,29 @@ def training_step(
 def run(cfg: DictConfig) -> Path:
     """Train as `cfg` (configs/fields.py) says and return the run folder.
 
-    Raises UserError for what a person can mend.
+    On CUDA what stays in fp32 may use TF32, for this process from here on. Raises UserError for what a person can mend.
     """
     for folder in (cfg.output_dir, cfg.cache_dir):
         check_writable(Path(folder))
-    processes = PartialState(cpu=cfg.device == "cpu")
-    device = processes.device if processes.num_processes > 1 else choose_device(cfg.device)
+    processes = Processes(cfg.device)
+    if processes.device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return _train(cfg, processes)
+    finally:
+        processes.leave()
+
+
+def _train(cfg, processes: Processes) -> Path:
+    device = processes.device
     backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)
-    with processes.main_process_first():
-        clips = prepare_clips(cfg, backbone)
-    method = methods.attach(
-        backbone.unet, cfg, clips=len(clips), latent_size=tuple(clips[cache.primary(clips)].latents.shape[2:])
-    )
-    say(processes, "\n".join(method.describe()))
+    use_threads(backbone.unet, device, cfg.threads)
+    objective.check_scheduler(backbone.scheduler, cfg.max_timestep)
+    with processes.main_first():
+        clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
+    latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
+    method = methods.attach(backbone.unet, cfg, clips=len(clips), latent_size=latent_size)
+    processes.say("\n".join(method.describe()))
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.unet)
     optimizer = DualPathOptimizer(
@@ -115,124 +146,102 @@ def run(cfg: DictConfig) -> Path:
         device=device,
         motion_lr=cfg.learning_rate if cfg.method == "lora" else cfg.embeddings.learning_rate,
         half=backbone.dtype == torch.float16,
+        processes=processes,
     )
-    folder, start = begin_or_resume(cfg, method, optimizer, processes, partial(cache.same_clips, clips))
+    checkpoint, start = resume(cfg, method, optimizer, processes, partial(cache.same_clips, clips))
     if start >= cfg.max_train_steps:
-        say(
-            processes,
-            f"nothing is left to do: {start} of {cfg.max_train_steps} steps are done; raise max_train_steps to go on",
+        processes.say(
+            f"nothing is left to do: {start} of {cfg.max_train_steps} steps are done; raise max_train_steps to go on"
         )
-        return folder
-    if not processes.is_main_process:
+        return checkpoint.parent
+    folder = open_run(cfg, processes, checkpoint)
+    if not processes.is_main:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, None)
         return folder
 
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(cfg))
     cache.export(clips, folder)
     journal = Journal(folder, start, cfg.max_train_steps, device, cfg.logger == "tensorboard")
     try:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal)
     finally:
-        say(processes, f"loss plot: {journal.close()}")
+        processes.say(f"loss plot: {journal.close()}")
     return folder
 
 
-def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal) -> None:
-    """Steps start+1 to max_train_steps: draw, both passes, move the weights, log, save, preview."""
-    unet, device = backbone.unet, backbone.device
-    accumulation, ranks = cfg.gradient_accumulation_steps, processes.num_processes
-    batches = [
-        tuple(x.to(device).expand(cfg.timesteps_per_step, *x.shape[1:]) for x in (c.latents, c.text)) for c in clips
+def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal: Journal | None) -> None:
+    """Steps start+1 to max_train_steps: both passes, move the weights, log, save, preview."""
+    device, copies = backbone.device, cfg.timesteps_per_step
+    batches = [  # of each clip: latents [t 4 f h w] and text [t n d], t timesteps in one pass
+        tuple(x.to(device).expand(copies, *x.shape[1:]) for x in (clip.latents, clip.text)) for clip in clips
     ]
-    unet.train()  # as the release: LoRA dropout and the temporal convolutions' own dropout are active
+    backbone.unet.train()  # as the release: LoRA dropout and the temporal convolutions' own dropout are active
     with StopSignals() as stop:
         for step in range(start + 1, cfg.max_train_steps + 1):
-            found = []
-            for k in range(accumulation):
-                micro = k * ranks + processes.process_index
-                clip = clip_order(cfg.seed, (step - 1) * accumulation * ranks + micro, len(clips))
-                latents, text = batches[clip]
-                draw = objective.draw(
-                    cfg.seed,
-                    step,
-                    latents,
-                    micro=micro,
-                    min_timestep=cfg.min_timestep,
-                    max_timestep=cfg.max_timestep,
-                    spatial_probability=cfg.spatial_path_probability,
-                )
-                torch.manual_seed(objective.seed_of("dropout", cfg.seed, step, micro))  # the one global draw
-                found.append(
-                    training_step(
-                        backbone.predict,
-                        backbone.scheduler,
-                        method,
-                        latents,
-                        text,
-                        draw,
-                        debias_beta=cfg.debias_beta,
-                        clip=0 if cfg.single_spatial_lora else clip,
-                        learn_motion=cfg.train_temporal_lora,
-                        backward=optimizer.backward,
-                    )
-                )
-            losses = mean_losses(found)
-            stopped, broken = together(processes, stop.requested, not all(map(math.isfinite, losses.values())))
-            if broken:
-                which = [f"{name} loss is {value}" for name, value in losses.items() if not math.isfinite(value)]
+            try:
+                found, timesteps = gradients(cfg, backbone, method, optimizer, batches, step, processes)
+                everyone = processes.gather((found, stop.requested))
+                losses = mean_losses([losses for found, _ in everyone for losses in found])
+                stopped = max(requested for _, requested in everyone)  # all leave at the same step
+                require_finite(losses)
+                rate, moved = optimizer.learning_rate, optimizer.step()
+                if moved.skipped and optimizer.skipped_in_a_row == cfg.max_train_steps - start:
+                    raise NotFinite("gradient overflowed fp16 in every step, so that nothing was learned")
+            except NotFinite as what:
                 advice = "" if backbone.dtype == torch.float32 else ", or use mixed_precision=bf16"
                 raise UserError(
-                    f"training: the {' and the '.join(which) or 'loss of another process is not finite'} at step "
-                    f"{step}, timestep {draw.timestep.tolist()}; checkpoints made before are kept in {folder}; "
-                    f"lower learning_rate{advice}"
-                )
-            rate = optimizer.learning_rate
-            optimizer.step()
+                    f"training: the {what} at step {step}, timestep {timesteps}; no weight was moved in this step, and "
+                    f"{last_checkpoint(folder)}; lower learning_rate{advice}"
+                ) from None
+            except LostProcess as lost:
+                raise LostProcess(f"{lost} during step {step}; {last_checkpoint(folder)}", lost.silent) from None
             if journal:
-                journal.log(step, losses, timestep=int(draw.timestep[0]), learning_rate=rate)
+                journal.log(step, losses, moved, timestep=timesteps[0], learning_rate=rate)
                 if step == cfg.max_train_steps or stopped or step % cfg.checkpointing_steps == 0:
                     save(cfg, method, optimizer, folder, step)
-                if (
-                    step % cfg.validation_steps == 0
-                    and cfg.validation_data.sample_preview
-                    and cfg.validation_data.prompt
-                ):
+                wanted = cfg.validation_data
+                if step % cfg.validation_steps == 0 and wanted.sample_preview and wanted.prompt:
                     preview(cfg, backbone, method, clips, folder / "previews" / f"step-{step}")
                 journal.pause()
             if stopped and step < cfg.max_train_steps:
-                say(processes, f"stopped after step {step}; go on with: resume_from_checkpoint={folder}")
+                processes.say(f"stopped after step {step}; go on with: resume_from_checkpoint={folder}")
                 raise SystemExit(128 + stopped)
 
 
-def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
-    """Latents, text embeddings and inversions of the reference clips, from the cache where it has them."""
-    if cfg.cached_latent_dir:
-        clips = [
-            clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
-            for clip in cache.read_folder(cfg.cached_latent_dir)
-        ]
-        cache.check_fit(clips, backbone.unet.config.in_channels, backbone.unet.config.cross_attention_dim)
-        return clips
-    clips = load_clips(cfg, backbone.snap)
-    empty = backbone.encode_text([""])
-
-    def invert(latents: torch.Tensor) -> torch.Tensor:
-        denoise = guide(backbone.predict, empty.to(backbone.device))
-        return ddim_invert(denoise, backbone.scheduler, latents.to(backbone.device), cfg.inversion_steps).cpu()
-
-    return cache.build(
-        clips,
-        Path(cfg.cache_dir),
-        key_parts={
-            "weights": backbone.fingerprint(),
-            "precision": str(backbone.dtype),
-            "inversion": cfg.inversion_steps,
-        },
-        encode_video=lambda frames: backbone.encode_video(frames).cpu(),
-        encode_text=lambda prompt: backbone.encode_text([prompt]).cpu(),
-        invert=invert,
-    )
+def gradients(
+    cfg, backbone, method, optimizer, batches, step: int, processes: Processes
+) -> tuple[list[dict[str, float]], list[int]]:
+    """This process's share of a step, one clip after another; returns their losses and the last clip's timesteps."""
+    accumulation, found = cfg.gradient_accumulation_steps, []
+    for k in range(accumulation):
+        micro = k * processes.count + processes.rank
+        position = (step - 1) * accumulation * processes.count + micro
+        clip = objective.clip_order(cfg.seed, position, len(batches))
+        latents, text = batches[clip]
+        draw = objective.draw(
+            cfg.seed,
+            step,
+            latents,
+            micro=micro,
+            min_timestep=cfg.min_timestep,
+            max_timestep=cfg.max_timestep,
+            spatial_probability=cfg.spatial_path_probability,
+        )
+        torch.manual_seed(objective.seed_of("dropout", cfg.seed, step, micro))  # the one global draw
+        losses = training_step(
+            backbone.predict,
+            backbone.scheduler,
+            method,
+            latents,
+            text,
+            draw,
+            clip=0 if cfg.single_spatial_lora else clip,
+            debias_beta=cfg.debias_beta,
+            learn_motion=cfg.train_temporal_lora,
+            backward=optimizer.backward,
+        )
+        found.append(losses)
+    return [{name: loss.item() for name, loss in losses.items()} for losses in found], draw.timestep.tolist()
 
 
 def save(cfg, method, optimizer, folder: Path, step: int) -> None:
@@ -251,26 +260,14 @@ def save(cfg, method, optimizer, folder: Path, step: int) -> None:
     )
 
 
-def clip_order(seed: int, position: int, clips: int) -> int:
-    """Which clip is number `position` of the endless sequence in which every epoch is a new order of all clips."""
-    epoch, place = divmod(position, clips)
-    generator = torch.Generator().manual_seed(objective.seed_of(seed, "epoch", epoch))
-    return torch.randperm(clips, generator=generator)[place].item()
-
-
-def mean_losses(found: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """The mean of each loss over the clips of a step; a pass that did not run has none."""
-    names = dict.fromkeys(name for losses in found for name in losses)
-    return {name: torch.stack([losses[name] for losses in found if name in losses]).mean().item() for name in names}
-
-
 def dry_run(cfg: DictConfig) -> str:
-    """The resolved configuration, what would be patched and the memory a step needs; loads no weights, writes
-    nothing.
+    """The resolved configuration, what would be patched and the memory that a step needs.
+
+    Loads no weights and writes nothing.
     """
     unet = skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
     unet.requires_grad_(False)
-    base, n, data = memory.parameter_bytes(unet), cfg.timesteps_per_step, cfg.train_data
+    model_bytes, n, data = memory.parameter_bytes(unet), cfg.timesteps_per_step, cfg.train_data
     size = (data.n_sample_frames, data.height // VAE_FACTOR, data.width // VAE_FACTOR)
     bypass_single_frames(unet)
     method = methods.attach(unet, cfg, clips=1, latent_size=size)
@@ -279,30 +276,14 @@ def dry_run(cfg: DictConfig) -> str:
     latents = torch.empty(n, unet.config.in_channels, *size, device="meta")
     text = torch.empty(n, CLIP_TOKENS, unet.config.cross_attention_dim, device="meta")
     draw = objective.Draw(latents, torch.empty(n, dtype=torch.long, device="meta"), 0, 0, True)
-    with memory.PeakBytes() as counted:
-        training_step(
-            predictor(unet.train()), DDIMScheduler(), method, latents, text, draw, learn_motion=cfg.train_temporal_lora
-        )
-    learned = 4 * sum(p.numel() for p in (*method.motion_parameters, *method.appearance_parameters))
-    kept = 3 * learned  # the fp32 masters and AdamW's two moments; their gradients are in `counted`
+    given = predictor(unet.train()), DDIMScheduler(), method, latents, text, draw
+    needed = memory.training_bytes(
+        model_bytes,
+        [*method.motion_parameters, *method.appearance_parameters],
+        lambda: training_step(*given, learn_motion=cfg.train_temporal_lora),
+    )
     lines = method.describe()
     if method.highway:
         with attach_highway(unet, *method.highway) as highway:
             lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
-    lines.append(
-        f"memory      {(base + kept + counted.peak) / 1e9:.2f} GB for a training step with one reference clip "
-        f"(model {base / 1e9:.2f}, adapters and AdamW {kept / 1e9:.2f}, activations and gradients "
-        f"{counted.peak / 1e9:.2f}), without the CUDA context"
-    )
-    return to_yaml(cfg) + "\n" + "\n".join(lines)
-
-
-@command
-def main() -> None:
-    result = dry_run(CONFIG) if DRY_RUN else run(CONFIG)
-    if PartialState().is_main_process:
-        print(result)
-
-
-if __name__ == "__main__":
-    main()
+    return "\n".join([to_yaml(cfg), *lines, f"memory      {needed}"])

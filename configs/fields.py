@@ -199,6 +199,9 @@ class Config:
     )
     gradient_checkpointing: bool = key(True, "recompute activations in the backward pass: less memory, more time")
     device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1")
+    threads: int | None = key(
+        None, "CPU threads; default OMP_NUM_THREADS, else 1 for a small model and all for others", low=1, high=1024
+    )
 
     output_dir: str = key("./outputs/train", "a run writes into output_dir/train_<timestamp>")
     cache_dir: str = key("./outputs/cache", "latents, text embeddings and inversions, keyed by content, shared by runs")

@@ -228,6 +228,17 @@ def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | fl
 
 def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
     """Draw a scene: the same scene gives the same bytes. Trajectory and size are in pixels of this canvas."""
+    return draw(scene, *trajectory_of(scene, frames), size)
+
+
+def draw(
+    scene: Scene, centre: np.ndarray, radius: np.ndarray, size: int = 64, camera: np.ndarray | None = None
+) -> WorldClip:
+    """`render` with the object on any path: centre [f 2] and radius [f] in pixels of a 64-pixel canvas.
+
+    `camera` [f 2], in the same pixels, is how far the picture of the whole scene is shifted in each frame; the
+    trajectory of the clip is the object's on the screen, shifted as well.
+    """
     import torch
 
     rng = np.random.default_rng([scene.seed, 37])
@@ -235,10 +246,11 @@ def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
     paint = np.array(COLOURS[scene.colour]) + rng.integers(-6, 7, 3)
     ground, paint = np.clip(ground, 0, 255), np.clip(paint, 0, 255)
     zoom = size / 64
-    centre, radius = trajectory_of(scene, frames)
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / zoom  # pixel centres, in units of the 64-pixel canvas
+    if camera is not None:  # where in the scene each pixel looks, [f h w]
+        x, y = x - camera[:, 0, None, None], y - camera[:, 1, None, None]
 
-    canvas = np.broadcast_to(ground, (size, size, 3)).astype(np.float32)
+    canvas = np.broadcast_to(ground, (*x.shape, 3)).astype(np.float32)
     if scene.pattern:
         canvas = canvas * (1 - 0.22 * _pattern(scene.pattern, x, y, rng.uniform(0, 12, 2)))[..., None]
     if scene.window:
@@ -246,11 +258,12 @@ def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
     alpha = coverage(scene.shape, x - centre[:, 0, None, None], y - centre[:, 1, None, None], radius[:, None, None])
     image = canvas + alpha[..., None] * (paint - canvas)  # [f h w c]
     pixels = torch.from_numpy(np.rint(image).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+    seen = centre if camera is None else centre + camera
     return WorldClip(
         scene=scene,
         frames=pixels,
-        trajectory=torch.from_numpy(centre * np.float32(zoom)),
-        size=torch.from_numpy(radius * np.float32(zoom)),
+        trajectory=torch.from_numpy(seen.astype(np.float32) * np.float32(zoom)),
+        size=torch.from_numpy(radius.astype(np.float32) * np.float32(zoom)),
         mask=torch.from_numpy(alpha.astype(np.float32)),
         colour=tuple(int(v) for v in paint),
         background=tuple(int(v) for v in ground),

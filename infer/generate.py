@@ -24,6 +24,8 @@ from tqdm import tqdm
 from configs.errors import UserError
 from configs.files import check_writable
 from infer import options
+from infer.guidance import GuidanceSettings, MotionGuidance
+from infer.guide_clip import guide_latents
 from infer.noise import initial_noise
 from infer.pictures import contact_sheet, strip
 from infer.request import read_request
@@ -32,6 +34,7 @@ from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.hooks import Patch
+from models.threads import use_threads
 
 MOST_ROWS = 64  # of the contact sheet
 ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings, 0.3 MB each for ZeroScope
@@ -54,16 +57,18 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
         backbone = Backbone.load(request.model, dtype, device)
     else:
         _check_backbone(backbone, request.model, dtype, device)
+    use_threads(backbone.unet, device, args.threads)
     size = latent_size(settings, backbone)
     if device.type == "cuda":
         check_batch(args.batch_size, settings, size)
+    towards = guide_latents(request, backbone, args.clip)
     request.report()
     record = shared_record(args, request, backbone)
     rows: list[tuple[str, Image.Image]] = []
     bar = tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True)
     with _attention(backbone.unet, args), bar:
         for number, (batch, text, negative) in enumerate(_batches(jobs, args.batch_size, settings, backbone)):
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             customization = request.customize(backbone.unet, size)
             if number == 0:
                 bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
@@ -75,13 +80,18 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
                 negative,
                 seeds=[seed for _, seed in batch],
                 inversion=request.reference and request.reference.inversion,
+                towards=towards,
                 progress=partial(_advance, bar=bar, videos=len(batch)),
             )
-            seconds = (time.perf_counter() - began) / len(batch)
+            cost = {
+                "seconds": round((time.perf_counter() - began) / len(batch), 3),
+                "cpu_seconds": round((time.process_time() - cpu_began) / len(batch), 3),
+                "forwards": forwards(settings),
+            }
             for (prompt, seed), frames in zip(batch, videos, strict=True):
                 if len(rows) < MOST_ROWS:
                     rows.append((f"{prompt}  (seed {seed})", strip(frames)))
-                yield write(folder, prompt, seed, frames, record, seconds)
+                yield write(folder, prompt, seed, frames, record, cost)
     if more := len(jobs) - len(rows):
         rows.append((f"and {more:,} more in this folder", Image.new("RGB", (1, 1), "white")))
     name = hashlib.sha256(json.dumps([jobs, record], sort_keys=True).encode()).hexdigest()[:8]
@@ -103,13 +113,14 @@ def sample_videos(
     *,
     seeds: list[int],
     inversion: torch.Tensor | None = None,
+    towards: torch.Tensor | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[torch.Tensor]:
     """One batch from noise to frames: a video, uint8 [f c h w] on the CPU, for every row of `text` [b n d] and seed.
 
     `customization` is on the U-Net inside its `with` block; phased LoRA integration takes it off before. `negative` is
-    [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance. Raises UserError when
-    the latents do not stay finite.
+    [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
+    size is the clip that `settings.guidance()` steers to. Raises UserError when the latents do not stay finite.
     """
     shape = (1, backbone.unet.config.in_channels, *latent_size(settings, backbone))
     noise = [
@@ -132,6 +143,13 @@ def sample_videos(
     )
     if settings.guidance_interval is not None:
         denoise = within(settings.guidance_interval, denoise, guide(backbone.predict, text))
+    steer = None
+    if (guidance := settings.guidance()) is not None:
+        empty = backbone.encode_text([""]).expand(len(text), -1, -1)
+        denoise = MotionGuidance(
+            towards, denoise, guide(backbone.predict, empty), backbone.scheduler, guidance, list(seeds)
+        )
+        steer = denoise.steer
     threshold = settings.pli_threshold
     with customization as patch:
         latents = sample(
@@ -141,9 +159,18 @@ def sample_videos(
             steps=settings.num_steps,
             solver=settings.solver,
             on_timestep=None if threshold is None else lambda t: patch.remove() if t <= threshold else None,
+            steer=steer,
             progress=progress,
         )
     return [backbone.decode_video(video[None]) for video in latents]
+
+
+def forwards(settings: Settings) -> int | None:
+    """How often the network sees each video; None where a guidance interval decides that from step to step."""
+    if settings.guidance_interval is not None:
+        return None
+    plain = GuidanceSettings(steps=0)
+    return (settings.guidance() or plain).forwards(settings.num_steps, settings.guidance_scale)
 
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:

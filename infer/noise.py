@@ -1,7 +1,7 @@
 """Initial noise for sampling: seeded Gaussian noise, alone or mixed with the DDIM inversion of a reference clip.
 
-Four mixtures, which can all be used with every method. Everything is drawn and
-mixed in fp32 on the CPU, so one seed means one video on every machine. Latents are [1 c f h w].
+There are four mixtures, and each works with every method. Everything is drawn and mixed in fp32 on the CPU, so that a
+seed means the same noise on every machine. Latents are [1 c f h w].
 
 The release draws from PyTorch's global generator after building its LoRA layers has already used up part of the
 stream, and in channel-last order when an inversion is mixed in; its noise therefore depends on rank and preset. Ours

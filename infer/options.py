@@ -35,6 +35,7 @@ RELEASE = {
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
 SOLVERS = ("ddim", "unipc", "dpm")
 STRATEGIES = ("blend", "frequency", "blend_frequency", "fft")
+RATE = 0.003  # of motion guidance: FlowMotion's
 MOST_VIDEOS = 100_000  # of one command
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
@@ -82,6 +83,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "-d",
         default="auto",
         help="cuda, cuda:1, mps or cpu (default: auto, which is CUDA, else MPS, else CPU)",
+    )
+    add(
+        "--threads",
+        type=_between(int, 1, 1024),
+        help="CPU threads (default: OMP_NUM_THREADS, else by the model's size)",
     )
     add("--precision", choices=["fp16", "bf16", "no"], help=f"a CPU always computes in fp32 ({_else('fp16')})")
     add("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
@@ -151,6 +157,35 @@ def parse(argv: list[str]) -> argparse.Namespace:
         choices=["none", "difference", "drop_value"],
         help=f"Motion Inversion's value embedding ({_else('none')})",
     )
+    add(
+        "--guide",
+        nargs="?",
+        const="",
+        metavar="CLIP",
+        help="motion guidance: steer the first steps towards the motion of this clip, without training (no CLIP: the "
+        "reference clip of the run)",
+    )
+    add("--guide_steps", type=_between(int, 1, 999), help="steps that are guided (default: a fifth of --num-steps)")
+    add("--guide_rate", type=_between(float, 0, 10), help=f"how far an update moves the latents (default: {RATE:g})")
+    add("--guide_updates", type=_between(int, 1, 100), help="updates in each guided step (default: 3)")
+    add(
+        "--guide_weights",
+        nargs=2,
+        type=_between(float, 0, 1e6),
+        metavar=("LATENTS", "MOTION"),
+        help="weights of the clip's clean latents and of their frame differences (default: 20 5)",
+    )
+    add(
+        "--guide_across",
+        type=_between(float, 0, 1),
+        help="share that is kept of the velocity across the mean velocity so far (default: 0.1)",
+    )
+    add(
+        "--guide_target",
+        choices=["predicted", "clean_latent"],
+        help="what the clip's clean latents are: predicted by the model, or its own, which is quicker (default: "
+        "predicted)",
+    )
     add("--format", choices=["mp4", "gif", "frames"], default="mp4", help="of the files (default: %(default)s)")
     add(
         "--quality",
@@ -159,6 +194,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="of the mp4, 1 to 10; 10 is lossless (default: %(default)s)",
     )
     args = parser.parse_args(argv)
+    alone = [name for name, value in vars(args).items() if name.startswith("guide_") and value is not None]
+    if args.guide is None and alone:
+        parser.error(f"argument --{alone[0]}: belongs to --guide, which is not given")
     if args.guidance_interval and args.guidance_interval[0] > args.guidance_interval[1]:
         low, high = args.guidance_interval
         parser.error(f"argument --guidance_interval: {low:g} is above {high:g}, write the lower timestep first")

@@ -89,19 +89,23 @@ def sample(
     steps: int,
     solver: str = "ddim",
     on_timestep: Callable[[int], None] | None = None,
+    steer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> torch.Tensor:
     """Denoise `latents` [b c f h w] (initial noise) into clean latents of the same shape, in fp32.
 
     The scheduler's configuration decides epsilon or v-prediction, betas and timestep spacing; the object passed in is
-    not changed. `solver` is one of `SOLVERS`. `on_timestep(t)` is called before each prediction. Raises UserError for
-    an unknown solver, for fewer steps than it needs, and when the latents do not stay finite.
+    not changed. `solver` is one of `SOLVERS`. Before each prediction `on_timestep(t)` is called, and then
+    `steer(latents, t)`, which may move the latents from which the step is taken (infer/guidance.py). Raises UserError
+    for an unknown solver, for fewer steps than it needs, and when the latents do not stay finite.
     """
     stepper = make_solver(scheduler, solver, steps)
     latents = latents.float()
     for t in progress(stepper.timesteps):
         if on_timestep is not None:
             on_timestep(int(t))
+        if steer is not None:
+            latents = steer(latents, t)
         latents = stepper.step(denoise(latents, t), t, latents).prev_sample
     if not torch.isfinite(latents).all():
         raise UserError(

@@ -9,14 +9,16 @@ model that samples.
 import argparse
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from configs.checks import checked, of_type
+from configs.checks import checked, of_type, real, text, whole
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
 from configs.plain import read_json
-from infer.options import RELEASE, RELEASE_FREEU
+from infer.guidance import SHARE, TARGETS, GuidanceSettings
+from infer.options import RATE, RELEASE, RELEASE_FREEU
 from infer.sampler import check_interval, check_solver
 from models.highway import HighwaySettings
 
@@ -37,6 +39,14 @@ CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
     "noise_cutoff": "initial_noise.cutoff",
     "embedding_sampling": "embeddings.sampling",
     "precision": "mixed_precision",
+}
+RUN_REFERENCE = "the run's reference clip"
+GUIDE_CHECKS = {  # a model's own motion guidance, which acts where --guide asks for it
+    "guide_steps": whole(1, 999),
+    "guide_updates": whole(1, 100),
+    "guide_rate": real(0, 10),
+    "guide_across": real(0, 1),
+    "guide_target": text(choices=TARGETS),
 }
 PREVIEW_PRIOR = 0.5  # of the release's training; its infer.py takes 0.2
 UNCHOSEN = ("model", "training's default", "release's default")  # origins that no person asked for
@@ -77,6 +87,12 @@ class Settings:
         """The appearance highway to sample with; None for the model's own skip connections."""
         scope = self["highway"]
         return None if scope == "off" else HighwaySettings(scope, self["beta"], self["freeu"])
+
+    def guidance(self) -> GuidanceSettings | None:
+        """How motion is guided; None without guidance."""
+        if "guide" not in self.values:
+            return None
+        return GuidanceSettings(**{field.name: self[f"guide_{field.name}"] for field in fields(GuidanceSettings)})
 
     def lines(self) -> list[str]:
         """What will be used, a line for each origin, then a line for each trained value that a flag replaces."""
@@ -120,6 +136,7 @@ def resolve(
     if settings.guidance_interval is not None:
         check_interval(settings.guidance_interval)
     _choose_highway(args, config, settings, published, has_motion)
+    _choose_guidance(args, native, settings)
     return settings
 
 
@@ -166,16 +183,29 @@ def _choose_highway(
         settings.replace("freeu", None, "default")
 
 
+def _choose_guidance(args: argparse.Namespace, native: Mapping[str, Any], settings: Settings) -> None:
+    """Motion guidance and what belongs to it; without --guide there is none, and nothing of it is recorded."""
+    if args.guide is None:
+        return
+    settings.choose("guide", ("flag", args.guide or RUN_REFERENCE))
+    default = GuidanceSettings(steps=max(1, round(SHARE * settings.num_steps)), rate=RATE)
+    for name, value in vars(default).items():
+        name = f"guide_{name}"
+        settings.choose(name, ("flag", getattr(args, name)), ("model", native.get(name)), ("guidance's default", value))
+    settings.values["guide_weights"] = list(settings.guide_weights)  # as JSON gives it back
+
+
 def read_native(model: Path) -> dict[str, Any]:
     """How a model is sampled unless somebody says otherwise: the sampling.json of its folder, {} without one.
 
-    Its names are those of `CONFIG_KEYS`, its values pass the limits of the configuration's keys. Raises UserError.
+    Its names are those of `CONFIG_KEYS`, with the limits of the configuration's keys, and of `GUIDE_CHECKS`. Raises
+    UserError.
     """
     file = model / "sampling.json"
     if not file.is_file():
         return {}
     values, advice = read_json(file), "correct or delete it"
-    schema = {name: of_type(KEYS[key].type, KEYS[key].metadata) for name, key in CONFIG_KEYS.items()}
+    schema = {name: of_type(KEYS[key].type, KEYS[key].metadata) for name, key in CONFIG_KEYS.items()} | GUIDE_CHECKS
     if isinstance(values, dict) and (unknown := sorted(values.keys() - schema.keys())):
         near = difflib.get_close_matches(unknown[0], schema, 1)
         hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(schema)}"

@@ -34,11 +34,11 @@ def shared_record(args: argparse.Namespace, request: Request, backbone: Backbone
     }
 
 
-def write(folder: Path, prompt: str, seed: int, frames: torch.Tensor, record: dict, seconds: float) -> Path:
+def write(folder: Path, prompt: str, seed: int, frames: torch.Tensor, record: dict, cost: dict) -> Path:
     """Write uint8 `frames` [f c h w] and their sidecar into `folder`; returns the video's path.
 
     Both appear complete or not at all. A video of other settings under the same name is kept: the new one gets a
-    number. `record` is a `shared_record`, `seconds` what the video took to sample and decode.
+    number. `record` is a `shared_record`, `cost` what the video took to make, which says nothing about the video.
     """
     suffix = SUFFIXES[record["file"]["format"]]
     stem, number = f"{safe_name(prompt)}_seed{seed}", 1
@@ -50,7 +50,7 @@ def write(folder: Path, prompt: str, seed: int, frames: torch.Tensor, record: di
             break
         number += 1
     with atomic_path(notes) as unfinished:  # it takes its name only after the video has
-        unfinished.write_text(json.dumps({"video": path.name, **sidecar, "seconds": round(seconds, 3)}, indent=2))
+        unfinished.write_text(json.dumps({"video": path.name, **sidecar, **cost}, indent=2))
         write_video(path, frames, fps=record["settings"]["fps"], quality=record["file"]["quality"])
     return path
 

@@ -2,14 +2,15 @@
 
 Any folder in ZeroScope's / ModelScope's diffusers layout works, in today's format or the one of 2023 (.bin weights,
 vocab.json + merges.txt), and so does a hub id where there is a network. Videos are uint8 [f c h w] outside and
-latents [1 c f h w] inside; the VAE and the text encoder only visit the device while they are needed.
+latents [1 c f h w] inside; the VAE and the text encoder only visit a small GPU while they are needed.
 """
 
 import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,7 +23,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from configs.errors import UserError
+from configs.errors import UserError, is_out_of_memory
+from configs.plain import shown_error
+from models.files.pipeline import check_folder, check_pipeline, settings_of
 from models.hooks import bypass_single_frames
 
 ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, ModelScope
@@ -31,9 +34,10 @@ ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, Mod
     "cross_attention_dim": 1024,
     "attention_head_dim": 64,
 }
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 # what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
-UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, UnpicklingError)
+UNLOADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
+UNLOADABLE += (AssertionError, SafetensorError, UnpicklingError)
+ROOM = 12e9  # bytes free beside all parts of the model, twice what training and sampling need: then no part is moved
 FRAMES_AT_ONCE = 4  # the VAE is applied to a few frames at a time: decoding 16 at once would need 3.6 GB
 
 # (z_t [b c f h w], timestep [] or [b], text [b n d]) -> prediction, fp32 [b c f h w]
@@ -63,7 +67,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """fp16, bf16 or no (fp32). Half precision saves nothing on a CPU, where it is emulated, so fp32 is used there."""
     if device.type == "cpu":
         return torch.float32
-    return {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32, "fp32": torch.float32}[precision]
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}[precision]
 
 
 def predictor(unet: nn.Module) -> Predictor:
@@ -72,9 +76,10 @@ def predictor(unet: nn.Module) -> Predictor:
     Training, inversion and sampling see the model only as this: latents and text [b n d] come in any precision, the
     prediction (noise or velocity, as the model was trained) goes out in fp32.
     """
+    dtype = unet.dtype  # once: diffusers walks over all modules to answer, 2 ms each time
 
     def predict(z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return unet(z_t.to(unet.dtype), timestep, text.to(unet.dtype)).sample.float()
+        return unet(z_t.to(dtype), timestep, text.to(dtype)).sample.float()
 
     return predict
 
@@ -83,7 +88,7 @@ def predictor(unet: nn.Module) -> Predictor:
 class Backbone:
     """A loaded pipeline folder.
 
-    `unet` stays on `device`; the encoders are moved there for each call and parked after.
+    `unet` stays on `device`; the encoders are moved there when they are called, and parked after where room is scarce.
     """
 
     unet: UNet3DConditionModel
@@ -102,6 +107,8 @@ class Backbone:
         """
         path = str(path)
         check_folder(path)
+        if Path(path).is_dir():
+            check_pipeline(Path(path))
         transformers_logging.disable_progress_bar()  # one bar a part says nothing; training has a bar of its own
         device = torch.device(device)
         parts = {
@@ -114,6 +121,9 @@ class Backbone:
         loaded = {name: _load_part(path, name, kind, options) for name, (kind, options) in parts.items()}
         for name in ("unet", "vae", "text_encoder"):
             loaded[name].eval().requires_grad_(False)
+        if old := [name for name in loaded if any(Path(path, name).glob("*.bin"))]:
+            files = f"{', '.join(old)} from .bin files, as of 2023, in which nothing is executed"
+            print(f"note: loaded {path}: {files}", file=sys.stderr)
         loaded["unet"].to(device)
         bypass_single_frames(loaded["unet"])
         return cls(**loaded, path=path, device=device)
@@ -157,16 +167,19 @@ class Backbone:
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> torch.Tensor:
-        """Prompts -> embeddings fp32 [b n d], n = 77 for ZeroScope. Says on stderr what a too long prompt loses."""
+        """Prompts -> embeddings fp32 [b n d], n = 77 for ZeroScope. Prints to stderr what a too long prompt loses.
+
+        One visit of the text encoder, one prompt at a time: an embedding does not depend on which others are asked for.
+        """
         length = self.tokenizer.model_max_length
         ids = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         for prompt in prompts:
             self._report_cut(prompt, length)
         with _visiting(self.text_encoder, self.device):
-            return self.text_encoder(ids.input_ids.to(self.device))[0].float()
+            return torch.cat([self.text_encoder(row[None].to(self.device))[0].float() for row in ids.input_ids])
 
     def _report_cut(self, prompt: str, length: int) -> None:
-        with _quiet_tokenizer():
+        with _quiet("transformers.tokenization_utils_base"):
             ids = self.tokenizer(prompt).input_ids
         if len(ids) > length:
             cut = self.tokenizer.decode(ids[length - 1 : -1])
@@ -194,59 +207,33 @@ def snap_of(model: str | Path) -> int:
     Raises UserError when there is no such configuration.
     """
     levels = len(skeleton(model).config.block_out_channels)
-    try:
-        vae = AutoencoderKL.load_config(str(model), subfolder="vae")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{model}: its vae/config.json cannot be read ({str(error).splitlines()[0][:100]}); download the whole "
-            "folder again"
-        ) from error
+    vae = settings_of(AutoencoderKL, str(model), "vae")
     return 2 ** (len(vae["block_out_channels"]) - 1) * 2 ** (levels - 1)
 
 
-class _visiting:
-    """Move a module to a device for the length of a `with` block and back to the CPU afterwards."""
-
-    def __init__(self, module: nn.Module, device: torch.device):
-        self.module, self.device = module, device
-
-    def __enter__(self) -> None:
-        self.module.to(self.device)
-
-    def __exit__(self, *_) -> None:
-        self.module.to("cpu")
-        if self.device.type == "cuda":
+@contextmanager
+def _visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have a module on a device for the length of the block, and back on the CPU after it if memory is scarce there."""
+    module.to(device)
+    try:
+        yield
+    finally:
+        if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < ROOM:
+            module.to("cpu")
             torch.cuda.empty_cache()
+        elif device.type == "mps":  # its memory is the CPU's, of which most machines have little
+            module.to("cpu")
 
 
-class _quiet_tokenizer:
-    """The tokenizer logs a warning about long sequences that `_report_cut` words better."""
-
-    def __enter__(self) -> None:
-        self.logger = logging.getLogger("transformers.tokenization_utils_base")
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_) -> None:
-        self.logger.setLevel(self.level)
-
-
-def check_folder(path: str) -> None:
-    """Raise UserError unless `path` is a pipeline folder, or could be a hub id."""
-    folder = Path(path)
-    if folder.is_dir():
-        missing = [part for part in PARTS if not (folder / part).is_dir()]
-        if missing:
-            found = sorted(p.name for p in folder.iterdir())[:8]
-            raise UserError(
-                f"model: {path} is not a text-to-video pipeline folder: {', '.join(missing)} missing "
-                f"(found {', '.join(found) or 'nothing'}); download the whole folder again"
-            )
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir():
-        raise UserError(
-            f"model: no folder {path}; point pretrained_model_path (or --model) at a ZeroScope or "
-            "ModelScope folder, or use models/pocketscope, which is in this repository"
-        )
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Keep a library from warning of what this file words better, or of what is in order."""
+    level = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(level)
 
 
 def skeleton(model: str | Path | None = None) -> UNet3DConditionModel:
@@ -255,29 +242,14 @@ def skeleton(model: str | Path | None = None) -> UNet3DConditionModel:
     It lives on the meta device and costs no memory: checkpoints are checked against it before anything is loaded.
     Raises UserError when there is no such configuration.
     """
-    config = dict(ZEROSCOPE) if model is None else _unet_config(str(model))
-    with torch.device("meta"):
-        return UNet3DConditionModel.from_config(config)
-
-
-def _unet_config(model: str) -> dict:
-    if not Path(model).is_dir():
-        check_folder(model)
-        try:
-            return UNet3DConditionModel.load_config(model, subfolder="unet")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"--model: {model} is no folder and can not be read from the hub ({str(error).splitlines()[0][:100]});"
-                " point it at a ZeroScope or ModelScope folder"
-            ) from error
-    paths = [Path(model) / "unet" / "config.json", Path(model) / "config.json"]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise UserError(f"{model}: no unet/config.json there; give the folder of a text-to-video pipeline")
+    config = dict(ZEROSCOPE) if model is None else settings_of(UNet3DConditionModel, str(model), "unet")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
+        with torch.device("meta"):
+            return UNet3DConditionModel.from_config(config)
+    except UNLOADABLE as error:
+        raise UserError(
+            f"model: the settings of the U-Net of {model} make no model ({shown_error(error)}); download it again"
+        ) from error
 
 
 def _load_part(path: str, name: str, kind, options: dict):
@@ -287,9 +259,13 @@ def _load_part(path: str, name: str, kind, options: dict):
         if weights and all(".fp16." in file for file in weights):
             options = {**options, "variant": "fp16"}
     try:
-        return kind.from_pretrained(path, subfolder=name, **options)
+        # diffusers calls .bin weights unsafe; they are opened so that nothing in them executes
+        with _quiet("diffusers.models.modeling_utils"):
+            return kind.from_pretrained(path, subfolder=name, **options)
     except UNLOADABLE as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
-            f"model: {name} of {path} can not be loaded ({str(error).strip().splitlines()[0][:200]}); "
+            f"model: {name} of {path} cannot be loaded ({shown_error(error)}); "
             "check that the download is complete and is a ZeroScope/ModelScope folder"
         ) from error

@@ -1,6 +1,6 @@
 """Compare this implementation with reference numbers: `python scripts/parity.py FOLDER [--assets FOLDER]`.
 
-FOLDER holds reference files (scripts/authors/reference.py), told apart by their prefix: unet_, ah_, lora_*_forward,
+FOLDER holds reference files (scripts/authors/reference.py), recognized by their prefix: unet_, ah_, lora_*_forward,
 losses, inversion, infer_*, train_trace_*. Everything is read from the files: sizes, ranks, presets, steps, and the
 U-Net itself. Pipeline, checkpoint and cache folders are looked for in FOLDER and in --assets. Prints a Markdown table;
 the exit code is 1 when a difference exceeds its tolerance or a case cannot be run, 2 when there is nothing to compare.

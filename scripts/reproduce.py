@@ -29,7 +29,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "artefacts",
         nargs="*",
         metavar="ARTEFACT or key=value",
-        help="table1 to table6, figure3 to figure6, all (these ten), or motions; "
+        help="table1 to table6, figure3 to figure6, all (these ten), motions or metrics; "
         "key=value words override the configuration of every training",
     )
     add("--list", action="store_true", help="print what each artefact shows, needs and costs")
@@ -65,6 +65,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--pickscore", help="weights of PickScore: a folder or a hub id")
     add("--viclip", help="weights of ViCLIP: a folder, whose code is run")
     add("--cotracker", help="CoTracker 3: a folder, whose code is run (default: Lucas-Kanade)")
+    add(
+        "--benchmark",
+        type=Path,
+        metavar="FOLDER",
+        help="in place of artefacts: the cases of MTBench or JointTuner in this folder, with a real --model",
+    )
+    add(
+        "--method",
+        choices=["guidance", "tap", "tap_guidance", "motiondirector", "motion_inversion"],
+        default="guidance",
+        help="how --benchmark learns each motion; guidance needs no training (default %(default)s)",
+    )
     add("--results", type=Path, help="the file of results to update (default RESULTS.md; a smoke run keeps its own)")
     args = parser.parse_intermixed_args(argv)
     if args.slurm:  # its words end where an artefact's name follows
@@ -81,7 +93,7 @@ def _count(text: str) -> int:
 
 def listing() -> str:
     """What --list prints."""
-    from scripts.artefacts.catalogue import ARTEFACTS, PAPER
+    from scripts.artefacts.catalogue import ARTEFACTS, PAPER, STUDIES
 
     lines = ["The paper's:"]
     for name, artefact in ARTEFACTS.items():
@@ -95,25 +107,42 @@ def listing() -> str:
                 f"    costs on {model} at most {trainings} trainings and {videos} videos, about "
                 f"{(trainings * train + videos * video) / 60:.0f} min (an estimate)"
             )
+    lines += ["Studies of the measures:"]
+    lines += [f"{name}  {title}\n    needs {needs}" for name, (title, needs) in STUDIES.items()]
     return "\n".join(lines)
 
 
 def choose(asked: list[str]) -> tuple[list[str], list[str]]:
     """(artefacts in the paper's order, key=value words). Raises UserError for an unknown artefact, or none."""
-    from scripts.artefacts.catalogue import ARTEFACTS, PAPER
+    from scripts.artefacts.catalogue import ARTEFACTS, PAPER, STUDIES
 
+    known = (*ARTEFACTS, *STUDIES)
     words = [word for word in asked if "=" in word]
     names = [word for word in asked if "=" not in word]
     for name in names:
-        if name not in (*ARTEFACTS, "all"):
-            near = difflib.get_close_matches(name, ARTEFACTS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ARTEFACTS)}, and all"
+        if name not in (*known, "all"):
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and all"
             raise UserError(f"{name}: no artefact has this name; {hint}")
     if not names:
-        raise UserError(
-            f"no artefact was named; give one or several of {', '.join(ARTEFACTS)}, or all ten of the paper"
-        )
-    return [name for name in ARTEFACTS if name in names or ("all" in names and name in PAPER)], words
+        raise UserError(f"no artefact was named; give one or several of {', '.join(known)}, or all ten of the paper")
+    return [name for name in known if name in names or ("all" in names and name in PAPER)], words
+
+
+def run_on_benchmark(args: argparse.Namespace) -> None:
+    """A public benchmark in place of artefacts; stdout carries the path of its table."""
+    if named := [word for word in args.artefacts if "=" not in word]:
+        raise UserError(f"{named[0]}: --benchmark makes one table of its own; leave the artefacts out")
+    if args.model == "pocket":
+        raise UserError("--benchmark: its clips are real, and pocket knows the toy world alone; give --model FOLDER")
+    quiet_threads()
+    from scripts.artefacts.production import log_line
+    from scripts.artefacts.public_benchmark import run_benchmark
+
+    table, failed = run_benchmark(args, args.artefacts, log_line)
+    print(table)
+    if failed:
+        raise UserError(f"{failed} cases are missing from the table (named above and in it); the others are measured")
 
 
 @command
@@ -123,12 +152,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.list:
         print(listing())
         return
+    if args.benchmark:
+        run_on_benchmark(args)
+        return
     names, words = choose(args.artefacts)
     quiet_threads()
-    from scripts.artefacts.production import reproduce
+    from scripts.artefacts.catalogue import STUDIES
+    from scripts.artefacts.production import reproduce, study_metrics
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that chains are stopped as Ctrl-C stops them
-    pages, incomplete = reproduce(args, names, words, argv)
+    studied = [study_metrics(args, argv)] if set(names) & set(STUDIES) and not args.dry_run else []
+    names = [name for name in names if name not in STUDIES]
+    pages, incomplete = reproduce(args, names, words, argv) if names else ([], 0)
+    pages = [*studied, *pages]
     for page in pages:
         print(page)
     if incomplete:

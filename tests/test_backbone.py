@@ -1,9 +1,11 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from configs.errors import UserError
+from models import backbone as backbone_module
 from models.backbone import Backbone, choose_device, choose_dtype
 
 
@@ -34,6 +36,26 @@ def test_a_too_long_prompt_says_what_is_cut(backbone, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_many_prompts_are_one_visit_and_each_embedding_is_its_own(backbone, monkeypatch):
+    visits, real = [], backbone_module._visiting
+    monkeypatch.setattr(backbone_module, "_visiting", lambda *given: visits.append(given) or real(*given))
+    together = backbone.encode_text(["a car", "", "a horse is running"])
+    assert len(visits) == 1
+    alone = [backbone.encode_text([prompt]) for prompt in ("a car", "", "a horse is running")]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize(("free", "stays"), [(20e9, True), (4e9, False)])
+def test_encoders_stay_on_a_gpu_with_room_and_leave_a_small_one(monkeypatch, free, stays):
+    places, emptied = [], []
+    module = SimpleNamespace(to=lambda place: places.append(str(place)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 24e9))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    with backbone_module._visiting(module, torch.device("cuda")):
+        pass
+    assert (places, len(emptied)) == ((["cuda"], 0) if stays else (["cuda", "cpu"], 1))
+
+
 def test_the_fingerprint_follows_the_weights(backbone, tiny_pipeline):
     assert Backbone.load(tiny_pipeline).fingerprint() == backbone.fingerprint()
     other = Backbone.load(tiny_pipeline)
@@ -41,7 +63,7 @@ def test_the_fingerprint_follows_the_weights(backbone, tiny_pipeline):
     assert other.fingerprint() != backbone.fingerprint()
 
 
-def test_half_precision_and_bin_weights_load(tiny_pipeline, tmp_path):
+def test_half_precision_and_bin_weights_load(tiny_pipeline, tmp_path, caplog, capfd):
     """A folder of 2023: .bin weights in half precision, no safetensors anywhere."""
     old = tmp_path / "old"
     shutil.copytree(tiny_pipeline, old)
@@ -51,7 +73,10 @@ def test_half_precision_and_bin_weights_load(tiny_pipeline, tmp_path):
             file.unlink()
         file = "pytorch_model.bin" if name == "text_encoder" else "diffusion_pytorch_model.bin"
         torch.save(part.state_dict(), old / name / file)
+    capfd.readouterr()
     loaded = Backbone.load(old, torch.float16)
+    note = f"note: loaded {old}: unet, vae, text_encoder from .bin files, as of 2023, in which nothing is executed\n"
+    assert capfd.readouterr().err == note and not caplog.records, "one line, and no library's warnings"
     assert loaded.dtype == torch.float16
     assert all(torch.equal(a, b) for a, b in zip(loaded.unet.state_dict().values(), half.unet.state_dict().values()))
 
@@ -70,7 +95,7 @@ def test_a_truncated_weight_file_is_one_sentence(tiny_pipeline, tmp_path):
     shutil.copytree(tiny_pipeline, broken)
     file = broken / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="unet of .* can not be loaded"):
+    with pytest.raises(UserError, match="unet of .* cannot be loaded"):
         Backbone.load(broken)
 
 
@@ -82,7 +107,8 @@ def test_a_missing_folder_says_what_to_do(tmp_path):
 def test_device_and_precision_are_chosen():
     assert choose_device("cpu").type == "cpu"
     assert choose_dtype("fp16", torch.device("cpu")) == torch.float32
-    assert choose_dtype("fp16", torch.device("cuda")) == torch.float16
+    chosen = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
+    assert {precision: choose_dtype(precision, torch.device("cuda")) for precision in chosen} == chosen
     with pytest.raises(UserError, match="no torch device"):
         choose_device("gpu")
     for missing in ("cuda:63", "meta", "xpu"):

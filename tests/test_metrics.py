@@ -150,6 +150,32 @@ def test_missing_and_wrong_weights_are_one_sentence(tmp_path, clip_folder):
         load_clip(str(wrong))
 
 
-def test_every_metric_states_model_formula_source_and_direction():
-    for definition in DEFINITIONS.values():
-        assert definition.model and definition.formula and definition.source and definition.better in ("up", "down")
+class StandIn:
+    """A CLIP for which a bright frame fits every text, and a dark video's frames drift apart."""
+
+    scale, name = 100.0, "stand-in"
+
+    def images(self, frames):
+        angle = torch.linspace(0.1, 1, len(frames)) * (1 - frames.float().mean() / 255)
+        return torch.stack([angle.cos(), angle.sin()], 1)
+
+    def text(self, text):
+        return torch.tensor([1.0, 0.0])
+
+
+def test_every_metric_rates_the_better_video_higher_and_leakage_alone_is_better_low(monkeypatch, video):
+    """A bright video that is the reference itself against a dark one that plays backwards."""
+    scorer = VideoScorer()
+    scorer._loaded = {"clip": StandIn(), "pickscore": StandIn(), "viclip": None}
+    monkeypatch.setattr(clip_scores, "ClipScorer", StandIn)
+    monkeypatch.setattr(clip_scores, "viclip_score", lambda model, frames, text: frames.float().mean().item())
+    bright, dark = video // 2 + 127, video.flip(0) // 2
+    good, bad = (scorer(frames, "a", reference=bright, reference_caption="a") for frames in (bright, dark))
+    assert good.keys() == bad.keys() == DEFINITIONS.keys()
+    assert all(good[name] > bad[name] for name in DEFINITIONS)
+    assert good["appearance_leakage"] == good["text_alignment"]  # the same score, of another text
+    lower = {name for name, definition in DEFINITIONS.items() if definition.better == "down"}
+    assert lower == {"appearance_leakage"}
+    assert all(d.heading == f"{d.title} {'↓' if name in lower else '↑'}" for name, d in DEFINITIONS.items())
+    titles, formulas = ({getattr(d, field) for d in DEFINITIONS.values()} for field in ("title", "formula"))
+    assert len(titles) == 9 and len(formulas) == 8  # the logits of CLIP and of PickScore share a formula

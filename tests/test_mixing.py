@@ -12,7 +12,7 @@ from diffusers import UNet3DConditionModel
 from configs.errors import UserError
 from infer import generate, options, request
 from infer.video import read_video
-from models import methods
+from models import merge, methods
 from models.backbone import Backbone
 from models.files import release
 from models.files.checkpoint import load_checkpoint
@@ -344,7 +344,7 @@ def test_customize_leaves_nothing_behind_after_an_exception(trained, backbone, m
 
 def test_a_merge_that_fails_halfway_is_taken_back(trained, backbone, monkeypatch):
     checkpoint, base, calls = load_checkpoint(trained(**LORA)), outcome(backbone.unet), []
-    apply = methods.lora._apply_deltas
+    apply = merge._apply_deltas
 
     def out_of_memory(linear, original, deltas):
         calls.append(linear)
@@ -352,7 +352,7 @@ def test_a_merge_that_fails_halfway_is_taken_back(trained, backbone, monkeypatch
             raise torch.OutOfMemoryError
         apply(linear, original, deltas)
 
-    monkeypatch.setattr(methods.lora, "_apply_deltas", out_of_memory)
+    monkeypatch.setattr(merge, "_apply_deltas", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         methods.customize(backbone.unet, [(checkpoint, 1.0)])
     assert torch.equal(outcome(backbone.unet), base)

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from configs.errors import UserError
-from models.training.objective import debias, draw, spatial_loss, target, temporal_loss
+from models.training.objective import check_scheduler, debias, draw, spatial_loss, target, temporal_loss
 
 LATENTS = torch.randn(2, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
 
@@ -72,5 +72,8 @@ def test_the_target_is_the_noise_or_the_velocity():
     scheduler = DDIMScheduler(prediction_type="v_prediction")
     a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(target(scheduler, LATENTS, noise, t), a.sqrt() * noise - (1 - a).sqrt() * LATENTS)
-    with pytest.raises(UserError, match="prediction_type"):
-        target(DDIMScheduler(prediction_type="sample"), LATENTS, noise, t)
+    with pytest.raises(UserError, match="prediction_type is 'sample'"):
+        check_scheduler(DDIMScheduler(prediction_type="sample"), 999)
+    with pytest.raises(UserError, match="max_timestep: 999 is not among the model's 10 timesteps"):
+        check_scheduler(DDIMScheduler(num_train_timesteps=10), 999)
+    check_scheduler(scheduler, 999)

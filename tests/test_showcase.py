@@ -12,6 +12,8 @@ from scripts import side_by_side
 from scripts.showcase import animation
 from scripts.showcase.samples import config_of, reference_of
 
+from conftest import ROOT
+
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 
 
@@ -91,3 +93,10 @@ def test_what_cannot_be_shown_is_one_sentence(words, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         side_by_side.main([str(tmp_path), *words])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_picture_of_the_readme_plays_and_is_small():
+    path = ROOT / "data" / "examples" / "side_by_side.webp"
+    image, shown = frames_of(path)
+    assert image.is_animated and len(shown) == 8 and path.stat().st_size < animation.MOST_BYTES
+    assert all(np.abs(one - other).max() > 50 for one, other in zip(shown, shown[1:]))

@@ -161,7 +161,7 @@ def test_resuming_tells_what_changed_and_when_nothing_is_left(tiny_config, capsy
     folder = train.run(tiny_config(max_train_steps=1))
     (folder / "log.jsonl").unlink()  # no reason to stop
     train.run(tiny_config(max_train_steps=2, resume_from_checkpoint=str(folder), learning_rate=0.25))
-    assert "learning_rate 0.0005 (asked for: 0.25)" in capsys.readouterr().err
+    assert "changed since the checkpoint: learning_rate 0.0005 → 0.25" in capsys.readouterr().err
     stored = (folder / "config.yaml").read_text()
     assert train.run(tiny_config(max_train_steps=1, resume_from_checkpoint=str(folder))) == folder
     assert "nothing is left to do: 2 of 1 steps" in capsys.readouterr().err
@@ -308,7 +308,7 @@ def test_an_attached_method_starts_as_the_plain_model(backbone, tiny_config):
 
 
 def test_every_clip_comes_once_in_an_epoch():
-    orders = [[train.clip_order(7, 5 * epoch + i, 5) for i in range(5)] for epoch in range(4)]
+    orders = [[objective.clip_order(7, 5 * epoch + i, 5) for i in range(5)] for epoch in range(4)]
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders) and len(set(map(tuple, orders))) > 1
 
 

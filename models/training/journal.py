@@ -1,27 +1,36 @@
-"""What a training run tells: a progress bar, log.jsonl, TensorBoard curves and the loss plot.
+"""What a training run logs: a progress bar, log.jsonl, TensorBoard curves and the loss plot.
 
-One record a step: step, losses, learning rate, timestep, seconds, memory. The bar and the file show the same numbers.
+One record a step: step, losses, gradient norms, fp16's loss scale, learning rate, timestep, seconds and memory. The bar
+and the file show the same numbers.
 """
 
 import json
-import resource
-import sys
+import math
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from tqdm import tqdm
 
 from configs.files import atomic_path
+from models.training.optimizer import Moved
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory in GB (1e9 bytes): of the CUDA allocator, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS and in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+def memory_gb(device: torch.device) -> float:
+    """GB (1e9 bytes): on CUDA the allocator's peak since the last call, elsewhere what this process holds now."""
+    if device.type != "cuda":
+        return psutil.Process().memory_info().rss / 1e9
+    peak = torch.cuda.max_memory_allocated(device) / 1e9
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def mean_losses(found: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each loss over the clips of a step, all processes' together; a pass that did not run has none."""
+    names = dict.fromkeys(name for losses in found for name in losses)
+    return {name: torch.tensor([losses[name] for losses in found if name in losses]).mean().item() for name in names}
 
 
 def read_log(file: Path) -> list[dict]:
@@ -48,29 +57,39 @@ class Journal:
 
             self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self.bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
+        self.skipped = 0
+        memory_gb(device)  # encoding and inversion are not the first step's
         self._last = time.perf_counter()
 
-    def log(self, step: int, losses: dict[str, float], *, timestep: int, learning_rate: float) -> None:
+    def log(self, step: int, losses: dict[str, float], moved: Moved, *, timestep: int, learning_rate: float) -> None:
         now = time.perf_counter()
+        norms = {path: norm if math.isfinite(norm) else None for path, norm in moved.norms.items()}  # None: overflowed
+        half = {} if moved.scale is None else {"fp16_scale": moved.scale, "fp16_skipped": moved.skipped}
+        self.skipped += moved.skipped
         record = {
             "step": step,
             **{f"loss_{name}": value for name, value in losses.items()},
+            **{f"grad_norm_{path}": norm for path, norm in norms.items()},
+            **half,
             "timestep": timestep,
             "lr": learning_rate,
             "seconds": round(now - self._last, 4),
-            "memory_gb": round(peak_memory_gb(self.device), 3),
+            "memory_gb": round(memory_gb(self.device), 3),
         }
         self._last = now
         self._stream.write(json.dumps(record) + "\n")
         self._stream.flush()
-        for name, value in losses.items():
-            if self._curves:
-                self._curves.add_scalar(f"loss/{name}", value, step)
-        self.bar.set_postfix(
-            {name: f"{value:.3f}" for name, value in losses.items()}
-            | {"s/step": f"{record['seconds']:.2f}", "GB": f"{record['memory_gb']:.1f}"},
-            refresh=False,
-        )
+        if self._curves:
+            curves = {f"loss/{name}": value for name, value in losses.items()}
+            curves |= {f"grad_norm/{path}": norm for path, norm in norms.items() if norm is not None}
+            for name, value in curves.items():
+                self._curves.add_scalar(name, value, step)
+        shown = {name: f"{value:.3f}" for name, value in losses.items()}
+        shown["grad"] = "/".join("inf" if norm is None else f"{norm:.2g}" for norm in norms.values())
+        if half:
+            shown |= {"scale": f"{moved.scale:g}", "skipped": self.skipped}
+        shown |= {"s/step": f"{record['seconds']:.2f}", "GB": f"{record['memory_gb']:.1f}"}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 
     def pause(self) -> None:

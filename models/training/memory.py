@@ -89,19 +89,6 @@ def count_flop_by_dtype(work: Callable[[], object]) -> dict[str, int]:
     return dict(counted.flop)
 
 
-def training_bytes(
-    unet: torch.nn.Module, learned: Iterable[torch.Tensor], work: Callable[[], object]
-) -> "TrainingBytes":
-    """What a training step keeps: `work` runs both passes on the meta device, `learned` are the trained parameters."""
-    with PeakBytes() as counted:
-        work()
-    masters = 4 * sum(p.numel() for p in learned)
-    base = parameter_bytes(unet) - sum(
-        p.numel() * p.element_size() for n, p in unet.named_parameters() if ".lora_" in n
-    )
-    return TrainingBytes(base, 3 * masters, counted.peak)  # a master and AdamW's two moments; gradients are in the peak
-
-
 class TrainingBytes(NamedTuple):
     """Bytes of the frozen model, of the trained parameters with AdamW's moments, of activations and gradients."""
 
@@ -119,6 +106,17 @@ class TrainingBytes(NamedTuple):
             f"{self.total / 1e9:.2f} GB for a training step with one reference clip (model {model}, adapters and AdamW "
             f"{trained}, activations and gradients {activations}), without the CUDA context"
         )
+
+
+def training_bytes(model_bytes: int, learned: Iterable[torch.Tensor], work: Callable[[], object]) -> TrainingBytes:
+    """What a training step needs. `work` runs both passes on the meta device for a frozen model of `model_bytes`.
+
+    `learned` are the trained parameters: beside their gradients, which are in the peak, AdamW keeps a master in fp32
+    and two moments of each.
+    """
+    with PeakBytes() as counted:
+        work()
+    return TrainingBytes(model_bytes, 3 * 4 * sum(p.numel() for p in learned), counted.peak)
 
 
 def parameter_bytes(module: torch.nn.Module) -> int:

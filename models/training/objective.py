@@ -52,14 +52,32 @@ def draw(
     return Draw(noise, timestep.to(latents.device), frame, anchor, spatial)
 
 
+def clip_order(seed: int, position: int, clips: int) -> int:
+    """Which clip is number `position` of the endless sequence in which every epoch is a new order of all clips."""
+    epoch, place = divmod(position, clips)
+    generator = torch.Generator().manual_seed(seed_of(seed, "epoch", epoch))
+    return torch.randperm(clips, generator=generator)[place].item()
+
+
+def check_scheduler(scheduler, max_timestep: int) -> None:
+    """Raise UserError, before anything is made, for a noise schedule that this objective cannot train with."""
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise UserError(
+            f"scheduler: prediction_type is {scheduler.config.prediction_type!r}: only epsilon and v_prediction models "
+            "can be trained"
+        )
+    if max_timestep >= scheduler.config.num_train_timesteps:
+        raise UserError(
+            f"max_timestep: {max_timestep} is not among the model's {scheduler.config.num_train_timesteps} timesteps; "
+            f"set it to {scheduler.config.num_train_timesteps - 1} or less"
+        )
+
+
 def target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """What the U-Net should predict, [b c f h w]: the noise, or the velocity of a v-prediction scheduler."""
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
+    if scheduler.config.prediction_type == "epsilon":
         return noise
-    if kind == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timestep)
-    raise UserError(f"scheduler: prediction_type is {kind!r}: only epsilon and v_prediction models can be trained")
+    return scheduler.get_velocity(latents, noise, timestep)
 
 
 def debias(e: torch.Tensor, anchor: int, beta: float = 1.0) -> torch.Tensor:

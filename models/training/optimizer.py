@@ -2,16 +2,41 @@
 
 They step together, after both passes have run their backward. A path that did not run leaves its gradients None, so
 AdamW neither decays nor moves its weights. Parameters are the adapters' fp32 masters; with an fp16 backbone the losses
-are scaled. Several processes average gradients here, without a wrapper around the U-Net.
+are scaled. Several processes average their gradients here, without a wrapper around the U-Net.
 """
 
+import math
 import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from diffusers.optimization import get_scheduler
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from configs.errors import UserError
+from models.training.processes import Processes
+
+MOST_SKIPPED = 20  # steps in a row; the loss scale has then been halved from 65,536 to below 0.1
+
+
+class NotFinite(ArithmeticError):
+    """A number of a training step that is nan or infinite, in words; no weight has moved."""
+
+
+def require_finite(losses: dict[str, float]) -> None:
+    """Raise NotFinite for losses that a step must not follow."""
+    broken = [f"{name} loss is {value}" for name, value in losses.items() if not math.isfinite(value)]
+    if broken:
+        raise NotFinite(" and the ".join(broken))
+
+
+class Moved(NamedTuple):
+    """What one optimizer step did."""
+
+    norms: dict[str, float]  # path -> norm of its gradient before clipping, for the paths that ran
+    scale: float | None  # fp16's loss scale, None in other precisions
+    skipped: bool  # fp16: a gradient overflowed, so that the weights of its path stayed and the scale was halved
 
 
 class DualPathOptimizer:
@@ -26,36 +51,50 @@ class DualPathOptimizer:
         motion_lr: float,
         half: bool,
         device: torch.device,
+        processes: Processes | None = None,
     ):
-        optimizer = _adamw_8bit() if cfg.use_8bit_adam else torch.optim.AdamW
-        options = dict(betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_epsilon, weight_decay=cfg.adam_weight_decay)
-        paths = [(motion, motion_lr), (appearance, cfg.learning_rate)]
-        self.options = [{"initial_lr": lr, **options} for parameters, lr in paths if parameters]
-        self.optimizers = [optimizer(parameters, lr=lr, **options) for parameters, lr in paths if parameters]
-        self.schedules = [
-            get_scheduler(
-                cfg.lr_scheduler, o, num_warmup_steps=cfg.lr_warmup_steps, num_training_steps=cfg.max_train_steps
-            )
-            for o in self.optimizers
-        ]
+        betas = (cfg.adam_beta1, cfg.adam_beta2)
+        options = dict(betas=betas, eps=cfg.adam_epsilon, weight_decay=cfg.adam_weight_decay)
+        paths = {"motion": (motion, motion_lr), "appearance": (appearance, cfg.learning_rate)}
+        paths = {path: given for path, given in paths.items() if given[0]}
+        self.fused = device.type == "cuda" and not cfg.use_8bit_adam
+        kind = _adamw_8bit() if cfg.use_8bit_adam else torch.optim.AdamW
+        made = {"fused": True} if self.fused else {}  # one kernel for all parameters
+        self.paths = list(paths)
+        self.options = [{"initial_lr": lr, **options} for _, lr in paths.values()]
+        self.optimizers = [kind(parameters, lr=lr, **options, **made) for parameters, lr in paths.values()]
+        steps = dict(num_warmup_steps=cfg.lr_warmup_steps, num_training_steps=cfg.max_train_steps)
+        self.schedules = [get_scheduler(cfg.lr_scheduler, o, **steps) for o in self.optimizers]
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self.scaler.scale(
-            torch.zeros(1, device=device)
-        )  # a process whose first clips learn nothing needs the scale too
-        self.max_grad_norm = cfg.max_grad_norm
-        self.share = 1 / cfg.gradient_accumulation_steps
+        # GradScaler makes its scale on first use; a process whose first clips have no loss would reach update() without
+        self.scaler.scale(torch.zeros(1, device=device))
+        self.max_grad_norm, self.share = cfg.max_grad_norm, 1 / cfg.gradient_accumulation_steps
+        self.processes, self.skipped_in_a_row = processes, 0
+
+    def parameters(self) -> Iterator[list[torch.nn.Parameter]]:
+        """The trained parameters of each path."""
+        return (optimizer.param_groups[0]["params"] for optimizer in self.optimizers)
 
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss * self.share).backward()
 
-    def step(self) -> None:
-        """Average over processes, clip each path by its own norm, move the weights, advance the schedules."""
-        self._average_over_processes()
-        ran = [o for o in self.optimizers if any(p.grad is not None for p in _parameters(o))]
-        for optimizer in ran:
+    def step(self) -> Moved:
+        """Average over processes, clip each path by its own norm, move the weights, advance the schedules.
+
+        Raises NotFinite, before any weight moves, when a gradient is not finite. With fp16 that is the sign of too
+        large a loss scale: the step is skipped, and only MOST_SKIPPED of them in a row are an error.
+        """
+        if self.processes:
+            self.processes.average_gradients([p for parameters in self.parameters() for p in parameters])
+        ran = {path: o for path, o in zip(self.paths, self.optimizers) if _gradients(o)}
+        for optimizer in ran.values():
             self.scaler.unscale_(optimizer)
+        norms = {path: get_total_norm(_gradients(optimizer)) for path, optimizer in ran.items()}
+        values = dict(zip(norms, torch.stack([*norms.values()]).tolist())) if norms else {}
+        self._check(values)
+        for path, optimizer in ran.items():
             if self.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(_parameters(optimizer), self.max_grad_norm)
+                clip_grads_with_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm, norms[path])
             self.scaler.step(optimizer)
         if ran:
             self.scaler.update()
@@ -65,6 +104,19 @@ class DualPathOptimizer:
             for optimizer, schedule in zip(self.optimizers, self.schedules):
                 optimizer.zero_grad(set_to_none=True)
                 schedule.step()
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
+        return Moved(values, scale, self.skipped_in_a_row > 0)
+
+    def _check(self, norms: dict[str, float]) -> None:
+        broken = {path: norm for path, norm in norms.items() if not math.isfinite(norm)}
+        if broken and not self.scaler.is_enabled():
+            raise NotFinite(" and the ".join(f"{path} path's gradient is {norm}" for path, norm in broken.items()))
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if broken else 0
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise NotFinite(
+                f"{' and '.join(broken)} path's gradient overflowed fp16 in each of {MOST_SKIPPED} steps, down to a "
+                f"loss scale of {self.scaler.get_scale():g}"
+            )
 
     @property
     def learning_rate(self) -> float:
@@ -84,7 +136,11 @@ class DualPathOptimizer:
                 f"checkpoint: it was trained with {len(state['optimizers'])} optimizers and this run has "
                 f"{len(self.optimizers)}; resume with the same method"
             )
-        for mine, saved in zip([*self.optimizers, *self.schedules], [*state["optimizers"], *state["schedules"]]):
+        for mine, saved in zip(self.optimizers, state["optimizers"]):
+            # the kernel is this device's choice, and decides where AdamW wants its step counters
+            groups = [{**group, "fused": self.fused or None} for group in saved["param_groups"]]
+            mine.load_state_dict({**saved, "param_groups": groups})
+        for mine, saved in zip(self.schedules, state["schedules"]):
             mine.load_state_dict(saved)
         for optimizer, schedule, options in zip(self.optimizers, self.schedules, self.options):
             schedule.base_lrs = [options["initial_lr"]] * len(optimizer.param_groups)
@@ -93,22 +149,9 @@ class DualPathOptimizer:
         if state["scaler"]:  # empty when the checkpoint comes from another precision
             self.scaler.load_state_dict(state["scaler"])
 
-    def _average_over_processes(self) -> None:
-        """Mean gradient over processes; a parameter that no process touched keeps None (clips may differ by rank)."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return
-        parameters = [p for o in self.optimizers for p in _parameters(o)]
-        touched = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
-        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
-        dist.all_reduce(touched)
-        dist.all_reduce(flat)
-        means = (flat / dist.get_world_size()).split([p.numel() for p in parameters])
-        for parameter, mean, count in zip(parameters, means, touched.tolist()):
-            parameter.grad = mean.view_as(parameter).clone() if count else None
 
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
 
 
 def _adamw_8bit():

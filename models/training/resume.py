@@ -1,22 +1,21 @@
 """Where a training begins: in a new run folder, or after the steps that a checkpoint has behind it.
 
-A run resumes only as what it was: the same method on the same clips. What may change is told.
+Method and clips must match the checkpoint; other changed keys are printed.
 """
 
-import itertools
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from configs.errors import UserError
 from configs.fields import KEYS
+from configs.files import fresh_folder, sweep
 from models.files.checkpoint import list_checkpoints, load_checkpoint
 from models.files.training_state import load_training_state
+from models.training.processes import Processes
 
 SHAPING = (
     "method",
@@ -31,6 +30,7 @@ SHAPING = (
 )  # a run resumes only with the checkpoint's own
 FREE = (
     "pretrained_model_path",
+    "base",
     "fallback",
     "output_dir",
     "cache",
@@ -45,22 +45,20 @@ FREE = (
 )  # say nothing about a step's numbers
 
 
-def begin_or_resume(cfg, method, optimizer, processes, same_clips: Callable[[Path], bool]) -> tuple[Path, int]:
-    """The run folder and the number of steps done: a new folder and 0, or what resume_from_checkpoint names.
+def resume(cfg, method, optimizer, processes: Processes, same_clips: Callable[[Path], bool]) -> tuple[Path | None, int]:
+    """Take over the checkpoint that resume_from_checkpoint names: its folder and the number of steps it has done.
 
-    A run's last checkpoint goes on in the run's own folder. An earlier one starts a new folder with the log so far, so
-    that what came after it is kept. `same_clips` says whether the clips whose latents a run keeps in that folder are
-    those of this configuration.
+    (None, 0) when there is none to go on from. `same_clips` says whether the clips whose latents a run keeps in that
+    folder are those of this configuration. Raises UserError, changing nothing, for a checkpoint of another training.
     """
-    fresh = new_folder(Path(cfg.output_dir) / time.strftime("train_%Y-%m-%dT%H-%M-%S"))
     source = cfg.resume_from_checkpoint
     if source == "latest":
         runs = sorted(p for p in Path(cfg.output_dir).glob("train_*") if p.is_dir() and list_checkpoints(p))
         if not runs:
-            say(processes, f"note: no checkpoint under {cfg.output_dir} yet, starting from step 0")
+            processes.say(f"note: no checkpoint under {cfg.output_dir} yet, starting from step 0")
         source = runs[-1] if runs else None
     if not source:
-        return fresh, 0
+        return None, 0
     found = load_checkpoint(source)
     if changed := shaping_differences(cfg, found.config or {}):
         raise UserError(
@@ -72,44 +70,56 @@ def begin_or_resume(cfg, method, optimizer, processes, same_clips: Callable[[Pat
             "give the same, or start anew"
         )
     if changed := other_differences(cfg, found.config or {}):
-        say(processes, f"note: other than before the stop: {changed}")
+        processes.say(f"note: changed since the checkpoint: {changed}")
+    state = load_training_state(found.path, [[*group] for group in optimizer.parameters()])
     method.load(found.motion, found.appearance)
-    moved = [[p for group in o.param_groups for p in group["params"]] for o in optimizer.optimizers]
-    state = load_training_state(found.path, moved)
     optimizer.load_state_dict(state["optimizer"])
-    run, step = found.path.parent, state["step"]
-    if step < max(list_checkpoints(run)):
-        if processes.is_main_process:
-            fresh.mkdir(parents=True)
-            if (run / "log.jsonl").exists():
-                shutil.copy(run / "log.jsonl", fresh)
-        run = fresh
-    say(processes, f"resuming after step {step} of {found.path}, in {run}")
-    return run, step
+    return found.path, state["step"]
+
+
+def open_run(cfg, processes: Processes, checkpoint: Path | None) -> Path:
+    """The run's folder, made or found by the first process and known to all.
+
+    A run's last checkpoint goes on in the run's own folder. An earlier one starts a new folder with the log so far, so
+    that what came after it is kept. What a run that was killed left half-written is cleared away.
+    """
+    folder = None
+    if processes.is_main:
+        run = checkpoint and checkpoint.parent
+        if run and checkpoint == list(list_checkpoints(run).values())[-1]:
+            folder = run
+        else:
+            folder = fresh_folder(Path(cfg.output_dir) / time.strftime("train_%Y-%m-%dT%H-%M-%S"))
+            if run and (run / "log.jsonl").exists():
+                shutil.copy(run / "log.jsonl", folder)
+        for place in (cfg.cache_dir, folder, *folder.glob("previews/*")):
+            sweep(place)
+    folder = processes.share(folder)
+    if checkpoint:
+        processes.say(f"resuming after {checkpoint}, in {folder}")
+    return folder
+
+
+def last_checkpoint(folder: Path) -> str:
+    """What is kept of a run that ends early, in words."""
+    made = list(list_checkpoints(folder))
+    if not made:
+        return f"no checkpoint was made yet in {folder}"
+    return f"the last checkpoint is kept: resume_from_checkpoint={folder}/checkpoint-{made[-1]}"
 
 
 def shaping_differences(cfg, trained: dict) -> str:
     """What must not change between a checkpoint and the run that goes on from it, in words; empty when nothing did."""
-    return _differences(cfg, trained, SHAPING)
+    return _differences(cfg, trained, SHAPING, "{name} {old} (asked for: {new})")
 
 
 def other_differences(cfg, trained: dict) -> str:
     """What else differs and changes the steps to come: allowed, but then they are not those of an unstopped run."""
-    return _differences(cfg, trained, [name for name in KEYS if name not in SHAPING and not name.startswith(FREE)])
+    names = [name for name in KEYS if name not in SHAPING and not name.startswith(FREE)]
+    return _differences(cfg, trained, names, "{name} {old} → {new}")
 
 
-def _differences(cfg, trained: dict, names) -> str:
+def _differences(cfg, trained: dict, names, wording: str) -> str:
     before = OmegaConf.create(trained)
     wanted = [(name, OmegaConf.select(before, name), OmegaConf.select(cfg, name)) for name in names]
-    return ", ".join(f"{name} {old} (asked for: {new})" for name, old, new in wanted if trained and old != new)
-
-
-def new_folder(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that does not exist: two runs may start in the same second."""
-    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
-    return next(name for name in names if not name.exists())
-
-
-def say(processes, message: str) -> None:
-    if processes.is_main_process:
-        tqdm.write(message, file=sys.stderr)  # on a line of its own, whatever bar is running
+    return ", ".join(wording.format(name=n, old=old, new=new) for n, old, new in wanted if trained and old != new)

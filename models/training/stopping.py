@@ -3,13 +3,12 @@
 import os
 import signal
 
-import torch
-
 
 class StopSignals:
     """Inside the block Ctrl-C and SIGTERM only ask: `requested` becomes the signal's number.
 
-    A second Ctrl-C insists.
+    A second Ctrl-C insists. Processes that train together compare their `requested` in every step (train.py), so that
+    all leave the loop at the same one; otherwise the next exchange between them would wait for ever.
     """
 
     def __enter__(self) -> "StopSignals":
@@ -19,19 +18,12 @@ class StopSignals:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._ask:  # a lost process has made this one deaf
+                signal.signal(number, handler)
 
     def _ask(self, number: int, _frame) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = number
-        os.write(2, b"\nfinishing this step, then saving (Ctrl-C again to stop at once)\n")
-
-
-def together(processes, signal_number: int, broken: bool) -> tuple[int, bool]:
-    """The largest of each over all processes: they stop at the same step, or wait for each other for ever."""
-    if processes.num_processes == 1:
-        return signal_number, broken
-    flags = torch.tensor([signal_number, int(broken)], device=processes.device)
-    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-    return int(flags[0]), bool(flags[1])
+        if number == signal.SIGINT:
+            os.write(2, b"\nfinishing this step, then saving (Ctrl-C again to stop at once)\n")

@@ -24,11 +24,17 @@ TAP, MOTION_DIRECTOR = preset("tap"), preset("motiondirector")
 PLI, EARLY_PLI = ("--pli_threshold", str(PLI_TAU)), ("--pli_threshold", "400")
 WORDS_ALONE, TRUE_MOTION = "rendered: what the words say", "rendered: the motion itself"
 RENDERED = (Variant(WORDS_ALONE), Variant(TRUE_MOTION))  # no model: what the measures give where the truth is known
+PRIOR = Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5"))
 UNTOUCHED = Variant("untouched model", TAP, ("--lora_scale", "0"))
 DIRECTOR = Variant("MotionDirector", MOTION_DIRECTOR, (), "text 27.55, ViCLIP 25.54, consistency 93.56")
 FULL = Variant("TAP + AH + PLI", TAP, (*highway(), *PLI), "text 28.52, ViCLIP 26.52, consistency 93.83")
 HIGHWAY = Variant("TAP + AH", TAP, highway(), "text 28.32, consistency 93.71")
+GUIDANCE = Variant("guidance", TAP, ("--lora_scale", "0", "--guide"))  # the run gives the clip, not its adapter
+TAP_GUIDANCE = Variant("TAP + guidance", TAP, ("--guide",))
 INVERSION = Variant("Motion Inversion", ("method=motion_inversion",), ("--embedding_sampling", "difference"))
+# names of rows that claims refer to
+ALL_LAYERS, BASELINE, ALL_THREE = "all (MotionDirector)", "baseline (MotionDirector)", "+ PLI (full)"
+AH_SAMPLED, AH_TRAINED, DEFAULT = "AH in sampling only", "AH in training and sampling", "TAP + AH (default)"
 
 
 def _against_director(one: str) -> tuple[Claim, ...]:
@@ -42,6 +48,22 @@ def _against_director(one: str) -> tuple[Claim, ...]:
         ),
         Claim(f"{one} leaks less of the reference than MotionDirector", "leakage", one, "less", "MotionDirector"),
         Claim(f"{one} moves no worse than MotionDirector", "motion", one, "not less", "MotionDirector"),
+    )
+
+
+def _about_guidance(tap: str) -> tuple[Claim, ...]:
+    return (
+        Claim(
+            "guidance moves more like the reference than the untouched model",
+            "motion",
+            "guidance",
+            "more",
+            "untouched model",
+            "ours",
+        ),
+        Claim("TAP moves better than guidance without training", "motion", tap, "more", "guidance", "ours"),
+        Claim("guidance improves the motion of TAP", "motion", "TAP + guidance", "more", tap, "ours"),
+        Claim("TAP with guidance leaks no more than TAP", "leakage", "TAP + guidance", "not more", tap, "ours"),
     )
 
 
@@ -62,18 +84,12 @@ PAPER = {
             Variant("ff", preset("ff"), (), "motion 69.2, appearance 21.23"),
             Variant("q + k (TAP)", TAP),
             Variant("k + out (release)", preset("release")),
-            Variant("all (MotionDirector)", MOTION_DIRECTOR, (), "motion 64.1, appearance 21.26, leakage 21.66"),
+            Variant(ALL_LAYERS, MOTION_DIRECTOR, (), "motion 64.1, appearance 21.26, leakage 21.66"),
         ),
         (
-            Claim(
-                "keys alone keep the appearance better than all layers",
-                "appearance",
-                "k",
-                "more",
-                "all (MotionDirector)",
-            ),
-            Claim("keys alone leak less than all layers", "leakage", "k", "less", "all (MotionDirector)"),
-            Claim("keys alone move no worse than all layers", "motion", "k", "not less", "all (MotionDirector)"),
+            Claim("keys alone keep the appearance better than all layers", "appearance", "k", "more", ALL_LAYERS),
+            Claim("keys alone leak less than all layers", "leakage", "k", "less", ALL_LAYERS),
+            Claim("keys alone move no worse than all layers", "motion", "k", "not less", ALL_LAYERS),
             Claim("keys keep the appearance better than values", "appearance", "k", "more", "v"),
             Claim("feed-forward layers move better than keys", "motion", "ff", "more", "k"),
             Claim("queries leak no more than keys", "leakage", "q", "not more", "k"),
@@ -84,29 +100,32 @@ PAPER = {
         "how the methods compare in motion, appearance and leakage",
         (
             UNTOUCHED,
-            Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5")),
+            PRIOR,
+            GUIDANCE,
             DIRECTOR,
             INVERSION,
             Variant("release (k + out)", preset("release")),
             Variant("TAP", TAP),
             FULL,
+            TAP_GUIDANCE,
         ),
         (
-            *_against_director("TAP + AH + PLI"),
+            *_against_director(FULL.name),
             Claim(
                 "TAP + AH + PLI is at least as consistent in time",
                 "consistency",
-                "TAP + AH + PLI",
+                FULL.name,
                 "not less",
                 "MotionDirector",
             ),
             Claim(
                 "TAP + AH + PLI moves more like the reference than the untouched model",
                 "motion",
-                "TAP + AH + PLI",
+                FULL.name,
                 "more",
-                "untouched model",
+                UNTOUCHED.name,
             ),
+            *_about_guidance("TAP"),
         ),
         motions=(*RETIMED, *NEW_PATH),
     ),
@@ -114,7 +133,7 @@ PAPER = {
         "Table 3: methods on several reference clips",
         "the same with three clips of one motion in different appearances",
         (UNTOUCHED, DIRECTOR, INVERSION, Variant("TAP", TAP), FULL),
-        _against_director("TAP + AH + PLI"),
+        _against_director(FULL.name),
         motions=RETIMED[:1],
         several=True,
         needs="several clips of one motion (real models: --clips FOLDER)",
@@ -125,39 +144,19 @@ PAPER = {
         "what TAP, the appearance highway and phased integration each add",
         (
             UNTOUCHED,
-            Variant("baseline (MotionDirector)", MOTION_DIRECTOR, (), DIRECTOR.reported),
+            Variant(BASELINE, MOTION_DIRECTOR, (), DIRECTOR.reported),
             Variant("+ TAP", TAP, (), "text 27.91, consistency 93.86"),
             Variant("+ AH", TAP, highway(), HIGHWAY.reported),
-            Variant("+ PLI (full)", TAP, (*highway(), *PLI), FULL.reported),
+            Variant(ALL_THREE, TAP, (*highway(), *PLI), FULL.reported),
             Variant("+ PLI from timestep 400", TAP, (*highway(), *EARLY_PLI)),
         ),
         (
-            Claim(
-                "TAP improves appearance over the baseline", "appearance", "+ TAP", "more", "baseline (MotionDirector)"
-            ),
+            Claim("TAP improves appearance over the baseline", "appearance", "+ TAP", "more", BASELINE),
             Claim("AH improves appearance over TAP", "appearance", "+ AH", "more", "+ TAP"),
-            Claim("PLI improves appearance over AH", "appearance", "+ PLI (full)", "more", "+ AH"),
-            Claim(
-                "the full method leaks less than the baseline",
-                "leakage",
-                "+ PLI (full)",
-                "less",
-                "baseline (MotionDirector)",
-            ),
-            Claim(
-                "TAP is more consistent in time than the baseline",
-                "consistency",
-                "+ TAP",
-                "more",
-                "baseline (MotionDirector)",
-            ),
-            Claim(
-                "the full method moves no worse than the baseline",
-                "motion",
-                "+ PLI (full)",
-                "not less",
-                "baseline (MotionDirector)",
-            ),
+            Claim("PLI improves appearance over AH", "appearance", ALL_THREE, "more", "+ AH"),
+            Claim("the full method leaks less than the baseline", "leakage", ALL_THREE, "less", BASELINE),
+            Claim("TAP is more consistent in time than the baseline", "consistency", "+ TAP", "more", BASELINE),
+            Claim("the full method moves no worse than the baseline", "motion", ALL_THREE, "not less", BASELINE),
         ),
     ),
     "table5": Artefact(
@@ -165,9 +164,9 @@ PAPER = {
         "whether training with the highway is needed",
         (
             Variant("TAP without AH", TAP),
-            Variant("AH in sampling only", TAP, highway(), "VBench average 76.33"),
+            Variant(AH_SAMPLED, TAP, highway(), "VBench average 76.33"),
             Variant(
-                "AH in training and sampling",
+                AH_TRAINED,
                 (
                     *TAP,
                     "appearance_highway.use=training",
@@ -182,17 +181,11 @@ PAPER = {
             Claim(
                 "AH only in sampling keeps appearance as well as AH in training",
                 "appearance",
-                "AH in sampling only",
+                AH_SAMPLED,
                 "not less",
-                "AH in training and sampling",
+                AH_TRAINED,
             ),
-            Claim(
-                "AH only in sampling moves as well as AH in training",
-                "motion",
-                "AH in sampling only",
-                "not less",
-                "AH in training and sampling",
-            ),
+            Claim("AH only in sampling moves as well as AH in training", "motion", AH_SAMPLED, "not less", AH_TRAINED),
         ),
     ),
     "table6": Artefact(
@@ -256,12 +249,23 @@ PAPER = {
 }
 
 OURS = {
+    "guidance": Artefact(
+        "Guidance: what training buys over steering a sampling",
+        "motion guidance without training, TAP, and both together, on a re-timing and on two new paths (the setting of "
+        "guidance was chosen on there and back and the orbit, with the first four prompts)",
+        (UNTOUCHED, PRIOR, GUIDANCE, Variant("TAP", TAP), TAP_GUIDANCE),
+        _about_guidance("TAP"),
+        motions=(RETIMED[0], "orbit", "spiral"),
+        world=True,
+        needs="a model of the toy world",
+    ),
     "motions": Artefact(
         "Motions: every held-out motion of the toy world",
         "which methods learn which motions from one clip, and what they keep",
         (
             UNTOUCHED,
-            Variant("noise prior 0.5 alone", TAP, ("--lora_scale", "0", "--noise_prior", "0.5")),
+            PRIOR,
+            GUIDANCE,
             Variant("MotionDirector", MOTION_DIRECTOR),
             Variant("MotionDirector, half the rate", (*MOTION_DIRECTOR, "learning_rate=1.25e-3")),
             Variant("release (k + out)", preset("release")),
@@ -269,40 +273,39 @@ OURS = {
             Variant("TAP (q + k)", TAP),
             Variant("TAP + AH, release scope", TAP, highway(scope="release")),
             Variant("TAP + AH, beta 1", TAP, highway(1.0)),
-            Variant("TAP + AH (default)", TAP, highway()),
+            Variant(DEFAULT, TAP, highway()),
             Variant("TAP + AH + PLI", TAP, (*highway(), *PLI)),
             Variant("TAP + noise prior 0.5", TAP, ("--noise_prior", "0.5")),
+            TAP_GUIDANCE,
         ),
         (
-            *(claim for one in ("TAP (q + k)", "TAP + AH (default)") for claim in _against_director(one)),
+            *(claim for one in ("TAP (q + k)", DEFAULT) for claim in _against_director(one)),
             Claim(
                 "TAP + AH keeps the appearance of the untouched model",
                 "appearance",
-                "TAP + AH (default)",
+                DEFAULT,
                 "not less",
-                "untouched model",
+                UNTOUCHED.name,
                 "ours",
                 0.03,
             ),
             Claim(
                 "TAP + AH moves more like the reference than the untouched model",
                 "motion",
-                "TAP + AH (default)",
+                DEFAULT,
                 "more",
-                "untouched model",
+                UNTOUCHED.name,
             ),
             Claim(
                 "TAP + AH moves more like the reference than a noise prior alone",
                 "motion",
-                "TAP + AH (default)",
+                DEFAULT,
                 "more",
                 "noise prior 0.5 alone",
                 "ours",
             ),
-            Claim(
-                "AH keeps appearance better than TAP alone", "appearance", "TAP + AH (default)", "more", "TAP (q + k)"
-            ),
-            Claim("AH costs no motion", "motion", "TAP + AH (default)", "not less", "TAP (q + k)", "ours"),
+            Claim("AH keeps appearance better than TAP alone", "appearance", DEFAULT, "more", "TAP (q + k)"),
+            Claim("AH costs no motion", "motion", DEFAULT, "not less", "TAP (q + k)", "ours"),
             Claim("q + k moves better than k alone", "motion", "TAP (q + k)", "more", "TAP-key (k)", "ours"),
             Claim(
                 "the release's k + out moves better than q + k",
@@ -312,10 +315,12 @@ OURS = {
                 "TAP (q + k)",
                 "ours",
             ),
+            *_about_guidance("TAP (q + k)"),
         ),
         motions=(*RETIMINGS, *PATHS),
         world=True,
         needs="a model of the toy world",
-    )
+    ),
 }
 ARTEFACTS = PAPER | OURS
+STUDIES = {"metrics": ("Motion metrics against the truth (toy world)", "no model; about three minutes of CPU")}

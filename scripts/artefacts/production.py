@@ -19,7 +19,9 @@ from infer.measure.world_scores import ReferenceClips
 from infer.video import read_video, write_video
 from models.backbone import Backbone, choose_device, choose_dtype, snap_of
 from models.files.checkpoint import load_checkpoint
-from scripts.artefacts.catalogue import ARTEFACTS
+from scripts.artefacts import metric_report
+from scripts.artefacts.catalogue import ARTEFACTS, GUIDANCE
+from scripts.artefacts.costs import cost_rows
 from scripts.artefacts.hidden_states import LabelledClip, StateComparison, compare_customizations, world_clips
 from scripts.artefacts.page import write_page
 from scripts.artefacts.plan import Cell, Plan, commands
@@ -27,7 +29,7 @@ from scripts.artefacts.plots import write_plots
 from scripts.artefacts.provenance import commit
 from scripts.artefacts.report import body, write_files
 from scripts.artefacts.result import Result, made_at, total_cost
-from scripts.artefacts.results_file import put_section
+from scripts.artefacts.results_file import markdown_code, put_section
 from scripts.artefacts.schedule import Launch, Processes, run_all, run_on_slurm, slurm_executor
 from scripts.artefacts.testbed import Testbed
 
@@ -93,6 +95,22 @@ def reproduce(
     return pages, incomplete
 
 
+def study_metrics(args: argparse.Namespace, argv: list[str]) -> Path:
+    """The study of motion metrics (scripts/artefacts/metric_study.py); returns its page. `args` as in `reproduce`."""
+    output = args.output_dir.resolve()
+    results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
+    command = markdown_code(f"python scripts/reproduce.py {shlex.join(argv)}")
+    return metric_report.make(
+        output / ("metrics-smoke" if args.smoke else "metrics"),
+        results,
+        smoke=args.smoke,
+        clip=args.clip,
+        device=str(choose_device()),
+        provenance=f"{time.strftime('%Y-%m-%d')}, commit {commit()}. Command: {command}",
+        say=log_line,
+    )
+
+
 def make_result(
     name: str, plan: Plan, failed: dict[str, str], scorer: VideoScorer, measured_by: str, argv: list[str]
 ) -> Result:
@@ -142,6 +160,7 @@ def make_result(
         rows,
         list(dict.fromkeys(problems)),
         scorer.models,
+        costs=cost_rows(cells) if GUIDANCE in ARTEFACTS[name].variants else [],
     )
     if result.artefact.form == "states" and rows:
         try:

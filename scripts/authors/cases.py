@@ -218,7 +218,7 @@ def as_many(words: str | list[str], count: int) -> list[str]:
 
 
 def initial_latents(ref: ReferenceFile, folder: Path, prior: float) -> torch.Tensor | None:
-    """What sampling starts from by the file's noise; None where the file or the cached inversion can not tell."""
+    """The latents that sampling starts from, mixed from the file's noise; None where noise or inversion is missing."""
     noise = ref.data.get("noise")
     if noise is None or not prior:
         return noise

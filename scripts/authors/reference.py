@@ -69,8 +69,8 @@ class ReferenceFile:
         )
 
     def pipeline(self, name: str | None = None, fits: Callable[[UNet3DConditionModel], bool] | None = None) -> Path:
-        """The pipeline folder called `name`; else one with this file's text width, the most alike in name, for whose
-        weightless U-Net `fits` holds."""
+        """The pipeline folder called `name`; without a name, one with this file's text width, the most alike in name,
+        for whose U-Net without weights `fits` holds."""
         if name is not None and any((place / n).is_dir() for place in self.places for n in (name, Path(name).name)):
             return self.find(name, Path(name).name)
         configs = [

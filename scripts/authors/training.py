@@ -151,7 +151,7 @@ def trace_case(ref: ReferenceFile) -> Iterator[Row]:
 def starting_adapter(ref: ReferenceFile, unet, side: str):
     """The adapter of one side at step 0: down from the file, up zero unless the file says otherwise.
 
-    Shapes can not tell release from tap.
+    Where shapes fit both release and tap, release is taken.
     """
     presets, downs = fitting_presets(ref, unet, side), initial_downs(ref, side)
     if not presets:

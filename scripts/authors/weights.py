@@ -37,7 +37,7 @@ def fill(module: nn.Module, seed: int) -> nn.Module:
 
 
 def build_unet(config: Mapping[str, Any] | str, seed: int = REFERENCE_SEED) -> UNet3DConditionModel:
-    """The frozen fp32 U-Net of a configuration (a dict, or its JSON) with the recipe's weights, in eval mode.
+    """The frozen fp32 U-Net of a configuration (a dict, or its JSON) with the weights of its names, in eval mode.
 
     Made without the usual random initialisation, which at ZeroScope's size takes longer than everything else.
     """

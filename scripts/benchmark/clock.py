@@ -1,15 +1,11 @@
-"""Measuring one piece of work on a device: seconds, floating-point operations, and what the device could do at best."""
+"""Measuring one piece of work on a device: its seconds, and the rate that the device reaches at best."""
 
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 Work = Callable[[], object]
 
@@ -69,26 +65,3 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device, dtype=dtype)
     return 2 * n**3 / min(timed(lambda: a @ a, device).wall for _ in range(5))
-
-
-class _FlopByDtype(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.counted: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
-            dtype = next(x.dtype for x in tree_leaves(args) if isinstance(x, torch.Tensor))
-            self.counted[str(dtype).removeprefix("torch.")] += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def count_flop_by_dtype(work: Work) -> dict[str, int]:
-    """Floating-point operations of `work` by the precision they run in, such as {"bfloat16": ..., "float32": ...}.
-
-    Matrix products, convolutions and attention are counted, forward and backward, and so is what is computed twice.
-    """
-    with _FlopByDtype() as mode:
-        work()
-    return dict(mode.counted)

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 import torch
 
-from scripts.benchmark.clock import Timing, count_flop_by_dtype, device_seconds, matmul_rate, median_seconds, timed
+from models.training import memory
+from scripts.benchmark.clock import Timing, device_seconds, matmul_rate, median_seconds, timed
 from scripts.benchmark.steps import BASELINES, MODELS, Architecture, Step
 
 Numbers = dict[str, float | str | dict | None]
@@ -22,7 +23,7 @@ def measure(
     baseline = BASELINES[against](architecture, device) if against else None
     training = _training(ours, baseline, device, repeats)
     half = _half_precision(architecture, device, repeats, checkpointing)
-    flop = count_flop_by_dtype(lambda: Step(architecture, "meta", dtype, checkpointing=False).gradients(0))
+    flop = memory.count_flop_by_dtype(lambda: Step(architecture, "meta", dtype, checkpointing=False).gradients(0))
     rates = {name: matmul_rate(device, getattr(torch, name)) for name in flop}
     at_best = sum(count / rates[name] for name, count in flop.items())
     return {

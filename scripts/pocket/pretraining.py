@@ -188,6 +188,11 @@ def write_pipeline(parts: dict, folder: Path) -> None:
         "num_steps": SAMPLE_STEPS,
         "guidance_scale": GUIDANCE,
         "noise_prior": 0.0,
+        # motion guidance: chosen for the orbit and there and back, on four prompts each
+        "guide_steps": SAMPLE_STEPS // 2,
+        "guide_updates": 1,
+        "guide_rate": 0.3,
+        "guide_target": "clean_latent",
     }
     (folder / "sampling.json").write_text(json.dumps(native, indent=2) + "\n")
 

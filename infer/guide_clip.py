@@ -1,0 +1,78 @@
+"""The clip that motion guidance steers towards: a video file, or the reference clip of the run that is sampled from.
+
+Its latents must have the size of the videos: a file is scaled to it, and refused when its shape or length differs.
+"""
+
+from pathlib import Path
+
+import torch
+
+from configs.errors import UserError
+from configs.schema import locate
+from data.cache import primary
+from data.clips import Cut, read_video, resize
+from infer.request import Request, cached_clips
+from infer.settings import RUN_REFERENCE
+from models.backbone import Backbone
+
+SAME_SHAPE = 0.02  # how far a clip's aspect ratio may be from the videos'
+
+
+def guide_latents(request: Request, backbone: Backbone, number: int | None) -> torch.Tensor | None:
+    """Latents [1 c f h w] of the clip that `request` is guided by; None without guidance. `number` is --clip's.
+
+    Raises UserError for a clip that is missing, too short, of another shape, or of a single frame.
+    """
+    settings = request.settings
+    if settings.guidance() is None:
+        return None
+    if settings.num_frames < 2:
+        raise UserError("--guide: a video of one frame has no motion to guide; use --num-frames 2 or more")
+    if settings.guide != RUN_REFERENCE:
+        return backbone.encode_video(_frames(settings.guide, settings))
+    motion = next((source for source in request.sources if source.part == "motion"), None)
+    clips = cached_clips(motion.folder, motion.checkpoint) if motion else []
+    if not clips:
+        raise UserError(
+            "--guide: no clip was given, and no cached_latents lie beside the checkpoint; give --guide CLIP, or "
+            "--checkpoint_folder RUN of train.py"
+        )
+    number = primary(clips) if number is None else number
+    if not 0 <= number < len(clips):
+        raise UserError(f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1}")
+    latents, factor = clips[number].latents, backbone.vae_factor
+    has, wanted = (tuple(latents.shape[2:]), (settings.num_frames, settings.height // factor, settings.width // factor))
+    if has != wanted:
+        raise UserError(
+            f"--guide: the run's reference clip has {_words(has, factor)}, and the videos have "
+            f"{_words(wanted, factor)}; sample at its size, or give a --guide CLIP"
+        )
+    return latents
+
+
+def _frames(name: str, settings) -> torch.Tensor:
+    """The clip's frames, uint8 [f c h w], at the videos' frame rate, length and size."""
+    path, width, height = locate(name), settings.width, settings.height
+    cut = Cut(width=width, height=height, frames=settings.num_frames, fps=settings.fps, snap=1)
+    try:
+        frames = read_video(Path(path), cut, "").frames
+    except UserError as error:
+        found, short, _ = str(error).partition(" asked for (")
+        if not short:
+            raise UserError(f"--guide: {error}") from None
+        raise UserError(
+            f"--guide: {found} asked for at {settings.fps} frames a second; give a longer clip, a higher --fps, or a "
+            "smaller --num-frames"
+        ) from None
+    high, wide = frames.shape[-2:]
+    if abs(wide * height / (high * width) - 1) > SAME_SHAPE:
+        raise UserError(
+            f"--guide: {name} fits the videos' {width} x {height} as {wide} x {high} pixels, so its shape is another; "
+            "crop it, or give its shape with --width and --height"
+        )
+    return resize(frames, width, height)
+
+
+def _words(size: tuple[int, ...], factor: int) -> str:
+    frames, height, width = size
+    return f"{frames} frames of {width * factor} x {height * factor}"

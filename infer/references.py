@@ -1,0 +1,54 @@
+"""The reference clips as the model sees them: read, encoded and inverted once, and kept in the cache.
+
+Latents [1 4 f h w], text embeddings [1 n d], inversions like the latents; all fp32 on the CPU.
+"""
+
+import contextlib
+import os
+import sys
+from dataclasses import replace
+from functools import cache as once
+from pathlib import Path
+
+import torch
+
+from data import cache
+from data.sources import load_clips
+from infer.inversion import ddim_invert
+from infer.sampler import guide
+from models.backbone import Backbone
+
+
+def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache.CachedClip]:
+    """Latents, text embeddings and inversions of the reference clips, from the cache where it has them.
+
+    With `quiet` nothing is printed on how each clip is cut: another process has. Raises UserError as the clips' readers
+    do.
+    """
+    if cfg.cached_latent_dir:
+        clips = [
+            clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
+            for clip in cache.read_folder(cfg.cached_latent_dir)
+        ]
+        cache.check_fit(clips, backbone.unet.config.in_channels, backbone.unet.config.cross_attention_dim)
+        return clips
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere if quiet else sys.stderr):
+        clips = load_clips(cfg, backbone.snap)
+    unconditional = once(lambda: backbone.encode_text([""]).to(backbone.device))  # where a clip is not cached yet
+
+    def invert(latents: torch.Tensor) -> torch.Tensor:
+        denoise = guide(backbone.predict, unconditional())
+        return ddim_invert(denoise, backbone.scheduler, latents.to(backbone.device), cfg.inversion_steps).cpu()
+
+    return cache.build(
+        clips,
+        Path(cfg.cache_dir),
+        key_parts={
+            "weights": backbone.fingerprint(),
+            "precision": str(backbone.dtype),
+            "inversion": cfg.inversion_steps,
+        },
+        encode_video=lambda frames: backbone.encode_video(frames).cpu(),
+        encode_text=lambda prompt: backbone.encode_text([prompt]).cpu(),
+        invert=invert,
+    )

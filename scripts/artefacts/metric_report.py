@@ -1,0 +1,287 @@
+"""The study of motion metrics as files: tables, sentences, a plot, a page, and its section of RESULTS.md.
+
+Every sentence is chosen by the numbers: a statement is confirmed or refuted where its whole interval says so, and not
+decided otherwise.
+"""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from configs.files import atomic_path
+from infer.measure.statistics import Estimate, share_or_mean
+from scripts.artefacts.metric_study import (
+    CLASSICAL,
+    CLIP_METRIC,
+    EXACT,
+    METRICS,
+    PIXELS,
+    Key,
+    Worth,
+    collect,
+    grouped,
+    keys_of,
+    label,
+    lead,
+    worth,
+)
+from scripts.artefacts.relations import RELATIONS
+from scripts.artefacts.results_file import put_section
+
+NAME = "metrics"
+TITLE = "Motion metrics against the truth (toy world)"
+HALF = 0.5  # a statement about most references holds when the whole interval is above this share
+EXPLAINED = (
+    "Each pair is a reference clip and a partner of known relation (scripts/artefacts/relations.py); 16 frames, a "
+    "grain on object and ground so that a tracker can follow them. Path error is the distance to the reference's path "
+    "in the scene, in pixels of 64, each path around its own mean; timing error is how much more or less way has been "
+    "gone, as a share of the reference's. **Rank** columns are Spearman's correlation of a score with minus that "
+    "error over the partners of one reference (1: the metric puts them in the true order). **Ordered wrongly** is the "
+    "share of a reference's pairs of partners, with path errors more than 1 pixel apart, that the metric puts in the "
+    "other order (0.5 is guessing; a tie counts half). Brackets are 95 % intervals over motions."
+)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Something that could be so or not, and what the numbers say: confirmed, refuted or not decided."""
+
+    text: str
+    ruling: str
+    words: str
+
+
+def title_of(key: Key) -> str:
+    return CLIP_METRIC.title if key[0] == "clip_consistency" else METRICS[key[0]].title
+
+
+def statements(rows: list[dict]) -> list[Statement]:
+    """The questions that the study was made for, answered by its rows."""
+    found = []
+    for name in ("paper", "dmt_code", "mtbench_code", "mtbench_paper", "agreement"):
+        for tracking in (EXACT, CLASSICAL):
+            share = worth(rows, (name, tracking)).missed.get("camera pan")
+            if share:
+                found.append(
+                    _of_a_share(
+                        f"{METRICS[name].title}, {tracking}: a camera pan over a still object scores at least as high "
+                        "as the reference's own path",
+                        share,
+                    )
+                )
+    place = shift_costs(rows, ("mtbench_code", EXACT))
+    found.append(_of_a_share("MTBench (script), exact tracks: the same path in another place scores lower", place))
+    place = shift_costs(rows, ("agreement", EXACT))
+    found.append(
+        _of_a_share("displacement agreement, exact tracks: the same path in another place scores lower", place)
+    )
+    for tracking in (EXACT, CLASSICAL):
+        ours, published = best(rows, tracking, False), best(rows, tracking, True)
+        gap = lead(rows, ours, published)
+        ruling = "confirmed" if gap.low > 0 else "refuted" if gap.high < 0 else "not decided"
+        found.append(
+            Statement(
+                f"With {tracking}, {title_of(ours)} orders fewer pairs wrongly than the best published metric, "
+                f"{title_of(published)}",
+                ruling,
+                f"difference {gap} over {gap.n} references",
+            )
+        )
+    return found
+
+
+def shift_costs(rows: list[dict], key: Key) -> Estimate:
+    """Share of references whose path in another place scores lower than in the same place."""
+    hits, motions = [], []
+    for found in grouped(rows).values():
+        scores = {row["relation"]: row["scores"].get(label(key)) for row in found}
+        if None not in (scores.get("shifted"), scores.get("same path")):
+            hits.append(bool(scores["shifted"] < scores["same path"] - 0.01))
+            motions.append(found[0]["motion"])
+    return share_or_mean(hits, motions)
+
+
+def best(rows: list[dict], tracking: str, published: bool) -> Key:
+    """The metric (published, or this project's agreement) that orders fewest pairs wrongly."""
+    names = [n for n, m in METRICS.items() if m.published == published and (published or n.startswith("agreement"))]
+    return min(((name, tracking) for name in names), key=lambda key: worth(rows, key).wrong.value)
+
+
+def _of_a_share(text: str, share: Estimate) -> Statement:
+    ruling = "confirmed" if share.low > HALF else "refuted" if share.high < HALF else "not decided"
+    return Statement(text, ruling, f"in {share} of {share.n} references")
+
+
+def advice(rows: list[dict]) -> str:
+    """Which metric a paper should use, and why, from the numbers."""
+    parts = []
+    for tracking in (EXACT, CLASSICAL):
+        keys = [(name, tracking) for name in METRICS]
+        by_order = sorted(keys, key=lambda key: worth(rows, key).wrong.value)
+        first, second = by_order[:2]
+        gap = lead(rows, first, second)
+        timing = max(keys, key=lambda key: worth(rows, key).rank_timing.value)
+        seen = [key for key in keys if (m := worth(rows, key).missed.get("camera pan")) and m.high < HALF]
+        parts.append(
+            f"With {tracking}, {title_of(first)} orders fewest pairs wrongly ({worth(rows, first).wrong}); its lead "
+            f"over {title_of(second)} is {'decided' if gap.low > 0 else 'not decided'} ({gap}). Timing is followed best"
+            f" by {title_of(timing)} (rank {worth(rows, timing).rank_timing}). A camera pan is told from a moving "
+            f"object by {', '.join(map(title_of, seen)) or 'no metric'}."
+        )
+    whole = [(name, tracking) for name in METRICS for tracking in (CLASSICAL,)]
+    pick = max(whole, key=lambda key: worth(rows, key).rank_path.value + worth(rows, key).rank_timing.value)
+    low, high = (f([worth(rows, key).wrong.value for key in whole]) for f in (min, max))
+    parts.append(
+        f"A paper that has only tracked points should report {title_of(pick)}: of all metrics its ranks with path and "
+        f"timing error together are highest ({worth(rows, pick).rank_path} and {worth(rows, pick).rank_timing}); "
+        f"{METRICS[pick[0]].sees}. And it should name definition, points and tracker: on the same videos, metrics of "
+        f"one name order between {low:.2f} and {high:.2f} of the pairs wrongly."
+    )
+    return "\n\n".join(parts)
+
+
+def make(
+    folder: Path,
+    results: Path,
+    *,
+    smoke: bool,
+    clip: str | None,
+    device: str,
+    provenance: str,
+    say: Callable[[str], None],
+) -> Path:
+    """The whole study: measure what is missing in `folder`/rows, write the files, and this section of `results`."""
+    rows = collect(folder / "rows", smoke, clip, device, say)
+    text = body(rows, smoke, provenance)
+    page = write(rows, folder, text)
+    put_section(results, (NAME, "world"), TITLE, text)
+    return page
+
+
+def body(rows: list[dict], smoke: bool, provenance: str) -> str:
+    """What table.md and the section of RESULTS.md say."""
+    by_key = {key: worth(rows, key) for key in keys_of(rows)}
+    count = len(grouped(rows))
+    lines = [
+        f"{'SMOKE RUN, the numbers mean nothing. ' if smoke else ''}{len(rows)} pairs: {count} references, "
+        f"{len(RELATIONS)} relations; {len(by_key)} metrics with their tracks.",
+        EXPLAINED,
+        f"**Which metric should a paper use?** {advice(rows)}",
+        "\n".join(f"- **{s.ruling}**: {s.text[:1].upper()}{s.text[1:]}; {s.words}." for s in (statements(rows))),
+        _main_table(by_key),
+        "Mean score of each relation:\n\n" + _relations_table(by_key, "relations"),
+        "Share of references in which a partner with another motion scores at or above the same path in another "
+        "appearance:\n\n" + _relations_table(by_key, "missed"),
+        "What each formula keeps and leaves out:\n\n"
+        + "\n".join(f"- {metric.title}: {metric.sees}." for metric in METRICS.values()),
+    ]
+    problems = list(dict.fromkeys(problem for row in rows for problem in row["problems"]))
+    if problems:
+        lines.append("Not measured:\n\n" + "\n".join(f"- {problem}" for problem in problems))
+    lines.append(provenance)
+    return "\n\n".join(lines) + "\n"
+
+
+def _main_table(by_key: dict[Key, Worth]) -> str:
+    lines = [
+        "| metric | tracks | rank with path error ↑ | rank with timing error ↑ | ordered wrongly ↓ | ... without the "
+        "camera pan ↓ | not measured |",
+        "|---" * 7 + "|",
+    ]
+    for key, found in by_key.items():
+        cells = (found.rank_path, found.rank_timing, found.wrong, found.wrong_without_pan, found.unmeasured)
+        lines.append(f"| {title_of(key)} | {key[1]} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _relations_table(by_key: dict[Key, Worth], field: str) -> str:
+    shown = [name for name in RELATIONS if any(name in getattr(found, field) for found in by_key.values())]
+    shown = [name for name in shown if field == "relations" or name != "same path"]
+    lines = [f"| metric | tracks | {' | '.join(shown)} |", "|---" * (len(shown) + 2) + "|"]
+    for key, found in by_key.items():
+        values = getattr(found, field)
+        cells = (f"{values[name].value:.2f}" if name in values else "–" for name in shown)
+        lines.append(f"| {title_of(key)} | {key[1]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict], folder: Path) -> list[Path]:
+    """plot.png and plot.svg: how each metric rates each relation, and how many pairs it orders wrongly."""
+    by_key = {key: worth(rows, key) for key in keys_of(rows)}
+    names, keys = list(RELATIONS), list(by_key)
+    figure = Figure(figsize=(13, 1.6 + 0.34 * len(keys)), layout="constrained")
+    heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
+    score = np.array(
+        [[found.relations[n].value if n in found.relations else np.nan for n in names] for found in by_key.values()]
+    )
+    still, same = score[:, names.index("still")], score[:, names.index("same path")]
+    relative = (score - still[:, None]) / np.maximum(same - still, 1e-9)[:, None]
+    image = heat.imshow(relative, vmin=-0.5, vmax=1.5, cmap="RdBu", aspect="auto")
+    for i, j in np.ndindex(*relative.shape):
+        if np.isfinite(relative[i, j]):
+            heat.text(j, i, f"{np.clip(relative[i, j], -9.9, 9.9):.1f}", ha="center", va="center", fontsize=7)
+    heat.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+    heat.set_yticks(range(len(keys)), [f"{title_of(key)}, {key[1]}" for key in keys], fontsize=7)
+    heat.set_title("score, where still = 0 and the same path = 1", fontsize=9)
+    figure.colorbar(image, ax=heat, shrink=0.6)
+    for row, (key, found) in enumerate(by_key.items()):
+        colour = {EXACT: "C0", CLASSICAL: "C1", PIXELS: "C2"}[key[1]]
+        error = np.abs([[found.wrong.value - found.wrong.low], [found.wrong.high - found.wrong.value]])
+        bars.barh(row, found.wrong.value, xerr=np.nan_to_num(error), color=colour, capsize=2)
+    bars.axvline(0.5, color="grey", linestyle="--", linewidth=1)
+    bars.set_title("share of pairs ordered wrongly (0.5: guessing)", fontsize=9)
+    figure.suptitle(TITLE, fontsize=11)
+    paths = [folder / "plot.png", folder / "plot.svg"]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=130)
+    return paths
+
+
+def write(rows: list[dict], folder: Path, text: str) -> Path:
+    """table.md, pairs.csv, the plot and page.html in `folder`; returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "table.md") as temporary:
+        temporary.write_text(f"# {TITLE}\n\n{text}")
+    columns = list(dict.fromkeys(key for row in rows for key in row["scores"]))
+    facts = ("motion", "reference", "relation", "path_error", "timing_error")
+    with atomic_path(folder / "pairs.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*facts, *columns])
+        writer.writeheader()
+        writer.writerows({**{name: row[name] for name in facts}, **row["scores"]} for row in rows)
+    svg = plot(rows, folder)[1].read_text(encoding="utf-8")
+    with atomic_path(folder / "page.html") as temporary:
+        temporary.write_text(
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{TITLE}</title><style>body {{ font: 15px/1.45 "
+            "system-ui, sans-serif; margin: 2rem auto; max-width: 1300px }} td, th { padding: .2rem .6rem; text-align: "
+            f"left }} pre {{ white-space: pre-wrap }}</style><h1>{TITLE}</h1>{svg[svg.index('<svg') :]}{_html(text)}",
+            encoding="utf-8",
+        )
+    return folder / "page.html"
+
+
+def _html(text: str) -> str:
+    """The few kinds of Markdown that `body` uses: paragraphs, lists and tables."""
+    parts = []
+    for block in text.strip().split("\n\n"):
+        lines = block.splitlines()
+        if lines[0].startswith("| "):
+            cells = [
+                [escape(cell.strip()) for cell in line.strip("|").split("|")] for line in lines if "|---" not in line
+            ]
+            parts.append(
+                "<table>"
+                + "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
+                + "</table>"
+            )
+        elif lines[0].startswith("- "):
+            parts.append("<ul>" + "".join(f"<li>{escape(line[2:])}</li>" for line in lines) + "</ul>")
+        else:
+            parts.append(f"<p>{escape(block)}</p>")
+    return "".join(parts).replace("**", "")

@@ -1,0 +1,131 @@
+"""The study of motion metrics: its pairs are what they are called, its statistics are right, and it goes on."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from data.world import Scene, draw, render
+from scripts.artefacts import metric_report, metric_study
+from scripts.artefacts.metric_study import CLASSICAL, EXACT, METRICS, missed_share, rank, worth, wrong_share
+from scripts.artefacts.relations import RELATIONS, pairs, truth
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return {pair.relation: pair for pair in pairs("zigzag", 0)}
+
+
+def test_a_camera_shifts_the_whole_picture_and_the_path_on_the_screen():
+    scene = Scene("square", "red", "mint", "still", seed=3, pattern="dotted", window=True)
+    still = render(scene, frames=2)
+    centre, radius = still.trajectory.numpy(), still.size.numpy()
+    moved = draw(scene, centre, radius, camera=np.array([[0.0, 0.0], [5.0, -3.0]]))
+    assert torch.equal(moved.frames[0], still.frames[0])
+    assert torch.equal(moved.frames[1, :, :61, 5:], still.frames[1, :, 3:, :59])
+    assert (moved.trajectory[1] - still.trajectory[1]).tolist() == pytest.approx([5, -3])
+
+
+def test_every_relation_is_what_it_is_called(drawn):
+    assert list(drawn) == list(RELATIONS) and len(RELATIONS) >= 9
+    path = drawn["same path"].reference.path
+    for name in ("same path", "shifted", "re-timed", "other speed", "reversed", "mirrored", "camera pan", "still"):
+        one, other = drawn[name].reference.clip.scene, drawn[name].shown.clip.scene
+        assert all(getattr(one, part) != getattr(other, part) for part in ("shape", "colour", "background"))
+    assert drawn["another path"].shown.clip.scene == drawn["another path"].reference.clip.scene
+    assert np.allclose(drawn["same path"].shown.path, path)
+    assert np.allclose(np.abs(drawn["shifted"].shown.path - path), 6)
+    assert np.allclose(drawn["reversed"].shown.path, path[::-1])
+    assert np.allclose(drawn["mirrored"].shown.path[:, 0], 64 - path[:, 0])
+    assert np.ptp(drawn["still"].shown.path, axis=0).max() == 0
+    pan = drawn["camera pan"].shown
+    assert np.ptp(pan.path, axis=0).max() == 0 and np.allclose(pan.clip.trajectory.numpy(), path, atol=1e-4)
+    assert np.allclose(drawn["re-timed"].shown.path[[0, -1]], path[[0, -1]])
+
+
+def test_the_truth_counts_motion_in_the_scene_alone(drawn):
+    errors = {name: (pair.path_error, pair.timing_error) for name, pair in drawn.items()}
+    assert errors["same path"] == errors["shifted"] == pytest.approx((0, 0), abs=1e-6)
+    assert errors["camera pan"] == pytest.approx(errors["still"])
+    assert errors["mirrored"][1] == pytest.approx(0, abs=1e-6) and errors["mirrored"][0] > 5
+    assert errors["re-timed"][1] > 0.05 and errors["other speed"][1] > 0.2
+    straight = np.stack([np.linspace(0, 14, 8), np.zeros(8)], 1)
+    assert truth(straight, straight * [0.5, 1]) == pytest.approx((0.5 * straight[:, 0].std(), 0.25))
+
+
+def test_exact_tracks_follow_object_and_ground(drawn):
+    pair = drawn["camera pan"]
+    points = np.array([pair.shown.clip.trajectory[0].numpy(), [2.0, 60.0]])
+    tracks = pair.shown.tracks(points)
+    centre = pair.shown.clip.trajectory
+    assert torch.allclose(tracks[1] - tracks[1, :1], (centre - centre[0]).double(), atol=1e-3)
+    on_ground = drawn["same path"].shown.tracks(points[1:])
+    assert torch.equal(on_ground, on_ground[:, :1].expand_as(on_ground))
+
+
+def test_every_metric_gives_a_number_on_every_pair_still_points_included(drawn):
+    for relation in ("same path", "still", "camera pan"):
+        row = metric_study.measure(drawn[relation])
+        assert {f"{name}/{tracking}" for name in METRICS for tracking in (EXACT, CLASSICAL)} == set(row["scores"])
+        assert all(math.isfinite(score) for score in row["scores"].values())
+        assert not row["problems"]
+    assert len(METRICS) >= 8
+
+
+def rows_of(scores: list[float | None], errors: list[float]) -> list[dict]:
+    return [
+        {
+            "motion": "orbit",
+            "reference": "orbit-0",
+            "relation": name,
+            "path_error": error,
+            "timing_error": error,
+            "scores": {} if score is None else {f"paper/{EXACT}": score},
+            "problems": [],
+        }
+        for name, score, error in zip(RELATIONS, scores, errors)
+    ]
+
+
+def test_order_rank_and_misses_on_rows_whose_answer_is_known():
+    key = ("paper", EXACT)
+    right = rows_of([0.9, 0.8, 0.4, 0.1], [0, 2, 5, 9])
+    assert wrong_share(right, key) == 0 and rank(right, key, "path_error") == pytest.approx(1)
+    backwards = rows_of([0.1, 0.4, 0.8, 0.9], [0, 2, 5, 9])
+    assert wrong_share(backwards, key) == 1 and rank(backwards, key, "path_error") == pytest.approx(-1)
+    flat = rows_of([0.5] * 4, [0, 2, 5, 9])
+    assert wrong_share(flat, key) == 0.5 and rank(flat, key, "path_error") == 0
+    assert wrong_share(rows_of([0.9, None, 0.1], [0, 2, 5]), key) == pytest.approx(1 / 3)  # two of three are guesses
+    near = rows_of([0.1, 0.9, 0.5], [0, 0.5, 9])
+    assert wrong_share(near, key) == 0.5  # the first two are not put in order; one of the others is wrong
+    missed = {"orbit-0": rows_of([0.5, 0.6, 0.4], [0, 3, 3])}
+    assert missed_share(missed, key, "shifted").value == 1 and missed_share(missed, key, "re-timed").value == 0
+    assert missed_share({"orbit-0": rows_of([0.5, 0.6], [0, 0.5])}, key, "shifted") is None
+
+
+def test_the_study_goes_on_where_it_stopped_and_reports_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(metric_study, "SMOKE_MOTIONS", 1)
+    told, results = [], tmp_path / "RESULTS.md"
+    made = dict(smoke=True, clip=None, device="cpu", provenance="Command: here", say=told.append)
+    page = metric_report.make(tmp_path / "metrics", results, **made)
+    assert len(told) == 1 and page.read_text().count("<table>") == 3
+    for name in ("table.md", "pairs.csv", "plot.png", "plot.svg"):
+        assert (tmp_path / "metrics" / name).stat().st_size
+    text = results.read_text()
+    assert "<!-- begin metrics world -->" in text and "nan" not in text.lower().replace("finance", "")
+    assert "SMOKE RUN" in text and "Which metric should a paper use?" in text
+    (kept,) = (tmp_path / "metrics" / "rows").glob("*.json")
+    rows = json.loads(kept.read_text())
+    rows[0]["path_error"] = 0.25  # what is kept is read, not made again
+    kept.write_text(json.dumps(rows))
+    metric_report.make(tmp_path / "metrics", results, **made)
+    assert len(told) == 1 and "0.25" in (tmp_path / "metrics" / "pairs.csv").read_text()
+    assert worth(rows, ("paper", EXACT)).unmeasured == 0
+
+
+def test_a_clip_that_is_not_there_is_named_before_anything_is_measured(tmp_path):
+    with pytest.raises(UserError, match="CLIP: no usable model in"):
+        metric_study.collect(tmp_path / "rows", True, str(tmp_path / "none"), "cpu", print)

@@ -1,0 +1,74 @@
+"""Model folders: any setting that no model of this family has is one sentence, before anything is loaded."""
+
+import json
+import shutil
+
+import pytest
+
+from configs.errors import UserError
+from models.backbone import Backbone, skeleton, snap_of
+from models.files.pipeline import check_pipeline
+
+from conftest import ROOT
+
+POCKET = ROOT / "models" / "pocketscope"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(POCKET, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_models_of_this_repository_pass(folder, tiny_pipeline):
+    for model in (folder, tiny_pipeline):
+        check_pipeline(model)
+        assert skeleton(model) is not None and snap_of(model) > 0
+
+
+CHANGES = [
+    ("unet", {"block_out_channels": "abc"}), ("unet", {"block_out_channels": []}),
+    ("unet", {"block_out_channels": [32]}),
+    ("unet", {"attention_head_dim": 0}), ("unet", {"layers_per_block": -1}), ("unet", {"layers_per_block": 10**9}),
+    ("unet", {"down_block_types": ["X"] * 4}), ("unet", {"norm_num_groups": 0}), ("unet", {"norm_num_groups": 5}),
+    ("unet", {"in_channels": "x"}), ("unet", {"act_fn": "exec"}), ("unet", {"cross_attention_dim": None}),
+    ("vae", {"scaling_factor": "x"}), ("vae", {"scaling_factor": 0}), ("vae", {"in_channels": 4}),
+    ("scheduler", {"prediction_type": "sample"}), ("scheduler", {"timestep_spacing": "x"}),
+    ("scheduler", {"num_train_timesteps": 10}), ("scheduler", {"beta_start": 1e999}),
+    ("scheduler", {"beta_schedule": "x"}), ("tokenizer", {"model_max_length": "x"}),
+    ("tokenizer", {"model_max_length": 10**30}), ("text_encoder", {"num_hidden_layers": -3}),
+]  # fmt: skip
+NAMES = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
+
+
+@pytest.mark.parametrize("part, change", CHANGES, ids=lambda value: str(value)[:50])
+def test_a_setting_outside_the_family_is_one_sentence(folder, part, change):
+    file = folder / part / NAMES.get(part, "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError) as error:
+        Backbone.load(folder)
+    assert part in str(error.value) and "\n" not in str(error.value) and "huggingface" not in str(error.value)
+    if part == "unet":
+        with pytest.raises(UserError):
+            skeleton(folder)
+
+
+PLACES = ["unet/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
+
+
+@pytest.mark.parametrize("content", ["[]", "", "5", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", '{"a": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "name", ["unet/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
+)
+def test_a_file_of_settings_that_is_no_plain_object_is_one_sentence(folder, name, content):
+    (folder / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        Backbone.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_the_vaes_settings_is_one_sentence(folder):
+    (folder / "vae" / "config.json").unlink()
+    for read in (snap_of, Backbone.load):
+        with pytest.raises(UserError, match="vae"):
+            read(folder)

@@ -1,0 +1,50 @@
+"""The number of CPU threads: asked for, given by the environment, or chosen by the size of the model."""
+
+import pytest
+import torch
+
+from models import threads
+from models.threads import SMALL, use_threads
+
+
+@pytest.fixture(autouse=True)
+def the_threads_of_the_other_tests():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def model(parameters):
+    with torch.device("meta"):
+        return torch.nn.Linear(parameters, 1, bias=False)
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("parameters", "device", "count"), [(SMALL - 1, CPU, 1), (SMALL, CPU, 2), (9, CUDA, 2)])
+def test_a_small_model_on_a_cpu_takes_one_thread(parameters, device, count, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+    assert use_threads(model(parameters), device) == torch.get_num_threads() == count
+
+
+def test_what_is_asked_for_wins_over_the_environment_and_that_over_the_size(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    assert use_threads(model(9), CPU) == 2
+    assert use_threads(model(9), CPU, asked=3) == torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_the_key_and_the_flag_reach_torch(asked, tiny_config, trained, tmp_path, monkeypatch):
+    import train
+    from infer import generate, options
+
+    seen = []
+    monkeypatch.setattr(threads.torch, "set_num_threads", lambda count: seen.append(count))
+    train.run(tiny_config(threads=asked, max_train_steps=1, validation_data={"sample_preview": False}))
+    run = trained(max_train_steps=1)
+    words = ["-cf", str(run), "--prompt", "a car", "-s", "1", "-o", str(tmp_path), "--threads", str(asked)]
+    list(generate.generate(options.parse(words)))
+    assert seen.count(asked) >= 2
