@@ -10,19 +10,12 @@ given. stderr has the table with 95 % intervals and one sentence for all that co
 stdout is JSON with the means (on the toy world motion_success, appearance_accuracy, leakage) and n.
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.errors import UserError, command
-from configs.schema import locate
-from infer.measure.evaluation import ALL_DEFINITIONS, ReferenceClips, evaluate
-from infer.measure.metrics import VideoScorer
-from infer.video import read_video
-from models.backbone import choose_device
+from configs.errors import UserError, command, printable
 
 WEIGHTS = {  # flag -> a metric that needs it, and what it takes
     "clip": ("text_alignment", "CLIP: a folder or a hub id"),
@@ -32,21 +25,11 @@ WEIGHTS = {  # flag -> a metric that needs it, and what it takes
 }
 
 
-def given_reference(path: str | None, caption: str | None) -> ReferenceClips | None:
-    """The clip of --reference with its caption, from --caption or the .txt beside it."""
-    if path is None:
-        return None
-    clip = locate(path)
-    if not clip.exists():
-        raise UserError(f"--reference: no clip at {clip}; point it at a video or a folder of frames")
-    beside = clip.with_suffix(".txt")
-    if caption is None and not beside.is_file():
-        raise UserError(f"--reference: {clip.name} has no caption; give --caption TEXT or write it into {beside.name}")
-    return ReferenceClips((read_video(clip),), (caption or beside.read_text().strip(),))
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
+    import argparse
+    import json
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="videos with JSON sidecars, as infer/infer.py writes them")
     parser.add_argument("--reference", help="measure motion and leakage against this clip, whatever the sidecars say")
@@ -55,10 +38,14 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{flag}", help=f"weights of {what}")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
+    from infer.measure.evaluation import ALL_DEFINITIONS, evaluate, given_reference  # slow imports after --help
+    from infer.measure.metrics import VideoScorer
+    from models.backbone import choose_device
+
     measure = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device(args.device)))
     result = evaluate(args.folder, measure, given_reference(args.reference, args.caption))
     for problem in result.problems:
-        print(f"note: {problem}", file=sys.stderr)
+        print(f"note: {printable(problem)}", file=sys.stderr)
     facts = result.summary()
     if not facts:
         raise UserError(f"{args.folder}: none of its videos could be measured; the notes above say why")

@@ -65,6 +65,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--pickscore", help="weights of PickScore: a folder or a hub id")
     add("--viclip", help="weights of ViCLIP: a folder, whose code is run")
     add("--cotracker", help="CoTracker 3: a folder, whose code is run (default: Lucas-Kanade)")
+    add(
+        "--benchmark",
+        type=Path,
+        metavar="FOLDER",
+        help="in place of artefacts: the cases of MTBench or JointTuner in this folder, with a real --model",
+    )
+    add(
+        "--method",
+        choices=["guidance", "tap", "tap_guidance", "motiondirector", "motion_inversion"],
+        default="guidance",
+        help="how --benchmark learns each motion; guidance needs no training (default %(default)s)",
+    )
     add("--results", type=Path, help="the file of results to update (default RESULTS.md; a smoke run keeps its own)")
     args = parser.parse_intermixed_args(argv)
     if args.slurm:  # its words end where an artefact's name follows
@@ -117,12 +129,31 @@ def choose(asked: list[str]) -> tuple[list[str], list[str]]:
     return [name for name in known if name in names or ("all" in names and name in PAPER)], words
 
 
+def run_on_benchmark(args: argparse.Namespace) -> None:
+    """A public benchmark in place of artefacts; stdout carries the path of its table."""
+    if named := [word for word in args.artefacts if "=" not in word]:
+        raise UserError(f"{named[0]}: --benchmark makes one table of its own; leave the artefacts out")
+    if args.model == "pocket":
+        raise UserError("--benchmark: its clips are real, and pocket knows the toy world alone; give --model FOLDER")
+    quiet_threads()
+    from scripts.artefacts.production import log_line
+    from scripts.artefacts.public_benchmark import run_benchmark
+
+    table, failed = run_benchmark(args, args.artefacts, log_line)
+    print(table)
+    if failed:
+        raise UserError(f"{failed} cases are missing from the table (named above and in it); the others are measured")
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     if args.list:
         print(listing())
+        return
+    if args.benchmark:
+        run_on_benchmark(args)
         return
     names, words = choose(args.artefacts)
     quiet_threads()

@@ -1,5 +1,6 @@
-# Sourced by the other scripts: enters the repository root and a virtual environment with requirements.txt installed.
-# VENV names another place for it than .venv; an environment that is already up to date is reused.
+# Sourced by the other scripts: enters the repository root and a virtual environment with requirements.txt installed, and
+# with the files that REQUIREMENTS names besides. VENV names another place for it than .venv. A file that is installed as
+# it is now is not installed again.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV="${VENV:-.venv}"
 python="${PYTHON:-python3}"
@@ -7,11 +8,16 @@ python="${PYTHON:-python3}"
   echo "error: Python 3.11 or newer is needed, $("$python" --version) was found; set PYTHON=/path/to/python3.11" >&2
   exit 2
 }
-if ! cmp -s requirements.txt "$VENV/installed.txt"; then
-  echo "installing requirements.txt into $VENV (once)" >&2
-  "$python" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --requirement requirements.txt >&2
-  cp requirements.txt "$VENV/installed.txt"
+missing=()
+for file in requirements.txt ${REQUIREMENTS:-}; do
+  cmp -s "$file" "$VENV/installed/$file" || missing+=("$file")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+  echo "installing ${missing[*]} into $VENV (once)" >&2
+  [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet "${missing[@]/#/--requirement=}" >&2
+  mkdir -p "$VENV/installed"
+  cp "${missing[@]}" "$VENV/installed/"
 fi
 export PATH="$PWD/$VENV/bin:$PATH"
 case "$VENV" in /*) export PATH="$VENV/bin:$PATH" ;; esac

@@ -27,7 +27,7 @@ def room_of(path):
 
 def test_every_file_of_every_room_is_looked_at():
     seen = Counter(map(room_of, FILES))
-    assert seen == {"configs": 14, "data": 8, "models": 26, "infer": 25, "scripts": 52, "train": 1}
+    assert seen == {"configs": 14, "data": 9, "models": 26, "infer": 25, "scripts": 58, "train": 1}
 
 
 def imports(path):
@@ -51,6 +51,7 @@ WALLS = [  # (files in here, must not import what is in there): rooms inside roo
     ("models", "models.training"),
     ("models.files", "models.methods"),
     *((f"scripts.{here}", f"scripts.{there}") for here, there in permutations(("artefacts", "authors", "pocket"), 2)),
+    ("scripts.artefacts", "scripts.conversion"),
     ("scripts.artefacts", "scripts.benchmark"),
     ("scripts.artefacts", "scripts.showcase"),
     ("scripts.showcase", "scripts.artefacts"),

@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import diffusers
@@ -12,9 +14,10 @@ import pytest
 import torch
 from diffusers.loaders import PeftAdapterMixin
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from configs.errors import UserError
+from configs.errors import Terminated, UserError
 from data.cache import CachedClip, export, read_cached
 from models import lora
 from models.backbone import skeleton
@@ -22,7 +25,10 @@ from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, read_peft
 from models.merge import merge
-from scripts.convert import convert, inspect, read
+from scripts.conversion import writing
+from scripts.conversion.inspection import inspect
+from scripts.conversion.reading import read
+from scripts.conversion.writing import convert
 from scripts.pocket import architecture as blueprint
 
 ROOT = Path(__file__).parents[1]
@@ -282,3 +288,85 @@ def test_a_conversion_that_can_not_be_done_writes_nothing(run, unet, model, tmp_
     assert not out.exists()
     with pytest.raises(UserError, match="exists already"):
         change("peft", run, tmp_path)
+
+
+PATTERN = {"peft_type": "LORA", "r": 4, "lora_alpha": 4}
+
+
+@pytest.mark.parametrize("config", [
+    {"r": 1e999}, {"r": "4"}, {"r": True}, {"r": 10**12}, {"lora_alpha": float("nan")}, {"lora_alpha": 1e300},
+    {"use_rslora": "yes"}, {"peft_type": "LOHA"}, {"peft_type": 5}, {"alpha_pattern": {"(a+)+$": 1}},
+    {"alpha_pattern": {".*.*.*x": 1}}, {"alpha_pattern": {"a" * 5000 + "*": 1}}, {"alpha_pattern": {"to_q": "x"}},
+    {"alpha_pattern": {f"x{i}.*": 1 for i in range(100)}}, {"alpha_pattern": {"(?=a)": 1}}, {"alpha_pattern": [1]},
+    {"alpha_pattern": {"[": 1}},
+])  # fmt: skip
+def test_an_adapter_configuration_that_would_hang_or_break_is_one_sentence(unet, tmp_path, config):
+    state = lora_state(unet, "tap")
+    save_file({f"base_model.model.{n}": t for n, t in state.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PATTERN | config))
+    began = time.process_time()
+    with pytest.raises(UserError) as error:
+        read_peft(tmp_path)
+    assert "\n" not in str(error.value) and time.process_time() - began < 2
+
+
+def test_ten_thousand_layer_names_are_looked_up_quickly_and_the_first_that_fits_counts(unet, tmp_path):
+    state = lora_state(unet, "tap")
+    save_file({f"base_model.model.{n}": t for n, t in state.items()}, tmp_path / "adapter_model.safetensors")
+    patterns = {"to_k": 8, "attn1.to_k": 16} | {f"x.{i}": 1 for i in range(10_000)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PATTERN | {"alpha_pattern": patterns}))
+    began = time.process_time()
+    motion = read_peft(tmp_path).motion
+    assert time.process_time() - began < 2
+    for name in (name for name in state if "lora_B" in name):
+        assert torch.equal(motion[name], (2 if ".to_k." in name else 1) * state[name])
+
+
+def test_inspect_prints_no_control_characters_and_no_endless_texts(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run/checkpoint-7/temporal/adapter_model.safetensors"
+    with safe_open(file, "pt") as opened:
+        tensors, header = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()
+    save_file(tensors, file, metadata=header | {"architecture": "\x1b[31mred", "note": "x" * 10**6})
+    lines = inspect(tmp_path / "run", None)
+    assert all(line.isprintable() and len(line) < 300 for line in lines) and any("x1b[31mred" in line for line in lines)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("unet/diffusion_pytorch_model.safetensors", b"half"), ("unet/config.json", b"[]"),
+    ("tokenizer/tokenizer_config.json", b"{"), ("tokenizer/vocab.json", b"[["), ("vae/config.json", b"5"),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["merged", "release"])
+def test_a_damaged_model_folder_is_one_sentence_and_nothing_is_written(run, model, tmp_path, kind, name, content):
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / name).write_bytes(content)
+    try:
+        change(kind, run, tmp_path / "out", str(tmp_path / "model"))
+    except UserError as error:
+        assert "\n" not in str(error) and not (tmp_path / "out").exists()
+    else:
+        assert kind == "release" and "unet" in name  # whose weights nobody reads
+
+
+def test_an_appearance_folder_with_an_odd_name_is_not_taken_for_a_clip(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/checkpoint-7/spatial/0abc").mkdir()
+    assert len(read(tmp_path / "run").appearance) == 2
+
+
+def test_a_run_is_converted_whole_or_not_at_all(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "_write_cache", lambda *_: (_ for _ in ()).throw(Terminated))
+    for kind in ("ours", "release"):
+        with pytest.raises(Terminated):
+            change(kind, run, tmp_path / "out", model)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_a_wrong_word_answer_without_torch():
+    script = (
+        "import sys; sys.argv[1:] = {}; import runpy\ntry: runpy.run_path('scripts/convert.py', run_name='__main__')"
+    )
+    script += "\nfinally: assert 'torch' not in sys.modules"
+    for words, code in ((["--help"], 0), (["ours"], 2)):
+        done = subprocess.run([sys.executable, "-c", script.format(words)], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr

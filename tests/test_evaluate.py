@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 
+import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
 
 from configs.errors import UserError
 from data.world import Scene, reference_clip, render
-from infer.measure.evaluation import evaluate, find_samples
+from infer.measure.evaluation import evaluate, find_samples, given_reference
 from infer.measure.metrics import VideoScorer
 from infer.measure.world_scores import ReferenceClips, world_scores
 from infer.video import write_video
@@ -141,7 +143,7 @@ def test_frames_of_two_sizes_and_a_video_without_texture_are_said(folder):
     write_video(folder / "other", render(SCENE).frames, fps=8)
     write_video(folder / "more", render(SCENE).frames[:, :, :32, :32], fps=8)
     (folder / "more" / "0003.png").rename(folder / "other" / "0008.png")
-    assert any("other: its frames can not be read" in problem for problem in evaluate(folder, VideoScorer()).problems)
+    assert any("other: its frames cannot be read" in problem for problem in evaluate(folder, VideoScorer()).problems)
     write_video(folder / "good.mp4", torch.full((8, 3, 64, 64), 90, dtype=torch.uint8), fps=8)
     for path in folder.glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt": "a horse runs"}))
@@ -170,3 +172,35 @@ def test_the_commands_last_line_is_json(folder, capsys):
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert facts["n"] == 3 and facts["motion_success"] == 0.6667 and facts["leakage"] == 0.3333
     assert facts["appearance_accuracy"] == 0.6667
+
+
+@pytest.mark.parametrize("text", [
+    "[" * 100_000, "5", '{"prompt": "\\ud800", "seed": 1}', '{"prompt": "x", "seed": ' + "1" * 5000 + "}",
+    '{"prompt": "x", "seed": -1}', '{"prompt": "x", "seed": 1, "config": {"seed": "${nope}"}}',
+    '{"prompt": "x", "seed": 1, "config": {"train_data": {"width": -8}}}', '{"prompt": "x", "seed": 1, "config": [1]}',
+])  # fmt: skip
+def test_a_sidecar_that_is_not_plain_or_not_of_its_schema_is_left_out(folder, text):
+    (folder / "other.json").write_text(text)
+    assert "its sidecar other.json is damaged" in "".join(find_samples(folder)[1])
+
+
+def test_a_sidecar_reads_no_environment(folder, monkeypatch, capsys):
+    monkeypatch.setenv("SECRET", "swordfish")
+    notes = json.loads((folder / "other.json").read_text())
+    config = {"train_data": {"single_video_path": "${oc.env:SECRET}", "single_video_prompt": "${oc.env:SECRET}"}}
+    (folder / "other.json").write_text(json.dumps(notes | {"config": config}))
+    problems = evaluate(folder, VideoScorer()).problems
+    assert "${oc.env:SECRET}" in "".join(problems) and "swordfish" not in "".join(problems)
+
+
+def test_a_reference_that_is_no_video_or_has_no_caption_is_one_sentence(folder, tmp_path):
+    imageio.imwrite(tmp_path / "picture.png", np.zeros((8, 8, 3), np.uint8))
+    clip = write_video(tmp_path / "clip.mp4", render(SCENE).frames, fps=8)
+    with pytest.raises(UserError, match="is an image"):
+        given_reference(str(tmp_path / "picture.png"), "x")
+    for caption in (None, ""):
+        with pytest.raises(UserError, match="no caption"):
+            given_reference(str(clip), caption)
+    (tmp_path / "clip.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(UserError, match="UTF-8"):
+        given_reference(str(clip), None)

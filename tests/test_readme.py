@@ -14,7 +14,14 @@ from models.files.checkpoint import list_checkpoints
 
 from conftest import ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", "configs/README.md", "configs/methods/README.md", "models/README.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "configs/README.md",
+    "configs/methods/README.md",
+    "models/README.md",
+]
 TEXT = {page: (ROOT / page).read_text() for page in PAGES}
 BLOCKS = [block for text in TEXT.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line]
@@ -180,7 +187,8 @@ def test_the_shell_scripts_reuse_an_environment_that_is_up_to_date(tmp_path):
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin/python").symlink_to(sys.executable)
-    shutil.copy(ROOT / "requirements.txt", venv / "installed.txt")
+    (venv / "installed").mkdir()
+    shutil.copy(ROOT / "requirements.txt", venv / "installed")
     done = subprocess.run(
         ["bash", "-c", ". scripts/setup.sh && command -v python"],
         cwd=ROOT,
@@ -207,4 +215,5 @@ def test_every_file_that_is_named_exists(page):
     links = [link for link in re.findall(r"\]\(([^)#]+)", TEXT[page]) if "://" not in link]
     named = {name for name in [*code, *links] if not name.startswith(("outputs/", "./"))}
     missing = {name for name in named if not (ROOT / name).exists() and not (here / name).exists()}
-    assert named and not missing
+    assert not missing
+    assert named or page == "configs/methods/README.md"  # which names presets, not files

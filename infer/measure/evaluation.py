@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 
+from configs.checks import checked, maybe, text, whole
 from configs.errors import UserError
-from configs.schema import from_dict
+from configs.plain import read_json, read_text
+from configs.schema import from_dict, locate
+from configs.stored import stored_config
 from data.sources import load_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer
 from infer.measure.statistics import Estimate, share_or_mean
@@ -23,6 +26,11 @@ from infer.measure.world_scores import WORLD_DEFINITIONS, ReferenceClips, speaks
 from infer.video import read_video
 from models.backbone import snap_of
 
+SIDECAR = {  # what is read of one; every other key only tells people how the video was made
+    "prompt": text(),
+    "seed": whole(0, 2**64 - 1),
+    "config": maybe(lambda values: stored_config(values, "the sidecar")),
+}
 ALL_DEFINITIONS = WORLD_DEFINITIONS | DEFINITIONS
 
 
@@ -128,17 +136,13 @@ def find_samples(folder: Path) -> tuple[list[Sample], list[str]]:
     for video in videos:
         notes = video.with_suffix(".json") if video.suffix else video.with_name(f"{video.name}.json")
         try:
-            sidecar = json.loads(notes.read_text())
-            if (
-                not isinstance(sidecar["prompt"], str)
-                or not isinstance(sidecar["seed"], int)
-                or not isinstance(sidecar.get("config"), dict | None)
-            ):
-                raise ValueError
-            samples.append(Sample(video, sidecar))
-        except FileNotFoundError:
-            problems.append(f"{video.name}: no sidecar {notes.name} beside it, left out; sample it with infer/infer.py")
-        except (ValueError, KeyError, TypeError):
+            if not notes.exists():
+                problems.append(
+                    f"{video.name}: no sidecar {notes.name} beside it, left out; sample it with infer/infer.py"
+                )
+                continue
+            samples.append(Sample(video, checked(read_json(notes), SIDECAR, notes.name, needed=("prompt", "seed"))))
+        except UserError:
             problems.append(f"{video.name}: its sidecar {notes.name} is damaged, left out; sample it again")
     return samples, problems
 
@@ -155,3 +159,17 @@ def reference_of(config: dict | None) -> ReferenceClips | None:
     with contextlib.redirect_stderr(io.StringIO()):  # training has printed how the clips are cut
         clips = load_clips(cfg, snap)
     return ReferenceClips(tuple(clip.frames for clip in clips), tuple(clip.prompt for clip in clips))
+
+
+def given_reference(path: str | None, caption: str | None) -> ReferenceClips | None:
+    """The clip of --reference with its caption, from --caption or the .txt beside it."""
+    if path is None:
+        return None
+    clip = locate(path)
+    if not clip.exists():
+        raise UserError(f"--reference: no clip at {clip}; point it at a video or a folder of frames")
+    beside = clip.with_suffix(".txt")
+    caption = caption or (read_text(beside).strip() if beside.is_file() else "")
+    if not caption:
+        raise UserError(f"--reference: {clip.name} has no caption; give --caption TEXT or write it into {beside.name}")
+    return ReferenceClips((read_video(clip),), (caption,))

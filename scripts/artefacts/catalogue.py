@@ -251,7 +251,8 @@ PAPER = {
 OURS = {
     "guidance": Artefact(
         "Guidance: what training buys over steering a sampling",
-        "motion guidance without training, TAP, and both together, on a re-timing and on two new paths",
+        "motion guidance without training, TAP, and both together, on a re-timing and on two new paths (the setting of "
+        "guidance was chosen on there and back and the orbit, with the first four prompts)",
         (UNTOUCHED, PRIOR, GUIDANCE, Variant("TAP", TAP), TAP_GUIDANCE),
         _about_guidance("TAP"),
         motions=(RETIMED[0], "orbit", "spiral"),

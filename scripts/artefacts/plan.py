@@ -84,9 +84,10 @@ class Plan:
         for seed in range(self.trainings):
             for task in tasks:
                 for variant in artefact.variants:
-                    self.cells[name].append(self._cell(variant, task, seed))
+                    self.cells[name].append(self.cell(variant, task, seed))
 
-    def _cell(self, variant: Variant, task: MotionTask, seed: int) -> Cell:
+    def cell(self, variant: Variant, task: MotionTask, seed: int) -> Cell:
+        """Plan the videos of one variant learned from one task; its chain also serves the other variants."""
         train = [
             "--config",
             str(self.testbed.config),

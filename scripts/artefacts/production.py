@@ -20,7 +20,8 @@ from infer.video import read_video, write_video
 from models.backbone import Backbone, choose_device, choose_dtype, snap_of
 from models.files.checkpoint import load_checkpoint
 from scripts.artefacts import metric_report
-from scripts.artefacts.catalogue import ARTEFACTS
+from scripts.artefacts.catalogue import ARTEFACTS, GUIDANCE
+from scripts.artefacts.costs import cost_rows
 from scripts.artefacts.hidden_states import LabelledClip, StateComparison, compare_customizations, world_clips
 from scripts.artefacts.page import write_page
 from scripts.artefacts.plan import Cell, Plan, commands
@@ -159,6 +160,7 @@ def make_result(
         rows,
         list(dict.fromkeys(problems)),
         scorer.models,
+        costs=cost_rows(cells) if GUIDANCE in ARTEFACTS[name].variants else [],
     )
     if result.artefact.form == "states" and rows:
         try:

@@ -58,6 +58,8 @@ def body(result: Result) -> str:
         parts.append(result.states.markdown())
     else:
         parts += [_table(result, group) for group in result.groups] + [_by_motion(result)]
+    if len(result.costs) > 1:
+        parts.append(markdown_table(result.costs))
     if result.problems:
         parts.append("Missing:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in result.problems))
     parts.append(f"{markdown(result.provenance)} Command: {markdown_code(result.command)}")

@@ -52,6 +52,7 @@ class Result:
     problems: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     clips: dict[str, Path] = field(default_factory=dict)  # reference -> a video of it
+    costs: list[list[str]] = field(default_factory=list)  # a table, the header first: scripts/artefacts/costs.py
     states: StateComparison | None = None  # figure 4 alone: scripts/artefacts/hidden_states.py
 
     @property

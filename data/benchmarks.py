@@ -1,0 +1,173 @@
+"""Public benchmarks of motion customization, read from their folders: which clip, which prompts, which points.
+
+MTBench (Shi et al. 2025, DeT), whose cases may also lie one folder deeper, by level:
+    CASE/videos/CASE.mp4  CASE/masks/CASE/00000.png  CASE/trajectories/CASE.pth  CASE/prompts.txt  CASE/eval_prompts.txt
+    The mask is the moving object's in the first frame, trajectories are float32 [frames points 3]: x and y as shares of
+    the frame, and 1 where the point is visible; prompts.txt holds the caption, eval_prompts.txt a prompt a line.
+JointTuner (Chen et al. 2025): the folder of a checkout, or its datasets folder:
+    motion_16f/MOTION/*.mp4 (and motion_49f), captions in .txt files beside the clips or else the folder's name
+    Prompts are those of MOTION/prompts.txt, else of the checkout's configurations (*.yaml) that train on this motion.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import DAMAGED_PICKLE, UserError
+from configs.plain import read_text, read_yaml
+from data.clips import VIDEO_SUFFIXES
+
+MTBENCH, JOINTTUNER = "MTBench", "JointTuner"
+PARTS = ("videos", "masks", "trajectories", "prompts.txt", "eval_prompts.txt")
+MOTION_FOLDERS = ("motion_16f", "motion_49f")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One clip with its caption and the prompts to sample; `mask` and `tracks` are files, None where there are none."""
+
+    name: str
+    group: str
+    clip: Path
+    caption: str
+    prompts: tuple[str, ...]
+    mask: Path | None = None
+    tracks: Path | None = None
+
+
+def read_benchmark(folder: Path) -> tuple[str, list[Case], list[str]]:
+    """(name of the benchmark, its cases, a sentence for each case that lacks something and is left out).
+
+    Raises UserError when the folder is missing or has the layout of neither benchmark.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--benchmark: no folder {folder}; give the folder of MTBench or of JointTuner")
+    motions = [path for name in MOTION_FOLDERS for path in sorted(folder.rglob(name)) if path.is_dir()]
+    kind, found = (JOINTTUNER, _jointtuner(folder, motions)) if motions else (MTBENCH, _mtbench(folder))
+    if not found:
+        raise UserError(
+            f"--benchmark: {folder} has neither MTBench's layout (CASE/videos/CASE.mp4) nor JointTuner's "
+            f"({' or '.join(MOTION_FOLDERS)}); data/benchmarks.py describes both"
+        )
+    return kind, [case for case in found if isinstance(case, Case)], [case for case in found if isinstance(case, str)]
+
+
+def read_tracks(path: Path, frames: int) -> np.ndarray:
+    """Trajectories [n f 2] as shares of the frame, of the points that are visible in the first of `frames` frames.
+
+    Raises UserError for a damaged file, another layout, another length or a point that is nowhere.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tracks = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGED_PICKLE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path}: trajectories that cannot be opened ({reason}); download the file again") from None
+    shape = list(tracks.shape) if isinstance(tracks, torch.Tensor) else type(tracks).__name__
+    if not isinstance(tracks, torch.Tensor) or tracks.ndim != 3 or tracks.shape[2] != 3:
+        raise UserError(f"{path}: found {shape} where trajectories are [frames points 3]; download the file again")
+    if tracks.shape[0] != frames:
+        raise UserError(
+            f"{path}: trajectories over {tracks.shape[0]} frames of a clip of {frames}; they belong to another"
+        )
+    if not torch.isfinite(tracks).all():
+        raise UserError(f"{path}: trajectories with values that are not finite; download the file again")
+    seen = tracks[:, tracks[0, :, 2] > 0.5]
+    if not seen.shape[1]:
+        raise UserError(f"{path}: no point is visible in the first frame; the case cannot be measured by it")
+    return seen[..., :2].float().permute(1, 0, 2).numpy()
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """The mask [h w] in 0..1. Raises UserError for a file that is no picture."""
+    import imageio.v3 as imageio
+
+    try:
+        pixels = np.atleast_3d(imageio.imread(path, plugin="pillow"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: not a mask that can be read ({error}); download it again") from None
+    return pixels.max(-1) / 255
+
+
+def _mtbench(folder: Path) -> list[Case | str]:
+    places = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    levels = [path for path in places if not _is_case(path) and any(map(_is_case, _folders(path)))]
+    cases = [(path, "all") for path in places if _is_case(path)]
+    cases += [(path, level.name) for level in levels for path in _folders(level)]
+    return [_mtbench_case(path, group) for path, group in cases]
+
+
+def _mtbench_case(path: Path, group: str) -> Case | str:
+    name, clip = path.name, path / "videos" / f"{path.name}.mp4"
+    mask, tracks = path / "masks" / name / "00000.png", path / "trajectories" / f"{name}.pth"
+    if not clip.is_file():
+        return f"{name}: no videos/{name}.mp4, left out; download the case again"
+    try:
+        caption = (_lines(path / "prompts.txt") or [""])[0]
+        prompts = _lines(path / "eval_prompts.txt")
+    except UserError as error:
+        return f"{name}: {error}, left out"
+    if not caption or not prompts:
+        return f"{name}: {'prompts.txt' if not caption else 'eval_prompts.txt'} is missing or empty, left out"
+    return Case(
+        name,
+        group,
+        clip,
+        caption,
+        tuple(prompts),
+        mask if mask.is_file() else None,
+        tracks if tracks.is_file() else None,
+    )
+
+
+def _jointtuner(folder: Path, motions: list[Path]) -> list[Case | str]:
+    found: list[Case | str] = []
+    for group in motions:
+        for path in _folders(group):
+            clips = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            prompts = _lines(path / "prompts.txt") or _configured(folder, path)
+            if not clips:
+                found.append(f"{path.name}: no video in {path}, left out; download the case again")
+            elif not prompts:
+                found.append(f"{path.name}: no prompts.txt, and no configuration trains on it, left out; write one")
+            else:
+                beside = clips[0].with_suffix(".txt")
+                caption = (_lines(beside) or [path.name.replace("_", " ")])[0]
+                found.append(Case(path.name, group.name, clips[0], caption, tuple(prompts)))
+    return found
+
+
+def _configured(folder: Path, motion: Path) -> list[str]:
+    """The validation prompts of all configurations under `folder` whose training path ends in this motion's folder."""
+    prompts: list[str] = []
+    for file in sorted(folder.rglob("*.yaml")):
+        try:
+            values = read_yaml(file)
+        except UserError:
+            continue  # not a configuration of the benchmark
+        data, validation = (
+            values.get(key) if isinstance(values, dict) else None for key in ("train_data", "validation_data")
+        )
+        path = data.get("path") if isinstance(data, dict) else None
+        if isinstance(path, str) and Path(path).name == motion.name and isinstance(validation, dict):
+            asked = validation.get("prompt")
+            prompts += [text for text in (asked if isinstance(asked, list) else [asked]) if isinstance(text, str)]
+    return list(dict.fromkeys(prompts))
+
+
+def _is_case(path: Path) -> bool:
+    return any((path / part).exists() for part in PARTS)
+
+
+def _folders(path: Path) -> list[Path]:
+    return [inside for inside in sorted(path.iterdir()) if inside.is_dir()]
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file without blanks at their ends; none where there is no file."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []

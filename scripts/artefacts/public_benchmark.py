@@ -1,0 +1,186 @@
+"""A public benchmark (data/benchmarks.py) with one method on a real model: sample every case, measure, one table.
+
+Guidance needs no training; the other methods train on each case as the tables do. A case that fails is one sentence and
+the others go on; started again, only missing videos are made. Points are followed by Lucas-Kanade, so motion fidelity
+can be compared between methods here, and not with numbers that were published with CoTracker.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs.errors import UserError
+from configs.files import atomic_path
+from data.benchmarks import JOINTTUNER, MTBENCH, Case, read_benchmark, read_mask, read_tracks
+from infer import options
+from infer.generate import generate
+from infer.measure.clip_scores import MetricUnavailable
+from infer.measure.metrics import VideoScorer
+from infer.measure.mtbench import GRID, follow, grid_points, mtbench_code, mtbench_paper, whole_grid
+from infer.measure.statistics import mean
+from infer.video import read_video
+from models.backbone import choose_device
+from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS
+from scripts.artefacts.catalogue import DIRECTOR, INVERSION, TAP, TAP_GUIDANCE, Variant
+from scripts.artefacts.chain import Samples, sidecars, work
+from scripts.artefacts.plan import Plan
+from scripts.artefacts.provenance import note_commit
+from scripts.artefacts.results_file import markdown, markdown_table
+from scripts.artefacts.testbed import MotionTask, Testbed
+
+GUIDANCE = "guidance"
+METHODS = {
+    "tap": Variant("TAP", TAP),
+    "tap_guidance": TAP_GUIDANCE,
+    "motiondirector": DIRECTOR,
+    "motion_inversion": INVERSION,
+}
+COLUMNS = {  # the benchmark's own, by its own names -> (score, factor)
+    MTBENCH: {
+        "EF": ("text_alignment_logits", 1),
+        "TC (CLIP for DINO)": ("temporal_consistency", 1),
+        "MF": ("mtbench_code", 100),
+        "MF (as the paper has it)": ("mtbench_paper", 100),
+    },
+    JOINTTUNER: {
+        "CLIP-Text": ("text_alignment", 1),
+        "Temporal-Consistency": ("temporal_consistency", 1),
+        "Pick-Score": ("pickscore", 1),
+        "Motion-Fidelity": ("motion_fidelity_dmt_code", 100),
+    },
+}
+
+
+@dataclass
+class Found:
+    """Scores of one video of a case."""
+
+    case: Case
+    prompt: str
+    scores: dict[str, float]
+
+
+def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str], None]) -> tuple[Path, int]:
+    """Make and measure every case of `args.benchmark` with `args.method`; returns the table's file and the failures.
+
+    Raises UserError when the folder is no benchmark; whatever a case lacks becomes a sentence in the table's file.
+    """
+    kind, cases, problems = read_benchmark(args.benchmark)
+    for problem in problems:
+        say(f"missing: {problem}")
+    failed = len(problems)
+    name = f"{kind.lower()}-{args.method}{'-smoke' if args.smoke else ''}"
+    output = args.output_dir.resolve()
+    testbed = Testbed(Path(args.model).resolve(), False, output)
+    plan = Plan(testbed, output, words, smoke=args.smoke, prompts=args.prompts)
+    scorer = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device()))
+    found: list[Found] = []
+    for number, case in enumerate(cases[: args.references], 1):
+        try:
+            folder = sample_case(case, args, plan, output / "benchmarks" / name / case.group / case.name)
+            rows, notes = measure_case(case, folder, scorer)
+            found += rows
+            problems += notes
+            say(f"[{number}/{len(cases)}] {case.name}: {len(rows)} videos")
+        except UserError as error:
+            problems.append(f"{case.name}: {error}")
+            failed += 1
+            say(f"[{number}/{len(cases)}] {case.name}: {error}")
+    problems += scorer.unavailable.values()
+    table = output / name / "table.md"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(table) as temporary:
+        temporary.write_text(_text(kind, args, found, list(dict.fromkeys(problems))))
+    return table, failed
+
+
+def sample_case(case: Case, args: argparse.Namespace, plan: Plan, folder: Path) -> Path:
+    """The folder with a case's videos, made where they are missing."""
+    if args.method != GUIDANCE:
+        data = (f"train_data.single_video_path={case.clip}", f"train_data.single_video_prompt={case.caption}")
+        cell = plan.cell(METHODS[args.method], MotionTask(case.name, case.group, data, case.prompts, case.clip), 0)
+        work(cell.chain)
+        return Path(cell.samples.folder)
+    most = args.prompts or (SMOKE_PROMPTS if args.smoke else PROMPTS)
+    samples = Samples(str(folder), ["--num-steps", "2"] if args.smoke else [], list(case.prompts[:most]))
+    for seed, prompts in list(samples.missing()):
+        note_commit(folder)
+        asked = ["--model", args.model, "--guide", str(case.clip), "--seed", str(seed), "--output_dir", str(folder)]
+        for _ in generate(options.parse([*asked, *samples.flags, "--prompt", *prompts])):
+            pass
+    return folder
+
+
+def measure_case(case: Case, folder: Path, scorer: VideoScorer) -> tuple[list[Found], list[str]]:
+    """Scores of a case's videos, and a sentence for each that is missing."""
+    clip, problems, rows = read_video(case.clip), [], []
+    source, points, notes = source_tracks(case, clip)
+    problems += notes
+    for notes, prompt, _ in sidecars(folder):
+        if prompt not in case.prompts:
+            continue
+        frames = read_video(folder / notes["video"])
+        scores = scorer(frames, prompt, clip)
+        problems += [f"{case.name}, {notes['video']}: {sentence}" for sentence in scorer.skipped]
+        size = torch.tensor([frames.shape[3], frames.shape[2]])
+        shown = follow(frames, points * size.numpy()) / size  # the same places as in the source, as shares of the frame
+        try:
+            scores["mtbench_code"] = mtbench_code(source, shown, (1, 1))
+            scores["mtbench_paper"] = mtbench_paper(source, shown, (1, 1))
+        except MetricUnavailable as error:
+            problems.append(f"{case.name}, {notes['video']}: {error}")
+        rows.append(Found(case, prompt, scores))
+    return rows, problems
+
+
+def source_tracks(case: Case, clip: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, list[str]]:
+    """(tracks [n f 2], their points in the first frame [n 2], notes), all as shares of the frame.
+
+    The published trajectories where they fit the clip, uint8 [f c h w]; else points of a grid in the mask's box, or
+    over the whole frame, are followed.
+    """
+    notes = []
+    if case.tracks is not None:
+        try:
+            tracks = read_tracks(case.tracks, len(clip))
+            return torch.from_numpy(tracks), tracks[:, 0], notes
+        except UserError as error:
+            notes.append(f"{case.name}: {error}; its points are followed anew")
+    height, width = clip.shape[2:]
+    points = whole_grid(1, 1, GRID)
+    if case.mask is not None:
+        try:
+            mask = read_mask(case.mask)
+            points = grid_points(mask, GRID) / mask.shape[::-1]
+        except UserError as error:
+            notes.append(f"{case.name}: {error}; points of the whole frame are taken")
+    size = np.array([width, height])
+    return follow(clip, points * size) / torch.from_numpy(size), points, notes
+
+
+def _text(kind: str, args: argparse.Namespace, found: list[Found], problems: list[str]) -> str:
+    columns = COLUMNS[kind]
+    rows = [["case", *columns, "n"]]
+    groups = {
+        group: [f for f in found if f.case.group == group] for group in dict.fromkeys(f.case.group for f in found)
+    }
+    parts = {name: [f for f in found if f.case.name == name] for name in dict.fromkeys(f.case.name for f in found)}
+    named = {**parts, **(groups if len(groups) > 1 else {}), "All": found}
+    for name, part in named.items():
+        cells = []
+        for score, factor in columns.values():
+            values = [factor * f.scores[score] for f in part if score in f.scores]
+            cells.append(str(mean(values)) if values else "–")
+        rows.append([name, *cells, str(len(part))])
+    lines = [
+        f"# {kind}: {args.method} on {markdown(Path(args.model).name)}",
+        "SMOKE RUN, the numbers mean nothing." if args.smoke else "",
+        markdown_table(rows),
+        "Brackets are 95 % intervals over videos. Points are followed by Lucas-Kanade.",
+        "Missing:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in problems) if problems else "",
+    ]
+    return "\n\n".join(line for line in lines if line) + "\n"

@@ -1,0 +1,79 @@
+"""What a file, run or model folder is, one fact a line; nothing that a file says reaches the terminal raw."""
+
+from pathlib import Path
+
+import torch
+
+from configs.errors import UserError, printable, shown
+from models.backbone import skeleton
+from models.files import release
+from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from models.files.diffusers import DIFFUSERS_FILE
+from models.files.peft import ADAPTER_FILE
+from models.files.tensors import read_pickle
+from scripts.conversion.reading import read
+
+MOST_LETTERS, MOST_LINES = 200, 400
+
+
+def inspect(path: Path, model: str | None) -> list[str]:
+    """What is at `path`, one fact a line, each short and without control characters."""
+    facts = [printable(fact) for fact in _facts(path, model)]
+    rest = [f"and {len(facts) - MOST_LINES} more"] if len(facts) > MOST_LINES else []
+    return [f if len(f) <= MOST_LETTERS else f"{f[:MOST_LETTERS]}..." for f in facts[:MOST_LINES]] + rest
+
+
+def _facts(path: Path, model: str | None) -> list[str]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if (path / "model_index.json").is_file():
+        return ["pipeline folder", f"U-Net: {release.architecture(skeleton(path))}"]
+    if path.suffix == ".pt" and path.name != release.EMBEDDINGS_FILE:
+        return _inspect_pickle(path, model)
+    if path.is_file() or (path / ADAPTER_FILE).is_file() or (path / DIFFUSERS_FILE).is_file():
+        return _describe(read(path, None, model))
+    found = list_checkpoints(path)
+    if not found:
+        raise UserError(f"{path}: no checkpoint, LoRA or pipeline there")
+    lines = [f"run folder, checkpoints {', '.join(map(str, found))}; the last:"] if len(found) > 1 else []
+    last = found[max(found)]
+    if (file := release.lora_file(last, "temporal")) is None:
+        return lines + _describe(load_checkpoint(last))
+    sides = [file, release.lora_file(last, "spatial")]
+    return lines + [
+        f"{side.relative_to(path)}: {line}" for side in sides if side for line in _inspect_pickle(side, model)
+    ]
+
+
+def _inspect_pickle(path: Path, model: str | None) -> list[str]:
+    content = read_pickle(path)
+    if isinstance(content, dict):
+        held = {name: list(v.shape) if isinstance(v, torch.Tensor) else shown(v) for name, v in content.items()}
+        return ["dict of the release, such as its cached latents", *(f"{name}: {what}" for name, what in held.items())]
+    tensors, unet = release.read_list(path), skeleton(model)
+    ranks = sorted({down.shape[0] for down in tensors[1::2]})
+    fits = [f"{name}" + (f" ({n} clips)" if n > 1 else "") for name, n in release.identify(tensors, unet).items()]
+    known = (
+        f"fits {' or '.join(fits)} on {release.architecture(unet)}"
+        if fits
+        else (f"fits no preset on {release.architecture(unet)}" + ("" if model else "; name its model with --model"))
+    )
+    return [
+        f"positional list of the release or MotionDirector, {len(tensors) // 2} layers, rank"
+        f" {'/'.join(map(str, ranks))}, widths {release.widths(tensors)}",
+        known,
+    ]
+
+
+def _describe(checkpoint: Checkpoint) -> list[str]:
+    size = sum(tensor.numel() for tensor in checkpoint.motion.values())
+    lines = [f"{checkpoint.kind} checkpoint of step {checkpoint.index}, {size:,} motion parameters"]
+    if checkpoint.kind == "lora":
+        layers = len(checkpoint.motion) // 2
+        lines += [
+            f"preset: {checkpoint.preset or 'none of ours'}, {layers} layers, rank {checkpoint.rank}, scale"
+            f" {checkpoint.scale:g}",
+            f"appearance adapters: {len(checkpoint.appearance)}",
+        ]
+    lines += [f"{key}: {value}" for key, value in sorted(checkpoint.info.items()) if key not in ("preset", "rank")]
+    return lines + [f"config: {'in the header' if checkpoint.config else 'none'}"]

@@ -1,0 +1,209 @@
+"""Public benchmarks: their layouts in a tiny folder made here, and the command on it from reading to the table."""
+
+import shutil
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from data.benchmarks import JOINTTUNER, MTBENCH, read_benchmark, read_mask, read_tracks
+from infer.video import read_video
+from scripts import reproduce
+from scripts.artefacts.public_benchmark import source_tracks
+
+FRAMES = 6
+
+
+def clip(path, shift: int = 3) -> None:
+    """A textured square that moves right over a textured ground."""
+    draw = np.random.default_rng(0)
+    ground, square = (draw.integers(0, 255, (size, size, 3), np.uint8).repeat(4, 0).repeat(4, 1) for size in (16, 4))
+    frames = np.stack([ground] * FRAMES)
+    for i, frame in enumerate(frames):
+        frame[24:40, 8 + shift * i : 24 + shift * i] = square
+    path.parent.mkdir(parents=True, exist_ok=True)
+    iio.imwrite(path, frames, plugin="FFMPEG", fps=8, quality=10, macro_block_size=2)
+
+
+def mtbench_case(folder, name: str, frames: int = FRAMES):
+    case = folder / name
+    clip(case / "videos" / f"{name}.mp4")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[24:40, 8:24] = 255
+    (case / "masks" / name).mkdir(parents=True)
+    iio.imwrite(case / "masks" / name / "00000.png", mask)
+    (case / "trajectories").mkdir()
+    x = (torch.tensor([12.0, 20.0])[None] + 3 * torch.arange(frames)[:, None]) / 64  # [f 2]
+    tracks = torch.stack([x, torch.full_like(x, 0.5), torch.ones_like(x)], -1)
+    tracks[:, 1, 2] = 0  # never visible
+    torch.save(tracks, case / "trajectories" / f"{name}.pth")
+    (case / "prompts.txt").write_text("a car is running\n")
+    (case / "eval_prompts.txt").write_text("a horse is running \n a car on the road\n\n")
+    return case
+
+
+@pytest.fixture
+def mtbench(tmp_path):
+    folder = tmp_path / "MTBench"
+    for name in ("first", "second"):
+        mtbench_case(folder, name)
+    return folder
+
+
+def test_mtbench_is_read_with_and_without_levels(mtbench, tmp_path):
+    kind, cases, problems = read_benchmark(mtbench)
+    assert kind == MTBENCH and not problems and [case.name for case in cases] == ["first", "second"]
+    assert cases[0].caption == "a car is running"
+    assert cases[0].prompts == ("a horse is running", "a car on the road")
+    assert cases[0].mask.is_file() and cases[0].tracks.is_file()
+    levels = tmp_path / "levels"
+    mtbench_case(levels / "hard", "third")
+    assert [(case.name, case.group) for case in read_benchmark(levels)[1]] == [("third", "hard")]
+
+
+def test_a_case_that_lacks_something_is_named_and_the_others_stay(mtbench):
+    (mtbench / "first" / "videos" / "first.mp4").unlink()
+    mtbench_case(mtbench, "third")
+    (mtbench / "third" / "eval_prompts.txt").write_text(" \n")
+    _, cases, problems = read_benchmark(mtbench)
+    assert [case.name for case in cases] == ["second"]
+    assert [problem.split(":")[0] for problem in problems] == ["first", "third"]
+    assert "no videos/first.mp4" in problems[0] and "eval_prompts.txt is missing or empty" in problems[1]
+
+
+def test_jointtuner_is_read_with_prompts_from_files_or_configurations(tmp_path):
+    clip(tmp_path / "datasets" / "motion_16f" / "person_walking" / "a.mp4")
+    clip(tmp_path / "datasets" / "motion_16f" / "person_running" / "a.mp4")
+    clip(tmp_path / "datasets" / "motion_16f" / "nobody" / "a.mp4")
+    (tmp_path / "datasets" / "motion_16f" / "empty").mkdir()
+    (tmp_path / "datasets" / "motion_16f" / "person_walking" / "prompts.txt").write_text("a bear walks\n")
+    config = tmp_path / "configs" / "x.yaml"
+    config.parent.mkdir()
+    config.write_text(
+        "train_data: {path: ../datasets/motion_16f/person_running/}\n"
+        "validation_data: {prompt: [a bear runs, a cat runs]}\n"
+    )
+    (config.parent / "broken.yaml").write_text("{")
+    kind, cases, problems = read_benchmark(tmp_path)
+    assert kind == JOINTTUNER
+    assert {case.name: case.prompts for case in cases} == {
+        "person_running": ("a bear runs", "a cat runs"),
+        "person_walking": ("a bear walks",),
+    }
+    assert cases[0].caption == "person running" and len(problems) == 2
+    assert "empty: no video" in problems[0] and "nobody: no prompts.txt" in problems[1]
+
+
+def test_a_folder_of_neither_layout_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        read_benchmark(tmp_path / "none")
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(UserError, match="neither MTBench's layout"):
+        read_benchmark(tmp_path / "videos")
+
+
+def test_trajectories_are_opened_without_running_anything_and_checked(mtbench, tmp_path):
+    path = mtbench / "first" / "trajectories" / "first.pth"
+    tracks = read_tracks(path, FRAMES)
+    assert tracks.shape == (1, FRAMES, 2) and tracks[0, 1, 0] == pytest.approx(15 / 64)
+
+    class Runs:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    broken = {
+        "trajectories over 6 frames of a clip of 9": None,
+        r"found \[6, 2\] where": torch.zeros(6, 2),
+        "found dict where": {"tracks": 1},
+        "not finite": torch.full((9, 2, 3), float("nan")),
+        "no point is visible": torch.zeros(9, 2, 3),
+        "cannot be opened": Runs(),
+    }
+    for said, value in broken.items():
+        if value is not None:
+            torch.save(value, path)
+        with pytest.raises(UserError, match=said):
+            read_tracks(path, 9)
+    assert not (tmp_path / "ran").exists()
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="cannot be opened"):
+        read_tracks(path, 9)
+
+
+def test_source_points_come_from_trajectories_else_the_mask_else_the_frame(mtbench):
+    (case, *_), _ = read_benchmark(mtbench)[1:]
+    frames = read_video(case.clip)
+    tracks, points, notes = source_tracks(case, frames)
+    assert len(points) == 1 and not notes and tracks.shape == (1, FRAMES, 2)
+    mtbench_case(mtbench, "longer", frames=9)
+    longer = next(found for found in read_benchmark(mtbench)[1] if found.name == "longer")
+    tracks, points, notes = source_tracks(longer, frames)
+    assert "over 9 frames of a clip of 6" in notes[0]
+    assert points.min() >= 8 / 64 and points[:, 0].max() < 24 / 64
+    on_square = tracks[(points[:, 0] > 0.2) & (points[:, 0] < 0.3) & (points[:, 1] > 0.45) & (points[:, 1] < 0.55)]
+    assert (on_square[:, -1, 0] - on_square[:, 0, 0]).median() == pytest.approx(15 / 64, abs=0.03)
+    longer.mask.write_bytes(b"no picture")
+    assert len(source_tracks(longer, frames)[1]) == 50 * 50
+    with pytest.raises(UserError, match="not a mask that can be read"):
+        read_mask(longer.mask)
+
+
+@pytest.fixture
+def command(tiny_pipeline, tmp_path, capsys, monkeypatch):
+    """A function of a folder and words -> (exit code, table, stderr) of the command, on random weights."""
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_pipeline, model)
+    (model / "sampling.json").write_text('{"width": 64, "height": 64, "num_frames": 4, "noise_prior": 0.0}')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def run(folder, *words):
+        argv = ["--benchmark", str(folder), "--model", str(model), "--smoke", "--output_dir", str(tmp_path / "out")]
+        code = 0
+        try:
+            reproduce.main([*argv, *words])
+        except SystemExit as end:
+            code = end.code
+        told = capsys.readouterr()
+        tables = [line for line in told.out.splitlines() if line.endswith("table.md")]
+        return code, open(tables[0]).read() if tables else "", told.err
+
+    return run
+
+
+def test_guidance_on_mtbench_gives_its_table_and_goes_on(command, mtbench):
+    code, table, told = command(mtbench)
+    assert code == 0 and "| case | EF | TC (CLIP for DINO) | MF |" in table and "SMOKE RUN" in table
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in table.splitlines() if line.startswith("| ")}
+    assert list(rows) == ["case", "first", "second", "All"]
+    assert rows["All"][4].strip() == "4" and "–" not in rows["first"][2] and "nan" not in table
+    assert "CLIP: no weights given" in table  # EF and TC need them; the rest is measured
+    assert command(mtbench)[2].count("sample:") == 0  # nothing is made twice
+
+
+def test_a_case_that_cannot_be_sampled_is_named_and_the_others_are_measured(command, mtbench):
+    (mtbench / "first" / "videos" / "first.mp4").write_bytes(b"no video")
+    (mtbench / "second" / "trajectories" / "second.pth").unlink()
+    mtbench_case(mtbench, "third")
+    (mtbench / "third" / "prompts.txt").unlink()
+    code, table, told = command(mtbench)
+    assert code == 2 and "2 cases are missing from the table" in told
+    assert "| second |" in table and "first: --guide:" in table and "third: prompts.txt is missing" in table
+
+
+def test_a_method_that_trains_runs_on_each_case(command, mtbench):
+    words = ["lora_rank=2", "train_data.width=64", "train_data.height=64", "train_data.n_sample_frames=4"]
+    words += ["validation_data.width=64", "validation_data.height=64", "validation_data.num_frames=4"]
+    words += ["mixed_precision=no", "--method", "tap", "--references", "1", "--prompts", "1"]
+    code, table, _ = command(mtbench, *words)
+    assert code == 0 and "| first |" in table and "tap on" in table
+
+
+def test_what_cannot_work_is_refused_at_once(command, mtbench, capsys):
+    assert command(mtbench, "table2")[0] == 2
+    assert command(mtbench / "none")[2].startswith("error: --benchmark: no folder")
+    with pytest.raises(SystemExit):
+        reproduce.main(["--benchmark", str(mtbench)])
+    assert "pocket knows the toy world alone" in capsys.readouterr().err
