@@ -13,69 +13,20 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet3DConditionModel
 from diffusers.models.attention_processor import Attention
-from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 
 from configs.errors import UserError
+from models.blocks import Block, choose_blocks, temporal_blocks
 from models.hooks import Patch, wrap_forward
 
-SIDES = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks."}
 LARGEST_SIDE = 512  # latent pixels, 4096 pixels of video
 SAMPLING = ("none", "difference", "drop_value")
 GRID = "latent_grid"  # how the attention learns its (height, width): only the transformer around it still sees them
-
-
-@dataclass(frozen=True)
-class Block:
-    """One temporal transformer: module name, side of the U-Net, channels, and its resolution level (0 = full size)."""
-
-    name: str
-    side: str
-    channels: int
-    level: int
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Latent pixels at this level: every downsampler halves, rounding up."""
-        return -(-height // 2**self.level), -(-width // 2**self.level)
-
-
-def temporal_blocks(unet: UNet3DConditionModel) -> list[Block]:
-    """The temporal transformers that can carry embeddings (all but the stem), in module order."""
-    deepest = len(unet.down_blocks) - 1
-    found = []
-    for name, module in unet.named_modules():
-        side = next((side for side, prefix in SIDES.items() if name.startswith(prefix)), None)
-        if isinstance(module, TransformerTemporalModel) and side:
-            level = deepest if side == "mid" else int(name.split(".")[1])
-            level = deepest - level if side == "up" else level
-            found.append(Block(name, side, module.transformer_blocks[0].attn1.to_q.in_features, level))
-    return found
-
-
-def choose_blocks(unet: UNet3DConditionModel, sides: Sequence[str], widths: Sequence[int] | None) -> list[Block]:
-    """Blocks on these sides with these channel widths; by default the widest there are (1280 in ZeroScope).
-
-    Raises UserError naming the sides and widths that exist when one of those asked for does not.
-    """
-    present = temporal_blocks(unet)
-    if unknown := [side for side in sides if side not in SIDES]:
-        raise UserError(f"embeddings.blocks: {unknown[0]!r} is unknown; there are {', '.join(SIDES)}")
-    if not sides:
-        raise UserError(f"embeddings.blocks: the list is empty; name one or more of {', '.join(SIDES)}")
-    here = [block for block in present if block.side in sides]
-    exist = sorted({block.channels for block in here})
-    if unknown := [width for width in widths or () if width not in exist]:
-        raise UserError(
-            f"embeddings.widths: no temporal transformer of width {unknown[0]} in {', '.join(sides)}; "
-            f"there are {', '.join(map(str, exist))}"
-        )
-    return [block for block in here if block.channels in (widths or exist[-1:])]
 
 
 class MotionEmbeddings(Patch):

@@ -7,7 +7,8 @@ import torch
 from diffusers import UNet3DConditionModel
 
 from configs.errors import UserError
-from models.embeddings import attach_embeddings, mix, temporal_blocks
+from models.blocks import temporal_blocks
+from models.embeddings import attach_embeddings, mix
 from models.hooks import bypass_single_frames, checkpoint_activations, wrap_forward
 
 DEEPEST_UP = "up_blocks.1.temp_attentions.0.transformer_blocks.0"

@@ -117,6 +117,44 @@ def test_a_preview_leaves_the_model_as_it_was_even_when_it_is_interrupted(tiny_c
     assert not [name for name, _ in unet.named_modules() if "lora" in name]
 
 
+PASSES = {
+    "spatial": lambda method: method.spatial_pass(0),
+    "temporal": lambda method: method.temporal_pass(0, with_appearance=True),
+    "sampling": lambda method: method.sampling(),
+}
+
+
+@pytest.mark.parametrize("use, where", [("off", set()), ("sampling", {"sampling"}), ("training", set(PASSES))])
+def test_the_highway_stands_only_inside_the_passes_that_it_belongs_to(tiny_config, unet, inputs, use, where):
+    """Fresh adapters change nothing, so every difference is the highway's."""
+    base = outcome(unet, inputs)
+    method = methods.attach(unet, tiny_config(appearance_highway={"use": use}), clips=1, latent_size=SIZE)
+    try:
+        inside = set()
+        for name, enter in PASSES.items():
+            with enter(method):
+                inside |= set() if torch.equal(outcome(unet, inputs), base) else {name}
+            assert torch.equal(outcome(unet, inputs), base), f"nothing stands after the {name} pass"
+        assert inside == where
+        for parameter in method.motion_parameters:
+            torch.nn.init.normal_(parameter.data, std=0.1)
+        with method.sampling() as patch:
+            assert not torch.equal(outcome(unet, inputs), base)
+            patch.remove()  # phased LoRA integration
+            assert torch.equal(outcome(unet, inputs), base), "the plain model, without the highway"
+    finally:
+        method.motion.remove()
+        method.appearance[0].remove()
+
+
+def test_the_highway_in_training_teaches_other_weights(trained):
+    quick = {"spatial_path_probability": 1.0, "validation_steps": 100}
+    runs = [trained(appearance_highway={"use": use}, **quick) for use in ("off", "sampling", "training")]
+    off, sampling, training = (tensors(load_checkpoint(run)) for run in runs)
+    assert all(torch.equal(a, b) for a, b in zip(off, sampling))
+    assert not all(torch.equal(a, b) for a, b in zip(sampling, training))
+
+
 @pytest.mark.parametrize("file", METHOD_FILES, ids=[file.stem for file in METHOD_FILES])
 def test_each_method_file_runs_as_its_name_says(file, tiny_pipeline, clip_file):
     words = [f"pretrained_model_path={tiny_pipeline}", f"train_data.single_video_path={clip_file}"]
