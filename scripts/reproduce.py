@@ -97,7 +97,8 @@ def listing() -> str:
 
     lines = ["The paper's:"]
     for name, artefact in ARTEFACTS.items():
-        lines += [] if name in PAPER else ["This project's own:"]
+        if name == next(other for other in ARTEFACTS if other not in PAPER):
+            lines.append("This project's own:")
         lines += [f"{name}  {artefact.title}", f"    shows {artefact.shows}", f"    needs {artefact.needs}"]
         for model, (train, video, clips, prompts) in list(COSTS.items())[: 1 if artefact.world else None]:
             runs = 1 if artefact.several else clips or len(artefact.motions)
