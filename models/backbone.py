@@ -109,7 +109,7 @@ class Backbone:
         check_folder(path)
         if Path(path).is_dir():
             check_pipeline(Path(path))
-        transformers_logging.disable_progress_bar()  # one bar a part says nothing; training has a bar of its own
+        transformers_logging.disable_progress_bar()  # hide transformers' loading bars
         device = torch.device(device)
         parts = {
             "unet": (UNet3DConditionModel, {"torch_dtype": dtype}),

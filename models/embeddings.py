@@ -186,7 +186,7 @@ def attach_trained(
     """Attach the embeddings of `state` to the blocks that its names say.
 
     `size` (height, width in latents) and `frames` are those of the training. The files of Motion Inversion's authors
-    tell neither: without a size a square is assumed where the Value embeddings can be one, else the size `sampled`;
+    hold neither: without a size a square is assumed where the Value embeddings can be one, else the size `sampled`;
     without frames, the first of those the embeddings hold are used. Raises UserError when no such size fits, and when
     names or shapes are not those of this U-Net.
     """
@@ -254,7 +254,7 @@ def mix(states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float]) -> 
         wrong = sorted(first.keys() ^ state.keys()) or [n for n in first if first[n].shape != state[n].shape]
         if wrong:
             raise UserError(
-                f"embeddings: motion {number} can not be mixed with motion 1, they differ in {wrong[0]}; "
+                f"embeddings: motion {number} cannot be mixed with motion 1, they differ in {wrong[0]}; "
                 "train both with the same blocks, widths, size and max_frames"
             )
     return {name: sum(weight * state[name] for weight, state in zip(weights, states, strict=True)) for name in first}

@@ -228,7 +228,7 @@ def customize(
     if len({checkpoint.kind for checkpoint, _ in motions}) > 1:
         raise UserError(
             "mixing: motion embeddings are learned against the pretrained query and key projections, which "
-            "a motion LoRA changes, so the two can not act together; mix LoRAs with LoRAs"
+            "a motion LoRA changes, so the two cannot act together; mix LoRAs with LoRAs"
         )
     acting = [(checkpoint, strength) for checkpoint, strength in motions if strength]
     notes = []

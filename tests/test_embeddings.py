@@ -265,7 +265,7 @@ def test_bad_input_is_one_sentence(unet):
     with attach_embeddings(unet, height=8, width=12) as embeddings, attach_embeddings(unet, height=8, width=8) as other:
         with pytest.raises(UserError, match="attach with the size"):
             embeddings.load_state_dict(other.state_dict())
-        with pytest.raises(UserError, match="can not be mixed"):
+        with pytest.raises(UserError, match="cannot be mixed"):
             mix([embeddings.state_dict(), other.state_dict()], [1, 1])
         with pytest.raises(UserError, match="blocks and widths of the training"):
             embeddings.load_state_dict({})

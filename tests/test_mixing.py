@@ -177,7 +177,7 @@ def test_what_can_not_be_mixed_says_why(trained, sample):
     with pytest.raises(UserError, match="trained on 4 frames of 8x8 latents and on 6 frames of 8x8"):
         sample("-cf", embeddings, "--motion", longer, 0.5)
     wider = trained(**{**EMBEDDINGS, "embeddings": {"learning_rate": 0.5, "widths": [64, 96]}})
-    with pytest.raises(UserError, match="motion 2 can not be mixed with motion 1, they differ in"):
+    with pytest.raises(UserError, match="motion 2 cannot be mixed with motion 1, they differ in"):
         sample("-cf", embeddings, "--motion", wider, 0.5)
     with pytest.raises(UserError, match="strength 'much' is not a number"):
         sample("-cf", lora, "--motion", lora, "much")
