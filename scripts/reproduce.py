@@ -29,7 +29,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "artefacts",
         nargs="*",
         metavar="ARTEFACT or key=value",
-        help="table1 to table6, figure3 to figure6, all (these ten), motions or metrics; "
+        help="table1 to table6, figure3 to figure6, all (these ten), or one of this project's own (see --list); "
         "key=value words override the configuration of every training",
     )
     add("--list", action="store_true", help="print what each artefact shows, needs and costs")
@@ -93,11 +93,11 @@ def _count(text: str) -> int:
 
 def listing() -> str:
     """What --list prints."""
-    from scripts.artefacts.catalogue import ARTEFACTS, PAPER, STUDIES
+    from scripts.artefacts.catalogue import ARTEFACTS, OURS, STUDIES
 
     lines = ["The paper's:"]
     for name, artefact in ARTEFACTS.items():
-        lines += [] if name in PAPER else ["This project's own:"]
+        lines += ["This project's own:"] if name == next(iter(OURS)) else []
         lines += [f"{name}  {artefact.title}", f"    shows {artefact.shows}", f"    needs {artefact.needs}"]
         for model, (train, video, clips, prompts) in list(COSTS.items())[: 1 if artefact.world else None]:
             runs = 1 if artefact.several else clips or len(artefact.motions)

@@ -109,14 +109,17 @@ class Bench:
             sandbox = self.folder / "runs" / name
             sandbox.mkdir(parents=True)
             kept = []
+            threads = torch.get_num_threads()
             with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(0) or x, lambda x: x):
                 run = train.run(self.config(sandbox, changes))
             self.runs[name] = {
                 **self._seen(run),
                 "kept": len(kept),  # tensors that wait for the backward pass
                 "places": sorted(path.name for path in sandbox.iterdir()),
+                "threads": torch.get_num_threads(),
                 "run": run,
             }
+            torch.set_num_threads(threads)
         return self.runs[name]
 
     def _seen(self, run: Path) -> dict[str, Any]:
@@ -163,14 +166,16 @@ class Bench:
             more = (
                 {"backbone": self.backbone(args.model)} if "backbone" in inspect.signature(generate).parameters else {}
             )
+            threads = torch.get_num_threads()
             paths = list(generate(args, **more))
             self.runs[name] = {
                 "video": [frames(path) for path in paths],
                 "files": [path.name for path in paths],
                 "bytes": [digest(path.read_bytes()) for path in paths if path.is_file()],
                 "rate": [iio.immeta(path)["fps"] for path in paths if path.suffix == ".mp4"],
-                "places": [path.parent.name == name for path in paths],
+                "threads": torch.get_num_threads(),
             }
+            torch.set_num_threads(threads)
         return self.runs[name]
 
     def backbone(self, model: str | None):

@@ -4,8 +4,11 @@ import json
 
 import pytest
 import torch
+from diffusers import UNet3DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from configs import schema
+from models.backbone import ZEROSCOPE
 from models.training import memory
 from scripts import bench
 from scripts.artefacts.results_file import read_sections
@@ -82,6 +85,17 @@ def test_operations_are_counted_by_precision_and_add_up_to_torchs_count():
     a, b = torch.zeros(2, 3), torch.zeros(3, 5, dtype=torch.bfloat16)
     both = memory.count_flop_by_dtype(lambda: (a @ torch.zeros(3, 5), torch.zeros(4, 3, dtype=torch.bfloat16) @ b))
     assert both == {"float32": 2 * 2 * 3 * 5, "bfloat16": 2 * 4 * 3 * 5}
+
+
+@pytest.mark.parametrize("method", ["lora", "motion_inversion"])
+def test_the_frozen_model_counts_the_same_whatever_learns(method, monkeypatch):
+    seen = []
+    monkeypatch.setattr(memory, "training_bytes", lambda model, *_: seen.append(model) or memory.TrainingBytes(0, 0, 0))
+    cfg = schema.from_dict({"train_data": {"single_video_path": "random"}, "method": method})
+    steps.count_bytes(TINY, cfg=cfg)
+    with torch.device("meta"):
+        unet = UNet3DConditionModel.from_config({**ZEROSCOPE, **TINY.unet}).to(torch.bfloat16)
+    assert seen == [memory.parameter_bytes(unet)]
 
 
 KEYS = {

@@ -96,6 +96,7 @@ CASES: dict[str, Case | list[Case]] = {
     "seed": Case(1),
     "gradient_checkpointing": Case(True, "kept"),
     "device": Case("cuda:77", refused="device"),
+    "threads": Case(3, "threads"),
     "output_dir": Case("elsewhere", "places"),
     "cache_dir": Case("elsewhere", "places"),
     "cached_latent_dir": Case(lambda bench: str(bench.train(WIDE)["run"] / "cached_latents")),
@@ -111,6 +112,7 @@ EXEMPT = {
     "mixed_precision": "a CPU computes in fp32 throughout; test_gpu, and test_backbone for the choice",
 }
 
+GUIDE = ["--guide", "--guide_steps", 2]
 FLAGS: dict[str, tuple] = {  # flag: (words on both sides, words that change, part, keys of the training, refusal)
     "model": ([], ["--model", of("other_model")], "video"),
     "prompt": ([], ["--prompt", "a red car"], "video"),
@@ -144,6 +146,19 @@ FLAGS: dict[str, tuple] = {  # flag: (words on both sides, words that change, pa
     "freeu": (["--highway", "release"], ["--freeu", "[1.9,0.5,1,1]"], "video"),
     "pli_threshold": ([], ["--pli_threshold", 999], "video"),
     "embedding_sampling": ([], ["--embedding_sampling", "difference"], "video", MI),
+    "guide": ([], ["--guide"], "video"),
+    **{
+        f"guide_{name}": (GUIDE, [f"--guide_{name}", *words], "video")
+        for name, words in (
+            ("steps", [1]),
+            ("rate", [5]),
+            ("updates", [1]),
+            ("weights", [1, 1]),
+            ("across", [1]),
+            ("target", ["clean_latent"]),
+        )
+    },
+    "threads": ([], ["--threads", 3], "threads"),
     "format": ([], ["--format", "gif"], "files"),
     "quality": ([], ["--quality", 1], "bytes"),
     "device": ([], ["--device", "cuda:77"], "device"),

@@ -169,6 +169,7 @@ def test_the_environment_cannot_be_read_from_a_stored_configuration(monkeypatch)
 @given(
     st.text(st.sampled_from("\\${}ab:e.oc 'n\"#\n\t\x1b1é"), max_size=12)
     | st.sampled_from(["1e3", "no", "~", "2020-01-01", "0x1f", "1:30", "null", "- a", "a: b", "1_000", ".5", "5e-4"])
+    | st.sampled_from(["\\${x}", "\\\\${x}", "a\\\\\\${oc.env:HOME}\\", "${", "\\${", "$\\{a}", "${a}\\${b}\\\\"])
 )
 def test_any_prompt_is_stored_and_read_back_as_it_is(text):
     cfg = schema.from_dict({**DATA, "validation_data": {"negative_prompt": text, "prompt": [text, text]}})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.resnet import TemporalConvLayer
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from data.world import render, sample_scene, vocabulary
@@ -107,7 +108,7 @@ def test_pretraining_runs_all_phases_and_ships_a_small_folder(tmp_path, capsys):
     assert phases == ["vae", "video", "fade"]
     assert {f"{name}.safetensors" for name in pretraining.PHASES} <= {path.name for path in tmp_path.iterdir()}
     assert sum(path.stat().st_size for path in (tmp_path / "model").rglob("*") if path.is_file()) < 25e6
-    video, fade = (pretraining.load_file(tmp_path / f"{name}.safetensors") for name in ("video", "fade"))
+    video, fade = (load_file(tmp_path / f"{name}.safetensors") for name in ("video", "fade"))
     last = next(name for name in video if name.endswith("temp_convs.0.conv4.3.weight"))
     torch.testing.assert_close(fade[last], pretraining.fade_factor(2, 3) * video[last])
 
@@ -121,7 +122,7 @@ def test_measuring_needs_a_model(tmp_path, capsys):
 @shipped
 def test_the_shipped_folder_is_small_and_half_precision():
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 25e6
-    weights = pretraining.load_file(SHIPPED / "unet" / "diffusion_pytorch_model.safetensors")
+    weights = load_file(SHIPPED / "unet" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
 

@@ -26,7 +26,8 @@ metric. There is one training for each variant and reference clip.
 
 On PocketScope all methods share one configuration (`configs/reproduce/pocket.yaml`). It was chosen with TAP on three of
 the motions (there and back, late start, back and forth) and these prompts; the other six motions took no part in the
-choice. MotionDirector also has a row at half the learning rate.
+choice. MotionDirector also has a row at half the learning rate. The setting of motion guidance
+(`models/pocketscope/sampling.json`) was chosen on there and back and on the orbit, with the first four prompts of each.
 """
 
 Key = tuple[str, str]  # what was measured, on what

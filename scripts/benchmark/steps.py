@@ -71,6 +71,7 @@ class Step:
             self.text = torch.randn(1, TOKENS, self.unet.config.cross_attention_dim)
         torch.nn.Module.to(self.unet, dtype).requires_grad_(False).train()  # diffusers' own `to` warns for no reason
         self.predict = predictor(self.unet)
+        self.model_bytes = memory.parameter_bytes(self.unet)  # before anything that learns is attached
         bypass_single_frames(self.unet)
         self.method = methods.attach(self.unet, self.cfg, clips=1, latent_size=tuple(self.latents.shape[2:]))
         if architecture.checkpointing if checkpointing is None else checkpointing:
@@ -199,5 +200,4 @@ def count_bytes(
     """Peak bytes of a training step, counted on the meta device."""
     step = Step(architecture, "meta", dtype, checkpointing=checkpointing, cfg=cfg)
     learned = (*step.method.motion_parameters, *step.method.appearance_parameters)
-    frozen = memory.parameter_bytes(step.unet) - sum(p.numel() * p.element_size() for p in learned)
-    return memory.training_bytes(frozen, learned, lambda: step.gradients(0)).total
+    return memory.training_bytes(step.model_bytes, learned, lambda: step.gradients(0)).total

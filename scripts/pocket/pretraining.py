@@ -9,17 +9,13 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import TextToVideoSDPipeline
 from diffusers.models.resnet import TemporalConvLayer
-from safetensors.torch import load_file
 from torch import nn
-from tqdm import tqdm
 
 from configs.errors import UserError
-from data.world import MOTIONS, render, sample_scene, vocabulary
+from data.world import vocabulary
 from infer.pictures import contact_sheet, strip
 from models.hooks import bypass_single_frames
 from scripts.pocket.abilities import (
@@ -33,40 +29,17 @@ from scripts.pocket.abilities import (
     token_ids,
 )
 from scripts.pocket.architecture import build, write_slow_tokenizer
-from scripts.pocket.trainer import Phase, Trainer, is_made, write_tensors
+from scripts.pocket.probe import motion_probe
+from scripts.pocket.trainer import Phase, Trainer
+from scripts.pocket.world_data import encode_world, render_frames, vae_loss
 
 FADE_TO = 0.03  # at 0.12 the convolutions still carried three motions in four by themselves
-FOREGROUND = 6.0  # extra weight of the object's latents: unweighted, shape and motion explain under 1 % of the loss
-SEEDS = 10_000_000  # a world seed is this times the run's seed, plus the scene's number
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grow": "shrink", "shrink": "grow"}
 PHASES = {
     "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
     "frames": Phase(steps=500, batch=128, lr=1.5e-3, ema=0.99, decay_to=0.2, upper=0.3),
     "video": Phase(steps=800, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.3, upper=0.7),
     "fade": Phase(steps=1400, batch=16, lr=8e-4, ema=0.998, decay_from=0.8, upper=0.5),
 }
-
-
-def render_frames(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Single frames [n 3 64 64] and their masks [n 1 64 64], both uint8, one from each of `count` scenes."""
-    frames, masks = [], []
-    for index in tqdm(range(count), desc="render", leave=False):
-        clip = render(sample_scene(seed * SEEDS + index))
-        frames.append(clip.frames[index % 8])
-        masks.append(clip.mask[index % 8, None])
-    return torch.stack(frames), (torch.stack(masks) * 255).byte()
-
-
-def vae_loss(vae: nn.Module, frames: torch.Tensor, masks: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """L1 weighted to the object, L1 of the error averaged over 4 and 16 pixels (a tint is small in every pixel but
-    turns a background's name), and a small share of KL. Frames are in -1..1."""
-    posterior = vae.encode(frames).latent_dist
-    error = vae.decode(posterior.mean + posterior.std * noise).sample - frames
-    weight = 1 + 3 * masks
-    loss = (weight * error.abs()).mean() / weight.mean()
-    for size, share in ((4, 2.0), (16, 4.0)):
-        loss = loss + share * F.avg_pool2d(error, size).abs().mean()
-    return loss + 1e-6 * posterior.kl().mean()
 
 
 @torch.no_grad()
@@ -81,26 +54,6 @@ def normalise_latents(vae: nn.Module, frames: torch.Tensor) -> None:
     before.weight[:channels] /= std[:, None, None, None]
     before.bias[:channels] = (before.bias[:channels] - mean) / std
     before.bias[channels:] -= 2 * std.log()
-
-
-@torch.no_grad()
-def encode_world(parts: dict, count: int, seed: int, path: Path) -> dict[str, torch.Tensor]:
-    """Render and encode `count` clips once: latents [n 4 8 8 8], loss weights [n 8 8 8], captions [n 24] as ids."""
-    settings = f"seed {seed}, {count} clips"
-    if is_made(path, settings):
-        return load_file(path)
-    vae, kept = parts["vae"], {"latents": [], "weights": [], "captions": []}
-    for start in tqdm(range(0, count, 8), desc="encode clips"):
-        clips = [render(sample_scene(seed * SEEDS + i)) for i in range(start, min(start + 8, count))]
-        pixels = torch.cat([clip.frames for clip in clips]).to(vae.device, vae.dtype) / 127.5 - 1
-        latents = vae.encode(pixels).latent_dist.mean.float().cpu().unflatten(0, (len(clips), -1))
-        weights = 1 + FOREGROUND * F.max_pool2d(torch.stack([clip.mask for clip in clips]), 8)
-        kept["latents"].append(latents.transpose(1, 2))
-        kept["weights"].append(weights / weights.mean((1, 2, 3), keepdim=True))
-        kept["captions"].append(token_ids(parts["tokenizer"], [clip.prompt for clip in clips]))
-    world = {name: torch.cat(tensors) for name, tensors in kept.items()}
-    write_tensors(world, path, {"settings": settings})
-    return world
 
 
 class Diffusion:
@@ -136,23 +89,10 @@ class Diffusion:
             predicted = self.unet(noisy, steps, text).sample
         return (weights[:, None] * (predicted.float() - target).square()).mean()
 
-    @torch.no_grad()
     def probe(self) -> float:
-        """Loss increase when the motion word is swapped for its opposite, at timesteps 700 to 950. Below about 0.01
-        the model has not learned motion; the loss itself hardly shows it."""
-        rng, increase = torch.Generator().manual_seed(0), []
-        for motion, other in OPPOSITE.items():
-            a, b = (token_ids(self.parts["tokenizer"], [MOTIONS[name]])[0] for name in (motion, other))
-            place = int(a.ne(b).nonzero()[0])
-            rows = self.world["captions"].eq(a[place]).any(1).nonzero()[:6, 0]
-            if len(rows):
-                latents, weights, captions = (self.world[key][rows] for key in ("latents", "weights", "captions"))
-                noise = torch.randn(latents.shape, generator=rng)
-                steps = torch.randint(700, 950, (len(rows),), generator=rng)
-                swapped = torch.where(captions == a[place], b[place], captions)
-                right = self.error(latents, weights, captions, steps, noise)
-                increase.append(float(self.error(latents, weights, swapped, steps, noise) - right))
-        return float(np.mean(increase)) if increase else 0.0
+        """See `motion_probe`; at timesteps 700 to 950."""
+        levels = lambda count, rng: torch.randint(700, 950, (count,), generator=rng)
+        return motion_probe(self.parts["tokenizer"], self.world, self.error, levels)
 
 
 def fade_factor(step: int, steps: int) -> float:

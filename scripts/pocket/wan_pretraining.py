@@ -1,0 +1,140 @@
+"""How PocketScope-DiT is made and measured: `python scripts/pretrain_pocketscope.py --model dit`.
+
+Three phases: the VAE; single frames, which are clips of one latent frame to a transformer; then video. Latents are
+[b c f h w].
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+
+from configs.errors import UserError
+from data.world import vocabulary
+from infer.pictures import contact_sheet, strip
+from scripts.pocket import wan_abilities as abilities
+from scripts.pocket.abilities import fresh_prompts, measure_detectors
+from scripts.pocket.flow import FlowMatching
+from scripts.pocket.trainer import Phase, Trainer
+from scripts.pocket.wan_parts import FrameCodec, build, skip_earlier_frames
+from scripts.pocket.world_data import encode_world, render_frames, vae_loss
+
+SHIPPED = Path(__file__).resolve().parents[2] / "models" / "pocketscope_dit"
+PHASES = {
+    "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
+    "frames": Phase(steps=300, batch=128, lr=2e-3, ema=0.99, decay_from=0.6, decay_to=0.3),
+    "video": Phase(steps=1600, batch=24, lr=1.2e-3, ema=0.998, decay_from=0.75),
+}
+
+
+@torch.no_grad()
+def measure_latents(vae: AutoencoderKLWan, frames: torch.Tensor) -> None:
+    """Write the latents' mean and deviation into the VAE's configuration, from where every Wan pipeline reads them."""
+    latents = torch.cat([FrameCodec(vae).encode(part).latent_dist.mean for part in frames.split(64)])
+    mean, std = (statistic.tolist() for statistic in (latents.mean((0, 2, 3)), latents.std((0, 2, 3))))
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+
+
+def export(parts: dict, folder: Path) -> None:
+    """Write the pipeline folder, fp16 safetensors, and the model's native sampling. The parts in memory stay."""
+    pipe = WanPipeline(**{key: copy.deepcopy(part) for key, part in parts.items()}).to(dtype=torch.float16)
+    pipe.save_pretrained(folder, safe_serialization=True)
+    native = {
+        "width": 64,
+        "height": 64,
+        "num_frames": 8,
+        "num_steps": abilities.SAMPLE_STEPS,
+        "guidance_scale": abilities.GUIDANCE,
+        "noise_prior": 0.0,
+    }
+    (folder / "sampling.json").write_text(json.dumps(native, indent=2) + "\n")
+
+
+def pretrain(args: Namespace) -> bool:
+    """All phases; False when a signal ended it early, with the state saved."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    parts = build(vocabulary(), args.seed)
+    for name in ("vae", "transformer", "text_encoder"):
+        parts[name].to(args.device)
+    vae, trainer = parts["vae"], Trainer(args.out, args.seed, save_every=100)
+    phases, clips, frames, checks, prompts = PHASES, 8_000, 6_000, 64, fresh_prompts(24, args.seed)
+    if args.smoke:
+        phases = {key: Phase(3, 4, phase.lr, phase.ema, warmup=1) for key, phase in PHASES.items()}
+        clips, frames, checks, prompts = 48, 32, 2, prompts[:2]
+
+    def log(name, step, facts):
+        print(json.dumps({"phase": name, "step": step} | facts), flush=True)
+
+    def train_vae() -> bool:
+        images, masks = (None, None) if trainer.done("vae", phases["vae"]) else render_frames(frames, args.seed)
+
+        def loss(rng):
+            rows = torch.randint(len(images), (phases["vae"].batch * args.batch,), generator=rng)
+            noise = torch.randn((len(rows), 4, 8, 8), generator=rng)
+            batch = (x.to(args.device) for x in (images[rows] / 127.5 - 1, masks[rows] / 255, noise))
+            return vae_loss(FrameCodec(vae), *batch)
+
+        report = lambda step: log("vae", step, measure_detectors(FrameCodec(vae), args.seed, checks))
+        return trainer.run("vae", phases["vae"], vae, loss, report=report, every=250)
+
+    def train_transformer(name, flow, single=False) -> bool:
+        def report(step):
+            if single:
+                return  # there is no video to look at yet
+            facts, made = abilities.measure(parts, prompts, args.seed, steps=2 if args.smoke else 12)
+            contact_sheet(
+                args.out / f"{name}_{step:05d}.png",
+                [(p, strip(video, height=64)) for p, video in zip(prompts, made)][:8],
+            )
+            log(name, step, facts | {"probe": round(flow.probe(), 4)})
+
+        loss = lambda rng: flow.loss(phases[name].batch * args.batch, single, rng)
+        return trainer.run(name, phases[name], parts["transformer"], loss, report=report, every=250)
+
+    with skip_earlier_frames(vae):
+        if not train_vae():
+            return False
+        vae.requires_grad_(False).eval()
+        measure_latents(vae, render_frames(min(frames, 512), args.seed)[0].to(args.device) / 127.5 - 1)
+        coded = parts | {"vae": FrameCodec(vae)}
+        world = encode_world(coded, clips, args.seed, args.out / "latents.safetensors")
+    flow = FlowMatching(parts, world, args.dtype, args.compile)
+    with flow.padding:
+        done = train_transformer("frames", flow, single=True) and train_transformer("video", flow)
+    if done:
+        export(parts, args.export)
+    return done
+
+
+def measure_shipped(args: Namespace) -> None:
+    """Measure the model in `args.export` on fresh prompts; the last line of stdout is JSON."""
+    if not (args.export / "model_index.json").exists():
+        raise UserError(f"{args.export}: no model_index.json there; pretrain first or point --export at the model.")
+    pipe = WanPipeline.from_pretrained(args.export, dtype=torch.float32).to(args.device)
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    transformer = parts["transformer"]
+
+    def report(what, facts):
+        print(f"{what}: {facts}", file=sys.stderr, flush=True)
+
+    report("detectors on rendered clips", measure_detectors(None, args.seed + 1))
+    report("detectors on clips after the VAE", measure_detectors(FrameCodec(parts["vae"]), args.seed + 1))
+    prompts = fresh_prompts(args.evaluate, args.seed)
+    if args.ablate:
+        for name in ("frame", "place", "frame or place"):
+            with abilities.attend_only(transformer, name):
+                report(f"attention only within the same {name}", abilities.measure(parts, prompts, args.seed)[0])
+        for layer, block in enumerate(transformer.blocks):
+            groups = [list(range(block.attn1.heads)), *([head] for head in range(block.attn1.heads))]
+            for heads in groups:
+                with abilities.without_heads(transformer, layer, heads):
+                    report(f"without layer {layer}, heads {heads}", abilities.measure(parts, prompts, args.seed)[0])
+    facts, clips = abilities.measure(parts, prompts, args.seed)
+    contact_sheet(args.out / "evaluate.png", [(p, strip(video, height=64)) for p, video in zip(prompts, clips)][:16])
+    print(json.dumps(facts))
