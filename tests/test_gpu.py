@@ -109,6 +109,7 @@ def test_recomputed_layers_replay_their_dropout(tiny_pipeline, tiny_config, exac
     assert difference(without, kept) > 0.05, "the masks matter"
 
 
+MOVES = [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")]
 RESUMED = """
 import sys, torch, yaml
 torch.use_deterministic_algorithms(sys.argv[1] == "deterministic", warn_only=True)
@@ -154,6 +155,18 @@ def test_four_steps_are_two_and_two_more(tiny_config, tmp_path, device, mode):
         assert torch.equal(a, b)
     else:  # AdamW's first steps are almost signs, which rounding can turn where a gradient is nearly zero
         assert (a - b).abs().mean() < 1e-5
+
+
+@pytest.mark.parametrize(("first", "then"), [("cpu", "cpu"), *(pytest.param(*d, marks=CUDA.marks) for d in MOVES)])
+def test_a_run_may_change_its_device(tiny_config, first, then):
+    """AdamW keeps its step counters where its kernel wants them: on the GPU for the fused one."""
+    settings = dict(mixed_precision="no", checkpointing_steps=2, validation_data={"sample_preview": False})
+    folder = train.run(tiny_config(**settings, device=first, max_train_steps=2))
+    words = dict(device=then, max_train_steps=4, resume_from_checkpoint=str(folder))
+    resumed = train.run(tiny_config(**settings, **words))
+    moved = weights(resumed, 4) - weights(folder, 2)
+    assert moved.isfinite().all() and moved.any()
+    assert then != "cuda" or torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -477,6 +478,19 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tiny_config):
         (part / "adapter").write_bytes(b"half")
     train.run(tiny_config(**quick, max_train_steps=2, resume_from_checkpoint=str(folder)))
     assert not dead.exists() and alive.exists()
+
+
+@pytest.mark.parametrize("wrong", [{"prediction_type": "sample"}, {"num_train_timesteps": 500}])
+def test_a_scheduler_that_cannot_be_trained_with_is_refused_before_anything_is_made(
+    tiny_config, tiny_pipeline, tmp_path, monkeypatch, wrong
+):
+    monkeypatch.setattr("models.backbone.check_pipeline", lambda _: None)  # which looks at folders, not at a hub's
+    model = shutil.copytree(tiny_pipeline, tmp_path / "model")
+    file = model / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | wrong))
+    with pytest.raises(UserError, match=next(iter(wrong)).removeprefix("num_train_")):
+        train.run(tiny_config(pretrained_model_path=str(model)))
+    assert not list((tmp_path / "train").glob("*")) and not list((tmp_path / "cache").glob("*"))
 
 
 def test_ctrl_c_in_the_imports_is_one_line(tmp_path):
