@@ -114,7 +114,7 @@ def read_video(path: Path) -> torch.Tensor:
         if path.is_dir():
             if not (files := sorted(path.glob("*.png"))):
                 raise UserError(f"{path}: a folder without .png frames; point at a video or a folder of frames")
-            images = np.stack([iio.imread(file, mode="RGB", index=0) for file in files])
+            images = np.stack([iio.imread(file, plugin="pillow", mode="RGB", index=0) for file in files])
         elif path.suffix.lower() == ".gif":
             images = iio.imread(path, plugin="pillow", mode="RGB", index=None)
         else:

@@ -29,7 +29,8 @@ def test_the_models_of_this_repository_pass(folder, tiny_pipeline):
 CHANGES = [
     ("unet", {"block_out_channels": "abc"}), ("unet", {"block_out_channels": []}),
     ("unet", {"block_out_channels": [32]}),
-    ("unet", {"attention_head_dim": 0}), ("unet", {"layers_per_block": -1}), ("unet", {"layers_per_block": 10**9}),
+    ("unet", {"attention_head_dim": 0}), ("unet", {"attention_head_dim": 4096}),
+    ("unet", {"layers_per_block": -1}), ("unet", {"layers_per_block": 10**9}),
     ("unet", {"down_block_types": ["X"] * 4}), ("unet", {"norm_num_groups": 0}), ("unet", {"norm_num_groups": 5}),
     ("unet", {"in_channels": "x"}), ("unet", {"act_fn": "exec"}), ("unet", {"cross_attention_dim": None}),
     ("vae", {"scaling_factor": "x"}), ("vae", {"scaling_factor": 0}), ("vae", {"in_channels": 4}),

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 NAMES = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "imageio_ffmpeg": "imageio-ffmpeg"}
 OURS = {"configs", "data", "models", "infer", "scripts", "train", "conftest"}
-OPTIONAL = {"bitsandbytes", "submitit", "xformers"}  # their absence is one sentence
+OPTIONAL = {"bitsandbytes", "hypothesis", "submitit", "xformers"}  # their absence is one sentence
 THROUGH = {"tokenizers": "transformers", "huggingface_hub": "diffusers", "torchvision": "torch"}
 
 

@@ -86,7 +86,9 @@ def check_pipeline(folder: Path) -> None:
         for file in sorted((folder / part).glob("*.json")):
             content = read_json(file)
             if file.name == name:
-                checked(content, schema, str(file), advice=ADVICE)
+                found = checked(content, schema, str(file), advice=ADVICE)
+                if part == "unet":
+                    _check_together(found, str(file))
 
 
 def check_folder(path: str) -> None:
@@ -129,8 +131,17 @@ def settings_of(kind: Any, model: str, part: str) -> dict[str, Any]:
                 " ZeroScope or ModelScope folder"
             ) from error
     found = checked(config, SETTINGS[part][1], origin, needed=("block_out_channels",), advice=ADVICE)
-    widths = len(found["block_out_channels"])
-    for side in ("down_block_types", "up_block_types"):
-        if side in found and len(found[side]) != widths:
-            raise UserError(f"{origin}: {len(found[side])} {side} to {widths} block_out_channels; {ADVICE}")
+    if part == "unet":
+        _check_together(found, origin)
     return {**config, **found}
+
+
+def _check_together(unet: dict[str, Any], origin: str) -> None:
+    """Raise UserError where settings of a U-Net are fine alone and not together."""
+    widths = unet.get("block_out_channels", [])
+    for side in ("down_block_types", "up_block_types"):
+        if side in unet and len(unet[side]) != len(widths):
+            raise UserError(f"{origin}: {len(unet[side])} {side} to {len(widths)} block_out_channels; {ADVICE}")
+    head = unet.get("num_attention_heads") or unet.get("attention_head_dim", 1)
+    if widths and head > min(widths):
+        raise UserError(f"{origin}: attention heads of {head} do not fit into block_out_channels {widths}; {ADVICE}")
