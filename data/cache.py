@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from configs.archives import check_pickle, check_safetensors
 from configs.checks import checked, listed, whole
 from configs.errors import DAMAGED_PICKLE, UserError, is_out_of_memory, printable, shown
-from configs.files import atomic_path
+from configs.files import atomic_path, sweep
 from configs.plain import read_json
 from data.clips import Clip
 
@@ -72,6 +72,7 @@ def build(
     their inverted noise (None: not wanted). Prints to stderr what was reused; an unreadable entry is made anew. Every
     entry is written as soon as it is computed, so what is done stays when the rest is interrupted.
     """
+    sweep(directory)
     found = []
     for clip in clips:
         key = content_key(clip, {**key_parts, "inverted": invert is not None})

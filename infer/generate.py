@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from configs.errors import UserError
-from configs.files import check_writable
+from configs.files import check_writable, sweep
 from infer import options
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.guide_clip import guide_latents
@@ -51,6 +51,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     jobs = options.read_jobs(args)
     device, folder = choose_device(args.device), Path(args.output_dir)
     check_writable(folder)
+    sweep(folder)
     request = read_request(args)
     settings, dtype = request.settings, choose_dtype(request.settings.precision, device)
     if backbone is None:

@@ -14,6 +14,7 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 from imageio_ffmpeg import count_frames_and_secs
+from PIL import Image
 
 from configs.errors import UserError, printable
 from configs.files import atomic_path
@@ -62,11 +63,12 @@ def _encode(path: Path, images: np.ndarray, fps: int, quality: float) -> None:
             )
             iio.imwrite(path, _even(images), extension=".mp4", plugin="FFMPEG", fps=fps, **options)
         elif path.suffix == ".gif":
-            iio.imwrite(path, images, extension=".gif", duration=1000 / fps, loop=0)
+            first, *others = map(Image.fromarray, images)  # imageio would print the traceback of a full disk
+            first.save(path, format="GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0)
         else:
             path.mkdir()
             for i, image in enumerate(images):
-                iio.imwrite(path / f"{i:04d}.png", image)
+                Image.fromarray(image).save(path / f"{i:04d}.png")
     except OSError as error:
         if error.errno is not None:
             raise

@@ -3,6 +3,8 @@
 import dataclasses
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from configs.errors import UserError
+from configs import files
+from configs.errors import Terminated, UserError
 from data import cache
 from data.clips import Clip
 from models.files import release
@@ -287,3 +290,21 @@ def test_compressed_files_and_endless_pickles_are_refused_unopened(tmp_path, mon
     pickled(tmp_path / "cached_0.pt", pickled_bytes)
     with pytest.raises(UserError, match="more than are read"):
         cache.read_cached(tmp_path / "cached_0.pt")
+
+
+def test_what_a_killed_run_left_in_the_cache_is_swept_by_the_next(clip, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    leftover = tmp_path / f".abc.{files._place()}-{process.pid}.part.safetensors"
+    leftover.touch()
+    Encoders().build([clip], tmp_path)
+    assert not leftover.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_encoded_stays_when_the_rest_is_interrupted(clip, tmp_path):
+    encoders = Encoders()
+    encoders.text = lambda prompt: (_ for _ in ()).throw(Terminated) if prompt == "stop" else torch.ones(1, 2, 3)
+    with pytest.raises(Terminated):
+        encoders.build([clip, dataclasses.replace(clip, prompt="stop")], tmp_path)
+    (entry,) = tmp_path.iterdir()
+    assert cache.read_cached(entry).prompt == "a ramp"

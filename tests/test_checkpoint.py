@@ -360,3 +360,41 @@ def test_too_little_room_is_found_before_a_checkpoint_is_begun(unet, tmp_path, m
     with pytest.raises(NoSpace) as error:
         save(unet, tmp_path)
     assert "are needed and 100,000 bytes are free" in ending(error.value)[0] and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(unet, tmp_path, monkeypatch):
+    folder, real = save(unet, tmp_path, clips=0), open
+
+    def forbidden(path, *arguments, **named):
+        if str(path).endswith((".safetensors", ".pt")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr("builtins.open", forbidden)
+    assert "cannot be read (Permission denied)" in refusals(unet, tmp_path)
+    with pytest.raises(UserError, match="cannot be read .Permission denied"):
+        load_training_state(folder)
+
+
+def test_a_pickle_that_claims_more_memory_than_there_is_is_refused(tmp_path, monkeypatch):
+    def huge(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
+
+    torch.save([torch.zeros(2, 2)], tmp_path / "1_unet.pt")
+    monkeypatch.setattr(torch, "load", huge)
+    with pytest.raises(UserError, match="more memory than there is"):
+        release.read_list(tmp_path / "1_unet.pt")
+
+
+@pytest.mark.parametrize("tensor", [
+    torch.ones(1, 1).expand(2**21, 2**21), torch.zeros(2, 2, device="meta"), torch.eye(3).to_sparse(),
+    torch.ones(1000).as_strided((400, 400), (1, 1)),
+])  # fmt: skip
+def test_tensors_that_the_file_does_not_hold_are_refused(tmp_path, tensor):
+    torch.save([tensor, torch.zeros(2, 2)], tmp_path / "1_unet.pt")
+    with pytest.raises(UserError, match="not held whole"):
+        release.read_list(tmp_path / "1_unet.pt")
+    shared = torch.ones(2000)
+    torch.save([shared.view(20, 100)] * 2 + [shared.view(100, 20)[:, :10]] * 20, tmp_path / "1_unet.pt")
+    with pytest.raises(UserError, match="share their numbers"):
+        release.read_list(tmp_path / "1_unet.pt")

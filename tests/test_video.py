@@ -1,9 +1,11 @@
 """Videos exist whole or not at all; contact sheets stay small, whatever prompts and numbers of videos there are."""
 
 import errno
+import os
+import shutil
+import subprocess
 import time
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -26,33 +28,33 @@ def test_a_video_is_there_once_its_frames_were_read_back(tmp_path, name):
 def cut_to(share):
     """An encoder on a full disk: it ends as if all were well, and a part is there."""
 
-    def imwrite(path, images, **options):
-        iio_imwrite(path, images, **options)
+    def encode(path, *arguments):
+        whole(path, *arguments)
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * share)])
 
-    iio_imwrite = iio.imwrite
-    return imwrite
+    whole = video._encode
+    return encode
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
 def test_a_cut_video_never_gets_its_final_name(tmp_path, monkeypatch, name, share):
-    monkeypatch.setattr(video.iio, "imwrite", cut_to(share))
+    monkeypatch.setattr(video, "_encode", cut_to(share))
     with pytest.raises(UserError, match="could not be written"):
         write_video(tmp_path / name, FRAMES, fps=8)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_video_that_lost_frames_never_gets_its_final_name(tmp_path, monkeypatch):
-    whole = iio.imwrite
-    monkeypatch.setattr(video.iio, "imwrite", lambda path, images, **options: whole(path, images[:-1], **options))
+    whole = video._encode
+    monkeypatch.setattr(video, "_encode", lambda path, images, *how: whole(path, images[:-1], *how))
     with pytest.raises(UserError, match="5 of 6 frames"):
         write_video(tmp_path / "a.mp4", FRAMES, fps=8)
 
 
 def test_a_full_disk_is_said_where_ffmpeg_does_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(video.iio, "imwrite", cut_to(0.5))
+    monkeypatch.setattr(video, "_encode", cut_to(0.5))
     monkeypatch.setattr("configs.files.BLOCK", 2**60)  # as if nothing were left
     with pytest.raises(NoSpace) as error:
         write_video(tmp_path / "a.mp4", FRAMES, fps=8)
@@ -77,7 +79,7 @@ def test_an_error_of_the_system_keeps_its_number(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(video.iio, "imwrite", fail)
+    monkeypatch.setattr(video.Image.Image, "save", fail)
     with pytest.raises(NoSpace) as error:
         write_video(tmp_path / "a.gif", FRAMES, fps=8)
     assert "quota" in ending(error.value)[0]
@@ -143,3 +145,21 @@ def test_a_strip_keeps_first_and_last_frame():
     frames = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 8, 8) * 10
     shown = np.asarray(pictures.strip(frames, columns=3, height=8))[0, [0, 10, 20], 0]
     assert shown.tolist() == [0, 100, 190]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.parametrize("free", [0, 12_000, 40_000, 48_000, 100_000])
+def test_a_really_full_disk_leaves_no_video_and_says_so(tmp_path, free, capfd):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("this machine mounts no small disk")
+    try:
+        (tmp_path / "fill").write_bytes(b"x" * (shutil.disk_usage(tmp_path).free - free))
+        noise = torch.randint(0, 256, (16, 3, 128, 128), dtype=torch.uint8)
+        for name in ("a.mp4", "a.gif", "a"):
+            with pytest.raises(NoSpace) as error:
+                write_video(tmp_path / "out" / name, noise, fps=8)
+            assert "no space left" in ending(error.value)[0]
+            assert [path.name for path in tmp_path.iterdir()] == ["fill"]
+        assert "Traceback" not in capfd.readouterr().err
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

@@ -69,6 +69,8 @@ def read_pickle(path: Path) -> Any:
             " nothing in it was executed: ask its author for a safetensors file"
         ) from error
     except DAMAGED_PICKLE as error:
+        if is_out_of_memory(error):
+            raise UserError(f"{path}: refused, its tensors claim more memory than there is: {AGAIN}") from error
         raise UserError(f"{path}: truncated, or not a PyTorch file: {AGAIN}") from error
     _check_sizes(content, path)
     return content

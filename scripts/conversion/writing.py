@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from configs.archives import check_safetensors
 from configs.errors import UserError, printable
-from configs.files import atomic_path
+from configs.files import atomic_path, check_writable, sweep
 from configs.plain import shown_error, to_yaml
 from data.cache import read_cached
 from models.backbone import UNLOADABLE, Backbone, skeleton
@@ -38,6 +38,8 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
             " --preset release (what the authors' code trains) or --preset tap"
         )
     _refuse_existing(out)
+    check_writable(out.parent)
+    sweep(out.parent)
     run = kind in ("ours", "release")
     if checkpoint.kind != "lora" and not run:
         raise UserError(
