@@ -39,7 +39,7 @@ def check_pickle(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
-                raise UserError(f"{path}: is compressed, so its size says nothing; save it with torch.save")
+                raise UserError(f"{path}: is compressed, so its size on disk means nothing; save it with torch.save")
             for entry in entries:
                 if entry.filename.endswith(".pkl"):
                     if entry.file_size > MOST_PICKLE:
@@ -75,7 +75,7 @@ def _check_tuples(path: Path, content: bytes, pickles: int = 1) -> None:
                 elif operation.name in RECALL:
                     recalled += argument in tuples
                 last = operation.name
-    except (ValueError, IndexError, EOFError):  # damaged, as the unpickler will say too, or longer than was read
+    except (ValueError, IndexError, EOFError):  # damaged, which the unpickler reports too, or longer than was read
         if len(content) >= MOST_PICKLE:
             raise UserError(f"{path}: its pickle has more than the {MOST_PICKLE:,} bytes that are read") from None
     if recalled > MOST_SHARED:

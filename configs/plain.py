@@ -1,7 +1,7 @@
-"""The gate for everything that is read from a file: plain data of bounded size, before anybody looks at values.
+"""The gate for everything that is read from a file: plain data of bounded size, before any value is used.
 
 `read_json`, `read_yaml` and `read_csv` give texts, numbers, booleans, None, lists and dicts by text, nothing else: no
-tags, no aliases, no interpolation, and no text that a path cannot hold. What the values must be is said with the
+tags, no aliases, no interpolation, and no text that a path cannot hold. What the values must be is written with the
 checks of configs/checks.py. Everything that is wrong is a `UserError` that names the file. Imports nothing slow.
 """
 

@@ -1,6 +1,6 @@
 """The configuration that a file carries: a checkpoint's header, a sidecar, a training state.
 
-It passes the same schema as the command line (configs/fields.py), key by key, and stays what it says: `${...}` is
+It passes the same schema as the command line (configs/fields.py), key by key, and stays as it is written: `${...}` is
 text and is never looked up, so a file cannot read the environment of whoever opens it.
 """
 

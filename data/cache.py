@@ -1,9 +1,9 @@
 """What is computed once from a clip: latents, text embedding and DDIM inversion, kept on disk keyed by content.
 
 The key is a hash over the clip's frames (so over its bytes, geometry and frame choice), its prompt and whatever else
-the caller says the result depends on (weights, inversion steps, ...): a change of any of them gives a new entry. The
-encoders are passed in as functions and are called only for what is missing. The file layout extends the release's
-cached_latents/cached_{i}.pt, which can be read too (opened with weights_only, so nothing in it runs).
+the caller names as something the result depends on (weights, inversion steps, ...): a change of any of them gives a new
+entry. The encoders are passed in as functions and are called only for what is missing. The file layout extends the
+release's cached_latents/cached_{i}.pt, which can be read too (opened with weights_only, so nothing in it runs).
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class CachedClip:
     """latents [1 c f h w] and inversion [1 c f h w] or None, both scaled latents in fp32; text [1 n d] fp32.
 
     `text` is None only for a file of the release, which keeps token ids in place of the embedding. `size` is the width
-    and height in pixels that the clip was cut to, None in files that do not say.
+    and height in pixels that the clip was cut to, None in files that do not record it.
     """
 
     latents: torch.Tensor
@@ -96,7 +96,7 @@ def build(
 
 
 def export(cached: list[CachedClip], run_dir: str | Path) -> None:
-    """Write run_dir/cached_latents/cached_{i}.safetensors, where sampling looks for the reference's inversion."""
+    """Write run_dir/cached_latents/cached_{i}.safetensors, where sampling finds the reference clip's inversion."""
     for number, clip in enumerate(cached):
         write_cached(clip, Path(run_dir) / "cached_latents" / f"cached_{number}.safetensors")
 
@@ -198,7 +198,9 @@ def _size(path: Path, metadata: dict[str, str], latents: torch.Tensor) -> tuple[
 def _read_release(path: Path) -> CachedClip:
     check_pickle(path)
     try:
-        with warnings.catch_warnings():  # of pickles that torch did not write: refused or read, either way it is said
+        with (
+            warnings.catch_warnings()
+        ):  # about pickles that torch did not write: they are read or refused, and that is reported
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
         latents, inversion = _batched(content["latents"]), _batched(content.get("inversion_noise"))

@@ -28,7 +28,7 @@ UNREADABLE += (DecompressionBombError,)
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames uint8 [f c h w] with their caption; they play at `fps`, `source` says what was cut from where."""
+    """Frames uint8 [f c h w] with their caption; they play at `fps`, `source` describes what was cut from where."""
 
     frames: torch.Tensor
     prompt: str

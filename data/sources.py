@@ -19,7 +19,7 @@ TEXT_KEYS = ("prompt", "text", "caption")
 
 
 def load_clips(cfg: Any, snap: int) -> list[Clip]:
-    """Every clip that `cfg.dataset_types` names, cut as `cfg.train_data` says; the plan goes to stderr.
+    """Every clip that `cfg.dataset_types` names, cut as `cfg.train_data` describes; the plan goes to stderr.
 
     `snap` is the multiple of pixels that VAE and U-Net need (used with use_bucketing). Raises UserError for a file that
     cannot be used, for a source without clips and for a clip without a caption.

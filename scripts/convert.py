@@ -1,4 +1,4 @@
-"""Say what a LoRA file is, and turn it into another kind of file.
+"""Describe a LoRA file, or turn it into another kind of file.
 
     python scripts/convert.py inspect PATH
     python scripts/convert.py {ours,peft,diffusers,release,merged} SOURCE OUT [--model FOLDER] [--preset NAME]

@@ -4,7 +4,7 @@
     python scripts/evaluate.py outputs/base --reference data/examples/pocket_there_and_back.mp4
     python scripts/evaluate.py outputs/car --clip models/clip-vit-base-patch32
 
-A sidecar tells the prompt and, through the configuration of its checkpoint, the reference clip; samples of the
+A sidecar holds the prompt and, through the configuration of its checkpoint, the reference clip; samples of the
 untouched model need --reference. On the toy world the measures are exact; other videos get those whose weights are
 given. stderr has the table with 95 % intervals and one sentence for all that could not be measured; the last line of
 stdout is JSON with the means (on the toy world motion_success, appearance_accuracy, leakage) and n.
@@ -48,14 +48,14 @@ def main(argv: list[str] | None = None) -> None:
         print(f"note: {printable(problem)}", file=sys.stderr)
     facts = result.summary()
     if not facts:
-        raise UserError(f"{args.folder}: none of its videos could be measured; the notes above say why")
+        raise UserError(f"{args.folder}: none of its videos could be measured; the notes above name the reasons")
     for name, estimate in facts.items():
         print(f"{ALL_DEFINITIONS[name].title}: {estimate}", file=sys.stderr)
     print(json.dumps({name: round(estimate.value, 4) for name, estimate in facts.items()} | {"n": len(result.rows)}))
     if lacking := [
         flag for flag, (metric, _) in WEIGHTS.items() if getattr(args, flag) and metric in measure.unavailable
     ]:
-        raise UserError(f"--{', --'.join(lacking)}: asked for and could not be used; the notes above say why")
+        raise UserError(f"--{', --'.join(lacking)}: asked for and could not be used; the notes above name the reasons")
 
 
 if __name__ == "__main__":

@@ -238,7 +238,7 @@ def _read_positional(path: Path, index: int, asked: str | None, unet: nn.Module 
 
 
 def appearance_states(path: Path, clips: int | None) -> list[State]:
-    """The LoRA states in `path/spatial/{i}`, as many as the header's `clips` says; UserError where one is missing."""
+    """The LoRA states in `path/spatial/{i}`, as many as the header's `clips` names; UserError where one is missing."""
     numbered = [folder for folder in (path / "spatial").glob("*") if re.fullmatch("[0-9]{1,9}", folder.name)]
     folders = sorted(numbered, key=lambda folder: int(folder.name))
     expected = len(folders) if clips is None else clips

@@ -28,7 +28,7 @@ from models.files.release import APPEARANCE
 from models.files.tensors import State, read_tensors, write_tensors
 from models.lora import PRESETS
 
-# of an adapter configuration; every other key of PEFT's says nothing about the effect of a plain LoRA
+# of an adapter configuration; no other key of PEFT's changes the effect of a plain LoRA
 ADAPTER = {
     "r": whole(1, MOST_RANK),
     "lora_alpha": real(above=0, high=1e6),
@@ -46,7 +46,7 @@ DIFFUSERS_PREFIX, DIFFUSERS_METADATA = "unet.", "lora_adapter_metadata"
 
 
 def header_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """What a safetensors header says of a LoRA checkpoint, whatever file it came from."""
+    """The safetensors header of a LoRA checkpoint, whatever file it came from."""
     rank = checkpoint.rank
     header = {key: value for key, value in checkpoint.info.items() if key != "assumed"}
     header |= {"rank": str(rank), "alpha": repr(checkpoint.scale * rank), "layout": LAYOUT}

@@ -1,4 +1,4 @@
-"""What the header of a safetensors file says of an adapter, as typed and checked values.
+"""The header of a safetensors file: what it records of an adapter, as typed and checked values.
 
 safetensors keeps a dict of texts beside the tensors. Ours holds kind, preset, rank, alpha, step, number of appearance
 adapters, sizes and the whole configuration; everything else in it is text that is passed on.
@@ -54,7 +54,7 @@ class Header:
 
     @property
     def scale(self) -> float:
-        """alpha / rank, 1 where the file does not say."""
+        """alpha / rank, 1 where the file names neither."""
         return self.alpha / self.rank if self.rank and self.alpha is not None else 1.0
 
 

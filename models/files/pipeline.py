@@ -1,4 +1,4 @@
-"""What a model folder says of itself, checked before diffusers and transformers believe it.
+"""The settings in a model folder, checked before diffusers and transformers use them.
 
 Their loaders take any value from a config.json; a wrong one ends as an error from deep inside a model, if at all. Here
 every part's settings are read as plain data and the ones that shape what is computed must be of their type and within
@@ -80,7 +80,7 @@ SETTINGS = {  # part -> the file with its settings, and what they must be
 def check_pipeline(folder: Path) -> None:
     """Raise UserError for a setting of any part that no model of this family has, and for any JSON that is not plain.
 
-    A part without its file of settings is left to the loader, which says so.
+    A part without its file of settings is left to the loader, which reports it.
     """
     for part, (name, schema) in SETTINGS.items():
         for file in sorted((folder / part).glob("*.json")):

@@ -58,7 +58,9 @@ def read_pickle(path: Path) -> Any:
     """
     check_pickle(path)
     try:
-        with warnings.catch_warnings():  # of pickles that torch did not write: refused or read, either way it is said
+        with (
+            warnings.catch_warnings()
+        ):  # about pickles that torch did not write: they are read or refused, and that is reported
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

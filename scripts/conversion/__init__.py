@@ -1,1 +1,1 @@
-"""What scripts/convert.py does: read any kind of adapter file, say what it is, write another kind."""
+"""What scripts/convert.py does: read any kind of adapter file, describe it, write another kind."""

@@ -1,4 +1,4 @@
-"""What a file, run or model folder is, one fact a line; nothing that a file says reaches the terminal raw."""
+"""What a file, run or model folder is, one fact a line; control characters in a file's texts are escaped."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
     checkpoint = read(source, index, model, preset)
     if "assumed" in checkpoint.info:
         raise UserError(
-            f"{source}: its layers have no names and release and tap have the same shapes: say which with"
+            f"{source}: its layers have no names and release and tap have the same shapes: name it with"
             " --preset release (what the authors' code trains) or --preset tap"
         )
     _refuse_existing(out)
