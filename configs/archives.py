@@ -38,7 +38,7 @@ def check_pickle(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
+            if sum(entry.file_size for entry in entries) > size:
                 raise UserError(f"{path}: is compressed, so its size on disk means nothing; save it with torch.save")
             for entry in entries:
                 if entry.filename.endswith(".pkl"):

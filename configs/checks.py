@@ -5,7 +5,6 @@ A check is a function from a value to the checked value that raises ValueError w
 key from its field (configs/fields.py), so that files and the command line share one schema. Imports nothing slow.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -33,7 +32,7 @@ def real(low: float = -1e30, high: float = 1e30, above: float | None = None) -> 
     """A finite number from `low` (or above `above`) to `high`, as a float."""
 
     def check(value: Any) -> float:
-        fits = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+        fits = type(value) in (int, float) and low <= value <= high  # which NaN is not
         if not fits or (above is not None and value <= above):
             edge = f"above {above:g}" if above is not None else f"from {low:g}"
             raise ValueError(f"no finite number {edge} to {high:g}")

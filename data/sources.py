@@ -75,7 +75,7 @@ def _json(data: Any, cut: Cut) -> Iterator[Clip]:
     for number, entry in enumerate(entries):
         where = f"{source}: entry {number}"
         parts = entry.get("data", [{}]) if isinstance(entry, dict) else None
-        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
             raise UserError(
                 f'{where}: {shown(entry)} is not a clip; write {{"video": "a.mp4", "prompt": "a car turns"}}'
             )

@@ -16,7 +16,6 @@ from configs.files import atomic_path
 MARGIN = 6
 TEXT_HEIGHT = 16
 MOST_ROWS = 200  # of one sheet; at the usual height 30,000 pixels
-MOST_LETTERS = 1000  # of a caption that are measured; no row is so wide
 
 
 def strip(frames: torch.Tensor, columns: int = 8, height: int = 128) -> Image.Image:
@@ -55,8 +54,8 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, Image.Image]]) -> Path:
 
 def fitted(draw: ImageDraw.ImageDraw, caption: str, font, width: int) -> str:
     """The longest beginning of `caption` that is at most `width` pixels wide with its "...", found by bisection."""
-    text = " ".join(caption[:MOST_LETTERS].split())
-    if len(caption) <= MOST_LETTERS and draw.textlength(text, font=font) <= width:
+    text = " ".join(caption.split())
+    if draw.textlength(text, font=font) <= width:
         return text
     fits, too_long = 0, len(text) + 1
     while too_long - fits > 1:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -398,3 +399,22 @@ def test_tensors_that_the_file_does_not_hold_are_refused(tmp_path, tensor):
     torch.save([shared.view(20, 100)] * 2 + [shared.view(100, 20)[:, :10]] * 20, tmp_path / "1_unet.pt")
     with pytest.raises(UserError, match="share their numbers"):
         release.read_list(tmp_path / "1_unet.pt")
+
+
+SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_state_of_every_schedule_is_taken_over(unet, tmp_path, name):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=1e-2)
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=10)
+    for _ in range(4):
+        weight.grad = torch.ones(2)
+        optimizer.step()
+        schedule.step()
+    parts = {"optimizers": [optimizer.state_dict()], "schedules": [schedule.state_dict()], "scaler": {}}
+    folder = save(unet, tmp_path, clips=0, training_state={"step": 4, "optimizer": parts})
+    loaded = load_training_state(folder, [[weight]])["optimizer"]
+    assert loaded["schedules"][0] == schedule.state_dict()
+    assert torch.equal(loaded["optimizers"][0]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])

@@ -269,6 +269,7 @@ def test_a_picture_of_more_pixels_than_any_is_one_sentence(tmp_path, monkeypatch
     ("list.json", '[{"video": "a.mp4", "prompt": "\\ud800"}]'), ("list.json", '[{"video": ["a.mp4"], "prompt": "x"}]'),
     ("list.json", '[{"video": "a.mp4", "prompt": {"a": 1}}]'),
     ("list.json", '[{"video": "a\\u0000.mp4", "prompt": "x"}]'),
+    ("list.json", '[{"video": "a.mp4", "prompt": "x", "data": []}]'),
     ("metadata.jsonl", "[" * 100_000), ("metadata.jsonl", "1" * 5000), ("metadata.jsonl", "[1]"),
     ("metadata.csv", "file_name,text\n" + "x" * 200_000 + ",y\n"), ("metadata.csv", "file_name,text\na.mp4\n"),
 ])  # fmt: skip

@@ -67,7 +67,9 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from configs.errors import command
+from configs import files
 from configs.files import atomic_path
+remove, files._remove = files._remove, lambda path: (path.exists() and time.sleep(1), remove(path))  # a slow disk
 @command
 def main():
     with atomic_path(Path(sys.argv[1]) / "new" / "video.mp4") as part:
@@ -89,6 +91,7 @@ def test_a_signal_ends_a_command_in_one_line_with_nothing_half_made(number, code
     process.stdout.readline()
     process.send_signal(number)
     if number == signal.SIGTERM:  # a second one does not disturb the clearing away
+        time.sleep(0.3)
         process.send_signal(number)
     _, told = process.communicate(timeout=20)
     assert (process.returncode, told.strip()) == (code, line)

@@ -10,19 +10,25 @@ from typing import Any
 
 import torch
 
-from configs.checks import checked, flag, listed, maybe, real, text, whole
+from configs.checks import checked, flag, listed, real, whole
 from configs.errors import UserError, shown
 from models.files.tensors import read_pickle
 
 TRAINING_STATE = "training_state.pt"
 ADVICE = "the file is damaged: resume from an earlier checkpoint"
 
+
+def _nothing(value: Any) -> None:
+    if value is not None:
+        raise ValueError("not null")
+
+
 SCHEDULE = {  # of a LambdaLR; other keys would be set as attributes of the schedule, so they are left out
     "last_epoch": whole(0),
     "_step_count": whole(0),
-    "base_lrs": listed(real(0)),
-    "_last_lr": listed(real(0)),
-    "lr_lambdas": listed(maybe(text(0))),
+    "base_lrs": listed(real(0), 1, 1),
+    "_last_lr": listed(real(0), 1, 1),
+    "lr_lambdas": listed(_nothing, 1, 1),  # functions are not stored, so there is nothing to take over
     "_get_lr_called_within_step": flag,
     "_is_initial": flag,
 }
