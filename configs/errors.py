@@ -19,6 +19,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 # What torch.load raises, opening with weights_only, for a file that is cut short, altered, or no pickle at all: its
@@ -169,20 +170,41 @@ def command(main: Callable) -> Callable:
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """Within the block the first SIGTERM raises `Terminated`, once. Does nothing where somebody handles it already."""
+    """Within the block the first SIGTERM raises `Terminated`, once, and Ctrl-C raises KeyboardInterrupt as ever.
 
-    def arrive(number: int, _frame) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one must not break the clearing away
-        raise Terminated
+    During an import both end the process at once: libraries turn what is raised in the middle of their imports into
+    errors of their own, and nothing is there yet to be cleared away. Does nothing where somebody handles the signals.
+    """
 
+    def arrive(number: int, frame: FrameType | None) -> None:
+        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        if _is_importing(frame):
+            line, code = ending(error)
+            os.write(2, f"{line}\n".encode())
+            os._exit(code)
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)  # a second one must not break the clearing away
+        raise error
+
+    ours = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    found: dict[int, Any] = {}
     try:
-        free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if free:
-            signal.signal(signal.SIGTERM, arrive)
+        for number, usual in ours.items():
+            if signal.getsignal(number) is usual:
+                signal.signal(number, arrive)
+                found[number] = usual
     except ValueError:  # not the main thread: signals are none of its business
-        free = False
+        pass
     try:
         yield
     finally:
-        if free:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, usual in found.items():
+            signal.signal(number, usual)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -63,6 +63,9 @@ def test_out_of_memory_is_told_from_a_defect():
     assert not is_out_of_memory(ValueError("out of memory")) and not is_out_of_memory(RuntimeError("x"))
 
 
+SIGNALS = pytest.mark.parametrize(
+    "number, code, line", [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -80,9 +83,7 @@ main()
 """
 
 
-@pytest.mark.parametrize(
-    "number, code, line", [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
-)
+@SIGNALS
 def test_a_signal_ends_a_command_in_one_line_with_nothing_half_made(number, code, line, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, stdout=-1, stderr=-1, text=True,
@@ -183,3 +184,33 @@ def test_what_atomic_path_writes_is_what_sweep_recognizes(tmp_path):
             found = files.LEFTOVER.fullmatch(part.name)
             assert int(found["pid"]) == os.getpid() and found["place"] == files._place() and found["kind"] == "part"
             part.touch()
+
+
+IMPORTER = """
+from configs.errors import command
+@command
+def main():
+    import slow
+main()
+"""
+SLOW = """
+import time
+try:
+    print("importing", flush=True)
+    time.sleep(30)
+except BaseException as error:  # as libraries do around their parts
+    raise RuntimeError("a part is missing") from error
+"""
+
+
+@SIGNALS
+def test_a_signal_in_an_import_ends_in_one_line_whatever_the_library_makes_of_it(number, code, line, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTER], env={"PYTHONPATH": f"{ROOT}:{tmp_path}"}, stdout=-1, stderr=-1, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    process.stdout.readline()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert (process.returncode, told.strip()) == (code, line)
