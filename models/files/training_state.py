@@ -93,6 +93,8 @@ def _check_optimizer(state: Any, parameters: Sequence[torch.Tensor] | None, file
     for number, moments in parts["state"].items():
         if not isinstance(moments, dict):
             raise UserError(f"{file}: the optimizer state of parameter {number} is {shown(moments)}; {ADVICE}")
+        if lost := sorted({"step", *MOMENTS} - moments.keys()) if "state1" not in moments else []:  # AdamW of 8 bits
+            raise UserError(f"{file}: the optimizer state of parameter {number} has no {lost[0]}; {ADVICE}")
         for name, value in moments.items():
             wanted = None if parameters is None or name not in MOMENTS else parameters[number].shape
             if wrong := _wrong(name, value, wanted):
@@ -102,7 +104,8 @@ def _check_optimizer(state: Any, parameters: Sequence[torch.Tensor] | None, file
 def _wrong(name: Any, value: Any, shape: torch.Size | None) -> str | None:
     """What is wrong with one entry of an optimizer's state, in words."""
     if not isinstance(value, torch.Tensor):
-        return None if isinstance(value, (int, float, bool, type(None))) else f"is {shown(value)}"
+        counts = name == "step" and type(value) in (int, float) and 0 <= value <= 2**53
+        return None if counts else f"is {shown(value)}"
     if shape is not None and value.shape != shape:
         return f"has the shape {list(value.shape)}, its weight has {list(shape)}"
     if value.is_complex() or (value.is_floating_point() and not torch.isfinite(value).all()):

@@ -4,10 +4,12 @@ from typing import Any
 
 FOUND: dict[str, list[Any]] = {
     "clip lists": [("list.json", '[{"data": [], "video": "clip.mp4"}]')],  # no part of a clip made an empty training
-    "training state": [  # a schedule of two functions for one group of weights
+    "training state": [  # two functions for one group of weights, no number of steps, no moments
         [(["optimizer", "schedules", 0, "lr_lambdas"], [None, ""])],
         [(["optimizer", "schedules", 0, "lr_lambdas"], [None, None])],
         [(["optimizer", "schedules", 0, "base_lrs"], [])],
+        [(["optimizer", "optimizers", 0, "state", 0, "step"], None)],
+        [(["optimizer", "optimizers", 0, "state", 0], {})],
     ],
     "conversion": [  # an expression that takes years to match
         ({"alpha_pattern": {"(a+)+$": 1}}, "ours"),
