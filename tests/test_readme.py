@@ -133,24 +133,14 @@ def test_file_commands(words, folders, tmp_path, capsys):
     assert run(words, capsys) or any(tmp_path.rglob("*.safetensors"))
 
 
-def test_measuring_commands(folders, tmp_path, capsys):
-    """Sample two prompts with a training, then measure the videos with the command of the README."""
+def test_measuring_commands(tmp_path, capsys):
+    """Videos of a training on the toy world are measured exactly by the command of the README."""
     (evaluate,) = [python_words(words) for words in COMMANDS if "scripts/evaluate.py" in words]
-    few = tmp_path / "few.txt"
+    less = [*LESS, f"output_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"]
+    (trained,) = run(["train.py", "--config", str(ROOT / "configs/quickstart.yaml"), *less], capsys)
+    few, videos = tmp_path / "few.txt", str(tmp_path / "videos")
     few.write_text("\n".join((ROOT / "data/prompts/pocket.txt").read_text().splitlines()[-2:]))
-    videos = str(tmp_path / "videos")
-    infer = [
-        "infer/infer.py",
-        "--checkpoint_folder",
-        folders["RUN"],
-        "--prompt_file",
-        str(few),
-        "-s",
-        "2",
-        "-o",
-        videos,
-    ]
-    run(infer, capsys)
+    run(["infer/infer.py", "-cf", trained, "--prompt_file", str(few), "-s", "2", "-o", videos], capsys)
     found = json.loads(run([evaluate[0], videos], capsys)[-1])
     assert {"motion_success", "appearance_accuracy", "leakage"} <= set(found) and found["n"] == 2
 
