@@ -108,7 +108,7 @@ def _boxes_are_whole(path: Path) -> bool:
     return place == end
 
 
-def read_video(path: Path) -> torch.Tensor:
+def read_frames(path: Path) -> torch.Tensor:
     """uint8 [f c h w] of an mp4, gif or folder of PNG files written by `write_video`. Raises UserError."""
     if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
         raise UserError(f"{path}: is an image where a video is needed; point at a video or a folder of frames")

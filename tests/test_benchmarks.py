@@ -9,7 +9,7 @@ import torch
 
 from configs.errors import UserError
 from data.benchmarks import JOINTTUNER, MTBENCH, read_benchmark, read_mask, read_tracks
-from infer.video import read_video
+from infer.video import read_frames
 from scripts import reproduce
 from scripts.artefacts.public_benchmark import source_tracks
 
@@ -134,7 +134,7 @@ def test_trajectories_are_opened_without_running_anything_and_checked(mtbench, t
 
 def test_source_points_come_from_trajectories_else_the_mask_else_the_frame(mtbench):
     (case, *_), _ = read_benchmark(mtbench)[1:]
-    frames = read_video(case.clip)
+    frames = read_frames(case.clip)
     tracks, points, notes = source_tracks(case, frames)
     assert len(points) == 1 and not notes and tracks.shape == (1, FRAMES, 2)
     mtbench_case(mtbench, "longer", frames=9)

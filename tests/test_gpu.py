@@ -19,7 +19,7 @@ import train
 from configs.schema import to_yaml
 from infer import options
 from infer.generate import generate
-from infer.video import read_video
+from infer.video import read_frames
 from models import methods
 from models.backbone import ZEROSCOPE, Backbone
 from models.files.checkpoint import load_checkpoint
@@ -273,7 +273,7 @@ def test_training_learns_and_its_motion_changes_the_video(tiny_config, tmp_path,
     assert all(t.any() and t.isfinite().all() for t in learned.values()), "every matrix has moved from zero"
     words = ["-cf", str(folder), "-p", "a horse", "-r", "1", "-np", "0", "-d", device]
     strong, plain = (
-        read_video(next(iter(generate(options.parse([*words, "--lora_scale", w, "-o", str(tmp_path / w)])))))
+        read_frames(next(iter(generate(options.parse([*words, "--lora_scale", w, "-o", str(tmp_path / w)])))))
         for w in ("40", "0")
     )
     assert strong.shape == plain.shape == (4, 3, 64, 64) and not torch.equal(strong, plain)
@@ -285,7 +285,7 @@ def test_a_seed_gives_nearly_the_same_video_on_cuda_and_cpu(tiny_config, tmp_pat
     folder = train.run(tiny_config())
     words = ["-cf", str(folder), "-p", "a horse", "-r", "1", "--precision", "no", "--quality", "10"]
     videos = [
-        read_video(path).numpy().astype(np.int32)
+        read_frames(path).numpy().astype(np.int32)
         for device in ("cpu", "cuda")
         for path in generate(options.parse([*words, "-d", device, "-o", str(tmp_path / device)]))
     ]
@@ -307,4 +307,4 @@ def test_zeroscope_learns_and_samples(tmp_path):
     (video,) = generate(
         options.parse(["-cf", str(folder), "-p", "a horse runs", "-r", "1", "-s", "3", "-o", str(tmp_path)])
     )
-    assert read_video(video).shape == (16, 3, 384, 384)
+    assert read_frames(video).shape == (16, 3, 384, 384)

@@ -14,7 +14,7 @@ from infer.generate import generate, load_backbone
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.sampler import guide
 from infer.settings import RUN_REFERENCE, resolve
-from infer.video import read_video
+from infer.video import read_frames
 from models.backbone import predictor, skeleton
 from models.training.memory import PeakBytes
 
@@ -48,7 +48,7 @@ def sampled(model, tiny_pipeline, tmp_path):
         ]
         base += ["-p", *prompts, "-r", "5", "-o", str(folder), "--quality", "10"]
         paths = list(generate(options.parse([*base, *words]), model))
-        return [read_video(path) for path in paths], json.loads(paths[0].with_suffix(".json").read_text())
+        return [read_frames(path) for path in paths], json.loads(paths[0].with_suffix(".json").read_text())
 
     return make
 

@@ -14,7 +14,7 @@ from configs.files import atomic_path
 from infer import generate as sampling
 from infer import options, request, settings, sidecar
 from infer.generate import generate, load_backbone
-from infer.video import read_video, safe_name, write_video
+from infer.video import read_frames, safe_name, write_video
 from models.backbone import Backbone
 
 from conftest import ROOT
@@ -56,7 +56,7 @@ def trained(tiny_pipeline, clip_file, tmp_path_factory):
 
 def sampled(trained, folder, *words, prompt="a horse", seed="5") -> list[torch.Tensor]:
     arguments = ["-cf", str(trained), "-p", prompt, "-r", seed, "-o", str(folder), "--quality", "10", *words]
-    return [read_video(path) for path in generate(options.parse(arguments))]
+    return [read_frames(path) for path in generate(options.parse(arguments))]
 
 
 def test_the_command_as_the_readme_writes_it(trained, tiny_pipeline, tmp_path):
@@ -86,7 +86,7 @@ def test_the_command_as_the_readme_writes_it(trained, tiny_pipeline, tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     video = tmp_path / line
-    assert read_video(video).shape == (4, 3, 64, 64)
+    assert read_frames(video).shape == (4, 3, 64, 64)
     sidecar = json.loads(video.with_suffix(".json").read_text())
     assert sidecar["prompt"] == "a horse is running" and sidecar["seed"] == 3 and sidecar["settings"]["num_steps"] == 3
     assert list(video.parent.glob("sheet_*.png"))
@@ -152,7 +152,7 @@ def test_size_and_length_may_differ_from_the_reference(trained, tmp_path):
 
 def test_phased_integration_above_every_timestep_is_the_plain_model(trained, tiny_pipeline, tmp_path):
     (plain,) = (
-        read_video(p)
+        read_frames(p)
         for p in generate(
             options.parse(
                 [
@@ -202,7 +202,7 @@ def test_prompts_come_from_a_file(trained, tmp_path):
 def test_other_formats(trained, tmp_path, kind):
     words = ["-cf", str(trained), "-p", "a horse", "-r", "1", "-s", "1", "-o", str(tmp_path), "--format", kind]
     (path,) = generate(options.parse(words))
-    assert read_video(path).shape[0] == 4 and path.with_suffix(".json").exists()
+    assert read_frames(path).shape[0] == 4 and path.with_suffix(".json").exists()
 
 
 def test_a_video_of_other_settings_is_never_overwritten(trained, tmp_path):
@@ -234,7 +234,7 @@ def test_any_prompt_makes_a_safe_file_name(prompt, tmp_path):
 def test_a_written_video_reads_back(tmp_path, quality, limit):
     ramp = torch.linspace(0, 255, 64).to(torch.uint8).expand(3, 3, 64, 64).contiguous()
     path = write_video(tmp_path / "v.mp4", ramp, fps=8, quality=quality)
-    assert (read_video(path).int() - ramp.int()).abs().max() <= limit
+    assert (read_frames(path).int() - ramp.int()).abs().max() <= limit
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_a_loaded_model_serves_many_requests_and_is_left_as_it_was(trained, back
     monkeypatch.setattr(Backbone, "load", lambda *_: pytest.fail("the model is loaded again"))
     for place in ("first", "second"):
         (lent,) = generate(asked(trained, tmp_path / place, *words), backbone)
-        assert torch.equal(read_video(lent), read_video(own))
+        assert torch.equal(read_frames(lent), read_frames(own))
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.unet.state_dict().items())
 
 

@@ -11,7 +11,7 @@ from diffusers import UNet3DConditionModel
 
 from configs.errors import UserError
 from infer import generate, options, request
-from infer.video import read_video
+from infer.video import read_frames
 from models import merge, methods
 from models.backbone import Backbone
 from models.files import release
@@ -74,7 +74,7 @@ def sample(tmp_path, monkeypatch):
             tmp_path / f"call{next(calls)}",
             *words,
         ]
-        return [read_video(path) for path in generate.generate(options.parse([str(word) for word in words]))]
+        return [read_frames(path) for path in generate.generate(options.parse([str(word) for word in words]))]
 
     return run
 
@@ -248,7 +248,7 @@ def test_a_folder_of_looks_alone_gives_looks_but_no_motion(trained, sample, back
 
 def test_images_are_a_source_of_looks(trained, sample, tmp_path_factory, clip_file, capsys):
     images = tmp_path_factory.mktemp("images")
-    for i, frame in enumerate(read_video(clip_file)[:2]):
+    for i, frame in enumerate(read_frames(clip_file)[:2]):
         iio.imwrite(images / f"{i}.png", frame.permute(1, 2, 0).numpy())
     run = trained(
         dataset_types=["image"],

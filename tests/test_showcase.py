@@ -7,7 +7,7 @@ from PIL import Image
 
 from configs.errors import UserError
 from data.clips import Clip
-from infer.video import read_video
+from infer.video import read_frames
 from scripts import side_by_side
 from scripts.showcase import animation
 from scripts.showcase.samples import config_of, reference_of
@@ -46,7 +46,7 @@ def test_reference_base_and_customized_stand_side_by_side_and_play(tmp_path):
             wanted = np.array(colour) - 10 * number * (np.array(colour) > 100)
             assert np.abs(seen - wanted).max() <= 3, (number, column, line)
         assert frame[60 + row, 60].min() == 255  # the reference clip stands once
-    assert len(read_video(path.with_suffix(".mp4"))) == 4
+    assert len(read_frames(path.with_suffix(".mp4"))) == 4
 
 
 def test_videos_of_other_length_and_size_are_spread_and_reduced(tmp_path):

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler
 import train
 from configs.errors import UserError
 from configs.schema import to_yaml
-from infer.video import read_video
+from infer.video import read_frames
 from models import methods
 from models.backbone import Backbone
 from models.files.checkpoint import list_checkpoints, load_checkpoint
@@ -174,7 +174,7 @@ def test_previews_follow_phased_integration(tiny_config):
     """Above every timestep the preview is the plain model's, whatever the adapters learned."""
     quick = dict(max_train_steps=1, validation_steps=1, validation_data={"noise_prior": 0.0})
     slow, fast, adapted = (
-        read_video(
+        read_frames(
             next((train.run(tiny_config(**quick, learning_rate=rate, pli_threshold=tau)) / "previews").rglob("*.mp4"))
         )
         for rate, tau in ((1e-6, 999), (0.5, 999), (0.5, None))

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from configs.errors import UserError, ending
 from configs.files import NoSpace
 from infer import pictures, video
-from infer.video import read_video, write_video
+from infer.video import read_frames, write_video
 
 FRAMES = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -22,7 +22,7 @@ FRAMES = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manua
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a"])
 def test_a_video_is_there_once_its_frames_were_read_back(tmp_path, name):
     path = write_video(tmp_path / "new" / name, FRAMES, fps=8)
-    assert read_video(path).shape == FRAMES.shape and [p.name for p in path.parent.iterdir()] == [name]
+    assert read_frames(path).shape == FRAMES.shape and [p.name for p in path.parent.iterdir()] == [name]
 
 
 def cut_to(share):
@@ -105,7 +105,7 @@ def test_pictures_and_cut_files_are_no_videos(tmp_path):
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:400])
     for name in ("a.png", "cut.gif", "cut.mp4", "frames", "absent.mp4", "absent"):
         with pytest.raises(UserError) as error:
-            read_video(tmp_path / name)
+            read_frames(tmp_path / name)
         assert "\n" not in str(error.value)
 
 

@@ -23,7 +23,7 @@ from data.sources import load_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer
 from infer.measure.statistics import Estimate, share_or_mean
 from infer.measure.world_scores import WORLD_DEFINITIONS, ReferenceClips, speaks_world, world_scores
-from infer.video import read_video
+from infer.video import read_frames
 from models.backbone import snap_of
 
 SIDECAR = {  # what is read of one; every other key only tells people how the video was made
@@ -86,7 +86,7 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
                 lost.add(key)
                 result.problems.append(f"the reference clip: {error}")
         try:
-            scores = measure_video(read_video(sample.video), sample.sidecar["prompt"], references[key], scorer)
+            scores = measure_video(read_frames(sample.video), sample.sidecar["prompt"], references[key], scorer)
         except UserError as error:
             result.problems.append(f"{sample.video.name}: {error}")
             continue
@@ -172,4 +172,4 @@ def given_reference(path: str | None, caption: str | None) -> ReferenceClips | N
     caption = caption or (read_text(beside).strip() if beside.is_file() else "")
     if not caption:
         raise UserError(f"--reference: {clip.name} has no caption; give --caption TEXT or write it into {beside.name}")
-    return ReferenceClips((read_video(clip),), (caption,))
+    return ReferenceClips((read_frames(clip),), (caption,))

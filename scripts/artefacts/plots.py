@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from configs.files import atomic_path
 from infer.measure.evaluation import ALL_DEFINITIONS
-from infer.video import read_video
+from infer.video import read_frames
 from scripts.artefacts.result import Result
 
 GRID_ROWS, GRID_FRAMES = 3, 4  # prompts for each reference and frames for each video in a picture
@@ -107,7 +107,7 @@ def _grid(result: Result) -> Figure:
 
 
 def _strip(path: Path) -> np.ndarray:
-    frames = read_video(path)
+    frames = read_frames(path)
     picked = frames[np.linspace(0, len(frames) - 1, GRID_FRAMES).round().astype(int)]
     return np.concatenate(list(picked.permute(0, 2, 3, 1).numpy()), axis=1)
 

@@ -16,7 +16,7 @@ from data.sources import load_clips
 from infer.measure.evaluation import evaluate
 from infer.measure.metrics import VideoScorer
 from infer.measure.world_scores import ReferenceClips
-from infer.video import read_video, write_video
+from infer.video import read_frames, write_video
 from models.backbone import Backbone, choose_device, choose_dtype, snap_of
 from models.files.checkpoint import load_checkpoint
 from scripts.artefacts import metric_report
@@ -145,7 +145,7 @@ def make_result(
             measured(cell, cell.run, cell.variant.name, Path(cell.samples.folder))
     for cell in {cell.task.name: cell for cell in cells}.values() if ARTEFACTS[name].world else ():
         clip = cell.task.clip
-        reference = ReferenceClips((read_video(clip),), (clip.with_suffix(".txt").read_text().strip(),))
+        reference = ReferenceClips((read_frames(clip),), (clip.with_suffix(".txt").read_text().strip(),))
         for variant, folder in plan.testbed.rendered(cell.task.name, cell.samples.prompts).items():
             measured(cell, cell.task.name, variant, folder, reference)
     result = Result(

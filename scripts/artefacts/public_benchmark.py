@@ -22,7 +22,7 @@ from infer.measure.clip_scores import MetricUnavailable
 from infer.measure.metrics import VideoScorer
 from infer.measure.mtbench import GRID, follow, grid_points, mtbench_code, mtbench_paper, whole_grid
 from infer.measure.statistics import mean
-from infer.video import read_video
+from infer.video import read_frames
 from models.backbone import choose_device
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS
 from scripts.artefacts.catalogue import DIRECTOR, INVERSION, TAP, TAP_GUIDANCE, Variant
@@ -117,13 +117,13 @@ def sample_case(case: Case, args: argparse.Namespace, plan: Plan, folder: Path) 
 
 def measure_case(case: Case, folder: Path, scorer: VideoScorer) -> tuple[list[Found], list[str]]:
     """Scores of a case's videos, and a sentence for each that is missing."""
-    clip, problems, rows = read_video(case.clip), [], []
+    clip, problems, rows = read_frames(case.clip), [], []
     source, points, notes = source_tracks(case, clip)
     problems += notes
     for notes, prompt, _ in sidecars(folder):
         if prompt not in case.prompts:
             continue
-        frames = read_video(folder / notes["video"])
+        frames = read_frames(folder / notes["video"])
         scores = scorer(frames, prompt, clip)
         problems += [f"{case.name}, {notes['video']}: {sentence}" for sentence in scorer.skipped]
         size = torch.tensor([frames.shape[3], frames.shape[2]])

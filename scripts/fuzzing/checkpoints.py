@@ -133,10 +133,10 @@ SPOILED = {  # file -> how it is read
     "peft/adapter_model.safetensors": lambda ground, path: read(path),
     "peft/adapter_config.json": lambda ground, path: read(path.parent),
     "diffusers/pytorch_lora_weights.safetensors": lambda ground, path: read(path),
-    "clip.gif": lambda ground, path: (read_video(path, Cut(16, 16, 4), "x"), video.read_video(path)),
+    "clip.gif": lambda ground, path: (read_video(path, Cut(16, 16, 4), "x"), video.read_frames(path)),
     "clip.mp4": lambda ground, path: read_video(path, Cut(16, 16, 4), "x"),
     "picture.png": lambda ground, path: read_image(path, Cut(16, 16, 1), "x"),
-    "frames/0003.png": lambda ground, path: video.read_video(path.parent),
+    "frames/0003.png": lambda ground, path: video.read_frames(path.parent),
     "model/unet/config.json": lambda ground, path: skeleton(path.parents[1]),
     "model/tokenizer/tokenizer.json": lambda ground, path: check_pipeline(path.parents[1]),
 }

@@ -13,7 +13,7 @@ from data.clips import Clip
 from data.sources import load_clips
 from infer import options
 from infer.generate import generate
-from infer.video import read_video
+from infer.video import read_frames
 from models.backbone import snap_of
 
 
@@ -40,4 +40,4 @@ def sample_run(
     """
     words = ["--checkpoint_folder", str(run), "--output_dir", str(folder), "--seed", str(seed)]
     words += ["--lora_scale", str(strength), *flags, "--prompt", *prompts]
-    return [(path, read_video(path)) for path in generate(options.parse(words))]
+    return [(path, read_frames(path)) for path in generate(options.parse(words))]
