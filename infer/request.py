@@ -89,7 +89,7 @@ def read_request(args: argparse.Namespace) -> Request:
         published=first is not None and first.config is None and first.preset == "release",
         has_motion=not sources or has_motion(sources),
     )
-    return Request(sources, model, settings, reference_clip(args, sources, settings))
+    return Request(sources, model, settings, choose_reference(args, sources, settings))
 
 
 def find_sources(args: argparse.Namespace) -> list[Source]:
@@ -171,7 +171,7 @@ def cached_clips(folder: Path, checkpoint: Checkpoint) -> list[CachedClip]:
     return next((read_folder(place) for place in places if place.is_dir()), [])
 
 
-def reference_clip(args: argparse.Namespace, sources: list[Source], settings: Settings) -> CachedClip | None:
+def choose_reference(args: argparse.Namespace, sources: list[Source], settings: Settings) -> CachedClip | None:
     """The reference clip whose inversion starts the sampling; None where there is no inversion.
 
     Unless a flag asks for it, the noise prior in `settings` falls to 0 where there is no inversion and where no motion

@@ -117,7 +117,7 @@ def prior(monkeypatch, clips, *words, config=None, **options_of_source):
     monkeypatch.setattr(request, "cached_clips", lambda *_: clips)
     args = parse(*words)
     settings = resolve(args, config or {}, Path("nowhere"))
-    reference = request.reference_clip(args, [source(**options_of_source)], settings)
+    reference = request.choose_reference(args, [source(**options_of_source)], settings)
     return settings.noise_prior, settings.origins["noise_prior"], reference and reference.name
 
 
@@ -141,7 +141,7 @@ def test_a_models_own_prior_does_not_hold_for_several_clips(monkeypatch, tmp_pat
     for clips, expected in (([clip(4)], 0.1), ([clip(4), clip(4)], 0.0)):
         monkeypatch.setattr(request, "cached_clips", lambda *_, clips=clips: clips)
         settings = resolve(parse(), {}, tmp_path)
-        request.reference_clip(parse(), [source()], settings)
+        request.choose_reference(parse(), [source()], settings)
         assert settings.noise_prior == expected
 
 
