@@ -160,7 +160,7 @@ def _train(cfg, processes: Processes) -> Path:
         return folder
 
     (folder / "config.yaml").write_text(to_yaml(cfg))
-    cache.export(clips, folder)
+    cache.export_clips(clips, folder)
     journal = Journal(folder, start, cfg.max_train_steps, device, cfg.logger == "tensorboard")
     try:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal)

@@ -77,7 +77,7 @@ def read_csv(source: Path | str, origin: str | None = None, most: int = MOST_BYT
     return _plain([{key: v for key, v in row.items() if key is not None and v is not None} for row in rows], origin)
 
 
-def to_yaml(data: Any) -> str:
+def dump_yaml(data: Any) -> str:
     """Plain data as YAML text that `read_yaml` reads back to the same values."""
     return yaml.dump(data, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
 

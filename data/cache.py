@@ -95,7 +95,7 @@ def build(
     return found
 
 
-def export(cached: list[CachedClip], run_dir: str | Path) -> None:
+def export_clips(cached: list[CachedClip], run_dir: str | Path) -> None:
     """Write run_dir/cached_latents/cached_{i}.safetensors, where sampling finds the reference clip's inversion."""
     for number, clip in enumerate(cached):
         write_cached(clip, Path(run_dir) / "cached_latents" / f"cached_{number}.safetensors")
@@ -153,7 +153,7 @@ def primary(clips: list[CachedClip]) -> int:
     return max(range(len(clips)), key=lambda i: clips[i].latents.shape[2])
 
 
-def check_fit(clips: list[CachedClip], channels: int, text_width: int) -> None:
+def check_clips_fit(clips: list[CachedClip], channels: int, text_width: int) -> None:
     """Raise UserError unless every clip's latents have `channels` and its text embedding `text_width`, the model's."""
     for clip in clips:
         width = text_width if clip.text is None else clip.text.shape[-1]

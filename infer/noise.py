@@ -27,7 +27,7 @@ def initial_noise(
 ) -> torch.Tensor:
     """Noise of `shape` (1, c, f, h, w) to start sampling from, fp32 on the CPU.
 
-    `inversion` [1 c f h w] may have another size or length: see `resize`. `prior` in [0, 1] is the share of the
+    `inversion` [1 c f h w] may have another size or length: see `resize_inversion`. `prior` in [0, 1] is the share of the
     inversion's variance; at 0 the result is the plain noise whatever the strategy. Strategies:
     - blend: sqrt(prior) * inversion + sqrt(1 - prior) * noise (the paper's);
     - frequency: squares of 1/cutoff latent pixels keep the inversion's mean and the noise's detail;
@@ -53,7 +53,7 @@ def initial_noise(
             f"noise_prior: {prior:g} of the initial noise should come from the reference clip's inversion, "
             "but there is none; use noise_prior=0 or cache the latents with the inversion"
         )
-    inversion = resize(inversion.float().cpu(), tuple(shape[2:]))
+    inversion = resize_inversion(inversion.float().cpu(), tuple(shape[2:]))
     return STRATEGIES[strategy](inversion, noise, prior=prior, cutoff=cutoff)
 
 
@@ -89,7 +89,7 @@ def _square_means(x: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(coarse, size=(f, h, w), mode="nearest")
 
 
-def resize(inversion: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
+def resize_inversion(inversion: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
     """Inversion [1 c f h w] at another `size` (frames, height, width), with each frame's variance restored.
 
     Bilinear in space; linear in time with first and last frame kept, so the motion still fills the clip. Averaging

@@ -30,7 +30,7 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
             clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
             for clip in cache.read_folder(cfg.cached_latent_dir)
         ]
-        cache.check_fit(clips, backbone.unet.config.in_channels, backbone.unet.config.cross_attention_dim)
+        cache.check_clips_fit(clips, backbone.unet.config.in_channels, backbone.unet.config.cross_attention_dim)
         return clips
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere if quiet else sys.stderr):
         clips = load_clips(cfg, backbone.snap)

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     quiet_threads()
     import train
     from infer.pictures import contact_sheet, strip
-    from scripts.showcase.samples import reference_of, sample_run
+    from scripts.showcase.samples import clip_of, sample_run
 
     rows = []
     for name in names:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         run, prompt = train.run(cfg), cfg.validation_data.prompt[0]
         ((_, frames),) = sample_run(run, [prompt], args.seed, run / "samples", flags=("--quality", "10"))
         rows.append((f"{name}: {prompt}", strip(frames, height=64)))
-    reference = reference_of(cfg)
+    reference = clip_of(cfg)
     rows.insert(0, (f"reference: {reference.prompt}", strip(reference.frames, height=64)))
     print(contact_sheet(args.output_dir / "sheet.png", rows))
 

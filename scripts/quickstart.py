@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     import train
     from infer.pictures import contact_sheet, strip
     from scripts.showcase.animation import write_side_by_side
-    from scripts.showcase.samples import reference_of, sample_run
+    from scripts.showcase.samples import clip_of, sample_run
 
     if dry_run:
         print(train.dry_run(cfg))
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     run, prompts = train.run(cfg), list(cfg.validation_data.prompt)
     base = sample_run(run, prompts, SEED, run / "samples/base", strength=0.0)
     customized = sample_run(run, prompts, SEED, run / "samples/customized")
-    reference = reference_of(cfg)
+    reference = clip_of(cfg)
     rows = [(prompt, plain, new) for prompt, (_, plain), (_, new) in zip(prompts, base, customized)]
     lines = [(f"reference: {reference.prompt}", strip(reference.frames))]
     for prompt, plain, new in rows:

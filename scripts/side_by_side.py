@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--prompt: found {len(args.prompt)} prompts; give at most {MOST_ROWS}, one row each")
     quiet_threads()
     from scripts.showcase.animation import write_side_by_side
-    from scripts.showcase.samples import config_of, reference_of, sample_run
+    from scripts.showcase.samples import clip_of, config_of, sample_run
 
     cfg = config_of(args.run)
     prompts = args.prompt or list(cfg.validation_data.prompt)[:2]
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, strength in (("base", 0.0), ("customized", 1.0))
     ]
     rows = [(prompt, base, customized) for prompt, (_, base), (_, customized) in zip(prompts, *made)]
-    reference = reference_of(cfg)
+    reference = clip_of(cfg)
     print(write_side_by_side(output, rows, reference, fps=reference.fps))
 
 

@@ -115,7 +115,7 @@ def test_nothing_half_written_is_left_behind(clip, tmp_path, monkeypatch):
 
 def test_an_exported_run_folder_reads_back_in_order(clip, tmp_path):
     clips = [dataclasses.replace(clip, prompt=str(number)) for number in range(11)]
-    cache.export(Encoders().build(clips, tmp_path / "cache"), tmp_path)
+    cache.export_clips(Encoders().build(clips, tmp_path / "cache"), tmp_path)
     assert [cached.prompt for cached in cache.read_folder(tmp_path / "cached_latents")] == [
         clip.prompt for clip in clips
     ]
@@ -196,10 +196,10 @@ def test_damage_of_any_kind_is_noticed_or_harmless(kind, clip, tmp_path):
 
 def test_clips_cached_with_another_model_are_refused(clip, tmp_path):
     (cached,) = Encoders().build([clip], tmp_path)  # 3 channels, text width 3
-    cache.check_fit([cached, dataclasses.replace(cached, text=None)], 3, 3)
+    cache.check_clips_fit([cached, dataclasses.replace(cached, text=None)], 3, 3)
     for fit in ((4, 3), (3, 1024)):
         with pytest.raises(UserError, match="another model"):
-            cache.check_fit([cached], *fit)
+            cache.check_clips_fit([cached], *fit)
 
 
 def rewritten(path, **changes):

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from configs.errors import Terminated, UserError
-from data.cache import CachedClip, export, read_cached
+from data.cache import CachedClip, export_clips, read_cached
 from models import lora
 from models.backbone import skeleton
 from models.files import release
@@ -73,7 +73,7 @@ def run(unet, tmp_path_factory):
         info={"preset": "tap", "rank": 4, "architecture": release.architecture(unet)},
     )
     clip = CachedClip(torch.randn(1, 4, 2, 8, 8), torch.randn(1, 24, 64), torch.randn(1, 4, 2, 8, 8), "a cat", "clip")
-    export([clip], folder)
+    export_clips([clip], folder)
     return folder
 
 

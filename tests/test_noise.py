@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from configs.errors import UserError
-from infer.noise import STRATEGIES, initial_noise, resize
+from infer.noise import STRATEGIES, initial_noise, resize_inversion
 
 SHAPE = (1, 4, 8, 16, 16)
 
@@ -98,7 +98,7 @@ def test_cutoff_moves_the_edge_of_the_low_band(inversion):
 @pytest.mark.parametrize("size", [(8, 24, 16), (8, 9, 31), (16, 16, 16), (5, 24, 24), (1, 16, 16)])
 def test_resizing_restores_each_frames_variance(size, inversion):
     loud = inversion * torch.linspace(1, 2, 8)[None, None, :, None, None]
-    resized = resize(loud, size)
+    resized = resize_inversion(loud, size)
     assert resized.shape[2:] == size
     spread, original = resized.std(dim=(1, 3, 4)).flatten(), loud.std(dim=(1, 3, 4)).flatten()
     assert spread[0].item() == pytest.approx(original[0].item(), rel=1e-3)
@@ -106,13 +106,13 @@ def test_resizing_restores_each_frames_variance(size, inversion):
 
 
 def test_resizing_to_the_same_size_changes_nothing_and_keeps_first_and_last_frame(inversion):
-    assert resize(inversion, SHAPE[2:]) is inversion
-    longer = resize(inversion, (15, 16, 16))
+    assert resize_inversion(inversion, SHAPE[2:]) is inversion
+    longer = resize_inversion(inversion, (15, 16, 16))
     torch.testing.assert_close(longer[:, :, [0, -1]], inversion[:, :, [0, -1]], rtol=1e-4, atol=1e-4)
 
 
 def test_a_constant_inversion_resizes_without_nan():
-    assert torch.equal(resize(torch.ones(1, 4, 2, 4, 4), (3, 6, 6)), torch.ones(1, 4, 3, 6, 6))
+    assert torch.equal(resize_inversion(torch.ones(1, 4, 2, 4, 4), (3, 6, 6)), torch.ones(1, 4, 3, 6, 6))
 
 
 @pytest.mark.parametrize(

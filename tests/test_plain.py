@@ -6,9 +6,9 @@ import pytest
 
 from configs.checks import checked, either, flag, listed, maybe, real, text, whole, written
 from configs.errors import UserError, printable, shown
-from configs.plain import MOST_BYTES, read_csv, read_json, read_text, read_yaml, to_yaml
+from configs.plain import MOST_BYTES, dump_yaml, read_csv, read_json, read_text, read_yaml
+from configs.schema import dump_yaml as stored
 from configs.schema import from_dict
-from configs.schema import to_yaml as stored
 from configs.stored import stored_config
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
@@ -43,7 +43,7 @@ def test_json_is_plain_data_or_one_sentence(source, reason):
 
 def test_plain_yaml_reads_as_configuration_files_do_and_comes_back_from_disk_unchanged():
     values = {"a": "1e-3", "b": 1e-3, "c": "2020-01-01", "d": "no", "e": None, "f": "${oc.env:HOME}", "g": [1, "x\ty"]}
-    assert read_yaml(to_yaml(values)) == values
+    assert read_yaml(dump_yaml(values)) == values
     assert read_yaml("a: 5e-4\nb: 2020-01-01\nc: '<<'\n<<: x") == {"a": 5e-4, "b": "2020-01-01", "c": "<<", "<<": "x"}
 
 
@@ -117,7 +117,7 @@ def test_nothing_in_a_stored_configuration_is_looked_up(monkeypatch):
     monkeypatch.setenv("SECRET", "swordfish")
     for reference in ("${oc.env:SECRET}", "${seed}", "\\${oc.env:SECRET}", "${nope}", "${" * 500):
         values = {"validation_data": {"negative_prompt": reference}}
-        assert stored_config(to_yaml(values), "header") == values
+        assert stored_config(dump_yaml(values), "header") == values
     assert "swordfish" not in refusal(stored_config, "seed: ${oc.env:SECRET}", "header")
 
 

@@ -10,7 +10,7 @@ from data.clips import Clip
 from infer.video import read_frames
 from scripts import side_by_side
 from scripts.showcase import animation
-from scripts.showcase.samples import config_of, reference_of
+from scripts.showcase.samples import clip_of, config_of
 
 from conftest import ROOT
 
@@ -77,7 +77,7 @@ def test_the_command_shows_a_run_beside_its_clip(trained, tmp_path, capsys):
     side_by_side.main([str(run), "--output", str(tmp_path / "picture.webp")])
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "picture.webp")]
     assert Image.open(tmp_path / "picture.webp").n_frames == 4
-    reference = reference_of(config_of(run))
+    reference = clip_of(config_of(run))
     assert reference.frames.shape == (4, 3, 64, 64) and reference.prompt == "a car is running"
 
 

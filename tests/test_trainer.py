@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from configs.errors import UserError
-from scripts.pocket.trainer import Phase, Trainer, averaged, step_generator, write_tensors
+from scripts.pocket.trainer import Phase, Trainer, averaged, save_tensors, step_generator
 
 FIRST, SECOND = Phase(6, 4, lr=1e-2, ema=0.9, warmup=2), Phase(9, 4, lr=1e-2, ema=0.9, warmup=2, decay_to=0.5)
 
@@ -96,7 +96,7 @@ def test_a_broken_loss_stops_the_run_in_one_sentence(tmp_path):
 
 
 def test_a_state_of_another_phase_is_refused(tmp_path):
-    write_tensors({"model/x": torch.zeros(1)}, tmp_path / "state.safetensors", {"phase": "b", "step": "3"})
+    save_tensors({"model/x": torch.zeros(1)}, tmp_path / "state.safetensors", {"phase": "b", "step": "3"})
     net = model()
     with pytest.raises(UserError, match="is at phase b, expected a"):
         Trainer(tmp_path, 0, 100).run("a", FIRST, net, lambda rng: net(torch.zeros(1, 3)).sum())

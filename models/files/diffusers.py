@@ -20,7 +20,7 @@ from typing import Any
 
 from configs.checks import checked, flag, maybe, real, text, whole
 from configs.errors import UserError, shown
-from configs.plain import read_json, to_yaml
+from configs.plain import dump_yaml, read_json
 from models.files.checkpoint import Checkpoint, appearance_states, from_header
 from models.files.header import LAYOUT, MOST_RANK, read_header
 from models.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, check_pairs, peft_config, read_adapter, write_adapter
@@ -54,7 +54,7 @@ def header_of(checkpoint: Checkpoint) -> dict[str, str]:
     if checkpoint.preset is not None:
         header["preset"] = checkpoint.preset
     if checkpoint.config is not None:
-        header["config"] = to_yaml(checkpoint.config)
+        header["config"] = dump_yaml(checkpoint.config)
     return header
 
 

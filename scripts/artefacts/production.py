@@ -30,7 +30,7 @@ from scripts.artefacts.provenance import commit
 from scripts.artefacts.report import body, write_files
 from scripts.artefacts.result import Result, made_at, total_cost
 from scripts.artefacts.results_file import markdown_code, put_section
-from scripts.artefacts.schedule import Launch, Processes, run_all, run_on_slurm, slurm_executor
+from scripts.artefacts.schedule import ChainProcesses, Launch, run_all, run_on_slurm, slurm_executor
 from scripts.artefacts.testbed import Testbed
 
 POCKET = ROOT / "models" / "pocketscope"
@@ -79,7 +79,7 @@ def reproduce(
     if executor:
         failed = run_on_slurm(chains, logs, executor, log_line)
     else:
-        failed = run_all(chains, jobs, launch or Processes(logs, jobs), log_line)
+        failed = run_all(chains, jobs, launch or ChainProcesses(logs, jobs), log_line)
     scorer = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device()))
     results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
     pages, incomplete = [], 0

@@ -24,7 +24,7 @@ from scripts.artefacts.chain import Chain
 Launch = Callable[[Chain, int], str | None]  # (chain, number of the worker) -> what went wrong
 
 
-class Processes:
+class ChainProcesses:
     """Starts chains as processes that write into `folder`: NAME.json (the request) and NAME.log."""
 
     def __init__(self, folder: Path, jobs: int = 1):

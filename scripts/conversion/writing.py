@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from configs.archives import check_safetensors
 from configs.errors import UserError, printable
 from configs.files import atomic_path, check_writable, sweep
-from configs.plain import shown_error, to_yaml
+from configs.plain import dump_yaml, shown_error
 from data.cache import read_cached
 from models.backbone import UNLOADABLE, Backbone, skeleton
 from models.files import release
@@ -69,7 +69,7 @@ def _refuse_existing(path: Path) -> None:
 
 def _write_ours(checkpoint: Checkpoint, run: Path) -> None:
     header = header_of(checkpoint) if checkpoint.kind == "lora" else checkpoint.info
-    config = None if checkpoint.config is None else to_yaml(checkpoint.config)
+    config = None if checkpoint.config is None else dump_yaml(checkpoint.config)
     save_checkpoint(
         run,
         checkpoint.index,

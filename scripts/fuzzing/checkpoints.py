@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from configs.fields import KEYS, SECTIONS
-from configs.plain import read_yaml, to_yaml
+from configs.plain import dump_yaml, read_yaml
 from data import cache
 from data.clips import Cut, read_image, read_video
 from infer import options, video
@@ -51,7 +51,7 @@ def checkpoint_header(ground: Ground, case: dict[str, str]) -> None:
 
 
 def stored_configuration(ground: Ground, case: dict[str, Any]) -> None:
-    text = to_yaml(read_yaml(json.dumps(case), "case"))
+    text = dump_yaml(read_yaml(json.dumps(case), "case"))
     rewrite(ground.copy("run") / ADAPTER, header={"config": text})
     _sample(ground)
 

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from configs.errors import ending
-from data.cache import CachedClip, export
+from data.cache import CachedClip, export_clips
 from infer.video import write_video
 from models.backbone import skeleton
 from models.files import release
@@ -154,7 +154,7 @@ class Ground:
             self.whole / "run", 2, motion=motion, appearance=[looks], kind="lora", config_yaml=config, info=info,
             training_state=training_state(),
         )  # fmt: skip
-        export([clip], self.whole / "run")
+        export_clips([clip], self.whole / "run")
         block = "down_blocks.0.temp_attentions.0.transformer_blocks.0"
         embeddings = {f"{block}.query_key": torch.randn(1, 8, 8), f"{block}.attn1.value": torch.randn(64, 8, 8)}
         sizes = {"frames": 4, "latent_height": 8, "latent_width": 8}

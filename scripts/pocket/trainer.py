@@ -131,7 +131,7 @@ class Trainer:
                 return False
         self.running = False
         _copy(average, trained)
-        write_tensors(model.state_dict(), result, {"settings": self._settings(phase)})
+        save_tensors(model.state_dict(), result, {"settings": self._settings(phase)})
         state.unlink()
         return True
 
@@ -140,7 +140,7 @@ class Trainer:
         tensors |= {f"average/{key}": value for key, value in average.items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-        write_tensors(tensors, path, {"phase": name, "step": str(step), "settings": settings})
+        save_tensors(tensors, path, {"phase": name, "step": str(step), "settings": settings})
 
     @torch.no_grad()
     def _restore(self, path: Path, name: str, settings: str, model, average, optimizer) -> int:
@@ -213,7 +213,7 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Save as safetensors under a temporary name, then rename."""
     temporary = path.with_suffix(".part")
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)

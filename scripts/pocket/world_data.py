@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data.world import render, sample_scene
 from scripts.pocket.abilities import token_ids
-from scripts.pocket.trainer import is_made, write_tensors
+from scripts.pocket.trainer import is_made, save_tensors
 
 FOREGROUND = 6.0  # extra weight of the object's latents: unweighted, shape and motion explain under 1 % of the loss
 SEEDS = 10_000_000  # a world seed is this times the run's seed, plus the scene's number
@@ -60,5 +60,5 @@ def encode_world(parts: dict, count: int, seed: int, path: Path) -> dict[str, to
         kept["weights"].append(weights / weights.mean((1, 2, 3), keepdim=True))
         kept["captions"].append(token_ids(parts["tokenizer"], [clip.prompt for clip in clips]))
     world = {name: torch.cat(tensors) for name, tensors in kept.items()}
-    write_tensors(world, path, {"settings": settings})
+    save_tensors(world, path, {"settings": settings})
     return world

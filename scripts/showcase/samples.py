@@ -25,7 +25,7 @@ def config_of(run: Path) -> DictConfig:
     return load(["--config", str(path)], description="")[0]
 
 
-def reference_of(cfg: DictConfig) -> Clip:
+def clip_of(cfg: DictConfig) -> Clip:
     """The first reference clip of a configuration, cut as it is for training."""
     with contextlib.redirect_stderr(io.StringIO()):  # training has printed how the clip is cut
         return load_clips(cfg, snap_of(cfg.pretrained_model_path))[0]
