@@ -198,9 +198,7 @@ def _size(path: Path, metadata: dict[str, str], latents: torch.Tensor) -> tuple[
 def _read_release(path: Path) -> CachedClip:
     check_pickle(path)
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # about pickles that torch did not write: they are read or refused, and that is reported
+        with warnings.catch_warnings():  # about pickles of others: they are read or refused, which is reported
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
         latents, inversion = _batched(content["latents"]), _batched(content.get("inversion_noise"))

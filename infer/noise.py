@@ -27,8 +27,8 @@ def initial_noise(
 ) -> torch.Tensor:
     """Noise of `shape` (1, c, f, h, w) to start sampling from, fp32 on the CPU.
 
-    `inversion` [1 c f h w] may have another size or length: see `resize_inversion`. `prior` in [0, 1] is the share of the
-    inversion's variance; at 0 the result is the plain noise whatever the strategy. Strategies:
+    `inversion` [1 c f h w] may have another size or length: see `resize_inversion`. `prior` in [0, 1] is the share of
+    the inversion's variance; at 0 the result is the plain noise whatever the strategy. Strategies:
     - blend: sqrt(prior) * inversion + sqrt(1 - prior) * noise (the paper's);
     - frequency: squares of 1/cutoff latent pixels keep the inversion's mean and the noise's detail;
     - blend_frequency: the same, with the blend in place of the inversion;

@@ -58,9 +58,7 @@ def read_pickle(path: Path) -> Any:
     """
     check_pickle(path)
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # about pickles that torch did not write: they are read or refused, and that is reported
+        with warnings.catch_warnings():  # about pickles of others: they are read or refused, which is reported
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
