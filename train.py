@@ -218,7 +218,7 @@ def gradients(
         position = (step - 1) * accumulation * processes.count + micro
         clip = objective.clip_order(cfg.seed, position, len(batches))
         latents, text = batches[clip]
-        draw = objective.draw(
+        draw = objective.draw_step(
             cfg.seed,
             step,
             latents,

@@ -228,10 +228,10 @@ def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | fl
 
 def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
     """Draw a scene: the same scene gives the same bytes. Trajectory and size are in pixels of this canvas."""
-    return draw(scene, *trajectory_of(scene, frames), size)
+    return render_path(scene, *trajectory_of(scene, frames), size)
 
 
-def draw(
+def render_path(
     scene: Scene, centre: np.ndarray, radius: np.ndarray, size: int = 64, camera: np.ndarray | None = None
 ) -> WorldClip:
     """`render` with the object on any path: centre [f 2] and radius [f] in pixels of a 64-pixel canvas.

@@ -60,7 +60,7 @@ def gradients(pipeline, cfg, device, *, checkpointing, dropout):
     backbone.unet.train(dropout)
     latents = torch.randn(1, 4, *SIZE, generator=generator).to(device)
     text = torch.randn(1, 6, 32, generator=generator).to(device)
-    draw = objective.draw(0, 1, latents, spatial_probability=1.0)
+    draw = objective.draw_step(0, 1, latents, spatial_probability=1.0)
     torch.manual_seed(3)  # of the dropout masks
     train.training_step(backbone.predict, backbone.scheduler, method, latents, text, draw)
     return torch.cat([p.grad.flatten().cpu() for p in parameters])

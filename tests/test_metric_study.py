@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from data.world import Scene, draw, render
+from data.world import Scene, render, render_path
 from scripts.artefacts import metric_report, metric_study
 from scripts.artefacts.metric_study import CLASSICAL, EXACT, METRICS, missed_share, rank, worth, wrong_share
 from scripts.artefacts.relations import RELATIONS, pairs, truth
@@ -23,7 +23,7 @@ def test_a_camera_shifts_the_whole_picture_and_the_path_on_the_screen():
     scene = Scene("square", "red", "mint", "still", seed=3, pattern="dotted", window=True)
     still = render(scene, frames=2)
     centre, radius = still.trajectory.numpy(), still.size.numpy()
-    moved = draw(scene, centre, radius, camera=np.array([[0.0, 0.0], [5.0, -3.0]]))
+    moved = render_path(scene, centre, radius, camera=np.array([[0.0, 0.0], [5.0, -3.0]]))
     assert torch.equal(moved.frames[0], still.frames[0])
     assert torch.equal(moved.frames[1, :, :61, 5:], still.frames[1, :, 3:, :59])
     assert (moved.trajectory[1] - still.trajectory[1]).tolist() == pytest.approx([5, -3])

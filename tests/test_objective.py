@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from configs.errors import UserError
-from models.training.objective import check_scheduler, debias, draw, spatial_loss, target, temporal_loss
+from models.training.objective import check_scheduler, debias, draw_step, spatial_loss, target, temporal_loss
 
 LATENTS = torch.randn(2, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
 
@@ -15,16 +15,21 @@ LATENTS = torch.randn(2, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
 def test_a_draw_depends_on_seed_step_and_micro_alone():
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    one, again = draw(3, 7, LATENTS, micro=2), draw(3, 7, LATENTS, micro=2)
+    one, again = draw_step(3, 7, LATENTS, micro=2), draw_step(3, 7, LATENTS, micro=2)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(one.noise, again.noise) and torch.equal(one.timestep, again.timestep) and one[2:] == again[2:]
-    others = [draw(4, 7, LATENTS, micro=2), draw(3, 8, LATENTS, micro=2), draw(3, 7, LATENTS), draw(37, 2, LATENTS)]
+    others = [
+        draw_step(4, 7, LATENTS, micro=2),
+        draw_step(3, 8, LATENTS, micro=2),
+        draw_step(3, 7, LATENTS),
+        draw_step(37, 2, LATENTS),
+    ]
     assert not any(torch.equal(one.noise, other.noise) for other in others)
 
 
 def test_draws_cover_their_ranges_and_nothing_else():
     tiny = torch.zeros(1, 1, 3, 1, 1)
-    draws = [draw(0, step, tiny, min_timestep=300, max_timestep=303) for step in range(300)]
+    draws = [draw_step(0, step, tiny, min_timestep=300, max_timestep=303) for step in range(300)]
     assert {int(d.timestep) for d in draws} == {300, 301, 302, 303}
     assert {d.frame for d in draws} == {d.anchor for d in draws} == {0, 1, 2}
     assert any(d.frame != d.anchor for d in draws)
@@ -33,13 +38,13 @@ def test_draws_cover_their_ranges_and_nothing_else():
 
 @pytest.mark.parametrize("probability", [0, 1])
 def test_the_spatial_pass_can_be_always_or_never(probability):
-    assert {draw(0, step, LATENTS, spatial_probability=probability).spatial for step in range(50)} == {
+    assert {draw_step(0, step, LATENTS, spatial_probability=probability).spatial for step in range(50)} == {
         bool(probability)
     }
 
 
 def test_each_sample_of_a_batch_has_its_own_timestep_and_the_latents_dtype():
-    drawn = draw(0, 1, LATENTS.to(torch.bfloat16))
+    drawn = draw_step(0, 1, LATENTS.to(torch.bfloat16))
     assert drawn.timestep.shape == (2,) and drawn.timestep.dtype == torch.int64
     assert drawn.noise.dtype == torch.bfloat16 and drawn.noise.shape == LATENTS.shape
 

@@ -245,7 +245,7 @@ def test_each_pass_trains_its_own_adapter_only(backbone, tiny_config):
     for p in (*method.motion_parameters, *method.appearance_parameters):
         p.data += 0.05 * torch.randn(p.shape, generator=generator)  # away from up = 0, where some gradients vanish
     latents, text = torch.randn(1, 4, 4, 8, 8, generator=generator), torch.randn(1, 6, 32, generator=generator)
-    draw = objective.draw(0, 1, latents, spatial_probability=1.0)
+    draw = objective.draw_step(0, 1, latents, spatial_probability=1.0)
     told = train.training_step(backbone.predict, backbone.scheduler, method, latents, text, draw, clip=1)
     first, second = (list(adapter.parameters()) for adapter in method.appearance)
     assert set(told) == {"spatial", "temporal", "debiased"}

@@ -29,7 +29,7 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest(), "big")
 
 
-def draw(
+def draw_step(
     seed: int,
     step: int,
     latents: torch.Tensor,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from data.world import PATHS, RETIMINGS, WorldClip, draw, sample_scene, trajectory_of
+from data.world import PATHS, RETIMINGS, WorldClip, render_path, sample_scene, trajectory_of
 
 FRAMES = 16
 MOTIONS = (*RETIMINGS, *PATHS, "wander")
@@ -121,7 +121,7 @@ def _at(dense: np.ndarray, clock: np.ndarray) -> np.ndarray:
 
 
 def _shown(scene, path: np.ndarray, radius: float, camera: np.ndarray | None = None) -> Shown:
-    clip = draw(scene, path, np.full(FRAMES, radius), camera=camera)
+    clip = render_path(scene, path, np.full(FRAMES, radius), camera=camera)
     shift = np.zeros((FRAMES, 2)) if camera is None else camera
     return Shown(clip, path, shift, grained(clip, shift))
 

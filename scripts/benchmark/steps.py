@@ -92,7 +92,7 @@ class Step:
             timestep = torch.empty(1, dtype=torch.long, device="meta")
             draw = objective.Draw(self.latents, timestep, frame=0, anchor=0, spatial=True)
         else:
-            draw = objective.draw(0, number, self.latents)._replace(spatial=True)
+            draw = objective.draw_step(0, number, self.latents)._replace(spatial=True)
         training_step(
             self.predict, self.scheduler, self.method, self.latents, self.text, draw, backward=self.optimizer.backward
         )
@@ -143,7 +143,7 @@ class PlainStep(Step):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
 
     def train(self, number: int) -> None:
-        draw = objective.draw(0, number, self.latents)
+        draw = objective.draw_step(0, number, self.latents)
         motion, appearance = self.method.motion, self.method.appearance[0]
         adapters, frame = [motion, appearance], slice(draw.frame, draw.frame + 1)
         z_t = self.scheduler.add_noise(self.latents, draw.noise, draw.timestep)
