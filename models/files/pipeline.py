@@ -10,6 +10,7 @@ from typing import Any
 
 from configs.checks import Check, checked, flag, listed, maybe, real, text, whole
 from configs.errors import UserError
+from configs.layers import is_hub_id
 from configs.plain import read_json, shown_error
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -102,7 +103,7 @@ def check_folder(path: str) -> None:
                 f"model: {path} is not a text-to-video pipeline folder: {', '.join(missing)} missing "
                 f"(found {', '.join(found) or 'nothing'}); download the whole folder again"
             )
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir():
+    elif not is_hub_id(path):
         raise UserError(
             f"model: no folder {path}; point pretrained_model_path (or --model) at a ZeroScope or "
             "ModelScope folder, or use models/pocketscope, which is in this repository"
