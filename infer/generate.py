@@ -27,7 +27,7 @@ from infer import options
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.guide_clip import guide_latents
 from infer.noise import initial_noise
-from infer.pictures import contact_sheet, strip
+from infer.pictures import MOST_ROWS, contact_sheet, strip
 from infer.request import read_request
 from infer.sampler import guide, sample, within
 from infer.settings import Settings
@@ -36,7 +36,6 @@ from models.backbone import Backbone, choose_device, choose_dtype
 from models.hooks import Patch
 from models.threads import use_threads
 
-MOST_ROWS = 64  # of the contact sheet
 ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings, 0.3 MB each for ZeroScope
 MOST_SEQUENCES = 65_535  # that CUDA's attention kernels take in one call: their grid's limit
 

@@ -15,7 +15,7 @@ from configs.files import atomic_path
 
 MARGIN = 6
 TEXT_HEIGHT = 16
-MOST_ROWS = 200  # of one sheet; at the usual height 30,000 pixels
+MOST_ROWS = 64  # of one sheet; at the usual height 10,000 pixels
 
 
 def strip(frames: torch.Tensor, columns: int = 8, height: int = 128) -> Image.Image:
