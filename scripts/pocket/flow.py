@@ -15,6 +15,7 @@ from models.hooks import Patch, wrap_forward
 from scripts.pocket.abilities import token_ids
 from scripts.pocket.probe import motion_probe
 from scripts.pocket.wan_parts import encode_captions
+from scripts.pocket.world_data import draw_clips
 
 LONGEST_PADDING = 40.0  # WanPipeline pads to 512 tokens by default: up to so many times as many as are trained on
 
@@ -58,13 +59,7 @@ class FlowMatching:
 
     def loss(self, batch: int, single: bool, rng: torch.Generator) -> torch.Tensor:
         """The loss of one batch; with `single` of one frame of each clip."""
-        rows = torch.randint(len(self.world["latents"]), (batch,), generator=rng)
-        frames = torch.randint(8, (batch,), generator=rng)
-        latents, weights, captions = (self.world[key][rows] for key in ("latents", "weights", "captions"))
-        if single:  # [b c f h w] -> [b c 1 h w]
-            pick = torch.arange(batch)
-            latents, weights = latents[pick, :, frames].unsqueeze(2), weights[pick, frames].unsqueeze(1)
-        captions = torch.where(torch.rand(batch, 1, generator=rng) < 0.1, self.empty, captions)
+        latents, weights, captions = draw_clips(self.world, batch, single, self.empty, rng)
         times = LONGEST_PADDING ** torch.rand(batch, generator=rng)
         sigmas = self.shifted(torch.rand(batch, generator=rng))
         return self.error(latents, weights, captions, sigmas, torch.randn(latents.shape, generator=rng), times)

@@ -31,7 +31,7 @@ from scripts.pocket.abilities import (
 from scripts.pocket.architecture import build, write_slow_tokenizer
 from scripts.pocket.probe import motion_probe
 from scripts.pocket.trainer import Phase, Trainer
-from scripts.pocket.world_data import encode_world, render_frames, vae_loss
+from scripts.pocket.world_data import draw_clips, encode_world, render_frames, vae_loss
 
 FADE_TO = 0.03  # at 0.12 the convolutions still carried three motions in four by themselves
 PHASES = {
@@ -66,13 +66,7 @@ class Diffusion:
 
     def loss(self, phase: Phase, batch: int, single: bool, rng: torch.Generator) -> torch.Tensor:
         """The loss of one batch; with `single` of one frame of each clip."""
-        rows = torch.randint(len(self.world["latents"]), (batch,), generator=rng)
-        frames = torch.randint(8, (batch,), generator=rng)
-        latents, weights, captions = (self.world[key][rows] for key in ("latents", "weights", "captions"))
-        if single:  # [b c f h w] -> [b c 1 h w]
-            pick = torch.arange(batch)
-            latents, weights = latents[pick, :, frames].unsqueeze(2), weights[pick, frames].unsqueeze(1)
-        captions = torch.where(torch.rand(batch, 1, generator=rng) < 0.1, self.empty, captions)
+        latents, weights, captions = draw_clips(self.world, batch, single, self.empty, rng)
         upper = torch.rand(batch, generator=rng) < phase.upper
         steps = torch.randint(1000, (batch,), generator=rng)
         steps = torch.where(upper, 500 + steps // 2, steps)

@@ -62,3 +62,19 @@ def encode_world(parts: dict, count: int, seed: int, path: Path) -> dict[str, to
     world = {name: torch.cat(tensors) for name, tensors in kept.items()}
     save_tensors(world, path, {"settings": settings})
     return world
+
+
+def draw_clips(
+    world: dict[str, torch.Tensor], batch: int, single: bool, empty: torch.Tensor, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents [b c f h w], loss weights [b f h w] and captions [b n] of a batch, 10 % of it under `empty` [1 n].
+
+    With `single` one frame of each clip is drawn.
+    """
+    rows = torch.randint(len(world["latents"]), (batch,), generator=rng)
+    frames = torch.randint(8, (batch,), generator=rng)
+    latents, weights, captions = (world[key][rows] for key in ("latents", "weights", "captions"))
+    if single:  # [b c f h w] -> [b c 1 h w]
+        pick = torch.arange(batch)
+        latents, weights = latents[pick, :, frames].unsqueeze(2), weights[pick, frames].unsqueeze(1)
+    return latents, weights, torch.where(torch.rand(batch, 1, generator=rng) < 0.1, empty, captions)
