@@ -23,7 +23,7 @@ SCENE = Scene("circle", "blue", "pink", "there_and_back", seed=3)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three samples of a run on the reference: the motion in new looks, another motion, and one that leaks."""
+    """Three samples of a run on the reference: the motion in a new appearance, another motion, and one that leaks."""
     clip = write_video(tmp_path / "reference.mp4", REFERENCE.frames, fps=8, quality=10)
     config = {
         "pretrained_model_path": "x",

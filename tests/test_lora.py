@@ -88,11 +88,11 @@ def test_off_is_the_base_model_and_so_is_a_fresh_adapter_that_acts(unet, inputs)
 
 def test_adapters_act_only_when_switched_on_and_all_is_restored_after_an_exception(unet, inputs):
     base = outcome(unet, inputs)
-    motion, looks = adapters = learned(unet, "motion"), learned(unet, "appearance_0", "appearance")
+    motion, appearance = adapters = learned(unet, "motion"), learned(unet, "appearance_0", "appearance")
     with pytest.raises(ZeroDivisionError), active(adapters, on=[motion], trainable=[motion]):
         assert not torch.equal(outcome(unet, inputs), base)
         assert all(p.requires_grad for p in motion.parameters()) and not any(
-            p.requires_grad for p in looks.parameters()
+            p.requires_grad for p in appearance.parameters()
         )
         raise ZeroDivisionError
     assert torch.equal(outcome(unet, inputs), base)
@@ -100,11 +100,11 @@ def test_adapters_act_only_when_switched_on_and_all_is_restored_after_an_excepti
 
 
 def test_gradients_reach_the_trainable_adapter_alone(unet, inputs):
-    motion, looks = adapters = learned(unet, "motion"), learned(unet, "appearance_0", "appearance")
+    motion, appearance = adapters = learned(unet, "motion"), learned(unet, "appearance_0", "appearance")
     with active(adapters, on=adapters, trainable=[motion]):
         unet(*inputs).sample.square().mean().backward()
     assert all(p.grad is not None for p in motion.parameters())
-    assert all(p.grad is None for p in looks.parameters())
+    assert all(p.grad is None for p in appearance.parameters())
 
 
 def test_adapters_on_the_same_layers_are_parallel_not_nested(unet):
@@ -262,7 +262,7 @@ def test_products_run_in_the_models_precision_and_gradients_stay_fp32():
     flop, gradients = {}, {}
     for dtype in (torch.bfloat16, torch.float32):
         unet = torch.nn.Module.to(skeleton(GOLDEN / "tiny_zeroscope"), dtype).requires_grad_(False)
-        adapters = [add_adapter(unet, "motion", "tap", 4), add_adapter(unet, "looks", "appearance", 4)]
+        adapters = [add_adapter(unet, "motion", "tap", 4), add_adapter(unet, "other", "appearance", 4)]
         width = unet.config.cross_attention_dim
         latents, text = (torch.empty(shape, device="meta", dtype=dtype) for shape in ((1, 4, 3, 8, 8), (1, 5, width)))
 

@@ -1,4 +1,4 @@
-"""Sampling with several checkpoints through infer.py's functions: strength, mixing, looks, noises, PLI, odd files."""
+"""Sampling with several checkpoints through infer.py's functions: strength, mixing, appearance, noise, odd files."""
 
 import functools
 import shutil
@@ -209,7 +209,7 @@ def test_motiondirectors_mixing_command_takes_looks_from_one_and_motion_from_ano
     (expected,) = sample("--spatial_path_folder", director, "--temporal_path_folder", ours, *scales)
     assert "appearance LoRA: 96 layers, merged at 0.8" in capsys.readouterr().err
     latest = max(ours.glob("checkpoint-*"))
-    for looks in (
+    for appearance in (
         theirs / "spatial" / "lora",
         f"{theirs}/spatial/",
         theirs,
@@ -217,7 +217,7 @@ def test_motiondirectors_mixing_command_takes_looks_from_one_and_motion_from_ano
     ):
         (video,) = sample(
             "--spatial_path_folder",
-            looks,
+            appearance,
             "--temporal_path_folder",
             latest / "temporal",
             *scales,
@@ -269,8 +269,8 @@ def test_images_are_a_source_of_looks(trained, sample, tmp_path_factory, clip_fi
         0,
     )
     videos = [
-        sample(*words, *looks)[0]
-        for looks in ((), ("--spatial_path_folder", run), ("--spatial_path_folder", run, "--clip", 1))
+        sample(*words, *appearance)[0]
+        for appearance in ((), ("--spatial_path_folder", run), ("--spatial_path_folder", run, "--clip", 1))
     ]
     assert not any(torch.equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
     capsys.readouterr()
@@ -328,7 +328,7 @@ def test_sampling_strategies_are_one_flag(trained, sample):
 @KINDS
 def test_customize_leaves_nothing_behind_after_an_exception(trained, backbone, monkeypatch, kind):
     checkpoint, base = load_checkpoint(trained(**kind)), outcome(backbone.unet)
-    looks = load_checkpoint(trained(**LORA))
+    appearance = load_checkpoint(trained(**LORA))
     wrappers = [list(vars(module).get("_forward_wrappers", ())) for module in backbone.unet.modules()]
 
     def interrupted(*_):
@@ -336,7 +336,7 @@ def test_customize_leaves_nothing_behind_after_an_exception(trained, backbone, m
 
     monkeypatch.setattr(methods, "attach_highway", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        methods.customize(backbone.unet, [(checkpoint, 1.0)], [(looks, 0, 1.0)], HighwaySettings("all", 1.0))
+        methods.customize(backbone.unet, [(checkpoint, 1.0)], [(appearance, 0, 1.0)], HighwaySettings("all", 1.0))
     monkeypatch.undo()
     assert torch.equal(outcome(backbone.unet), base)
     assert [list(vars(module).get("_forward_wrappers", ())) for module in backbone.unet.modules()] == wrappers

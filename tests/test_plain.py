@@ -7,8 +7,8 @@ import pytest
 from configs.checks import checked, either, flag, listed, maybe, real, text, whole, written
 from configs.errors import UserError, printable, shown
 from configs.plain import MOST_BYTES, dump_yaml, read_csv, read_json, read_text, read_yaml
-from configs.schema import to_yaml as stored
 from configs.schema import from_dict
+from configs.schema import to_yaml as stored
 from configs.stored import stored_config
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"

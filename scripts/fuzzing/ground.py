@@ -149,9 +149,9 @@ class Ground:
         clip = CachedClip(latents, torch.randn(1, 24, 8, generator=generator), -latents, "a cat runs", "clip", (64, 64))
         info = {"preset": "tap", "rank": 2, "architecture": release.architecture(unet)}
         config = "seed: 3\nvalidation_data:\n  num_frames: 4\n"
-        motion, looks = state("tap"), state("appearance")
+        motion, appearance = state("tap"), state("appearance")
         save_checkpoint(
-            self.whole / "run", 2, motion=motion, appearance=[looks], kind="lora", config_yaml=config, info=info,
+            self.whole / "run", 2, motion=motion, appearance=[appearance], kind="lora", config_yaml=config, info=info,
             training_state=training_state(),
         )  # fmt: skip
         export_clips([clip], self.whole / "run")
@@ -166,7 +166,7 @@ class Ground:
             write(checkpoint, self.whole / name)
         theirs = self.whole / "theirs" / "checkpoint-2"
         theirs.mkdir(parents=True)
-        release.write_lora(theirs, 2, unet, "tap", motion, [looks])
+        release.write_lora(theirs, 2, unet, "tap", motion, [appearance])
         torch.save(
             {"latents": latents[0], "inversion_noise": -latents[0], "text_prompt": "a cat"}, self.whole / "cached_0.pt"
         )
