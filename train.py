@@ -58,6 +58,7 @@ from models.backbone import Backbone, Predictor, choose_device, choose_dtype, pr
 from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.lean import attach_lean
 from models.threads import use_threads
 from models.training import memory, objective
 from models.training.journal import Journal, mean_losses
@@ -139,6 +140,7 @@ def _train(cfg, processes: Processes) -> Path:
     processes.say("\n".join(method.describe()))
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.unet)
+    attach_lean(backbone.unet)
     optimizer = DualPathOptimizer(
         cfg,
         method.motion_parameters,
