@@ -51,6 +51,7 @@ from configs.errors import UserError
 from configs.files import check_writable
 from configs.schema import to_yaml
 from data import cache
+from infer.plan import plan
 from infer.preview import preview
 from infer.references import prepare_clips
 from models import methods
@@ -129,6 +130,8 @@ def run(cfg: DictConfig) -> Path:
 
 def _train(cfg, processes: Processes) -> Path:
     device = processes.device
+    if processes.is_main:
+        processes.say("\n".join(plan(cfg)))
     backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)
     use_threads(backbone.unet, device, cfg.threads)
     objective.check_scheduler(backbone.scheduler, cfg.max_timestep)
@@ -261,10 +264,11 @@ def save(cfg, method, optimizer, folder: Path, step: int) -> None:
 
 
 def dry_run(cfg: DictConfig) -> str:
-    """The resolved configuration, what would be patched and the memory that a step needs.
+    """The resolved configuration, the plan for each clip, what would be patched and the memory that a step needs.
 
-    Loads no weights and writes nothing.
+    Loads no weights and writes nothing. Raises UserError as `run` does, also for a clip that cannot be used.
     """
+    planned = plan(cfg)
     unet = skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
     unet.requires_grad_(False)
     model_bytes, n, data = memory.parameter_bytes(unet), cfg.timesteps_per_step, cfg.train_data
@@ -286,4 +290,4 @@ def dry_run(cfg: DictConfig) -> str:
     if method.highway:
         with attach_highway(unet, *method.highway) as highway:
             lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
-    return "\n".join([to_yaml(cfg), *lines, f"memory      {needed}"])
+    return "\n".join([to_yaml(cfg), *planned, *lines, f"memory      {needed}"])
