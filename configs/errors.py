@@ -78,7 +78,12 @@ LESS_MEMORY = (
 
 
 class UserError(Exception):
-    """One sentence for the person at the keyboard: what was wrong, what was found, what to do."""
+    """One sentence for the person at the keyboard: what was wrong, what was found, what to do.
+
+    `silent` where another process prints it.
+    """
+
+    silent = False
 
 
 class Terminated(BaseException):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from configs.errors import UserError
+from configs.files import check_writable
 from configs.schema import ROOT, load
 from data.sources import load_clips
 from infer.measure.evaluation import evaluate
@@ -47,6 +48,7 @@ def reproduce(
     rest is made.
     """
     output = args.output_dir.resolve()
+    check_writable(output)
     pocket = args.model == "pocket"
     model = POCKET if pocket else Path(args.model).resolve()
     testbed = Testbed(model, pocket or args.world, output, args.clips and args.clips.resolve())
@@ -98,6 +100,7 @@ def reproduce(
 def study_metrics(args: argparse.Namespace, argv: list[str]) -> Path:
     """The study of motion metrics (scripts/artefacts/metric_study.py); returns its page. `args` as in `reproduce`."""
     output = args.output_dir.resolve()
+    check_writable(output)
     results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
     command = markdown_code(f"python scripts/reproduce.py {shlex.join(argv)}")
     return metric_report.make(
