@@ -67,7 +67,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     record = shared_record(args, request, backbone)
     rows: list[tuple[str, Image.Image]] = []
     bar = tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True)
-    with _attention(backbone.unet, args), attach_lean(backbone.unet), bar:
+    with bar, _attention(backbone.unet, args), attach_lean(backbone.unet):
         for number, (batch, text, negative) in enumerate(_batches(jobs, args.batch_size, settings, backbone)):
             began, cpu_began = time.perf_counter(), time.process_time()
             customization = request.customize(backbone.unet, size)
