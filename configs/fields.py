@@ -219,6 +219,9 @@ class Config:
     resume_from_checkpoint: str | None = key(
         None, "the run to continue: latest, a run folder or a checkpoint-N folder of one"
     )
+    license: str | None = key(
+        None, "license of what is trained, for header and model card, as the hub names it: apache-2.0, cc-by-nc-4.0"
+    )
     validation_steps: int = key(1000, "make previews every so many steps", **EVERY)
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = key(
         "none", "where losses, norms, rates and previews go besides log.jsonl and the loss plot; wandb works offline"

@@ -111,6 +111,7 @@ CASES: dict[str, Case | list[Case]] = {
 EXEMPT = {
     "base": "read from files only, and merged away; test_layers",
     "fallback": "read from files only; test_layers",
+    "license": "is text in headers and in the card; test_modelspec",
     "mixed_precision": "a CPU computes in fp32 throughout; test_gpu, and test_backbone for the choice",
 }
 

@@ -23,13 +23,14 @@ from configs.errors import UserError, shown
 from configs.files import atomic_path, remove
 from models.files import release
 from models.files.header import LAYOUT, Header, check_embeddings, check_rank, read_header
+from models.files.modelspec import LARGEST_THUMBNAIL, without_spec
 from models.files.peft import ADAPTER_FILE, read_adapter, write_adapter
 from models.files.tensors import State, read_tensors, write_tensors
 from models.files.training_state import TRAINING_STATE
 from models.lora import targets
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
-MARGIN = 64 * 1024  # bytes for headers and folders beside the tensors of a checkpoint
+MARGIN = 64 * 1024 + LARGEST_THUMBNAIL  # bytes for headers and folders beside the tensors of a checkpoint
 
 
 @dataclass
@@ -87,7 +88,7 @@ def save_checkpoint(
         else:
             write_adapter(part / "temporal", motion, header)
         for clip, state in enumerate(appearance):
-            write_adapter(part / "spatial" / str(clip), state, header | {"preset": release.APPEARANCE})
+            write_adapter(part / "spatial" / str(clip), state, without_spec(header) | {"preset": release.APPEARANCE})
         if training_state is not None:
             torch.save(training_state, part / TRAINING_STATE)
     if limit:

@@ -40,6 +40,7 @@ FREE = (
     "checkpoint",
     "max_train_steps",
     "report_to",
+    "license",
     "device",
     "gradient_checkpointing",
 )  # say nothing about a step's numbers
