@@ -92,6 +92,9 @@ def contradictions(cfg: DictConfig) -> list[str]:
         wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
     if cfg.license is not None and not LICENSE.fullmatch(cfg.license):
         wrong.append(f"license: {shown(cfg.license)} is no license's short name; write for example apache-2.0")
+    patterns = [name for name in ("include_patterns", "exclude_patterns") if cfg[name] is not None]
+    if patterns and cfg.method != "lora":
+        wrong.append(f"{patterns[0]}: chooses layers of a LoRA, and method is {cfg.method}; leave it out")
     edges = cfg.validation_data.guidance_interval
     if edges is not None and (len(edges) != 2 or edges[0] >= edges[1]):
         wrong.append(

@@ -269,7 +269,7 @@ def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
     fits = all(w is not None and w.shape[axis] == width for w, (_, axis, width) in zip(weights, asked, strict=True))
     if fits and checkpoint.preset is not None:  # a shallower model's layers are all here, but not all that are here
         preset = checkpoint.preset if state is checkpoint.motion else release.APPEARANCE
-        fits = {layer for layer, _, _ in asked} == set(targets(unet, preset))
+        fits = chose_layers(checkpoint) or {layer for layer, _, _ in asked} == set(targets(unet, preset))
     if not fits:
         layer, _, width = asked[0]
         trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
@@ -277,6 +277,12 @@ def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
             f" {release.architecture(unet)}; give the model it was trained on"
         )
+
+
+def chose_layers(checkpoint: Checkpoint) -> bool:
+    """Did patterns change the preset's layers? Then the file says which: nobody matches patterns out of a file."""
+    config = checkpoint.config or {}
+    return bool(config.get("include_patterns") or config.get("exclude_patterns"))
 
 
 def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int, int]:

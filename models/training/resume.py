@@ -20,6 +20,8 @@ from models.training.processes import Processes
 SHAPING = (
     "method",
     "temporal_preset",
+    "include_patterns",
+    "exclude_patterns",
     "lora_rank",
     "lora_alpha",
     "seed",
