@@ -48,11 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", "-m", help="model folder in ZeroScope's layout, or a hub id (default: the folder trained on)")
     add("--prompt", "-p", nargs="+", action="extend", default=[], help="one or several prompts")
-    add(
-        "--prompt_file",
-        "--prompt-file",
-        help="a prompt a line, perhaps with options (--w 64 --d 3 ...): prompt_file.py",
-    )
+    add("--prompt_file", "--prompt-file", help="a prompt a line, which may end in options such as --w 64 --d 3")
     add("--negative-prompt", "--negative_prompt", "-n", help=f"what to steer away from ({_else('nothing')})")
     add("--output_dir", "--output-dir", "-o", default="outputs/infer", help="where videos go (default: %(default)s)")
     add("--batch-size", "--batch_size", "-B", type=_count, default=1, help="videos denoised together (default: 1)")
