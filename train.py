@@ -11,11 +11,10 @@ attention add in an order of their own, so runs agree to rounding; torch.use_det
 `run` removes that too, where CUDA has a deterministic kernel (tests/test_gpu.py resumes both ways).
 """
 
-import os
 import sys
 
 from configs.errors import command
-from configs.runtime import quiet_threads
+from configs.runtime import is_first, one_voice, quiet_threads
 
 DESCRIPTION = "train.py: give a text-to-video model the motion of one or a few reference clips."
 quiet_threads()
@@ -26,13 +25,12 @@ def main() -> None:
     """Train as the command line says; prints the run folder."""
     from configs.schema import load
 
-    cfg, only_describe = load(sys.argv[1:], description=DESCRIPTION)
-    import train  # this file with its slow imports: --help has answered by now, and Ctrl-C ends them in one line
-    from models.training.processes import one_voice
-
     with one_voice():
+        cfg, only_describe = load(sys.argv[1:], description=DESCRIPTION)
+        import train  # this file with its slow imports: --help has answered by now, and Ctrl-C ends them in one line
+
         result = train.dry_run(cfg) if only_describe else train.run(cfg)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(result)
 
 
@@ -47,8 +45,8 @@ import torch
 from diffusers import DDIMScheduler
 from omegaconf import DictConfig, OmegaConf
 
-from configs.errors import UserError
-from configs.files import check_writable
+from configs.errors import UserError, printable
+from configs.files import atomic_path, check_writable
 from configs.schema import to_yaml
 from data import cache
 from infer.plan import plan
@@ -61,6 +59,7 @@ from models.files.checkpoint import save_checkpoint
 from models.files.modelspec import model_spec
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.lean import attach_lean
 from models.threads import use_threads
 from models.training import memory, objective
 from models.training.journal import Journal, mean_losses
@@ -146,6 +145,7 @@ def _train(cfg, processes: Processes) -> Path:
     processes.say("\n".join(method.describe()))
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.unet)
+    attach_lean(backbone.unet)
     optimizer = DualPathOptimizer(
         cfg,
         method.motion_parameters,
@@ -166,7 +166,8 @@ def _train(cfg, processes: Processes) -> Path:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes)
         return folder
 
-    (folder / "config.yaml").write_text(to_yaml(cfg))
+    with atomic_path(folder / "config.yaml") as unfinished:
+        unfinished.write_text(to_yaml(cfg))
     cache.export_clips(clips, folder)
     previews = Previews(cfg, backbone, method, clips, folder, processes.say)
     previews.at_first()
@@ -302,4 +303,4 @@ def dry_run(cfg: DictConfig) -> str:
     if method.highway:
         with attach_highway(unet, *method.highway) as highway:
             lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
-    return "\n".join([to_yaml(cfg), *planned, *lines, f"memory      {needed}"])
+    return "\n".join(map(printable, [*to_yaml(cfg).split("\n"), *planned, *lines, f"memory      {needed}"]))

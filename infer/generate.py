@@ -34,6 +34,7 @@ from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.hooks import Patch
+from models.lean import attach_lean
 from models.threads import use_threads
 
 ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings, 0.3 MB each for ZeroScope
@@ -68,7 +69,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     rows: list[tuple[str, Image.Image]] = []
     total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))
     bar = tqdm(total=total, desc="sample", unit="step", dynamic_ncols=True)
-    with _attention(backbone.unet, args), bar:
+    with bar, _attention(backbone.unet, args), attach_lean(backbone.unet):
         for number, (part, each, clip) in enumerate(zip(parts, requests, towards)):
             if number:
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
