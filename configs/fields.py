@@ -72,8 +72,10 @@ class ValidationData:
         None, "height of a preview in pixels; default as train_data.height", low=8, high=MOST_PIXELS, multiple=8
     )
     num_inference_steps: int = key(30, "sampling steps", low=1, high=MOST_STEPS)
-    solver: Literal["ddim", "unipc", "dpm"] = key(
-        "ddim", "sampling solver: ddim, as in the paper, or one of higher order for fewer steps: unipc, dpm"
+    solver: Literal["ddim", "euler", "unipc", "dpm"] = key(
+        "ddim",
+        "sampling solver: ddim, as in the paper, or one of higher order for fewer steps: unipc, dpm; Wan takes euler, "
+        "unipc (its own) and dpm",
     )
     guidance_scale: float = key(12.0, "classifier-free guidance scale", low=0, high=1000)
     guidance_rescale: float = key(
@@ -149,8 +151,10 @@ class Config:
     )
 
     method: Literal["lora", "motion_inversion"] = key("lora", "how motion is learned")
-    temporal_preset: Literal["tap", "tap_key", "release", "motiondirector", "query", "value", "out", "ff", "qk_out"] = (
-        key("tap", "which layers of the temporal transformers the motion LoRA adapts")
+    temporal_preset: Literal[
+        "tap", "tap_key", "release", "motiondirector", "query", "value", "out", "ff", "qk_out", "value_out_ff"
+    ] = key(
+        "tap", "which layers of the temporal transformers the motion LoRA adapts (of a transformer: self-attention)"
     )
     lora_rank: int = key(32, "rank of the LoRAs (clipped to the layer's width)", low=1, high=65536)
     lora_alpha: float | None = key(None, "LoRA scale is alpha / rank; default alpha = rank", above=0, high=10**6)

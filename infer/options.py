@@ -33,7 +33,7 @@ RELEASE = {
     "pli_threshold": None,
 }
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
-SOLVERS = ("ddim", "unipc", "dpm")
+SOLVERS = ("ddim", "euler", "unipc", "dpm")
 STRATEGIES = ("blend", "frequency", "blend_frequency", "fft")
 RATE = 0.003  # of motion guidance: FlowMotion's
 MOST_VIDEOS = 100_000  # of one command

@@ -28,7 +28,7 @@ def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], fo
         settings.replace("noise_prior", 0.0, "number of reference clips")
     *texts, negative = backbone.encode_text([*wanted.prompt, settings.negative_prompt]).split(1)
     rows = []
-    backbone.unet.eval()
+    backbone.network.eval()
     try:
         for prompt, text in zip(wanted.prompt, texts, strict=True):
             customization = method.sampling(wanted.spatial_scale, number)
@@ -42,5 +42,5 @@ def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], fo
             rows.append((prompt, strip(frames)))
             write_video(folder / f"{safe_name(prompt)}.mp4", frames, fps=settings.fps)
     finally:
-        backbone.unet.train()
+        backbone.network.train()
     return contact_sheet(folder / "sheet.png", rows) if rows else None

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from configs.errors import UserError
+from models import backbones
 from models.hooks import Patch, wrap_forward
 
 SCOPES = ("all", "release", "plain")
@@ -69,6 +70,7 @@ def attach_highway(
     One-frame passes have no temporal transformer to avoid: "all" and "plain" leave them untouched. Raises UserError
     for an unknown scope, for `scales` outside "release", and for a U-Net without temporal transformers.
     """
+    check_highway(unet)
     if scope not in SCOPES:
         raise UserError(f"appearance_highway.scope: {scope!r} is unknown: choose one of {', '.join(SCOPES)}")
     if scales is not None and (scope != "release" or len(scales) != 4):
@@ -97,6 +99,16 @@ def attach_highway(
             if row.hidden_factor != 1:
                 undo.append(wrap_forward(block.resnets[row.layer], _scale_hidden(row)))
     return Highway(skips, undo)
+
+
+def check_highway(network: nn.Module) -> None:
+    """Raise UserError for a network without skip connections, saying what it has in their place."""
+    kind = backbones.kind_of(network)
+    if kind.IN_PLACE_OF_SKIPS:
+        raise UserError(
+            f"appearance_highway: a {kind.NAME} has no skip connections to move; what there is in its place:"
+            f" {kind.IN_PLACE_OF_SKIPS}; set appearance_highway.use=off (--highway off)"
+        )
 
 
 def _wiring(unet: nn.Module, scope: str, scales: tuple[float, ...]) -> list[Skip]:

@@ -334,6 +334,6 @@ def test_the_page_of_methods_names_every_method_and_no_other():
 def test_every_preset_that_can_be_asked_for_exists():
     from typing import get_args
 
-    from models.lora import PRESETS
+    from models.backbones import PRESETS
 
-    assert set(get_args(schema.KEYS["temporal_preset"].type)) == PRESETS.keys() - {"appearance"}
+    assert set(get_args(schema.KEYS["temporal_preset"].type)) == set(PRESETS) - {"appearance"}

@@ -56,8 +56,8 @@ def test_a_preview_is_what_inference_would_sample(tiny_config, backbone, tmp_pat
     (first, _), sheet = previewed(cfg, backbone, [clip(1), clip(4)], tmp_path, monkeypatch, method)
     assert sheet.is_file() and list(written) == ["a_horse.mp4", "a_car.mp4"]
     assert first[0].solver == "unipc" and method.asked == [(0.5, 1)] * 2 and method.removed == 2
-    assert backbone.unet.training
-    backbone.unet.eval()
+    assert backbone.network.training
+    backbone.network.eval()
     _, text, negative = backbone.encode_text(["a horse", "a car", ""]).split(1)
     (frames,) = sample_videos(backbone, Patch(), of_training(cfg), text, negative, seeds=[cfg.seed])
     assert torch.equal(written["a_car.mp4"][0], frames) and not torch.equal(written["a_horse.mp4"][0], frames)
@@ -92,7 +92,7 @@ def test_phased_integration_takes_the_method_off_before_the_last_steps(tiny_conf
         cfg = tiny_config(validation_data={**VALIDATION, "prompt": ["a horse"]}, pli_threshold=threshold)
         module.preview(cfg, backbone, method, [clip(4)], tmp_path)
     assert seen == [(501, 0), (1, 0), (501, 0), (1, 1)]
-    backbone.unet.eval()
+    backbone.network.eval()
 
 
 def test_a_preview_that_overflows_is_left_out_and_the_training_goes_on(
@@ -116,5 +116,5 @@ def test_a_preview_that_overflows_is_left_out_and_the_training_goes_on(
     monkeypatch.setattr(module, "sample_videos", broken)
     with pytest.raises(KeyboardInterrupt):
         module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path)
-    assert backbone.unet.training, "whatever happens, training goes on in training mode"
-    backbone.unet.eval()
+    assert backbone.network.training, "whatever happens, training goes on in training mode"
+    backbone.network.eval()

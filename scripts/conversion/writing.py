@@ -155,9 +155,9 @@ def _write_merged(checkpoint: Checkpoint, part: Path, model: str | None) -> None
     if folder is None or not Path(folder).is_dir():
         raise UserError("merged: needs the folder of the pipeline to merge into: give it with --model")
     backbone = Backbone.load(folder, _stored_dtype(Path(folder) / "unet"))
-    merge(backbone.unet, checkpoint.motion, 1.0, checkpoint.scale)
+    merge(backbone.network, checkpoint.motion, 1.0, checkpoint.scale)
     shutil.copytree(folder, part, ignore=lambda path, names: ["unet"] if Path(path) == Path(folder) else [])
-    backbone.unet.save_pretrained(part / "unet")
+    backbone.network.save_pretrained(part / "unet")
 
 
 def _stored_dtype(unet: Path) -> torch.dtype:
