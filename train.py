@@ -56,6 +56,7 @@ from infer.references import prepare_clips
 from models import backbones, methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
 from models.files.checkpoint import save_checkpoint
+from models.heads import find_heads, write_heads
 from models.highway import attach_highway
 from models.hooks import checkpoint_activations
 from models.schedule import noised
@@ -105,11 +106,11 @@ def training_step(
         with method.temporal_pass(clip, with_appearance=draw.spatial):
             z_t, target = noised(scheduler, latents, draw.noise, draw.timestep)
             prediction = predict(z_t, draw.timestep, text)
-            mse, debiased = objective.temporal_loss(prediction, target, draw.anchor, debias_beta)
-            backward(mse + debiased if method.debiased else mse)
+            mse, extra = objective.temporal_loss(prediction, target, draw.anchor, debias_beta, method.extra_loss)
+            backward(mse if extra is None else mse + extra)
             losses["temporal"] = mse.detach()
-            if method.debiased:
-                losses["debiased"] = debiased.detach()
+            if extra is not None:
+                losses[method.extra_loss] = extra.detach()
     return losses
 
 
@@ -138,7 +139,8 @@ def _train(cfg, processes: Processes) -> Path:
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
     latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
-    method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size)
+    heads = find_heads(cfg, backbone, clips)
+    method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size, heads=heads)
     processes.say("\n".join(method.describe()))
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.network)
@@ -164,6 +166,8 @@ def _train(cfg, processes: Processes) -> Path:
 
     (folder / "config.yaml").write_text(to_yaml(cfg))
     cache.export_clips(clips, folder)
+    if method.heads:
+        processes.say(f"heads: {write_heads(method.heads, folder)}")
     journal = Journal(folder, start, cfg.max_train_steps, device, cfg.logger == "tensorboard")
     try:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal)

@@ -152,9 +152,23 @@ class Config:
 
     method: Literal["lora", "motion_inversion"] = key("lora", "how motion is learned")
     temporal_preset: Literal[
-        "tap", "tap_key", "release", "motiondirector", "query", "value", "out", "ff", "qk_out", "value_out_ff"
+        "tap",
+        "tap_key",
+        "release",
+        "motiondirector",
+        "query",
+        "value",
+        "out",
+        "ff",
+        "qk_out",
+        "value_out_ff",
+        "tap_temporal",
+        "tap_pure",
+        "effivmt",
     ] = key(
-        "tap", "which layers of the temporal transformers the motion LoRA adapts (of a transformer: self-attention)"
+        "tap",
+        "which layers of the temporal transformers the motion LoRA adapts, of a diffusion transformer those of its "
+        "self-attention; tap_temporal, tap_pure and effivmt take its temporal heads only",
     )
     lora_rank: int = key(32, "rank of the LoRAs (clipped to the layer's width)", low=1, high=65536)
     lora_alpha: float | None = key(None, "LoRA scale is alpha / rank; default alpha = rank", above=0, high=10**6)

@@ -29,6 +29,10 @@ class Patch:
     def __init__(self, undo: Iterable[Callable[[], None]] = ()):
         self._undo = list(undo)
 
+    def undo(self, function: Callable[[], None]) -> None:
+        """Have one more thing undone when the patch is removed."""
+        self._undo.append(function)
+
     def remove(self) -> None:
         while self._undo:
             self._undo.pop()()

@@ -22,6 +22,7 @@ from torch import nn
 
 from configs.errors import UserError
 from models import backbones, merge
+from models.heads import pure_norm
 from models.hooks import Patch
 
 APPEARANCE = "appearance"  # the preset of the appearance adapters
@@ -63,9 +64,11 @@ class Matrix(nn.Linear):
     def __init__(self, weight: torch.Tensor):
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")  # allocates and draws nothing
         self.weight = nn.Parameter(weight, requires_grad=False)
+        self.rows: torch.Tensor | None = None  # [out 1] of 0 and 1: only these act and learn (models/heads.py)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        weight = self.weight if self.rows is None else self.weight * self.rows
+        return F.linear(x, weight.to(x.dtype))
 
 
 class LoraAdapter(Patch):
@@ -119,7 +122,7 @@ class LoraAdapter(Patch):
 
     def sampling(self, strength: float = 1.0) -> Patch:
         """The adapter as sampling uses it; a context manager too."""
-        return merge.attach_lora(self.network, self.state_dict(), strength, self.scale)
+        return attach_state(self.network, self.preset, self.state_dict(), strength, self.scale)
 
     def info(self) -> dict[str, str | int | float]:
         """What a checkpoint's header must hold for the state to be read."""
@@ -201,7 +204,27 @@ def add_adapter(
         layer.train(network.training)  # new modules start in train mode: dropout would act in an eval-mode network
         if placement == "release" and dropout:
             layer.lora_B[name].register_forward_hook(_dropout_after(dropout))
-    return LoraAdapter(network, name, preset, rank, alpha, layers)
+    adapter = LoraAdapter(network, name, preset, rank, alpha, layers)
+    if has_pure_norm(network, preset):
+        adapter.undo(pure_norm(network, layers).remove)
+    return adapter
+
+
+def has_pure_norm(network: nn.Module, preset: str | None) -> bool:
+    """Whether adapters of `preset` act after the QK-norm of the base model's queries and keys (models/heads.py)."""
+    return preset in backbones.kind_of(network).PURE_NORM
+
+
+def attach_state(
+    network: nn.Module, preset: str | None, state: Mapping[str, torch.Tensor], strength: float = 1.0, scale: float = 1.0
+) -> Patch:
+    """A trained state on a plain network for sampling, as its preset acted in training; see `merge.attach_lora`."""
+    if not has_pure_norm(network, preset):
+        return merge.attach_lora(network, state, strength, scale)
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(pure_norm(network, merge.pairs(state)))
+        patches.enter_context(merge.attach_lora(network, state, strength, scale, beside=True))
+        return Patch([patches.pop_all().close])
 
 
 def _dropout_after(probability: float):

@@ -22,16 +22,20 @@ from models.hooks import Patch, wrap_forward
 State = Mapping[str, torch.Tensor]
 
 
-def attach_lora(network: nn.Module, state: State, strength: float = 1.0, scale: float = 1.0) -> Patch:
+def attach_lora(
+    network: nn.Module, state: State, strength: float = 1.0, scale: float = 1.0, beside: bool = False
+) -> Patch:
     """Let the LoRA of `state` act on `network` at `strength`, as it did in training; `scale` is its alpha / rank.
 
-    Layers in fp32 are merged (see `merge`), layers in half precision keep their weights and run the LoRA beside them.
+    Layers in fp32 are merged (see `merge`); layers in half precision, and with `beside` all, keep their weights and run
+    the LoRA beside them.
     A strength of 0 changes nothing. Raises UserError, changing nothing, when a module is missing or a shape differs.
     """
     with contextlib.ExitStack() as undo:  # should memory run out halfway, the network is as it was
         for _, linear, down, up in _layers(network, state):
             if factor := strength * scale:
-                put = _add_delta if linear.weight.dtype == torch.float32 else _run_beside
+                merged = linear.weight.dtype == torch.float32 and not beside
+                put = _add_delta if merged else _run_beside
                 undo.callback(put(linear, (factor, down, up)))
         return Patch([undo.pop_all().close])
 

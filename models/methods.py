@@ -16,9 +16,9 @@ from configs.errors import UserError
 from models import backbones, lora
 from models.embeddings import MotionEmbeddings, attach_embeddings, attach_trained, mix
 from models.files.checkpoint import Checkpoint
+from models.heads import Heads, restrict
 from models.highway import HighwaySettings, attach_highway, check_highway
 from models.hooks import Patch
-from models.merge import attach_lora
 
 State = dict[str, torch.Tensor]
 Motions = Sequence[tuple[Checkpoint, float]]  # saved motions with their strengths
@@ -47,7 +47,8 @@ class Method:
 
     `motion` is a LoraAdapter on the temporal transformers or Motion Inversion's embeddings. `appearance` holds one
     LoRA on the spatial transformers per reference clip, parallel and never nested: clip i trains number i alone
-    (dual path). `debiased` adds the appearance-debiased loss to the temporal one.
+    (dual path). `extra_loss` is added to the temporal one: "debiased", "difference", or None. `heads` are those of a
+    transformer's self-attention where the preset tells temporal ones from the others.
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class Method:
         highway: HighwaySettings | None = None,
         *,
         highway_in_training: bool = False,
-        debiased: bool = True,
+        extra_loss: str | None = "debiased",
+        heads: Heads | None = None,
     ):
         self.network, self.motion, self.appearance = network, motion, appearance
         self.highway, self.highway_in_training = highway, highway_in_training
-        self.debiased = debiased
+        self.extra_loss, self.heads = extra_loss, heads
 
     @property
     def kind(self) -> str:
@@ -117,6 +119,8 @@ class Method:
         facts = {"architecture": backbones.architecture(self.network)}
         for adapter in self.appearance[:1]:
             facts |= {"rank": adapter.rank, "alpha": adapter.alpha}
+        if self.heads:
+            facts |= self.heads.info()
         return facts | self.motion.info()
 
     def load(self, motion: State, appearance: list[State]) -> None:
@@ -136,6 +140,8 @@ class Method:
         if self.appearance:
             count = len(self.appearance)
             lines.append(f"appearance  {self.appearance[0]}" + (f", for each of {count} clips" if count > 1 else ""))
+        if self.heads:
+            lines.append(f"heads       {self.heads}")
         return [*lines, f"highway     {self._describe_highway()}"]
 
     def _describe_highway(self) -> str:
@@ -149,11 +155,14 @@ class Method:
         return attach_highway(self.network, *self.highway) if self.highway and self.highway_in_training else Patch()
 
 
-def attach(network: nn.Module, cfg, *, clips: int, latent_size: tuple[int, int, int]) -> Method:
+def attach(
+    network: nn.Module, cfg, *, clips: int, latent_size: tuple[int, int, int], heads: Heads | None = None
+) -> Method:
     """Attach the method that the config names; it starts as a no-op, its random parts drawn from `cfg.seed`.
 
     `clips` is the number of reference clips; `latent_size` their frames, height and width in latent pixels, which size
-    Motion Inversion's embeddings. Raises UserError when nothing could be learned from these clips.
+    Motion Inversion's embeddings; `heads` what a preset of temporal heads keeps to (None: all). Raises UserError when
+    nothing could be learned from these clips.
     """
     options = dict(
         rank=cfg.lora_rank,
@@ -164,20 +173,29 @@ def attach(network: nn.Module, cfg, *, clips: int, latent_size: tuple[int, int, 
     )
     if cfg.method == "lora":
         motion = lora.add_adapter(network, "motion", cfg.temporal_preset, **options)
-        has_appearance, debiased = True, True
+        has_appearance, extra = True, "debiased"
+        if cfg.temporal_preset in backbones.kind_of(network).DIFFERENCE_LOSS:
+            extra = "difference"
     else:
         motion = _motion_inversion(network, cfg, latent_size)
-        has_appearance, debiased = cfg.embeddings.loss == "hybrid", cfg.embeddings.loss != "base"
+        has_appearance = cfg.embeddings.loss == "hybrid"
+        extra = None if cfg.embeddings.loss == "base" else "debiased"
     adapters = 1 if cfg.single_spatial_lora else clips
     appearance = [
         lora.add_adapter(network, f"appearance_{i}", "appearance", **options)
         for i in range(adapters if has_appearance else 0)
     ]
+    if heads:
+        restrict(motion, heads.is_temporal)
+        if cfg.temporal_preset in backbones.kind_of(network).SPATIAL_APPEARANCE:
+            for adapter in appearance:
+                restrict(adapter, ~heads.is_temporal)
     use, scope, beta = (cfg.appearance_highway[key] for key in ("use", "scope", "beta"))
     highway = None if use == "off" else HighwaySettings(scope, beta)
     if highway:
         check_highway(network)
-    return Method(network, motion, appearance, highway, highway_in_training=use == "training", debiased=debiased)
+    in_training = use == "training"
+    return Method(network, motion, appearance, highway, highway_in_training=in_training, extra_loss=extra, heads=heads)
 
 
 def _motion_inversion(network: nn.Module, cfg, latent_size: tuple[int, int, int]) -> MotionEmbeddings:
@@ -247,8 +265,9 @@ def customize(
 
 
 def _put_lora(patches: ExitStack, network, name: str, state: State, checkpoint: Checkpoint, strength: float) -> str:
-    patches.enter_context(attach_lora(network, state, strength, checkpoint.scale))
-    how = "merged" if network.dtype == torch.float32 else "added"
+    preset = checkpoint.preset if state is checkpoint.motion else lora.APPEARANCE
+    patches.enter_context(lora.attach_state(network, preset, state, strength, checkpoint.scale))
+    how = "merged" if network.dtype == torch.float32 and not lora.has_pure_norm(network, preset) else "added"
     return f"{name}: {len(state) // 2} layers, {how} at {strength:g}"
 
 

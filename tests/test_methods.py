@@ -13,7 +13,7 @@ from configs.errors import UserError
 from configs.schema import load
 from models import methods
 from models.backbone import skeleton
-from models.backbones import PRESETS
+from models.backbones.unet3d import PRESETS
 from models.files.checkpoint import load_checkpoint
 from scripts.authors.weights import build_unet
 
@@ -166,7 +166,7 @@ def test_each_method_file_runs_as_its_name_says(file, tiny_pipeline, clip_file):
         assert method.motion.preset == file.stem
     if file.stem.startswith("motion_inversion"):
         assert bool(method.appearance) == file.stem.endswith("hybrid")
-        assert method.debiased == (not file.stem.endswith("inversion"))
+        assert (method.extra_loss == "debiased") == (not file.stem.endswith("inversion"))
     assert f"--config configs/methods/{file.name}" in file.read_text(), "a file starts with the command that runs it"
 
 

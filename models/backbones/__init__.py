@@ -8,6 +8,7 @@
     MOTION, APPEARANCE, EXPECTED, WORDS        those blocks and such a model in words
     NATIVE, DEFAULTS         how the model samples, and configuration values, where nobody says otherwise
     ATTENTION                diffusers' processor for PyTorch's own attention
+    HEAD_PRESETS, PURE_NORM, SPATIAL_APPEARANCE, DIFFERENCE_LOSS    presets with a behaviour of their own
     IN_PLACE_OF_SKIPS        what a network without skip connections has in place of the highway, in words
     parts, load_options, boundary_of, contradiction, prepare, predictor, architecture, count_blocks
     text_width, text_length, vae_factor, sides, snap, sequences, latent_frames

@@ -30,6 +30,7 @@ PARTS = {
     "scheduler": DDIMScheduler,
 }
 ATTENTION = AttnProcessor2_0
+HEAD_PRESETS = PURE_NORM = SPATIAL_APPEARANCE = DIFFERENCE_LOSS = ()  # presets of a transformer
 IN_PLACE_OF_SKIPS = ""  # it has skip connections
 ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, ModelScope
     "block_out_channels": (320, 640, 1280, 1280),

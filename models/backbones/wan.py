@@ -64,8 +64,14 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "ff": _FEED_FORWARD,
     "qk_out": (*_QUERY_KEY, *_OUT),
     "value_out_ff": (*_VALUE, *_OUT, *_FEED_FORWARD),  # where SMRABooth says that motion lives
+    "tap_temporal": _QUERY_KEY,
+    "tap_pure": _QUERY_KEY,
+    "effivmt": (*_QUERY_KEY, *_VALUE),
     "appearance": (*_QUERY_KEY, *_VALUE, *_OUT, *_FEED_FORWARD),
 }
+HEAD_PRESETS = ("tap_temporal", "tap_pure", "effivmt")  # adapt the rows of temporal heads only (models/heads.py)
+PURE_NORM = ("tap_pure",)  # ... with QK-norm taken from the base model's queries and keys
+SPATIAL_APPEARANCE = DIFFERENCE_LOSS = ("effivmt",)  # appearance in spatial heads; the frame-difference loss
 MOTION = APPEARANCE = "blocks"
 EXPECTED = "blocks.0.attn1"
 MOTION_BLOCK = APPEARANCE_BLOCK = re.compile(r"blocks\.\d+")

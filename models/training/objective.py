@@ -91,9 +91,25 @@ def spatial_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 
 def temporal_loss(
-    prediction: torch.Tensor, target: torch.Tensor, anchor: int, beta: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(MSE, debiased MSE) of the temporal pass, [b c f h w]; the objective is their sum."""
+    prediction: torch.Tensor, target: torch.Tensor, anchor: int, beta: float = 1.0, extra: str | None = "debiased"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(MSE, `extra` loss) of the temporal pass, [b c f h w]; the objective is their sum.
+
+    "debiased" is the MSE in the appearance-debiased space, "difference" EffiVMT's `difference_loss`, None nothing.
+    """
     prediction, target = prediction.float(), target.float()
     mse = F.mse_loss(prediction, target)
+    if extra == "difference":
+        return mse, difference_loss(prediction, target)
+    if extra is None:
+        return mse, None
     return mse, F.mse_loss(debias(prediction, anchor, beta), debias(target, anchor, beta))
+
+
+def difference_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - mean cosine, along time, of the absolute differences of neighbouring frames; both [b c f h w] (EffiVMT).
+
+    As its code has it; its paper takes signed differences.
+    """
+    differences = (x.diff(dim=2).abs() for x in (prediction, target))
+    return 1 - F.cosine_similarity(*differences, dim=2).mean()

@@ -39,6 +39,8 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
             f"{source}: its layers have no names and release and tap have the same shapes: name it with"
             " --preset release (what the authors' code trains) or --preset tap"
         )
+    if checkpoint.preset == "tap_pure" and kind in ("diffusers", "comfyui", "musubi", "merged"):
+        _note("tap_pure takes QK-norm from the base model, which other programs do not: there it acts as tap_temporal")
     _refuse_existing(out)
     check_writable(out.parent)
     sweep(out.parent)
