@@ -19,19 +19,20 @@ from types import ModuleType
 
 import torch
 from diffusers import SchedulerMixin
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from configs.errors import UserError, is_out_of_memory
+from configs.errors import UserError, is_out_of_memory, shown
 from configs.plain import shown_error
 from models import backbones
 from models.files.pipeline import check_folder, check_pipeline, settings_of
 
 # what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
 UNLOADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
-UNLOADABLE += (AssertionError, SafetensorError, UnpicklingError)
+UNLOADABLE += (AssertionError, SafetensorError, UnpicklingError, StrictDataclassError)
 ROOM = 12e9  # bytes free beside all parts of the model, twice what training and sampling need: then no part is moved
 
 # (z_t [b c f h w], timestep [] or [b], text [b n d]) -> prediction, fp32 [b c f h w]
@@ -268,15 +269,18 @@ def skeleton(model: str | Path | None = None) -> nn.Module:
 
 
 def _load_part(path: str, name: str, part: type, options: dict):
-    folder = Path(path) / name
-    if folder.is_dir() and issubclass(part, nn.Module):
+    """One part; a module with every weight that it has, none of them made up by a library for one that is missing."""
+    folder, is_module = Path(path) / name, issubclass(part, nn.Module)
+    if folder.is_dir() and is_module:
         weights = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors")]
         if weights and all(".fp16." in file for file in weights):
             options = {**options, "variant": "fp16"}
     try:
         # diffusers calls .bin weights unsafe; they are opened so that nothing in them executes
-        with _quiet("diffusers.models.modeling_utils"):
-            return part.from_pretrained(path, subfolder=name, **options)
+        with _quiet("diffusers.models.modeling_utils"), _quiet("transformers"):
+            if not is_module:
+                return part.from_pretrained(path, subfolder=name, **options)
+            module, found = part.from_pretrained(path, subfolder=name, output_loading_info=True, **options)
     except UNLOADABLE as error:
         if is_out_of_memory(error):
             raise
@@ -284,3 +288,10 @@ def _load_part(path: str, name: str, part: type, options: dict):
             f"model: {name} of {path} cannot be loaded ({shown_error(error)}); check that the download is complete and "
             f"is {backbones.kind_of_model(path).WORDS}"
         ) from error
+    wrong = [*sorted(found["missing_keys"]), *(key for key, *_ in found["mismatched_keys"])]
+    if wrong:
+        raise UserError(
+            f"model: {name} of {path} lacks {len(wrong)} of its weights, or they have other shapes "
+            f"({shown(wrong[0])}); check that the download is complete and is {backbones.kind_of_model(path).WORDS}"
+        )
+    return module

@@ -66,9 +66,13 @@ class Matrix(nn.Linear):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.rows: torch.Tensor | None = None  # [out 1] of 0 and 1: only these act and learn (models/heads.py)
 
+    @property
+    def acting(self) -> torch.Tensor:
+        """The weight without the rows that are kept from acting and learning."""
+        return self.weight if self.rows is None else self.weight * self.rows
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight if self.rows is None else self.weight * self.rows
-        return F.linear(x, weight.to(x.dtype))
+        return F.linear(x, self.acting.to(x.dtype))
 
 
 class LoraAdapter(Patch):

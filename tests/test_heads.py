@@ -14,6 +14,7 @@ from models import methods
 from models.backbone import Backbone, skeleton
 from models.files.checkpoint import load_checkpoint
 from models.heads import Heads, classify, enrichment, pure_norm, restrict, turned
+from models.lean import attach_lean
 from models.lora import add_adapter, attach_state
 from models.training.objective import difference_loss
 
@@ -86,10 +87,13 @@ def trained_rows(adapter, network, steps=3):
     return {name: tensor for name, tensor in adapter.state_dict().items() if name.endswith("lora_B.weight")}
 
 
-def test_rows_of_other_heads_are_exactly_zero_after_adamw_with_decay(tiny_wan):
+@pytest.mark.parametrize("lean", [False, True])
+def test_rows_of_other_heads_are_exactly_zero_after_adamw_with_decay(tiny_wan, lean):
     network = Backbone.load(tiny_wan).network
     adapter = add_adapter(network, "motion", "effivmt", 4)
     restrict(adapter, torch.tensor([[True, False], [False, True]]))
+    if lean:
+        attach_lean(network)
     for name, up in trained_rows(adapter, network).items():
         mine, other = (up[:12], up[12:]) if name.startswith("blocks.0.") else (up[12:], up[:12])
         assert other.abs().max() == 0 < mine.abs().max(), name

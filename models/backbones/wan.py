@@ -127,7 +127,7 @@ SETTINGS = {  # part -> the file with its settings, and what they must be
             "vocab_size": whole(1, 10**7),
         },
     ),
-    "tokenizer": ("tokenizer_config.json", {"model_max_length": real(1, 1e31)}),
+    "tokenizer": ("tokenizer_config.json", {"model_max_length": real(2, 1e31)}),
     "scheduler": (
         "scheduler_config.json",
         {
@@ -157,7 +157,7 @@ def load_options(dtype: torch.dtype) -> dict[str, dict]:
         "transformer": network,
         SECOND: network,
         "vae": {"torch_dtype": torch.float32},
-        "text_encoder": {"dtype": dtype},
+        "text_encoder": {"dtype": dtype, "ignore_mismatched_sizes": True},  # whoever loads it sees the sizes
     }
 
 
