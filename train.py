@@ -283,8 +283,9 @@ def dry_run(cfg: DictConfig) -> str:
     """
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     planned = plan(cfg)
-    network = skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
-    kind = backbones.kind_of(network.requires_grad_(False))
+    network, dtype = skeleton(cfg.pretrained_model_path), choose_dtype(cfg.mixed_precision, choose_device(cfg.device))
+    torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
+    kind = backbones.kind_of(network)
     kind.prepare(network)
     model_bytes, n, data = memory.parameter_bytes(network), cfg.timesteps_per_step, cfg.train_data
     size = latent_size_of(cfg.pretrained_model_path, data.n_sample_frames, data.height, data.width)

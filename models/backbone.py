@@ -117,7 +117,7 @@ class Backbone:
         network, second = (
             loaded.pop(name).to(device) if name in parts else None for name in (kind.FOLDER, kind.SECOND)
         )
-        kind.prepare(network)
+        kind.prepare(network, loaded["vae"])
         return cls(network, **loaded, path=path, device=device, second=second, boundary=kind.boundary_of(path))
 
     @property

@@ -1,6 +1,7 @@
 """The diffusion transformer as a backbone: the same commands, on a random model of exactly Wan's layout."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 
 import train
 from configs.errors import UserError
+from configs.schema import from_dict, load
 from data.cache import read_folder
 from infer import options
 from infer.generate import generate
@@ -26,6 +28,24 @@ from models.training.objective import draw_step
 from conftest import WAN, config_of
 
 PROMPT, NEGATIVE = "a car is running", "a horse"
+
+
+WAN_13B = {  # transformer/config.json and vae/config.json of Wan2.1-T2V-1.3B-Diffusers
+    "_class_name": "WanTransformer3DModel",
+    "num_attention_heads": 12,
+    "attention_head_dim": 128,
+    "num_layers": 30,
+    "ffn_dim": 8960,
+    "freq_dim": 256,
+    "text_dim": 4096,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "qk_norm": "rms_norm_across_heads",
+    "cross_attn_norm": True,
+    "rope_max_seq_len": 1024,
+}
+WAN_VAE = {"_class_name": "AutoencoderKLWan", "z_dim": 16, "scale_factor_temporal": 4, "scale_factor_spatial": 8}
 
 
 def normal(*shape, seed=0):
@@ -276,9 +296,27 @@ def test_two_experts_predict_on_either_side_of_their_boundary(tiny_wan, tmp_path
     assert (latents - stock(both, noise, steps=5)).abs().max() < 1e-5
     assert (latents - ours(Backbone.load(tiny_wan), noise, steps=5)).abs().max() > 1e-3
 
+    cfg = from_dict({"pretrained_model_path": str(folder), "train_data": {"single_video_path": "clip.mp4"}})
+    assert backbones.settled(cfg, folder).min_timestep == 875 and cfg.min_timestep == 0
+
     shutil.rmtree(folder / "transformer_2")
     with pytest.raises(UserError, match="has no transformer_2, the expert for timesteps below 875 that its index asks"):
         Backbone.load(folder)
+
+
+def test_the_real_architecture_needs_less_than_ten_gigabytes(tmp_path, clip_file, monkeypatch):
+    """Wan 2.1's 1.3 B on the meta device: 33 frames of 480x272 in bf16, every layer counted."""
+    for part, settings in {"transformer": WAN_13B, "vae": WAN_VAE}.items():
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", "boundary_ratio": None}))
+    monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.bfloat16)  # what a GPU would be given
+    monkeypatch.setattr(train, "plan", lambda cfg: [])
+    words = [f"pretrained_model_path={tmp_path}", f"train_data.single_video_path={clip_file}"]
+    cfg, _ = load(["--config", "configs/car.yaml", "--config", "configs/wan.yaml", *words], description="")
+    text = train.dry_run(cfg)
+    assert "tap: 60 layers, 30 blocks, 5,898,240 parameters" in text
+    assert 4 < float(re.search(r"memory +([\d.]+) GB", text)[1]) < 5
 
 
 def test_an_image_to_video_model_is_refused(tiny_wan, tmp_path):

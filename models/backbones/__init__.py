@@ -6,7 +6,7 @@
     SETTINGS                 folder -> file with its settings and what they must be
     PRESETS, MOTION_BLOCK, APPEARANCE_BLOCK    layers that a preset adapts in a block; which blocks learn what
     MOTION, APPEARANCE, EXPECTED, WORDS        those blocks and such a model in words
-    NATIVE, DEFAULTS         how the model samples, and configuration values, where nobody says otherwise
+    NATIVE, defaults         how the model samples, and configuration values, where nobody says otherwise
     ATTENTION                diffusers' processor for PyTorch's own attention
     HEAD_PRESETS, PURE_NORM, SPATIAL_APPEARANCE, DIFFERENCE_LOSS    presets with a behaviour of their own
     IN_PLACE_OF_SKIPS        what a network without skip connections has in place of the highway, in words
@@ -65,7 +65,7 @@ def architecture(network: nn.Module) -> str:
 def settled(cfg: DictConfig, model: str | Path) -> DictConfig:
     """`cfg` with the model's own values for keys that nobody chose; the configuration passed in is not changed."""
     cfg = OmegaConf.create(cfg)
-    for key, value in kind_of_model(model).DEFAULTS.items():
+    for key, value in kind_of_model(model).defaults(model).items():
         if key not in cfg.chosen:
             OmegaConf.update(cfg, key, value)
     return cfg

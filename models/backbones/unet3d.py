@@ -40,7 +40,6 @@ ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, Mod
 }
 FRAMES_AT_ONCE = 4  # the VAE is applied to a few frames at a time: decoding 16 at once would need 3.6 GB
 NATIVE: dict[str, object] = {}  # infer/options.py holds the release's
-DEFAULTS: dict[str, object] = {}  # configs/fields.py holds the release's
 
 
 def _both_attentions(*kinds: str) -> tuple[str, ...]:
@@ -161,11 +160,16 @@ def parts(path: str | Path) -> dict[str, type]:
     return PARTS
 
 
+def defaults(path: str | Path) -> dict[str, object]:
+    """Configuration values of such a model where nobody chose others; configs/fields.py holds the release's."""
+    return {}
+
+
 def boundary_of(path: str | Path) -> None:
     """There is no second network."""
 
 
-def prepare(network: nn.Module) -> None:
+def prepare(network: nn.Module, vae: nn.Module | None = None) -> None:
     """Give today's class the one-frame bypass of the paper's base model."""
     bypass_single_frames(network)
 

@@ -181,6 +181,12 @@ def parts(path: str | Path) -> dict[str, type]:
     return found
 
 
+def defaults(path: str | Path) -> dict[str, object]:
+    """Configuration values of such a model where nobody chose others; Wan 2.2 learns in its high-noise expert's range."""
+    boundary = boundary_of(path)
+    return DEFAULTS if boundary is None else DEFAULTS | {"min_timestep": round(1000 * boundary)}
+
+
 def boundary_of(path: str | Path) -> float | None:
     """Wan 2.2's boundary between its experts, as a share of the timesteps; None for a model with one expert."""
     index = Path(path) / "model_index.json"
@@ -188,8 +194,10 @@ def boundary_of(path: str | Path) -> float | None:
     return float(found) if isinstance(found, int | float) and 0 < found < 1 else None
 
 
-def prepare(network: nn.Module) -> None:
-    """Nothing to bypass: a single frame is a clip of one latent."""
+def prepare(network: nn.Module, vae: nn.Module | None = None) -> None:
+    """Tiles for the VAE of a large model; nothing to bypass, since a single frame is a clip of one latent."""
+    if vae is not None and vae.config.scale_factor_temporal > 1:
+        vae.enable_tiling()
 
 
 def predictor(network: nn.Module, second: nn.Module | None = None, boundary: float | None = None):
