@@ -108,8 +108,10 @@ class ValidationData:
 @dataclass
 class AppearanceHighway:
     use: Literal["sampling", "training", "off"] = key("sampling", "sampling only, training (and sampling), or off")
-    scope: Literal["all", "release", "plain"] = key(
-        "all", "all: every attention skip; release: the authors' code; plain: the scale without moving skips (Figure 3)"
+    scope: Literal["all", "release", "plain", "value"] = key(
+        "all",
+        "all: every attention skip; release: the authors' code; plain: the scale without moving skips (Figure 3); "
+        "value: a transformer's, Values from the model without its LoRAs",
     )
     beta: float = key(1.1, "scale of the skips", above=0, high=100)
 
@@ -175,6 +177,12 @@ class Config:
         "tap",
         "which layers of the temporal transformers the motion LoRA adapts, of a diffusion transformer those of its "
         "self-attention; tap_temporal, tap_pure and effivmt take its temporal heads only",
+    )
+    block_range: list[float] | None = key(
+        None,
+        "[FIRST, LAST]: motion adapters only between these shares of a transformer's depth, such as [0, 0.5]",
+        low=0,
+        high=1,
     )
     lora_rank: int = key(32, "rank of the LoRAs (clipped to the layer's width)", low=1, high=65536)
     lora_alpha: float | None = key(None, "LoRA scale is alpha / rank; default alpha = rank", above=0, high=10**6)

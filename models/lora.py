@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -28,13 +28,13 @@ from models.hooks import Patch
 APPEARANCE = "appearance"  # the preset of the appearance adapters
 
 
-def targets(network: nn.Module, preset: str) -> list[str]:
+def targets(network: nn.Module, preset: str, block_range: Sequence[float] | None = None) -> list[str]:
     """Names of the Linear layers that `preset` adapts, in the release's file order.
 
     That order is transformer_in, down_blocks, up_blocks, mid_block (a transformer's blocks are in their own order), and
-    inside a block as written in the kind's `PRESETS`. Works on a plain network and on one that already carries
-    adapters. Raises UserError for a preset that this kind of network does not have, and for a network without the
-    layers, listing the nearest names.
+    inside a block as written in the kind's `PRESETS`. With `block_range` [first, last] only layers between those shares
+    of a transformer's depth. Works on a plain network and on one that already carries adapters. Raises UserError for a
+    preset that this kind of network does not have, and for a network without the layers, listing the nearest names.
     """
     kind = backbones.kind_of(network)
     if preset not in kind.PRESETS:
@@ -51,6 +51,8 @@ def targets(network: nn.Module, preset: str) -> list[str]:
             f"{preset}: {type(network).__name__} has no layer {missing[0]} to adapt; its nearest names are"
             f" {', '.join(near) or 'none'}: use {kind.WORDS}"
         )
+    if block_range is not None:
+        names = [name for name in names if kind.in_range(network, name, block_range)]
     return names
 
 
@@ -84,7 +86,14 @@ class LoraAdapter(Patch):
     kind = "lora"
 
     def __init__(
-        self, network: nn.Module, name: str, preset: str, rank: int, alpha: float, layers: dict[str, LoraLayer]
+        self,
+        network: nn.Module,
+        name: str,
+        preset: str,
+        rank: int,
+        alpha: float,
+        layers: dict[str, LoraLayer],
+        block_range: Sequence[float] | None = None,
     ):
         super().__init__([partial(_eject, network, name, layers)])
         self.network, self.name, self.preset, self.rank, self.alpha, self.layers = (
@@ -95,6 +104,7 @@ class LoraAdapter(Patch):
             alpha,
             layers,
         )
+        self.block_range = block_range
         self.matrices = {}  # state key -> the nn.Linear whose weight it is
         for module, layer in layers.items():
             self.matrices[f"{module}.lora_A.weight"] = layer.lora_A[name]
@@ -130,7 +140,8 @@ class LoraAdapter(Patch):
 
     def info(self) -> dict[str, str | int | float]:
         """What a checkpoint's header must hold for the state to be read."""
-        return {"rank": self.rank, "alpha": self.alpha, "preset": self.preset}
+        found = {"rank": self.rank, "alpha": self.alpha, "preset": self.preset}
+        return found if self.block_range is None else found | {"block_range": " ".join(map(str, self.block_range))}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """ "<module>.lora_A.weight" [r, in] and "<module>.lora_B.weight" [out, r], detached, fp32."""
@@ -165,6 +176,7 @@ def add_adapter(
     alpha: float | None = None,
     dropout: float = 0.0,
     placement: str = "release",
+    block_range: Sequence[float] | None = None,
     generator: torch.Generator | None = None,
 ) -> LoraAdapter:
     """Inject a LoRA adapter called `name` (no dots) and return it, switched off and frozen.
@@ -175,7 +187,7 @@ def add_adapter(
     without one they come from torch's global generator. Raises UserError when the network lacks the preset's layers.
     Source: release and MotionDirector LoRA code (scale 1, down std 1/rank, up 0).
     """
-    names = targets(network, preset)
+    names = targets(network, preset, block_range)
     alpha = float(rank if alpha is None else alpha)
     modules = dict(network.named_modules())
     ranks = {n: min(rank, modules[n].in_features, modules[n].out_features) for n in names}
@@ -208,7 +220,7 @@ def add_adapter(
         layer.train(network.training)  # new modules start in train mode: dropout would act in an eval-mode network
         if placement == "release" and dropout:
             layer.lora_B[name].register_forward_hook(_dropout_after(dropout))
-    adapter = LoraAdapter(network, name, preset, rank, alpha, layers)
+    adapter = LoraAdapter(network, name, preset, rank, alpha, layers, block_range)
     if has_pure_norm(network, preset):
         adapter.undo(pure_norm(network, layers).remove)
     return adapter

@@ -9,7 +9,8 @@ training, to the bit; they lose 0.4 % in bf16. A state is a dict of "<module>.lo
 
 import contextlib
 import difflib
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,27 @@ def pairs(state: State) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
+def adapted(network: nn.Module) -> list[str]:
+    """Names of the linear layers in which a LoRA acts, merged or beside."""
+    return [name for name, module in network.named_modules() if {"_merged", "_beside"} & module.__dict__.keys()]
+
+
+@contextlib.contextmanager
+def without_loras(network: nn.Module) -> Iterator[None]:
+    """Inside the block the weights are the model's own, whatever `attach_lora` and `merge` put on them."""
+    layers = [network.get_submodule(name) for name in adapted(network)]
+    weights = [layer.weight.data for layer in layers]
+    try:
+        for layer in layers:
+            layer.weight.data = layer.__dict__.get("_merged", (layer.weight.data,))[0].to(layer.weight.device)
+            layer._loras_off = True
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight.data = weight
+            del layer._loras_off
+
+
 def _layers(network: nn.Module, state: State) -> list[tuple[str, nn.Linear, torch.Tensor, torch.Tensor]]:
     """(name, linear layer, down, up) of every module that `state` names; all are checked before any is returned."""
     modules = dict(network.named_modules())
@@ -95,7 +117,23 @@ def _layers(network: nn.Module, state: State) -> list[tuple[str, nn.Linear, torc
 def _run_beside(linear: nn.Linear, delta: tuple[float, torch.Tensor, torch.Tensor]) -> Callable[[], None]:
     factor, down, up = delta
     down, up = down.to(linear.weight), up.to(linear.weight)
-    return wrap_forward(linear, lambda forward, x: forward(x) + F.linear(F.linear(x, down), up) * factor)
+    held = weakref.ref(linear)  # the layer holds this function: a strong reference would keep a dropped model
+    linear.__dict__["_beside"] = linear.__dict__.get("_beside", 0) + 1
+
+    def beside(forward, x):
+        if "_loras_off" in held().__dict__:
+            return forward(x)
+        return forward(x) + F.linear(F.linear(x, down), up) * factor
+
+    unwrap = wrap_forward(linear, beside)
+
+    def undo() -> None:
+        unwrap()
+        linear.__dict__["_beside"] -= 1
+        if not linear.__dict__["_beside"]:
+            del linear.__dict__["_beside"]
+
+    return undo
 
 
 def _add_delta(linear: nn.Linear, delta: tuple[float, torch.Tensor, torch.Tensor]) -> Callable[[], None]:

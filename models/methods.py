@@ -105,9 +105,9 @@ class Method:
             if appearance_scale and self.appearance:
                 adapter = self.appearance[min(clip, len(self.appearance) - 1)]  # a single one belongs to every clip
                 patches.enter_context(adapter.sampling(appearance_scale))
+            patches.enter_context(self.motion.sampling())
             if self.highway:
                 patches.enter_context(attach_highway(self.network, *self.highway))
-            patches.enter_context(self.motion.sampling())
             yield Patch([patches.close])
 
     def state(self) -> tuple[State, list[State]]:
@@ -172,7 +172,7 @@ def attach(
         generator=torch.Generator().manual_seed(cfg.seed or 0),
     )
     if cfg.method == "lora":
-        motion = lora.add_adapter(network, "motion", cfg.temporal_preset, **options)
+        motion = lora.add_adapter(network, "motion", cfg.temporal_preset, block_range=cfg.block_range, **options)
         has_appearance, extra = True, "debiased"
         if cfg.temporal_preset in backbones.kind_of(network).DIFFERENCE_LOSS:
             extra = "difference"
@@ -193,7 +193,7 @@ def attach(
     use, scope, beta = (cfg.appearance_highway[key] for key in ("use", "scope", "beta"))
     highway = None if use == "off" else HighwaySettings(scope, beta)
     if highway:
-        check_highway(network)
+        check_highway(network, scope, in_training=use == "training")
     in_training = use == "training"
     return Method(network, motion, appearance, highway, highway_in_training=in_training, extra_loss=extra, heads=heads)
 

@@ -307,7 +307,7 @@ def test_shipped_files_load_and_open_with_their_command(name):
     assert ("scripts/reproduce.py" if "/reproduce/" in name else "python train.py --config") in head
     base = (
         []
-        if Path(name).parent.name == "configs" and Path(name).name != "pocket.yaml"
+        if Path(name).parent.name == "configs" and Path(name).name not in ("pocket.yaml", "wan.yaml")
         else ["train_data.single_video_path=a.mp4"]
     )
     load("--config", name, *base)

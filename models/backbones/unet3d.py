@@ -6,7 +6,7 @@ bypass every temporal layer (models/hooks.py).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from configs.checks import flag, listed, maybe, real, text, whole
+from configs.errors import UserError
 from models.hooks import bypass_single_frames
 
 NAME, PIPELINE = "U-Net", "TextToVideoSDPipeline"
@@ -197,6 +198,11 @@ def architecture(network: nn.Module) -> str:
 def count_blocks(layers: Iterable[str]) -> int:
     """How many transformers the named layers lie in."""
     return len({name.split(".transformer_blocks")[0] for name in layers})
+
+
+def in_range(network: nn.Module, name: str, block_range: Sequence[float]) -> bool:
+    """Raises UserError: a U-Net's blocks are no row in which some come first."""
+    raise UserError("block_range: belongs to diffusion transformers, whose blocks are alike; on a U-Net leave it out")
 
 
 def text_width(network: nn.Module) -> int:

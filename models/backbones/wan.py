@@ -8,8 +8,9 @@ below the timestep that `boundary_ratio` names.
 """
 
 import html
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +35,10 @@ PARTS = {
     "scheduler": UniPCMultistepScheduler,
 }
 ATTENTION = WanAttnProcessor
-IN_PLACE_OF_SKIPS = "pli_threshold, by which the plain model finishes the sampling"
+IN_PLACE_OF_SKIPS = (
+    "appearance_highway.scope=value (Values from the model without its LoRAs), block_range (motion in the first blocks"
+    " only), pli_threshold (the plain model finishes the sampling)"
+)
 LONGEST_PROMPT = 512  # tokens, of every published Wan
 NATIVE = {  # Wan 2.1's own example
     "width": 832,
@@ -182,7 +186,7 @@ def parts(path: str | Path) -> dict[str, type]:
 
 
 def defaults(path: str | Path) -> dict[str, object]:
-    """Configuration values of such a model where nobody chose others; Wan 2.2 learns in its high-noise expert's range."""
+    """Configuration values of such a model where nobody chose others; Wan 2.2 learns in its first expert's range."""
     boundary = boundary_of(path)
     return DEFAULTS if boundary is None else DEFAULTS | {"min_timestep": round(1000 * boundary)}
 
@@ -224,6 +228,12 @@ def architecture(network: nn.Module) -> str:
 def count_blocks(layers: Iterable[str]) -> int:
     """How many blocks the named layers lie in."""
     return len({".".join(name.split(".")[:2]) for name in layers})
+
+
+def in_range(network: nn.Module, name: str, block_range: Sequence[float]) -> bool:
+    """Whether a layer lies in the blocks between two shares of the depth, [first, last]."""
+    place, first, last = int(name.split(".")[1]), *(share * network.config.num_layers for share in block_range)
+    return int(first) <= place < math.ceil(last)
 
 
 def text_width(network: nn.Module) -> int:

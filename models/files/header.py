@@ -28,6 +28,7 @@ SCHEMA = {
     "preset": text(choices=PRESETS),
     "rank": written(whole(1, MOST_RANK)),
     "alpha": written(real(above=0, high=1e6)),
+    "block_range": lambda value: [written(real(0, 1))(share) for share in text(100)(value).split()],
     "step": written(whole(0)),
     "clips": written(whole(0, MOST_CLIPS)),
     # Motion Inversion's: length and latent size of the training clip
@@ -45,6 +46,7 @@ class Header:
     preset: str | None = None
     rank: int | None = None
     alpha: float | None = None
+    block_range: list[float] | None = None
     step: int | None = None
     clips: int | None = None
     frames: int | None = None
