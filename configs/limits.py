@@ -101,6 +101,11 @@ def contradictions(cfg: DictConfig) -> list[str]:
             f"validation_data.guidance_interval: {shown(list(edges))} is not two timesteps, the lower one first; write "
             "for example [200, 800]"
         )
+    shares = cfg.block_range
+    if shares is not None and (len(shares) != 2 or shares[0] >= shares[1]):
+        wrong.append(
+            f"block_range: {shown(list(shares))} is not two shares, the lower one first; write for example [0, 0.5]"
+        )
     return wrong
 
 

@@ -34,7 +34,7 @@ RELEASE = {
     "pli_threshold": None,
 }
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
-SOLVERS = ("ddim", "unipc", "dpm")
+SOLVERS = ("ddim", "euler", "unipc", "dpm")
 STRATEGIES = ("blend", "frequency", "blend_frequency", "fft")
 RATE = 0.003  # of motion guidance: FlowMotion's
 MOST_VIDEOS = 100_000  # of one command
@@ -144,7 +144,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=_between(float, 0.01, 1),
         help=f"edge of the low band for the frequency strategies ({_else(0.25)})",
     )
-    add("--highway", choices=["off", "all", "release", "plain"], help="appearance highway (default: as trained)")
+    add(
+        "--highway",
+        choices=["off", "all", "release", "plain", "value"],
+        help="appearance highway (default: as trained)",
+    )
     add("--beta", type=_between(float, 0.01, 100), help="scale of the highway's skip connections (default: as trained)")
     add("--freeu", type=_four, help="s1,s2,b1,b2 as '[1.1,1.,1,1]': the release's highway with these scales")
     add(

@@ -70,7 +70,7 @@ def test_half_precision_and_bin_weights_load(tiny_pipeline, tmp_path, caplog, ca
     old = tmp_path / "old"
     shutil.copytree(tiny_pipeline, old)
     half = Backbone.load(tiny_pipeline, torch.float16)
-    for name, part in (("unet", half.unet), ("vae", half.vae), ("text_encoder", half.text_encoder)):
+    for name, part in (("unet", half.network), ("vae", half.vae), ("text_encoder", half.text_encoder)):
         for file in (old / name).glob("*.safetensors"):
             file.unlink()
         file = "pytorch_model.bin" if name == "text_encoder" else "diffusion_pytorch_model.bin"
@@ -80,7 +80,9 @@ def test_half_precision_and_bin_weights_load(tiny_pipeline, tmp_path, caplog, ca
     note = f"note: loaded {old}: unet, vae, text_encoder from .bin files, as of 2023, in which nothing is executed\n"
     assert capfd.readouterr().err == note and not caplog.records, "one line, and no library's warnings"
     assert loaded.dtype == torch.float16
-    assert all(torch.equal(a, b) for a, b in zip(loaded.unet.state_dict().values(), half.unet.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.network.state_dict().values(), half.network.state_dict().values())
+    )
 
 
 @pytest.mark.parametrize("part", ["vae", "scheduler", "tokenizer"])

@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import Attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs import schema
-from models.backbone import ZEROSCOPE
+from models.backbones.unet3d import ZEROSCOPE
 from models.training import memory
 from scripts import bench
 from scripts.artefacts.results_file import read_sections

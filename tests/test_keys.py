@@ -62,6 +62,7 @@ CASES: dict[str, Case | list[Case]] = {
     "temporal_preset": Case("tap_key"),
     "include_patterns": Case([r".*\.attn1\.to_v"]),
     "exclude_patterns": Case([r".*\.attn2\..*"]),
+    "block_range": Case([0, 0.5], refused="block_range"),  # a transformer's; test_in_place_of_skips
     "lora_rank": Case(3),
     "lora_alpha": Case(9.0, "moments"),
     "lora_unet_dropout": Case(0.0),

@@ -240,7 +240,7 @@ def gradients(parameters):
 
 
 def test_each_pass_trains_its_own_adapter_only(backbone, tiny_config):
-    method = methods.attach(backbone.unet, tiny_config(lora_unet_dropout=0.0), clips=2, latent_size=(4, 8, 8))
+    method = methods.attach(backbone.network, tiny_config(lora_unet_dropout=0.0), clips=2, latent_size=(4, 8, 8))
     generator = torch.Generator().manual_seed(0)
     for p in (*method.motion_parameters, *method.appearance_parameters):
         p.data += 0.05 * torch.randn(p.shape, generator=generator)  # away from up = 0, where some gradients vanish
@@ -269,13 +269,13 @@ def test_an_attached_method_starts_as_the_plain_model(backbone, tiny_config):
     z, text = torch.randn(1, 4, 4, 8, 8), torch.randn(1, 6, 32)
     fresh = Backbone.load(backbone.path)
     with torch.no_grad():
-        plain = fresh.unet(z, 500, text).sample
+        plain = fresh.network(z, 500, text).sample
         method = methods.attach(
-            fresh.unet, tiny_config(appearance_highway={"use": "off"}), clips=1, latent_size=(4, 8, 8)
+            fresh.network, tiny_config(appearance_highway={"use": "off"}), clips=1, latent_size=(4, 8, 8)
         )
-        assert torch.equal(fresh.unet(z, 500, text).sample, plain)
+        assert torch.equal(fresh.network(z, 500, text).sample, plain)
         with method.temporal_pass(0, with_appearance=True), method.sampling():
-            assert torch.equal(fresh.unet(z, 500, text).sample, plain)
+            assert torch.equal(fresh.network(z, 500, text).sample, plain)
 
 
 def test_every_clip_comes_once_in_an_epoch():

@@ -7,6 +7,7 @@ from configs.layers import ROOT
 from configs.plain import read_yaml
 from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import RETIMED, Artefact, Claim, Variant
+from scripts.artefacts.transformer import TRANSFORMER
 
 PLI_TAU = read_yaml(ROOT / "configs/methods/tap_pli.yaml")["pli_threshold"]  # ours: the paper reports none
 NEW_PATH = ("orbit",)  # visits places that no pretrained value holds, which the paper's argument does not promise
@@ -322,5 +323,5 @@ OURS = {
         needs="a model of the toy world",
     ),
 }
-ARTEFACTS = PAPER | OURS
+ARTEFACTS = PAPER | OURS | TRANSFORMER
 STUDIES = {"metrics": ("Motion metrics against the truth (toy world)", "no model; about three minutes of CPU")}

@@ -181,7 +181,7 @@ def compare_customizations(
 
     Motion is read from them only where every label has different clips. `source` says in words what the clips are.
     """
-    unet, highway = backbone.unet, HighwaySettings()
+    unet, highway = backbone.network, HighwaySettings()
     motion, appearance = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
     customizations = {
         BASE: ([], [], None),
@@ -239,7 +239,7 @@ def _noised(backbone: Backbone, batch: Sequence[LabelledClip]) -> torch.Tensor:
         [torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(clip.seed)) for clip in batch]
     )
     timesteps = torch.full((len(batch),), TIMESTEP)
-    return backbone.scheduler.add_noise(latents, noise, timesteps).to(backbone.device, backbone.unet.dtype)
+    return backbone.scheduler.add_noise(latents, noise, timesteps).to(backbone.device, backbone.network.dtype)
 
 
 def _decoder_states(unet, noised, timestep, text) -> list[torch.Tensor]:
