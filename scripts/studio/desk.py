@@ -4,26 +4,24 @@ One desk serves every tab, so that all of them see the same trainings and the sa
 """
 
 import itertools
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError, ending, printable
 from configs.files import check_writable, fresh_folder
-from configs.plain import read_json
 from configs.schema import locate
-from scripts.studio import library, markup, takeaway, uploads
+from scripts.studio import gallery, library, markup, takeaway, uploads
 from scripts.studio.excerpt import Excerpt, choose, default_seconds, measure
 from scripts.studio.places import Places
 from scripts.studio.recipe import METHODS, SPEEDS, Recipe, configuration, go_on
 from scripts.studio.runs import Run, find_run, find_runs
-from scripts.studio.sampling import Sampler, Wish, reference_of_run
-from scripts.studio.trainings import FAILED, FINISHED, OPEN, PREPARING, STOPPED, STOPPING, WAITING, Training, Trainings
+from scripts.studio.sampling import Sampler, Wish
+from scripts.studio.trainings import FAILED, FINISHED, OPEN, STOPPED, Training, Trainings
+from scripts.studio.watch import View, view
 
 QUEUED = "training:"  # begins the key of a training that has no run folder yet
-MOST_SHOWN = 24  # videos of the gallery
 MOST_STEPS = 100_000
 
 
@@ -41,19 +39,6 @@ class Choice:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class View:
-    """What the page shows of one run or training."""
-
-    key: str
-    status: str
-    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    previews: str = ""
-    can_stop: bool = False
-    can_go_on: bool = False
-    checkpoints: tuple[int, ...] = ()
-
-
 class Desk:
     """The page's state on this machine: places, model, queue and sampler."""
 
@@ -64,7 +49,6 @@ class Desk:
         self.trainings = Trainings(self.places.train / ".training.lock")
         self.sampler = Sampler(self.places)
         self._sampled: dict[str, list[list[str]]] = {}
-        self._cutting = threading.Lock()
 
     def model_problem(self) -> str:
         """Why the model folder cannot be used, in one sentence; empty when it can."""
@@ -101,23 +85,16 @@ class Desk:
 
     def see(self, name: str, first: float, seconds: float) -> str:
         """What training will see of those seconds, as HTML: the very frames, read by the function that trains."""
-        from data.clips import Cut, read_video
+        from data.sources import load_clips
         from infer.pictures import strip
-        from infer.video import write_video
+        from infer.plan import plan
         from models.backbone import snap_of
 
         path, cut = self.excerpt(name, first, seconds)
-        data = configuration(self.model).train_data
-        snap = snap_of(str(locate(self.model))) if data.use_bucketing else None
-        wanted = Cut(data.width, data.height, data.n_sample_frames, cut.fps, 1, cut.start - 1, snap)
-        clip = read_video(path, wanted, "")
-        with self._cutting:
-            made = self.places.own / "cut"
-            made.mkdir(exist_ok=True)
-            playing = self.places.show(write_video(made / "clip.mp4", clip.frames, fps=max(1, round(clip.fps))))
-            strip(clip.frames, height=96).save(made / "frames.png")
-            frames = self.places.show(made / "frames.png")
-        return markup.clip(playing, frames, [clip.source])
+        cfg = configuration(self.model, path, cut.words())
+        (clip,) = load_clips(cfg, snap_of(cfg.pretrained_model_path))
+        lines = [line.replace(f"{path}", path.name) for line in plan(cfg)]
+        return markup.clip(self.places.film(clip.frames, clip.fps), self.places.picture(strip(clip.frames)), lines)
 
     # step 2: the training
 
@@ -203,62 +180,12 @@ class Desk:
         if not key:
             return View("", markup.note("Nothing was trained yet. Press Train above."))
         training = self._training(key)
-        run = Run(training.run, self.places.train) if training and training.run else None
         if training is None:
             run = find_run(self.places, key)
-        elif run is None or not (run.path / "config.yaml").is_file():
-            return View(
-                self._key(training),
-                self._status(training, None),
-                can_stop=training.state in OPEN,
-                can_go_on=training.state in (STOPPED, FAILED),
-            )
-        progress, checkpoints = run.progress(), tuple(run.checkpoints())
-        opened = training is not None and training.state in OPEN
-        return View(
-            run.name,
-            self._status(training, run),
-            run.losses(),
-            self._previews(run),
-            can_stop=opened and training.state != STOPPING,
-            can_go_on=not opened and bool(checkpoints) and checkpoints[-1] < progress.wanted,
-            checkpoints=checkpoints,
-        )
-
-    def _status(self, training: Training | None, run: Run | None) -> str:
-        progress = run.progress() if run else None
-        state = training.state if training else ""
-        if state == WAITING:
-            place = self.trainings.place(training)
-            why = training.sentence or f"place {place} in the queue; it begins when the one before ends"
-            return markup.bar(progress, f"Waiting: {why}.")
-        if state == PREPARING:
-            return markup.bar(progress, "Preparing: loading the model, then reading and inverting the clip.")
-        if state == FAILED:
-            kept = f" checkpoint-{run.checkpoints()[-1]} is kept." if run and run.checkpoints() else ""
-            return markup.bar(progress, f"It ended early: {training.sentence}.{kept}", "bad")
-        if progress is None:
-            return markup.bar(None, "Stopping." if state == STOPPING else "Stopped before the first step.")
-        steps = f"step {progress.done} of {progress.wanted}"
-        if state == STOPPING:
-            return markup.bar(progress, f"Stopping after {steps}: a checkpoint is being saved.")
-        if state in OPEN:
-            each, rest = training.pace(progress.done) or progress.seconds, progress.wanted - progress.done
-            left = f", about {markup.duration(rest * each)} left" if each and rest else ""
-            drawing = progress.done and progress.done % run.config().validation_steps == 0
-            return markup.bar(progress, f"Training: {steps}{left}{'; drawing the previews' if drawing else ''}.")
-        if progress.done >= progress.wanted:
-            return markup.bar(progress, f"Done: {progress.wanted} steps. Sample with it below.", "good")
-        checkpoints = run.checkpoints()
-        kept = f"checkpoint-{checkpoints[-1]} is kept, Go on continues from it" if checkpoints else "no checkpoint yet"
-        return markup.bar(progress, f"Stopped after {steps}; {kept}.")
-
-    def _previews(self, run: Run) -> str:
-        rows: dict[str, list[str]] = {}
-        for preview in run.previews():
-            address = self.places.show(preview.video)
-            rows.setdefault(preview.prompt, []).append(markup.video(address, f"step {preview.step}"))
-        return "".join(markup.in_step(figures, prompt) for prompt, figures in rows.items())
+        else:
+            whole = training.run is not None and (training.run / "config.yaml").is_file()
+            run, key = (Run(training.run, self.places.train) if whole else None), self._key(training)
+        return view(key, training, run, self.trainings.place(training) if training else 0, self.places)
 
     # step 4: sampling
 
@@ -293,32 +220,13 @@ class Desk:
 
     def sample(self, wish: Wish) -> Iterator[str]:
         """The wish's videos as HTML, one more prompt each time."""
-        rows = []
+        rows, own = [], self.sampler.own_dials(wish.run, wish.checkpoint)
         yield markup.note("Sampling: the base model first, then the customized one.")
-        for pair in self.sampler.sample(wish):
-            figures = [markup.video(address, "reference clip") for address in self._reference(wish.run)]
-            for name, path, values in (
-                ("base model", pair.base, pair.base_scores),
-                ("customized", pair.customized, pair.customized_scores),
-            ):
-                address = self.places.show(path)
-                figures.append(markup.video(address, name, markup.scores(values), path.name))
-            rows.append(markup.in_step(figures, pair.prompt))
-            own = self.sampler.own_dials(wish.run, wish.checkpoint)
-            self._sampled[wish.run.name] = [wish.base_words(self.places, own), wish.customized_words(self.places, own)]
+        for made in self.sampler.sample(wish):
+            rows.append(gallery.pair(made, gallery.reference(wish.run, self.places), self.places))
+            words = wish.base_words(self.places, own), wish.customized_words(self.places, own)
+            self._sampled[wish.run.name] = list(words)
             yield "".join(rows)
-
-    def _reference(self, run: Run) -> list[str]:
-        from infer.video import write_video
-
-        reference = reference_of_run(run)
-        if reference is None:
-            return []
-        with self._cutting:
-            made = self.places.own / "cut"
-            made.mkdir(exist_ok=True)
-            fps = run.config().train_data.fps or 8
-            return [self.places.show(write_video(made / "reference.mp4", reference.frames[0], fps=fps))]
 
     # steps 5 and 6: to take away, and the gallery
 
@@ -342,18 +250,7 @@ class Desk:
 
     def gallery(self) -> str:
         """The newest sampled videos with their prompts, as HTML."""
-        notes = sorted(self.places.infer.glob("**/*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        figures = []
-        for path in notes[:MOST_SHOWN]:
-            try:
-                told = read_json(path)
-                video = path.parent / str(told["video"])
-                if video.parent == path.parent and video.is_file():
-                    kind = f"{told['prompt']} (seed {told['seed']}, {path.parent.name})"
-                    figures.append(markup.video(self.places.show(video), kind))
-            except (UserError, KeyError, TypeError):
-                continue
-        return f'<div class="gallery">{"".join(figures)}</div>' if figures else markup.note("Nothing was sampled yet.")
+        return gallery.newest(self.places)
 
     def close(self) -> None:
         self.trainings.close()

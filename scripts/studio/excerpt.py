@@ -9,8 +9,7 @@ from math import ceil
 from pathlib import Path
 
 from configs.errors import UserError
-from data.clips import UNDECODABLE, Cut, pick_frames
-from data.decoder import Decoder
+from data.clips import Cut, decodable, open_video, pick_frames
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,10 @@ class Excerpt:
 
 def measure(path: Path) -> Length:
     """The length of a video file. Raises UserError for what is none, or is damaged."""
-    try:
-        video = Decoder(path)
+    with decodable(path):
+        video = open_video(path)
         found = Length(video.count, float(video.fps))
         video.frames([0])
-    except UNDECODABLE as error:
-        raise UserError(f"{path}: not a video that can be decoded ({str(error).splitlines()[-1][:100]})") from None
     if not (found.count >= 2 and 0 < found.fps <= 1000):
         raise UserError(
             f"{path}: {found.count} frames at {found.fps:g} fps show no motion; give a video of a second or more"

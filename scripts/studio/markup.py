@@ -5,6 +5,7 @@ from html import escape
 
 from scripts.studio.runs import Progress
 
+LOSSES = {"temporal": "motion", "debiased": "motion without appearance", "spatial": "appearance"}
 MARKS = {True: "yes", False: "no"}
 
 
@@ -35,6 +36,36 @@ def clip(playing: str, strip: str, lines: Sequence[str]) -> str:
     return (
         f'<div class="clip"><div class="in-step">{video(playing, "what training sees")}</div>'
         f'<div class="frames">{frames}</div></div>'
+    )
+
+
+def curve(losses: dict[str, list[tuple[int, float]]], steps: int) -> str:
+    """Losses as (step, value) lines over all `steps`, with a legend; empty before two steps."""
+    values = [value for points in losses.values() for _, value in points]
+    if not values or max(map(len, losses.values())) < 2:
+        return ""
+    low, high = min(0.0, *values), max(values) or 1.0
+    left, top, width, height = 44, 8, 900, 180
+
+    def place(step: float, value: float) -> str:
+        return f"{left + width * step / max(1, steps):.1f},{top + height * (high - value) / (high - low or 1):.1f}"
+
+    lines = "".join(
+        f'<polyline class="{name}" points="{" ".join(place(*point) for point in points)}"/>'
+        for name, points in losses.items()
+    )
+    ticks = [(low + (high - low) * part / 4, part) for part in range(5)]
+    grid = "".join(
+        f'<path d="M{left} {(y := top + height * (4 - part) / 4):.1f}h{width}"/>'
+        f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2g}</text>'
+        for value, part in ticks
+    )
+    below = f'y="{top + height + 18}" text-anchor="middle"'
+    marks = "".join(f'<text x="{left + width * part / 4:.0f}" {below}>{steps * part // 4}</text>' for part in range(5))
+    legend = "".join(f'<span class="{name}">{LOSSES.get(name, name)}</span>' for name in losses)
+    return (
+        f'<figure class="curve"><svg viewBox="0 0 960 {top + height + 24}" role="img" aria-label="loss">'
+        f"{grid}{marks}{lines}</svg><figcaption>Loss by step, as a running mean: {legend}</figcaption></figure>"
     )
 
 

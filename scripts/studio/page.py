@@ -5,14 +5,12 @@ from collections.abc import Callable
 from html import escape
 
 import gradio as gr
-import pandas as pd
 
 from scripts.studio.desk import QUEUED, Choice, Desk, sentence
 from scripts.studio.recipe import METHODS, SPEEDS
 from scripts.studio.takeaway import KINDS, LORAS
 
 TICK = 1.0  # seconds between looks at a training
-LOSSES = {"temporal": "motion", "debiased": "motion, appearance removed", "spatial": "appearance"}
 DIALS = ("noise_prior", "pli_threshold", "highway", "beta", "solver", "num_steps", "guidance_scale")
 NOBODY = ""  # of a list of other runs: none
 QUIET = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
@@ -114,16 +112,7 @@ def build(desk: Desk) -> gr.Blocks:
             )
             run = gr.Dropdown([], label="Training or run (all of outputs/train)", elem_id="run", **GROWING)
             status = gr.HTML(elem_id="status")
-            curve = gr.LinePlot(
-                x="step",
-                y="loss",
-                color="of",
-                height=300,
-                label="Loss (running mean)",
-                color_title="of the",
-                visible=False,
-                elem_id="curve",
-            )
+            curve = gr.HTML(elem_id="curve")
             previews = gr.HTML(elem_id="previews")
             with gr.Row():
                 stop = gr.Button("Stop", interactive=False, elem_id="stop")
@@ -221,8 +210,7 @@ def build(desk: Desk) -> gr.Blocks:
             now = {
                 "run": (entries, view.key),
                 "status": view.status,
-                "curve": sum(map(len, view.losses.values())),
-                "curve of": view.key,
+                "curve": view.curve,
                 "previews": view.previews,
                 "buttons": (view.can_stop, view.can_go_on),
                 "checkpoints": (view.key, view.checkpoints),
@@ -237,7 +225,7 @@ def build(desk: Desk) -> gr.Blocks:
             return [
                 gr.update(choices=entries, value=view.key or None) if changed("run") else gr.skip(),
                 view.status if changed("status") else gr.skip(),
-                _curve(view.losses) if changed("curve", "curve of") else gr.skip(),
+                view.curve if changed("curve") else gr.skip(),
                 view.previews if changed("previews") else gr.skip(),
                 gr.update(interactive=view.can_stop) if changed("buttons") else gr.skip(),
                 gr.update(interactive=view.can_go_on) if changed("buttons") else gr.skip(),
@@ -289,10 +277,3 @@ def build(desk: Desk) -> gr.Blocks:
         )
         prepare.click(make_files, [run, kinds, checkpoint], files, concurrency_id="model", **PRIVATE)
     return page
-
-
-def _curve(losses: dict[str, list[tuple[int, float]]]):
-    rows = [
-        {"step": step, "loss": value, "of": LOSSES[name]} for name, points in losses.items() for step, value in points
-    ]
-    return gr.update(value=pd.DataFrame(rows, columns=["step", "loss", "of"]), visible=bool(rows))

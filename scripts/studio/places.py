@@ -6,6 +6,7 @@ uploads, files made for download, and copies of the pictures and videos that the
 
 import hashlib
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,20 @@ class Places:
             with atomic_path(copy) as part:
                 shutil.copyfile(path, part)
         return self.address(copy)
+
+    def film(self, frames, fps: float) -> str:
+        """The address of a video of frames uint8 [f c h w]."""
+        from infer.video import write_video
+
+        with tempfile.TemporaryDirectory(dir=self.own) as folder:
+            return self.show(write_video(Path(folder) / "clip.mp4", frames, fps=max(1, round(fps))))
+
+    def picture(self, image) -> str:
+        """The address of a PIL image."""
+        with tempfile.TemporaryDirectory(dir=self.own) as folder:
+            path = Path(folder) / "picture.png"
+            image.save(path)
+            return self.show(path)
 
 
 def short(path: str | Path) -> str:

@@ -19,7 +19,7 @@ METHODS = {  # preset of configs/methods: its title, and when to take it
     "motion_inversion": ("Motion Inversion, embeddings", "the model's weights must stay untouched"),
 }
 SPEEDS = {"quick": 1 / 3, "full": 1.0}  # share of the recipe's steps
-PREVIEWS = (3, 4, 2, 5)  # how many along the way, the first that divides the steps: the last step's is one of them
+PREVIEWS = 3  # along the way; the last is made at the end
 MOST_PREVIEWED = 2  # prompts; each preview takes as long as a sampling
 
 
@@ -57,8 +57,7 @@ class Recipe:
     @property
     def interval(self) -> int:
         """Steps from one preview and checkpoint to the next."""
-        count = next((count for count in PREVIEWS if self.steps % count == 0), PREVIEWS[0])
-        return max(1, self.steps // count)
+        return max(1, -(-self.steps // PREVIEWS))
 
 
 def base_words(model: str) -> list[str]:
@@ -76,10 +75,10 @@ def is_small(model: str) -> bool:
     return isinstance(width, int) and width <= SMALL
 
 
-def configuration(model: str, method: str = "tap"):
-    """The configuration that a training of `model` begins with, before a clip is chosen."""
-    words = [*base_words(model), "--config", f"configs/methods/{method}.yaml"]
-    return load([*words, "train_data.single_video_path=clip.mp4"], description="")[0]
+def configuration(model: str, clip: Path | None = None, words: tuple[str, ...] | list[str] = ()):
+    """The configuration that a training of `model` begins with; `clip` is cut as the further `words` say."""
+    chosen = [f"train_data.single_video_path={clip or 'clip.mp4'}", "train_data.single_video_prompt=a clip"]
+    return load([*base_words(model), *chosen, *words], description="")[0]
 
 
 def go_on(run: Path) -> list[str]:
