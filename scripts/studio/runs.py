@@ -8,17 +8,19 @@ from configs.plain import read_yaml
 from configs.schema import from_dict
 from scripts.studio.places import Places
 
+LOG = "log.jsonl"
 MOST_RUNS = 200  # in the list, the newest
 RECENT = 30  # steps whose median time says how long the next will take
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps done and wanted, and the seconds that one takes; None before one was timed."""
+    """Steps done and wanted, the seconds that one takes (None before one was timed), and when the last one ended."""
 
     done: int
     wanted: int
     seconds: float | None
+    when: float = 0.0
 
     @property
     def share(self) -> float:
@@ -58,14 +60,15 @@ class Run:
         """A record a step, as logged; [] before the first."""
         from models.training.journal import read_log
 
-        log = self.path / "log.jsonl"
+        log = self.path / LOG
         return read_log(log) if log.is_file() else []
 
     def progress(self) -> Progress:
         records, wanted = self.records(), self.config().max_train_steps
         done = records[-1]["step"] if records else 0
         times = sorted(record["seconds"] for record in records[-RECENT:])
-        return Progress(done, wanted, times[len(times) // 2] if times else None)
+        when = (self.path / LOG).stat().st_mtime if records else 0.0
+        return Progress(done, wanted, times[len(times) // 2] if times else None, when)
 
     def losses(self) -> dict[str, list[tuple[int, float]]]:
         """Each loss as (step, running mean over a twentieth of the run), as the run's own plot shows it."""

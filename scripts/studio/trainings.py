@@ -65,12 +65,15 @@ class Training:
         size = os.fstat(descriptor).st_size
         return os.pread(descriptor, TAIL, max(0, size - TAIL)).decode("utf-8", "replace")
 
-    def pace(self, done: int) -> float | None:
-        """Seconds a step since this was first asked, with previews and checkpoints; None before the next step."""
+    def pace(self, done: int, when: float) -> float | None:
+        """Seconds a step, with previews and checkpoints: from the first that was asked about to number `done`.
+
+        `when` is the time at which that step ended. None before there are two.
+        """
         if self._first is None:
-            self._first = (done, time.time())
+            self._first = (done, when)
         steps = done - self._first[0]
-        return (time.time() - self._first[1]) / steps if steps > 0 else None
+        return (when - self._first[1]) / steps if steps > 0 else None
 
     def stop(self) -> None:
         """Ask it to save and end: once, because a second signal would not let it save."""

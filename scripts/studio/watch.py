@@ -67,7 +67,8 @@ def status(training: Training | None, run: Run | None, place: int) -> str:
 
 def rest(training: Training, run: Run, progress: Progress) -> str:
     """What is still to come: seconds, and whether previews are being drawn now."""
-    each, left = training.pace(progress.done) or progress.seconds, progress.wanted - progress.done
+    each = training.pace(progress.done, progress.when) or progress.seconds if progress.done else None
+    left = progress.wanted - progress.done
     if not left:
         return "; drawing the last videos"
     drawing = progress.done and progress.done % run.config().validation_steps == 0
