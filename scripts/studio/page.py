@@ -122,7 +122,9 @@ def build(desk: Desk) -> gr.Blocks:
             heading(4, "Sample", "New prompts, with the motion. The dials act at once, without training again.")
             prompts = gr.Textbox(label="Prompts, one a line", lines=3, elem_id="prompts")
             with gr.Row():
-                strength = gr.Slider(0, 2, 1, step=0.05, label="Motion strength", info="0 is the base model")
+                strength = gr.Slider(
+                    0, 2, 1, step=0.05, label="Motion strength", info="0 is the base model", elem_id="strength"
+                )
                 prior = gr.Slider(0, 1, 0, step=0.05, label="Noise prior", info="start nearer to the clip's layout")
             with gr.Accordion("More dials", open=False, elem_id="dials"):
                 with gr.Row():
