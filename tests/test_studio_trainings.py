@@ -8,16 +8,18 @@ import pytest
 
 from scripts.studio.trainings import FAILED, FINISHED, STOPPED, STOPPING, TRAINING, WAITING, Training, Trainings, reason
 
-# a command that behaves as train.py does: makes its run folder, logs, and on SIGTERM ends with 143
+# a command that behaves as train.py does: makes its run folder, logs, on SIGTERM saves and ends with 143; a second
+# signal ends it at once
 STAND_IN = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 run = pathlib.Path(sys.argv[1]) / "train_1"
 run.mkdir(parents=True, exist_ok=True)
 stop = []
-signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if stop else stop.append(1))
 (run / "log.jsonl").write_text("{}")
 for _ in range(int(sys.argv[2])):
     if stop:
+        time.sleep(0.3)
         (run / "saved").write_text("")
         sys.exit(143)
     time.sleep(0.02)
@@ -60,6 +62,7 @@ def test_a_stopped_training_has_saved(queue, tmp_path):
     training = submit(queue, tmp_path / "a")
     until(lambda: training.state == TRAINING)
     queue.stop(training)
+    time.sleep(0.1)
     queue.stop(training)  # a second click must not send a second signal
     assert training.state in (STOPPING, STOPPED)
     until(lambda: training.state == STOPPED)
