@@ -46,7 +46,7 @@ from diffusers import DDIMScheduler
 from omegaconf import DictConfig
 
 from configs.errors import UserError, printable
-from configs.files import check_writable
+from configs.files import atomic_path, check_writable
 from configs.schema import to_yaml
 from data import cache
 from infer.preview import preview
@@ -157,7 +157,8 @@ def _train(cfg, processes: Processes) -> Path:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, None)
         return folder
 
-    (folder / "config.yaml").write_text(to_yaml(cfg))
+    with atomic_path(folder / "config.yaml") as unfinished:
+        unfinished.write_text(to_yaml(cfg))
     cache.export_clips(clips, folder)
     journal = Journal(folder, start, cfg.max_train_steps, device, cfg.logger == "tensorboard")
     try:

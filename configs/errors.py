@@ -155,15 +155,21 @@ def ending(error: BaseException) -> tuple[str, int] | None:
 def command(main: Callable) -> Callable:
     """Make `main` end as a command should, with one line on stderr in place of a traceback.
 
-    The exit code is 2 on bad input, a full disk or exhausted memory, 130 on Ctrl-C and 143 on SIGTERM. Slow imports
-    belong inside `main`, so that a signal during them ends the same way.
+    The exit code is 2 on bad input, a full disk or exhausted memory, 130 on Ctrl-C, 143 on SIGTERM, and 141 without a
+    line where nobody reads the output any more. Slow imports belong inside `main`, so that a signal during them ends
+    the same way.
     """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
         try:
             with terminating():
-                return main(*args, **kwargs)
+                result = main(*args, **kwargs)
+                sys.stdout.flush()  # here, where a full disk is one line
+                return result
+        except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)  # 128 + SIGPIPE
         except BaseException as error:
             if (how := ending(error)) is None:
                 raise

@@ -61,6 +61,7 @@ def _encode(path: Path, images: np.ndarray, fps: int, quality: float) -> None:
                 if lossless
                 else {"quality": quality, "macro_block_size": 2}
             )
+            options["ffmpeg_log_level"] = "fatal"  # of a full disk it would print six lines beside our one
             iio.imwrite(path, _even(images), extension=".mp4", plugin="FFMPEG", fps=fps, **options)
         elif path.suffix == ".gif":
             first, *others = map(Image.fromarray, images)  # imageio would print the traceback of a full disk

@@ -146,6 +146,30 @@ def test_two_runs_never_share_a_fresh_folder(tmp_path, monkeypatch):
     assert [folder.name for folder in made] == ["train", "train-2", "train-3"]
 
 
+PRINTER = """
+from configs.errors import command
+@command
+def main():
+    print("x" * 100_000)
+    print("more")
+main()
+"""
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    process = subprocess.Popen([sys.executable, "-c", PRINTER], cwd=ROOT, stdout=-1, stderr=-1)
+    process.stdout.close()
+    assert process.wait(timeout=20) == 141 and process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+def test_an_output_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", PRINTER], cwd=ROOT, stdout=full, stderr=-1, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: no space left") and done.stderr.count("\n") == 1
+
+
 @pytest.fixture
 def dead():
     """The process number of one that has ended."""

@@ -3,8 +3,10 @@
 import sys
 
 import pytest
+import torch
 
 import train
+from configs.schema import to_yaml
 from infer import infer
 from models.training import memory
 from scripts import reproduce
@@ -28,6 +30,35 @@ def refusal(monkeypatch, capfd):
 def test_reproducing_into_a_place_where_nothing_can_be_written(refusal):
     for name in ("table4", "metrics"):
         assert "name another folder" in refusal(reproduce.main, name, "--smoke", "--output_dir", "/proc/x")
+
+
+def test_a_file_of_results_that_cannot_be_written_is_named_before_the_work(refusal, tmp_path):
+    for results, words in ((tmp_path, "is a folder"), ("/proc/x", "name another folder")):
+        words_given = ("table4", "--smoke", "--output_dir", tmp_path / "out", "--results", results)
+        assert words in refusal(reproduce.main, *words_given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def cuda():
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity")
+
+
+def cpu():
+    torch.empty(2**46)  # DefaultCPUAllocator: can't allocate memory
+
+
+@pytest.mark.parametrize("fail, amount", [(cuda, "2.50 GiB more"), (cpu, "281474976710656 bytes more")])
+def test_exhausted_memory_is_one_sentence(fail, amount, refusal, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "training_step", lambda *_, **__: fail())
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(tiny_config(validation_data={"sample_preview": False})))
+    line = refusal(train.main, "--config", config)
+    assert amount in line and "make the frames smaller" in line
+    monkeypatch.setattr("infer.generate.sample", lambda *_, **__: fail())
+    model, out = tiny_config().pretrained_model_path, tmp_path / "out"
+    size = ["-W", 64, "-H", 64, "-T", 2]
+    assert amount in refusal(infer.main, "--model", model, "--prompt", "a car", *size, "--output_dir", out)
+    assert not out.exists()
 
 
 def test_a_long_name_of_an_artefact_is_shown_in_its_beginning(refusal):
