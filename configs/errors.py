@@ -162,8 +162,9 @@ def command(main: Callable) -> Callable:
 
     @functools.wraps(main)
     def run(*args, **kwargs):
+        arrived: list[BaseException] = []
         try:
-            with terminating():
+            with terminating(arrived):
                 result = main(*args, **kwargs)
                 sys.stdout.flush()  # here, where a full disk is one line
                 return result
@@ -171,7 +172,8 @@ def command(main: Callable) -> Callable:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)  # 128 + SIGPIPE
         except BaseException as error:
-            if (how := ending(error)) is None:
+            # a signal goes first: libraries turn what is raised in the middle of them into errors of their own
+            if (how := ending(arrived[0] if arrived else error)) is None:
                 raise
             print(how[0], file=sys.stderr)
             sys.exit(how[1])
@@ -180,8 +182,10 @@ def command(main: Callable) -> Callable:
 
 
 @contextmanager
-def terminating() -> Iterator[None]:
+def terminating(arrived: list[BaseException]) -> Iterator[None]:
     """Within the block the first SIGTERM raises `Terminated`, once, and Ctrl-C raises KeyboardInterrupt as ever.
+
+    What was raised is added to `arrived`.
 
     During an import both end the process at once: libraries turn what is raised in the middle of their imports into
     errors of their own, and nothing is there yet to be cleared away. Does nothing where somebody handles the signals.
@@ -193,6 +197,7 @@ def terminating() -> Iterator[None]:
             line, code = ending(error)
             os.write(2, f"{line}\n".encode())
             os._exit(code)
+        arrived.append(error)
         if number == signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)  # a second one must not break the clearing away
         raise error

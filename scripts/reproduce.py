@@ -8,7 +8,6 @@ stdout carries the paths of the pages.
 
 import argparse
 import difflib
-import signal
 import sys
 from pathlib import Path
 
@@ -160,7 +159,6 @@ def main(argv: list[str] | None = None) -> None:
     from scripts.artefacts.catalogue import STUDIES
     from scripts.artefacts.production import reproduce, study_metrics
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that chains are stopped as Ctrl-C stops them
     studied = [study_metrics(args, argv)] if set(names) & set(STUDIES) and not args.dry_run else []
     names = [name for name in names if name not in STUDIES]
     pages, incomplete = reproduce(args, names, words, argv) if names else ([], 0)

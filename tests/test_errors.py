@@ -99,6 +99,20 @@ def test_a_signal_ends_a_command_in_one_line_with_nothing_half_made(number, code
     assert list(tmp_path.iterdir()) == []
 
 
+@SIGNALS
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_still_a_signal(number, code, line, capsys):
+    def main():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException as error:
+            raise AttributeError("a part is missing") from error
+
+    with pytest.raises(SystemExit) as ended:
+        command(main)()
+    assert (ended.value.code, capsys.readouterr().err.strip()) == (code, line)
+
+
 def test_signal_handling_is_given_back():
     before = signal.getsignal(signal.SIGTERM)
     assert command(lambda: signal.getsignal(signal.SIGTERM))() != before
