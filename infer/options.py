@@ -197,6 +197,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     alone = [name for name, value in vars(args).items() if name.startswith("guide_") and value is not None]
     if args.guide is None and alone:
         parser.error(f"argument --{alone[0]}: belongs to --guide, which is not given")
+    if not args.output_dir:
+        parser.error("argument --output_dir: is empty, name a folder (a single dot is this one)")
     if args.guidance_interval and args.guidance_interval[0] > args.guidance_interval[1]:
         low, high = args.guidance_interval
         parser.error(f"argument --guidance_interval: {low:g} is above {high:g}, write the lower timestep first")
