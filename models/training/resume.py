@@ -39,7 +39,7 @@ FREE = (
     "validation",
     "checkpoint",
     "max_train_steps",
-    "logger",
+    "report_to",
     "device",
     "gradient_checkpointing",
 )  # say nothing about a step's numbers
