@@ -10,7 +10,7 @@ import difflib
 import secrets
 from pathlib import Path
 
-from configs.errors import UserError, shown
+from configs.errors import UserError, printable, shown
 from configs.plain import NO_TEXT, read_text
 
 # what the release's infer.py assumes unless the checkpoint says otherwise
@@ -36,6 +36,7 @@ RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
 SOLVERS = ("ddim", "unipc", "dpm")
 STRATEGIES = ("blend", "frequency", "blend_frequency", "fft")
 RATE = 0.003  # of motion guidance: FlowMotion's
+MOST_LETTERS = 300  # of a refused flag's message
 MOST_VIDEOS = 100_000  # of one command
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
@@ -255,6 +256,7 @@ class _Parser(argparse.ArgumentParser):
         wrong = [word for word in message.split() if word.startswith("-")] if "unrecognized" in message else []
         near = difflib.get_close_matches(wrong[0], self._option_string_actions, 1) if wrong else []
         hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+        message = printable(message if len(message) <= MOST_LETTERS else f"{message[:MOST_LETTERS]}...")
         self.exit(2, f"error: {message}; {hint}\n")
 
 
