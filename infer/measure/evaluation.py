@@ -22,7 +22,8 @@ from configs.stored import stored_config
 from data.sources import load_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer
 from infer.measure.statistics import Estimate, share_or_mean
-from infer.measure.world_scores import WORLD_DEFINITIONS, ReferenceClips, speaks_world, world_scores
+from infer.measure.world_definitions import WORLD_DEFINITIONS
+from infer.measure.world_scores import ReferenceClips, speaks_world, world_scores
 from infer.video import read_frames
 from models.backbone import snap_of
 
@@ -56,11 +57,11 @@ class Evaluation:
 
 
 def summarize(rows: Iterable[dict]) -> dict[str, Estimate]:
-    """Metric -> estimate over the rows that hold it; a row's `reference` names its clip where there are several."""
+    """Metric -> estimate over the rows that hold it; a row's `run` names its training where there are several."""
     rows = list(rows)
     having = {name: [row for row in rows if row.get(name) is not None] for name in ALL_DEFINITIONS}
     return {
-        name: share_or_mean([row[name] for row in found], [row.get("reference") for row in found])
+        name: share_or_mean([row[name] for row in found], [row.get("run") for row in found])
         for name, found in having.items()
         if found
     }
