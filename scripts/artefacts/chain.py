@@ -21,22 +21,24 @@ from configs.runtime import quiet_threads
 from configs.schema import load
 from scripts.artefacts.provenance import note_commit
 
-SEEDS = 4  # prompt i starts from the noise of seed i mod 4, in every variant alike
+SEEDS = 4  # prompt i starts from the noise of seed i mod 4 (of four seeds of its own for each clip), in every variant
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Videos of every prompt with these flags of infer/infer.py, in `folder`."""
+    """Videos of every prompt with these flags of infer/infer.py, in `folder`; noise from `SEEDS` seeds on."""
 
     folder: str
     flags: list[str]
     prompts: list[str]
+    first_seed: int = 0
 
     def missing(self) -> Iterator[tuple[int, list[str]]]:
         """(seed, prompts) of the videos that are not in the folder yet."""
         there = {(prompt, seed) for _, prompt, seed in sidecars(Path(self.folder))}
-        for seed in range(SEEDS):
-            prompts = [p for i, p in enumerate(self.prompts) if i % SEEDS == seed and (p, seed) not in there]
+        for number in range(SEEDS):
+            seed = self.first_seed + number
+            prompts = [p for i, p in enumerate(self.prompts) if i % SEEDS == number and (p, seed) not in there]
             if prompts:
                 yield seed, prompts
 
@@ -50,6 +52,14 @@ class Chain:
     run: str
     steps: int
     samples: list[Samples]
+
+    def add(self, samples: Samples) -> None:
+        """Sample these as well; of the same videos asked for twice the longer list of prompts counts."""
+        for index, there in enumerate(self.samples):
+            if there.folder == samples.folder:
+                self.samples[index] = max(there, samples, key=lambda one: len(one.prompts))
+                return
+        self.samples.append(samples)
 
     @property
     def run_folder(self) -> Path | None:

@@ -27,7 +27,7 @@ def write_files(result: Result, folder: Path) -> None:
             **{
                 f"{metric}{suffix}": getattr(found, part)
                 for metric, found in estimates.items()
-                if metric in result.metrics
+                if metric in (*result.metrics, *result.details)
                 for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
             },
             "smoke": result.smoke,
@@ -57,7 +57,9 @@ def body(result: Result) -> str:
     if result.states is not None:
         parts.append(result.states.markdown())
     else:
-        parts += [_table(result, group) for group in result.groups] + [_by_motion(result)]
+        parts += [_table(result, group, result.metrics) for group in result.groups] + [_by_motion(result)]
+        if result.details:
+            parts += ["What they are made of:", *(_table(result, group, result.details) for group in result.groups)]
     if len(result.costs) > 1:
         parts.append(markdown_table(result.costs))
     if result.problems:
@@ -75,12 +77,12 @@ def _verdict_lines(result: Result) -> list[str]:
     ]
 
 
-def _table(result: Result, group: str) -> str:
-    if not result.metrics:
+def _table(result: Result, group: str, metrics: list[str]) -> str:
+    if not metrics:
         return f"{markdown(group)}: nothing could be measured."
-    rows = [[group, REPORTED, *(ALL_DEFINITIONS[m].heading for m in result.metrics), "n"]]
+    rows = [[group, REPORTED, *(ALL_DEFINITIONS[m].heading for m in metrics), "n"]]
     for variant, reported, estimates, n in result.table(group):
-        cells = [str(estimates[m]) if m in estimates else "–" for m in result.metrics]
+        cells = [str(estimates[m]) if m in estimates else "–" for m in metrics]
         rows.append([variant, reported or "–", *cells, str(n)])
     return markdown_table(rows)
 
