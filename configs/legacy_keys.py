@@ -51,7 +51,7 @@ LESS_MEMORY = (
     "the key is gone; what saves memory is gradient_checkpointing=true (the default), fewer frames "
     "(train_data.n_sample_frames) or a smaller width and height"
 )
-LOGGERS = ("tensorboard", "none")
+TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 BATCH_SIZE = "train_batch_size"  # multiplies gradient_accumulation_steps, in whichever file either stands
 
 
@@ -70,8 +70,9 @@ def modernise(path: str, value: Any) -> tuple[dict[str, Any], str | None] | None
         return {}, None
     if path == "memory":
         return {}, "the key is gone, and `default` is what there is" if value == "default" else LESS_MEMORY
-    if path == "logger_type":
-        return {"logger": value if value in LOGGERS else "tensorboard"}, "logger names it; curves go to TensorBoard"
+    if path in ("logger", "logger_type"):
+        tracker = "none" if value is False else value if value in TRACKERS else "tensorboard"  # YAML reads off as false
+        return {"report_to": tracker}, f"report_to names it, and is {tracker}"
     return None
 
 

@@ -34,6 +34,7 @@ from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.hooks import Patch
+from models.lean import attach_lean
 from models.threads import use_threads
 
 ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings, 0.3 MB each for ZeroScope
@@ -66,7 +67,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     record = shared_record(args, request, backbone)
     rows: list[tuple[str, Image.Image]] = []
     bar = tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True)
-    with _attention(backbone.unet, args), bar:
+    with bar, _attention(backbone.unet, args), attach_lean(backbone.unet):
         for number, (batch, text, negative) in enumerate(_batches(jobs, args.batch_size, settings, backbone)):
             began, cpu_began = time.perf_counter(), time.process_time()
             customization = request.customize(backbone.unet, size)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from configs.errors import UserError
+from configs.files import check_writable, sweep
 from configs.schema import ROOT, load
 from data.sources import load_clips
 from infer.measure.metrics import VideoScorer
@@ -43,6 +44,7 @@ def reproduce(
     nothing behind. What fails later is reported on the page, and the rest is made.
     """
     output = args.output_dir.resolve()
+    results = results_file(args)
     pocket = args.model == "pocket"
     model = POCKET if pocket else Path(args.model).resolve()
     testbed = Testbed(model, pocket or args.world, output, args.clips and args.clips.resolve())
@@ -73,12 +75,13 @@ def reproduce(
         print(text)
         return [], 0
 
+    for folder in (output, *output.glob("*"), *output.glob("*/videos")):
+        sweep(folder)
     measured_by = commit()  # now: the tree may have moved on before the page is written
     logs.mkdir(parents=True, exist_ok=True)
     launch = launch or ChainProcesses(logs, jobs)
     failed = run_on_slurm(list(plan.chains.values()), logs, executor, log_line) if executor else {}
     measure = Measurer(VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device())))
-    results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
     pages, incomplete = [], 0
     for name in names:
         if not executor:
@@ -97,9 +100,8 @@ def reproduce(
 
 def study(name: str, args: argparse.Namespace, argv: list[str]) -> Path:
     """A study of the measures themselves (scripts/artefacts/catalogue.py: STUDIES); returns its page."""
-    output = args.output_dir.resolve()
+    output, results = args.output_dir.resolve(), results_file(args)
     folder = output / (f"{name}-smoke" if args.smoke else name)
-    results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
     command = markdown_code(f"python scripts/reproduce.py {shlex.join(argv)}")
     provenance = f"{time.strftime('%Y-%m-%d')}, commit {commit()}. Command: {command}"
     if name == "measures":
@@ -114,6 +116,20 @@ def study(name: str, args: argparse.Namespace, argv: list[str]) -> Path:
         provenance=provenance,
         say=log_line,
     )
+
+
+def results_file(args: argparse.Namespace) -> Path:
+    """The file of results that the options `args` name.
+
+    Raises UserError where it or the output folder cannot be written: now, and not after hours of training.
+    """
+    output = args.output_dir.resolve()
+    results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
+    if results.is_dir():
+        raise UserError(f"--results: {results} is a folder; name a file such as {results / 'RESULTS.md'}")
+    for folder in (output, results.parent):
+        check_writable(folder)
+    return results
 
 
 def write_artefact(result: Result, folder: Path, cells: list[Cell]) -> Path:
