@@ -22,7 +22,7 @@ FORMULAS = (
     "reference clip, prompt, seed and initial noise; their means in each training; Student's t on these, which is the "
     "linear mixed model with a random effect of the training. Claims: p values by Holm over all claims of the "
     "artefact; a claim that something is more (or less) is refuted when the difference is short of the smallest that "
-    "counts. The prompts of a clip start from four draws of noise of its own, the same for every variant."
+    "counts. Every four prompts of a clip start from one draw of noise of its own, the same for every variant."
 )
 
 

@@ -21,7 +21,8 @@ from configs.runtime import quiet_threads
 from configs.schema import load
 from scripts.artefacts.provenance import note_commit
 
-SEEDS = 4  # prompt i starts from the noise of seed i mod 4 (of four seeds of its own for each clip), in every variant
+SEEDS = 4  # of noise for each reference clip, the same in every variant ...
+TOGETHER = 4  # ... as many prompts share one and are sampled at once
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Samples:
     def missing(self) -> Iterator[tuple[int, list[str]]]:
         """(seed, prompts) of the videos that are not in the folder yet."""
         there = {(prompt, seed) for _, prompt, seed in sidecars(Path(self.folder))}
-        for number in range(SEEDS):
-            seed = self.first_seed + number
-            prompts = [p for i, p in enumerate(self.prompts) if i % SEEDS == number and (p, seed) not in there]
+        for start in range(0, len(self.prompts), TOGETHER):
+            seed = self.first_seed + start // TOGETHER % SEEDS
+            prompts = [p for p in self.prompts[start : start + TOGETHER] if (p, seed) not in there]
             if prompts:
                 yield seed, prompts
 
@@ -105,7 +106,7 @@ def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str]) -
         "--output_dir",
         samples.folder,
         "--batch-size",
-        "4",
+        str(TOGETHER),
         "--seed",
         str(seed),
         *samples.flags,
