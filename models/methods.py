@@ -19,6 +19,7 @@ from models.files.checkpoint import Checkpoint
 from models.heads import Heads, restrict
 from models.highway import HighwaySettings, attach_highway, check_highway
 from models.hooks import Patch
+from models.patterns import choose_layers
 
 State = dict[str, torch.Tensor]
 Motions = Sequence[tuple[Checkpoint, float]]  # saved motions with their strengths
@@ -61,10 +62,11 @@ class Method:
         highway_in_training: bool = False,
         extra_loss: str | None = "debiased",
         heads: Heads | None = None,
+        notes: Sequence[str] = (),
     ):
         self.network, self.motion, self.appearance = network, motion, appearance
         self.highway, self.highway_in_training = highway, highway_in_training
-        self.extra_loss, self.heads = extra_loss, heads
+        self.extra_loss, self.heads, self.notes = extra_loss, heads, notes
 
     @property
     def kind(self) -> str:
@@ -136,7 +138,7 @@ class Method:
 
     def describe(self) -> list[str]:
         """What was patched, one line each, for the log and --dry-run."""
-        lines = [f"motion      {self.motion}"]
+        lines = [f"motion      {self.motion}", *self.notes]
         if self.appearance:
             count = len(self.appearance)
             lines.append(f"appearance  {self.appearance[0]}" + (f", for each of {count} clips" if count > 1 else ""))
@@ -172,12 +174,16 @@ def attach(
         generator=torch.Generator().manual_seed(cfg.seed or 0),
     )
     if cfg.method == "lora":
-        motion = lora.add_adapter(network, "motion", cfg.temporal_preset, block_range=cfg.block_range, **options)
+        shares = cfg.block_range
+        names, notes = choose_layers(
+            network, cfg.temporal_preset, cfg.include_patterns, cfg.exclude_patterns, block_range=shares
+        )
+        motion = lora.add_adapter(network, "motion", cfg.temporal_preset, names=names, block_range=shares, **options)
         has_appearance, extra = True, "debiased"
         if cfg.temporal_preset in backbones.kind_of(network).DIFFERENCE_LOSS:
             extra = "difference"
     else:
-        motion = _motion_inversion(network, cfg, latent_size)
+        motion, notes = _motion_inversion(network, cfg, latent_size), []
         has_appearance = cfg.embeddings.loss == "hybrid"
         extra = None if cfg.embeddings.loss == "base" else "debiased"
     adapters = 1 if cfg.single_spatial_lora else clips
@@ -192,10 +198,19 @@ def attach(
                 restrict(adapter, ~heads.is_temporal)
     use, scope, beta = (cfg.appearance_highway[key] for key in ("use", "scope", "beta"))
     highway = None if use == "off" else HighwaySettings(scope, beta)
-    if highway:
-        check_highway(network, scope, in_training=use == "training")
     in_training = use == "training"
-    return Method(network, motion, appearance, highway, highway_in_training=in_training, extra_loss=extra, heads=heads)
+    if highway:
+        check_highway(network, scope, in_training)
+    return Method(
+        network,
+        motion,
+        appearance,
+        highway,
+        highway_in_training=in_training,
+        extra_loss=extra,
+        heads=heads,
+        notes=notes,
+    )
 
 
 def _motion_inversion(network: nn.Module, cfg, latent_size: tuple[int, int, int]) -> MotionEmbeddings:

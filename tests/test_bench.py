@@ -1,10 +1,12 @@
 """The benchmark: its JSON, its counted memory and operations, and that its baselines have the same objective."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import UNet3DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs import schema
@@ -21,6 +23,7 @@ TINY = steps.Architecture(
     ),
     frames=3, side=8, text_layers=1, vae=(4, 8, 8, 8), checkpointing=False,
 )  # fmt: skip
+FOUR = replace(TINY, recipe={"timesteps_per_step": 4, "lora_unet_dropout": 0.0})
 CPU = torch.device("cpu")
 
 
@@ -44,6 +47,28 @@ def gradients_of_both(baseline, monkeypatch):
 def test_the_plain_step_gives_the_motion_adapter_the_same_gradients(monkeypatch):
     for theirs, mine in zip(*gradients_of_both(steps.PlainStep, monkeypatch), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_the_stock_step_runs_other_layers_and_gives_the_same_gradients(monkeypatch):
+    torch.manual_seed(0)
+    stock, ours = steps.StockStep(FOUR, "cpu"), steps.Step(FOUR, "cpu", torch.float32)
+    assert any("forward" in vars(module) for module in ours.unet.modules() if isinstance(module, Attention))
+    assert not any("forward" in vars(module) for module in stock.unet.modules() if isinstance(module, Attention))
+    ours.unet.load_state_dict(stock.unet.state_dict())
+    ours.latents, ours.text = stock.latents, stock.text
+    for step in (stock, ours):
+        torch.manual_seed(1)  # dropout
+        step.gradients(1)
+    for theirs, mine in zip(stock.method.motion_parameters, ours.method.motion_parameters, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_a_step_of_several_timesteps_takes_as_many_times_the_operations():
+    one, four = (
+        memory.count_flop_by_dtype(lambda a=a: steps.Step(a, "meta", torch.float32).gradients(0))["float32"]
+        for a in (TINY, FOUR)
+    )
+    assert one * 3.5 < four < one * 4.5
 
 
 def test_the_releases_step_gives_them_but_for_the_rounding_of_autocast(monkeypatch):
@@ -128,7 +153,9 @@ def test_memory_alone_is_counted_without_timing(monkeypatch, capsys):
     assert counted["train_step_s"] is None and counted["peak_bytes"] == steps.count_bytes(TINY)
 
 
-@pytest.mark.parametrize(("words", "name"), [(["--against", "release"], "release"), ([], None)])
+@pytest.mark.parametrize(
+    ("words", "name"), [(["--against", "release"], "release"), (["--against", "stock"], "stock"), ([], None)]
+)
 def test_the_baseline_is_the_one_that_was_asked_for(words, name, monkeypatch, capsys):
     monkeypatch.setattr(timings, "measure", lambda *_, against, **__: {"baseline": against, "peak_bytes": 1})
     bench.main(["--device", "cpu", *words])

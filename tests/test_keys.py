@@ -61,6 +61,8 @@ CASES: dict[str, Case | list[Case]] = {
     "method": Case("motion_inversion"),
     "temporal_preset": Case("tap_key"),
     "block_range": Case([0, 0.5], refused="block_range"),  # a transformer's; test_in_place_of_skips
+    "include_patterns": Case([r".*\.attn1\.to_v"]),
+    "exclude_patterns": Case([r".*\.attn2\..*"]),
     "lora_rank": Case(3),
     "lora_alpha": Case(9.0, "moments"),
     "lora_unet_dropout": Case(0.0),
@@ -112,6 +114,7 @@ CASES: dict[str, Case | list[Case]] = {
 EXEMPT = {
     "base": "read from files only, and merged away; test_layers",
     "fallback": "read from files only; test_layers",
+    "license": "is text in headers and in the card; test_modelspec",
     "mixed_precision": "a CPU computes in fp32 throughout; test_gpu, and test_backbone for the choice",
 }
 
