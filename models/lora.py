@@ -185,8 +185,8 @@ def add_adapter(
     Several adapters may sit on one network, also on the same layers: they act in parallel, each on the layer's input.
     `alpha` defaults to `rank`; a layer narrower than `rank` gets the rank it can have at the same scale alpha / rank.
     `placement` of the dropout: "release" after up, "peft" before down. `generator` (CPU) draws the down matrices;
-    without one they come from torch's global generator. `names` are the layers to adapt where
-    patterns changed the preset's (models/patterns.py). Raises UserError when the network lacks the preset's layers.
+    without one they come from torch's global generator. `names` are the layers to adapt where patterns changed the
+    preset's (models/patterns.py). Raises UserError when the network lacks the preset's layers.
     Source: release and MotionDirector LoRA code (scale 1, down std 1/rank, up 0).
     """
     names = targets(network, preset, block_range) if names is None else names

@@ -174,10 +174,11 @@ def attach(
         generator=torch.Generator().manual_seed(cfg.seed or 0),
     )
     if cfg.method == "lora":
+        shares = cfg.block_range
         names, notes = choose_layers(
-            network, cfg.temporal_preset, cfg.include_patterns, cfg.exclude_patterns, cfg.block_range
+            network, cfg.temporal_preset, cfg.include_patterns, cfg.exclude_patterns, block_range=shares
         )
-        motion = lora.add_adapter(network, "motion", cfg.temporal_preset, names=names, **options)
+        motion = lora.add_adapter(network, "motion", cfg.temporal_preset, names=names, block_range=shares, **options)
         has_appearance, extra = True, "debiased"
         if cfg.temporal_preset in backbones.kind_of(network).DIFFERENCE_LOSS:
             extra = "difference"
@@ -199,7 +200,7 @@ def attach(
     highway = None if use == "off" else HighwaySettings(scope, beta)
     in_training = use == "training"
     if highway:
-        check_highway(network, scope, in_training=in_training)
+        check_highway(network, scope, in_training)
     return Method(
         network,
         motion,

@@ -13,7 +13,7 @@ import regex
 from torch import nn
 
 from configs.errors import UserError, shown
-from models import backbones
+from models.backbones import kind_of
 from models.lora import targets
 
 MOST_LETTERS, MOST_SECONDS = 300, 1.0  # of this process, however busy the machine is
@@ -34,14 +34,13 @@ def choose_layers(
     choose freely. Raises UserError for a pattern that matches nothing, naming the nearest layers, and where no layer
     is left.
     """
-    chosen, notes = targets(network, preset, block_range), []
+    chosen, notes, block = targets(network, preset, block_range), [], kind_of(network).MOTION_BLOCK
     for pattern in exclude or ():
         matched = set(_matched("exclude_patterns", pattern, chosen))
         chosen = [name for name in chosen if name not in matched]
         notes.append(f"exclude     {shown(pattern)}: {len(matched)} layers, such as {min(matched)}")
     if include:
-        block = backbones.kind_of(network).MOTION_BLOCK
-        linear = [n for n, module in network.named_modules() if isinstance(module, nn.Linear) and block.match(n)]
+        linear = [name for name, module in network.named_modules() if _is_adaptable(name, module, block)]
         for pattern in include:
             matched = _matched("include_patterns", pattern, linear)
             added = [name for name in matched if name not in chosen]
@@ -50,6 +49,10 @@ def choose_layers(
     if not chosen:
         raise UserError(f"exclude_patterns: no layer of the preset {preset} is left; exclude less, or include some")
     return chosen, notes
+
+
+def _is_adaptable(name: str, module: nn.Module, block: re.Pattern) -> bool:
+    return isinstance(module, nn.Linear) and block.match(name) is not None
 
 
 def _matched(key: str, pattern: str, names: Sequence[str]) -> list[str]:

@@ -60,9 +60,9 @@ CASES: dict[str, Case | list[Case]] = {
     "validation_data.noise_prior": previewed(1.0),
     "method": Case("motion_inversion"),
     "temporal_preset": Case("tap_key"),
+    "block_range": Case([0, 0.5], refused="block_range"),  # a transformer's; test_in_place_of_skips
     "include_patterns": Case([r".*\.attn1\.to_v"]),
     "exclude_patterns": Case([r".*\.attn2\..*"]),
-    "block_range": Case([0, 0.5], refused="block_range"),  # a transformer's; test_in_place_of_skips
     "lora_rank": Case(3),
     "lora_alpha": Case(9.0, "moments"),
     "lora_unet_dropout": Case(0.0),

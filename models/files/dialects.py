@@ -19,6 +19,7 @@ from configs.errors import UserError, shown
 from models.files.checkpoint import Checkpoint
 from models.files.diffusers import foreign, header_of
 from models.files.header import read_header
+from models.files.modelspec import without_spec
 from models.files.peft import check_pairs
 from models.files.tensors import State, check_real, read_tensors, write_tensors
 from models.lora import APPEARANCE
@@ -62,7 +63,7 @@ def write_dialect(name: str, checkpoint: Checkpoint, folder: Path) -> None:
     header = header_of(checkpoint)
     _write(name, checkpoint, checkpoint.motion, folder, header)
     for clip, state in enumerate(checkpoint.appearance):
-        _write(name, checkpoint, state, folder / "spatial" / str(clip), header | {"preset": APPEARANCE})
+        _write(name, checkpoint, state, folder / "spatial" / str(clip), without_spec(header) | {"preset": APPEARANCE})
 
 
 def _write(name: str, checkpoint: Checkpoint, state: State, folder: Path, header: Mapping[str, str]) -> None:
