@@ -55,9 +55,11 @@ from infer.preview import preview
 from infer.references import prepare_clips
 from models import methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor, skeleton
+from models.compiled import compile_layers
 from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.placement import place
 from models.threads import use_threads
 from models.training import memory, objective
 from models.training.journal import Journal, mean_losses
@@ -129,7 +131,8 @@ def run(cfg: DictConfig) -> Path:
 
 def _train(cfg, processes: Processes) -> Path:
     device = processes.device
-    backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)
+    dtype = choose_dtype(cfg.mixed_precision, device)
+    backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
     use_threads(backbone.unet, device, cfg.threads)
     objective.check_scheduler(backbone.scheduler, cfg.max_timestep)
     with processes.main_first():
@@ -137,6 +140,7 @@ def _train(cfg, processes: Processes) -> Path:
     latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
     method = methods.attach(backbone.unet, cfg, clips=len(clips), latent_size=latent_size)
     processes.say("\n".join(method.describe()))
+    compile_layers(backbone.unet, cfg.compile, device, training=True)
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.unet)
     optimizer = DualPathOptimizer(
@@ -267,7 +271,8 @@ def dry_run(cfg: DictConfig) -> str:
     """
     unet = skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
     unet.requires_grad_(False)
-    model_bytes, n, data = memory.parameter_bytes(unet), cfg.timesteps_per_step, cfg.train_data
+    n, data = cfg.timesteps_per_step, cfg.train_data
+    model_bytes = place(unet, "meta", cfg.memory)
     size = (data.n_sample_frames, data.height // VAE_FACTOR, data.width // VAE_FACTOR)
     bypass_single_frames(unet)
     method = methods.attach(unet, cfg, clips=1, latent_size=size)

@@ -33,6 +33,7 @@ from infer.sampler import guide, sample, within
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
+from models.compiled import compile_layers
 from models.hooks import Patch
 from models.threads import use_threads
 
@@ -54,9 +55,9 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     request = read_request(args)
     settings, dtype = request.settings, choose_dtype(request.settings.precision, device)
     if backbone is None:
-        backbone = Backbone.load(request.model, dtype, device)
+        backbone = Backbone.load(request.model, dtype, device, args.memory)
     else:
-        _check_backbone(backbone, request.model, dtype, device)
+        _check_backbone(backbone, request.model, dtype, device, args.memory)
     use_threads(backbone.unet, device, args.threads)
     size = latent_size(settings, backbone)
     if device.type == "cuda":
@@ -66,7 +67,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     record = shared_record(args, request, backbone)
     rows: list[tuple[str, Image.Image]] = []
     bar = tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True)
-    with _attention(backbone.unet, args), bar:
+    with _attention(backbone.unet, args), compile_layers(backbone.unet, args.compile, device, training=False), bar:
         for number, (batch, text, negative) in enumerate(_batches(jobs, args.batch_size, settings, backbone)):
             began, cpu_began = time.perf_counter(), time.process_time()
             customization = request.customize(backbone.unet, size)
@@ -101,7 +102,8 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
 def load_backbone(args: argparse.Namespace) -> Backbone:
     """The model that `generate(args)` would load, to be passed to it and to further calls for the same model."""
     device, request = choose_device(args.device), read_request(args)
-    return Backbone.load(request.model, choose_dtype(request.settings.precision, device), device)
+    dtype = choose_dtype(request.settings.precision, device)
+    return Backbone.load(request.model, dtype, device, args.memory)
 
 
 def sample_videos(
@@ -220,15 +222,18 @@ def _batches(
             yield batch, torch.cat([text[prompt] for prompt, _ in batch]), negative
 
 
-def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: torch.device) -> None:
+def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: torch.device, memory: str) -> None:
     held, asked = (
-        (str(Path(path).resolve()), str(kind).removeprefix("torch."), str(place))
-        for path, kind, place in ((backbone.path, backbone.dtype, backbone.device), (model, dtype, device))
+        (str(Path(path).resolve()), str(kind).removeprefix("torch."), str(place), "memory " + waits)
+        for path, kind, place, waits in (
+            (backbone.path, backbone.dtype, backbone.device, backbone.memory),
+            (model, dtype, device, memory),
+        )
     )
     if held != asked:
         raise UserError(
             f"model: the loaded one is {' '.join(held)}, and the request asks for {' '.join(asked)}; load that one, or "
-            "give --model, --precision and --device as loaded"
+            "give --model, --precision, --device and --memory as loaded"
         )
 
 

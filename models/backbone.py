@@ -27,6 +27,7 @@ from configs.errors import UserError, is_out_of_memory
 from configs.plain import shown_error
 from models.files.pipeline import check_folder, check_pipeline, settings_of
 from models.hooks import bypass_single_frames
+from models.placement import place
 
 ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, ModelScope
     "block_out_channels": (320, 640, 1280, 1280),
@@ -98,10 +99,15 @@ class Backbone:
     scheduler: DDIMScheduler
     path: str
     device: torch.device
+    memory: str = "default"
 
     @classmethod
-    def load(cls, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Backbone":
+    def load(
+        cls, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", memory: str = "default"
+    ) -> "Backbone":
         """Load every part in `dtype`, frozen, with the one-frame bypass attached (models/hooks.py).
+
+        `memory` says where the U-Net's weights wait (models/placement.py).
 
         Raises UserError when the folder or a part of it is missing or unreadable.
         """
@@ -124,9 +130,9 @@ class Backbone:
         if old := [name for name in loaded if any(Path(path, name).glob("*.bin"))]:
             files = f"{', '.join(old)} from .bin files, as of 2023, in which nothing is executed"
             print(f"note: loaded {path}: {files}", file=sys.stderr)
-        loaded["unet"].to(device)
+        place(loaded["unet"], device, memory)
         bypass_single_frames(loaded["unet"])
-        return cls(**loaded, path=path, device=device)
+        return cls(**loaded, path=path, device=device, memory=memory)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -39,16 +39,17 @@ class Patch:
         self.remove()
 
 
-def wrap_forward(module: nn.Module, wrapper: Callable) -> Callable[[], None]:
+def wrap_forward(module: nn.Module, wrapper: Callable, innermost: bool = False) -> Callable[[], None]:
     """Call `wrapper(forward, *args, **kwargs)` in place of `module.forward`; returns the function that undoes it.
 
-    Wrappers stack (the last one added is outermost) and can be taken off in any order, which plain reassignment of
-    `forward` would get wrong. Neither the module's new `forward` nor the undo function holds the module, so a model is
-    freed with its last name whether or not its patches were removed; a wrapper that needs the module should hold it by
-    `weakref` too.
+    Wrappers stack (the last one added is outermost, unless it asks to be `innermost`) and can be taken off in any
+    order, which plain reassignment of `forward` would get wrong. Neither the module's new `forward` nor the undo
+    function holds the module, so a model is freed with its last name whether or not its patches were removed; a wrapper
+    that needs the module should hold it by `weakref` too.
     """
     key = object()  # the same wrapper may be added twice and removed once
-    module.__dict__.setdefault("_forward_wrappers", {})[key] = wrapper
+    others = module.__dict__.get("_forward_wrappers", {})
+    module.__dict__["_forward_wrappers"] = {key: wrapper, **others} if innermost else {**others, key: wrapper}
     _compose(module)
     reference = weakref.ref(module)
 

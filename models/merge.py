@@ -18,6 +18,7 @@ from torch import nn
 
 from configs.errors import UserError
 from models.hooks import Patch, wrap_forward
+from models.placement import is_plain
 
 State = Mapping[str, torch.Tensor]
 
@@ -25,13 +26,14 @@ State = Mapping[str, torch.Tensor]
 def attach_lora(unet: nn.Module, state: State, strength: float = 1.0, scale: float = 1.0) -> Patch:
     """Let the LoRA of `state` act on `unet` at `strength`, as it did in training; `scale` is its alpha / rank.
 
-    Layers in fp32 are merged (see `merge`), layers in half precision keep their weights and run the LoRA beside them.
+    Layers in fp32 are merged (see `merge`); layers in half precision, and those whose weights are placed elsewhere
+    (models/placement.py), keep their weights and run the LoRA beside them.
     A strength of 0 changes nothing. Raises UserError, changing nothing, when a module is missing or a shape differs.
     """
     with contextlib.ExitStack() as undo:  # should memory run out halfway, the U-Net is as it was
         for _, linear, down, up in _layers(unet, state):
             if factor := strength * scale:
-                put = _add_delta if linear.weight.dtype == torch.float32 else _run_beside
+                put = _add_delta if is_plain(linear) and linear.weight.dtype == torch.float32 else _run_beside
                 undo.callback(put(linear, (factor, down, up)))
         return Patch([undo.pop_all().close])
 
