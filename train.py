@@ -11,11 +11,10 @@ attention add in an order of their own, so runs agree to rounding; torch.use_det
 `run` removes that too, where CUDA has a deterministic kernel (tests/test_gpu.py resumes both ways).
 """
 
-import os
 import sys
 
 from configs.errors import command
-from configs.runtime import quiet_threads
+from configs.runtime import is_first, one_voice, quiet_threads
 
 DESCRIPTION = "train.py: give a text-to-video model the motion of one or a few reference clips."
 quiet_threads()
@@ -26,13 +25,12 @@ def main() -> None:
     """Train as the command line says; prints the run folder."""
     from configs.schema import load
 
-    cfg, only_describe = load(sys.argv[1:], description=DESCRIPTION)
-    import train  # this file with its slow imports: --help has answered by now, and Ctrl-C ends them in one line
-    from models.training.processes import one_voice
-
     with one_voice():
+        cfg, only_describe = load(sys.argv[1:], description=DESCRIPTION)
+        import train  # this file with its slow imports: --help has answered by now, and Ctrl-C ends them in one line
+
         result = train.dry_run(cfg) if only_describe else train.run(cfg)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(result)
 
 
@@ -45,13 +43,14 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from configs.errors import UserError
-from configs.files import check_writable
+from configs.errors import UserError, printable
+from configs.files import atomic_path, check_writable
 from configs.schema import to_yaml
 from data import cache
-from infer.preview import preview
+from infer.plan import plan
+from infer.preview import Previews
 from infer.references import prepare_clips
 from models import methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor, skeleton
@@ -59,6 +58,7 @@ from models.compiled import compile_layers
 from models.files.checkpoint import save_checkpoint
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.lean import attach_lean
 from models.placement import place
 from models.threads import use_threads
 from models.training import memory, objective
@@ -67,6 +67,7 @@ from models.training.optimizer import DualPathOptimizer, NotFinite, require_fini
 from models.training.processes import LostProcess, Processes
 from models.training.resume import last_checkpoint, open_run, resume
 from models.training.stopping import StopSignals
+from models.training.trackers import check_tracker, start_tracker
 
 VAE_FACTOR, CLIP_TOKENS = 8, 77  # of every model of this family; only the estimate of --dry-run assumes them
 
@@ -120,6 +121,7 @@ def run(cfg: DictConfig) -> Path:
     """
     for folder in (cfg.output_dir, cfg.cache_dir):
         check_writable(Path(folder))
+    check_tracker(cfg.report_to)
     processes = Processes(cfg.device)
     if processes.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -131,6 +133,8 @@ def run(cfg: DictConfig) -> Path:
 
 def _train(cfg, processes: Processes) -> Path:
     device = processes.device
+    if processes.is_main:
+        processes.say("\n".join(plan(cfg)))
     dtype = choose_dtype(cfg.mixed_precision, device)
     backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
     use_threads(backbone.unet, device, cfg.threads)
@@ -143,6 +147,8 @@ def _train(cfg, processes: Processes) -> Path:
     compile_layers(backbone.unet, cfg.compile, device, training=True)
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.unet)
+    if cfg.compile == "off":
+        attach_lean(backbone.unet)
     optimizer = DualPathOptimizer(
         cfg,
         method.motion_parameters,
@@ -160,21 +166,26 @@ def _train(cfg, processes: Processes) -> Path:
         return checkpoint.parent
     folder = open_run(cfg, processes, checkpoint)
     if not processes.is_main:
-        loop(cfg, backbone, method, optimizer, clips, folder, start, processes, None)
+        loop(cfg, backbone, method, optimizer, clips, folder, start, processes)
         return folder
 
-    (folder / "config.yaml").write_text(to_yaml(cfg))
+    with atomic_path(folder / "config.yaml") as unfinished:
+        unfinished.write_text(to_yaml(cfg))
     cache.export_clips(clips, folder)
-    journal = Journal(folder, start, cfg.max_train_steps, device, cfg.logger == "tensorboard")
+    previews = Previews(cfg, backbone, method, clips, folder, processes.say)
+    previews.at_first()
+    tracker = start_tracker(cfg.report_to, folder, OmegaConf.to_container(cfg), start)
+    journal = Journal(folder, start, cfg.max_train_steps, device, tracker)
     try:
-        loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal)
+        loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal, previews)
+        previews.at_last()
     finally:
         processes.say(f"loss plot: {journal.close()}")
     return folder
 
 
-def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal: Journal | None) -> None:
-    """Steps start+1 to max_train_steps: both passes, move the weights, log, save, preview."""
+def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal=None, previews=None) -> None:
+    """Steps start+1 to max_train_steps: both passes, move the weights; the first process logs, saves and previews."""
     device, copies = backbone.device, cfg.timesteps_per_step
     batches = [  # of each clip: latents [t 4 f h w] and text [t n d], t timesteps in one pass
         tuple(x.to(device).expand(copies, *x.shape[1:]) for x in (clip.latents, clip.text)) for clip in clips
@@ -203,9 +214,7 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
                 journal.log(step, losses, moved, timestep=timesteps[0], learning_rate=rate)
                 if step == cfg.max_train_steps or stopped or step % cfg.checkpointing_steps == 0:
                     save(cfg, method, optimizer, folder, step)
-                wanted = cfg.validation_data
-                if step % cfg.validation_steps == 0 and wanted.sample_preview and wanted.prompt:
-                    preview(cfg, backbone, method, clips, folder / "previews" / f"step-{step}")
+                journal.previews(step, previews.after(step))
                 journal.pause()
             if stopped and step < cfg.max_train_steps:
                 processes.say(f"stopped after step {step}; go on with: resume_from_checkpoint={folder}")
@@ -265,10 +274,11 @@ def save(cfg, method, optimizer, folder: Path, step: int) -> None:
 
 
 def dry_run(cfg: DictConfig) -> str:
-    """The resolved configuration, what would be patched and the memory that a step needs.
+    """The resolved configuration, the plan for each clip, what would be patched and the memory that a step needs.
 
-    Loads no weights and writes nothing.
+    Loads no weights and writes nothing. Raises UserError as `run` does, also for a clip that cannot be used.
     """
+    planned = plan(cfg)
     unet = skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
     unet.requires_grad_(False)
     n, data = cfg.timesteps_per_step, cfg.train_data
@@ -291,4 +301,4 @@ def dry_run(cfg: DictConfig) -> str:
     if method.highway:
         with attach_highway(unet, *method.highway) as highway:
             lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
-    return "\n".join([to_yaml(cfg), *lines, f"memory      {needed}"])
+    return "\n".join(map(printable, [*to_yaml(cfg).split("\n"), *planned, *lines, f"memory      {needed}"]))

@@ -79,7 +79,12 @@ LESS_MEMORY = (
 
 
 class UserError(Exception):
-    """One sentence for the person at the keyboard: what was wrong, what was found, what to do."""
+    """One sentence for the person at the keyboard: what was wrong, what was found, what to do.
+
+    `silent` where another process prints it.
+    """
+
+    silent = False
 
 
 class Terminated(BaseException):
@@ -151,17 +156,25 @@ def ending(error: BaseException) -> tuple[str, int] | None:
 def command(main: Callable) -> Callable:
     """Make `main` end as a command should, with one line on stderr in place of a traceback.
 
-    The exit code is 2 on bad input, a full disk or exhausted memory, 130 on Ctrl-C and 143 on SIGTERM. Slow imports
-    belong inside `main`, so that a signal during them ends the same way.
+    The exit code is 2 on bad input, a full disk or exhausted memory, 130 on Ctrl-C, 143 on SIGTERM, and 141 without a
+    line where nobody reads the output any more. Slow imports belong inside `main`, so that a signal during them ends
+    the same way.
     """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
+        arrived: list[BaseException] = []
         try:
-            with terminating():
-                return main(*args, **kwargs)
+            with terminating(arrived):
+                result = main(*args, **kwargs)
+                sys.stdout.flush()  # here, where a full disk is one line
+                return result
+        except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)  # 128 + SIGPIPE
         except BaseException as error:
-            if (how := ending(error)) is None:
+            # a signal goes first: libraries turn what is raised in the middle of them into errors of their own
+            if (how := ending(arrived[0] if arrived else error)) is None:
                 raise
             print(how[0], file=sys.stderr)
             sys.exit(how[1])
@@ -170,8 +183,10 @@ def command(main: Callable) -> Callable:
 
 
 @contextmanager
-def terminating() -> Iterator[None]:
+def terminating(arrived: list[BaseException]) -> Iterator[None]:
     """Within the block the first SIGTERM raises `Terminated`, once, and Ctrl-C raises KeyboardInterrupt as ever.
+
+    What was raised is added to `arrived`.
 
     During an import both end the process at once: libraries turn what is raised in the middle of their imports into
     errors of their own, and nothing is there yet to be cleared away. Does nothing where somebody handles the signals.
@@ -183,6 +198,7 @@ def terminating() -> Iterator[None]:
             line, code = ending(error)
             os.write(2, f"{line}\n".encode())
             os._exit(code)
+        arrived.append(error)
         if number == signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)  # a second one must not break the clearing away
         raise error

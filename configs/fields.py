@@ -62,6 +62,12 @@ class ValidationData:
     prompt: list[str] = key(list, "prompts of the preview videos; without any there are no previews", **TEXT)
     negative_prompt: str = key("", "what the previews are steered away from", **TEXT)
     sample_preview: bool = key(True, "make preview videos every validation_steps")
+    sample_at_first: bool = key(
+        True, "make the base model's videos of the prompts before the first step: does it know this motion already?"
+    )
+    side_by_side: bool = key(
+        True, "end with a video and a picture of reference clip, base model and customized model (with a last preview)"
+    )
     num_frames: int | None = key(
         None, "frames of a preview; default as train_data.n_sample_frames", low=1, high=MOST_FRAMES
     )
@@ -222,7 +228,9 @@ class Config:
         None, "the run to continue: latest, a run folder or a checkpoint-N folder of one"
     )
     validation_steps: int = key(1000, "make previews every so many steps", **EVERY)
-    logger: Literal["tensorboard", "none"] = key("tensorboard", "curves besides log.jsonl and the loss plot")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = key(
+        "none", "where losses, norms, rates and previews go besides log.jsonl and the loss plot; wandb works offline"
+    )
 
     # the keys that a file or the command line set; the program writes it, and nobody sets it
     chosen: list[str] = field(default_factory=list)

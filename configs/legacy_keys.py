@@ -47,7 +47,7 @@ REPLACED = {
     "validation_data.vid_preview": "sample_preview switches the previews",
     "validation_data.freeu": "appearance_highway.beta is the scale of the skips",
 }
-LOGGERS = ("tensorboard", "none")
+TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 BATCH_SIZE = "train_batch_size"  # multiplies gradient_accumulation_steps, in whichever file either stands
 
 
@@ -66,8 +66,9 @@ def modernise(path: str, value: Any) -> tuple[dict[str, Any], str | None] | None
         return {}, None
     if path == "memory" and value == "low":
         return {"memory": "smallest"}, "low is smallest today: it streams the frozen model from the host"
-    if path == "logger_type":
-        return {"logger": value if value in LOGGERS else "tensorboard"}, "logger names it; curves go to TensorBoard"
+    if path in ("logger", "logger_type"):
+        tracker = "none" if value is False else value if value in TRACKERS else "tensorboard"  # YAML reads off as false
+        return {"report_to": tracker}, f"report_to names it, and is {tracker}"
     return None
 
 

@@ -22,6 +22,7 @@ from configs.layers import BASE, FALLBACK, MODEL, ROOT, brief, is_hub_id, leaves
 from configs.legacy_keys import BATCH_SIZE, batch_size, modernise
 from configs.limits import beyond, contradictions, did_you_mean, unfit
 from configs.plain import read_yaml
+from configs.runtime import note
 from configs.tables import help_text, markdown_tables
 
 __all__ = ["KEYS", "ROOT", "from_dict", "help_text", "is_hub_id", "load", "locate", "parse_cli", "to_yaml"]
@@ -37,7 +38,7 @@ INPUT_PATHS = (
 )
 OUTPUT_PATHS = ("output_dir", "cache_dir")
 # YAML reads no/off as false
-YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "logger": "none", "compile": "off"}
+YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "report_to": "none", "compile": "off"}
 FOLLOWS = {
     f"validation_data.{name}": f"train_data.{source}"
     for name, source in (("num_frames", "n_sample_frames"), ("width", "width"), ("height", "height"))
@@ -59,7 +60,7 @@ def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
     if MODEL not in asked and not (FALLBACK in asked and asked[FALLBACK] is None):
         layers, warning = with_fallback(layers, merge.errors, default_of(KEYS[MODEL]))
         if warning:
-            print(warning, file=sys.stderr)
+            note(warning)
     for layer in layers:
         merge.add(layer.values, layer.origin)
     merge.add(asked, "command line")
@@ -184,10 +185,10 @@ class _Merge:
             if old is None:
                 now[path] = value
                 continue
-            replacement, note = old
+            replacement, reason = old
             replacements |= replacement
-            if note:
-                self.notes.append(f"note: {path} ({origin}): {note}")
+            if reason:
+                self.notes.append(f"note: {path} ({origin}): {reason}")
         now |= replacements  # after the rest: an old key may refine what today's key says
         written = {path for path, value in now.items() if self._set(path, value, origin)}
         self.chosen = (self.chosen - now.keys()) | (written if listed is None else written & set(listed))
@@ -229,13 +230,13 @@ class _Merge:
     def finish(self) -> DictConfig:
         """Fill in what follows from other keys, check limits, and raise every error together."""
         cfg, chosen = self.cfg, self.chosen
-        for note in self.notes:
-            print(note, file=sys.stderr)
+        for text in self.notes:
+            note(text)
         if self.batch_size > 1:
             cfg.gradient_accumulation_steps *= self.batch_size
             chosen.add("gradient_accumulation_steps")
             count = cfg.gradient_accumulation_steps
-            print(f"note: {BATCH_SIZE}: clips are accumulated: gradient_accumulation_steps is {count}", file=sys.stderr)
+            note(f"note: {BATCH_SIZE}: clips are accumulated: gradient_accumulation_steps is {count}")
         followed = set()
         for path, source in FOLLOWS.items():
             if OmegaConf.select(cfg, path) is None:

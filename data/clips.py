@@ -6,6 +6,8 @@ buckets are kept where they keep the aspect ratio inside the asked size; sizes g
 """
 
 import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, isfinite
 from pathlib import Path
@@ -115,30 +117,57 @@ def read_video(path: str | Path, cut: Cut, prompt: str) -> Clip:
     Raises UserError when the file is missing, empty, unreadable, truncated or too short.
     """
     path = _present(Path(path))
+    with decodable(path):
+        video = open_video(path)
+        indices, rate = pick_frames(path, video.count, video.fps, cut)
+        picked = video.frames(indices, (cut.width, cut.height) if cut.snap is None else None)
+    return _clip(path, picked, cut, prompt, rate, _describe(indices, video.count))
+
+
+def open_video(path: Path) -> "Decoder | Gif":
+    """What gives a video's `count`, `fps`, `size` and `frames(indices, size)`; use it inside `decodable`.
+
+    Raises UserError when the file is missing, empty or an image.
+    """
+    path = _present(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise UserError(
             f"{path}: is an image, and a motion needs a video; for the appearance alone use dataset_types=[image]"
             f" train_data.image_dir={path}"
         )
-    if path.suffix.lower() == ".gif":
-        frames, fps = _read_gif(path)
-        indices, rate = pick_frames(path, len(frames), fps, cut)
-        picked, count = frames[indices], len(frames)
-    else:
+    return Gif(path) if path.suffix.lower() == ".gif" else Decoder(path)
+
+
+@contextmanager
+def decodable(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises inside the block becomes one sentence about the file."""
+    try:
+        yield
+    except UNDECODABLE as error:
+        if is_out_of_memory(error):
+            raise
+        reason = printable((str(error).strip().splitlines() or ["no reason given"])[-1])[:160]
+        raise UserError(
+            f"{path}: not a video that can be decoded ({reason}); re-encode it, for example with"
+            " `ffmpeg -i IN -c:v libx264 OUT.mp4`"
+        ) from None
+
+
+class Gif:
+    """A gif as a decoder: all of its frames are held, since they build on each other."""
+
+    def __init__(self, path: Path):
         try:
-            video = Decoder(path)
-            count = video.count
-            indices, rate = pick_frames(path, count, video.fps, cut)
-            picked = video.frames(indices, (cut.width, cut.height) if cut.snap is None else None)
-        except UNDECODABLE as error:
-            if is_out_of_memory(error):
-                raise
-            reason = printable((str(error).strip().splitlines() or ["no reason given"])[-1])[:160]
-            raise UserError(
-                f"{path}: not a video that can be decoded ({reason}); re-encode it, for example with"
-                " `ffmpeg -i IN -c:v libx264 OUT.mp4`"
-            ) from None
-    return _clip(path, picked, cut, prompt, rate, _describe(indices, count))
+            self._frames = imageio.imread(path, index=None, plugin="pillow", mode="RGB")  # [f h w c]
+            duration = imageio.immeta(path, index=0, plugin="pillow").get("duration") or 100  # milliseconds a frame
+        except UNREADABLE as error:
+            raise UserError(f"{path}: not a gif that can be read ({_reason(error)}); save it again or as mp4") from None
+        self.count, self.fps = len(self._frames), 1000 / duration
+        self.size = self._frames.shape[2], self._frames.shape[1]
+
+    def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8 [f h w c] at the gif's own size: `size` is a wish that only a decoder of video can fulfil."""
+        return self._frames[list(indices)]
 
 
 def read_image(path: str | Path, cut: Cut, prompt: str) -> Clip:
@@ -159,15 +188,6 @@ def _present(path: Path) -> Path:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes); copy or download it again")
     return path
-
-
-def _read_gif(path: Path) -> tuple[np.ndarray, float]:
-    try:
-        frames = imageio.imread(path, index=None, plugin="pillow", mode="RGB")  # [f h w c]
-        duration = imageio.immeta(path, index=0, plugin="pillow").get("duration") or 100  # milliseconds a frame
-        return frames, 1000 / duration
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a gif that can be read ({_reason(error)}); save it again or as mp4") from None
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,8 @@ prompt; a single file takes the config's prompt first. A json list gives each cl
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,21 @@ FILE_KEYS = ("video_path", "clip_path", "video", "path", "file_name")
 TEXT_KEYS = ("prompt", "text", "caption")
 
 
-def load_clips(cfg: Any, snap: int) -> list[Clip]:
-    """Every clip that `cfg.dataset_types` names, cut as `cfg.train_data` describes; the plan goes to stderr.
+@dataclass(frozen=True)
+class Planned:
+    """A clip that was not read yet: its file, what to cut from it, its caption, and what reads it."""
 
-    `snap` is the multiple of pixels that VAE and U-Net need (used with use_bucketing). Raises UserError for a file that
-    cannot be used, for a source without clips and for a clip without a caption.
+    path: Path
+    cut: Cut
+    prompt: str
+    read: Callable[[Path, Cut, str], Clip] = read_video
+
+
+def plan_clips(cfg: Any, snap: int) -> list[Planned]:
+    """Every clip that `cfg.dataset_types` names, as `cfg.train_data` describes, before any is read.
+
+    `snap` is the multiple of pixels that VAE and U-Net need (used with use_bucketing). Raises UserError for a source
+    without clips and for a clip without a caption.
     """
     data = cfg.train_data
     cut = Cut(
@@ -35,37 +46,46 @@ def load_clips(cfg: Any, snap: int) -> list[Clip]:
         snap if data.use_bucketing else None,
     )
     readers = {"single_video": _single_video, "folder": _folder, "json": _json, "image": _images}
-    clips = [clip for kind in cfg.dataset_types for clip in readers[kind](data, cut)]
+    return [planned for kind in cfg.dataset_types for planned in readers[kind](data, cut)]
+
+
+def load_clips(cfg: Any, snap: int) -> list[Clip]:
+    """The clips of `plan_clips`, read; what was cut from where goes to stderr.
+
+    Raises UserError as that function does, and for a file that cannot be used.
+    """
+    clips = [planned.read(planned.path, planned.cut, planned.prompt) for planned in plan_clips(cfg, snap)]
     for number, clip in enumerate(clips):
         print(printable(f'clip {number}: {clip.source}, "{clip.prompt}"'), file=sys.stderr)
     return clips
 
 
-def _single_video(data: Any, cut: Cut) -> Iterator[Clip]:
+def _single_video(data: Any, cut: Cut) -> Iterator[Planned]:
     path = locate(data.single_video_path)
     prompt = data.single_video_prompt or _caption(path, {}, "", "train_data.single_video_prompt")
-    yield read_video(path, cut, prompt)
+    yield Planned(path, cut, prompt)
 
 
-def _folder(data: Any, cut: Cut) -> Iterator[Clip]:
+def _folder(data: Any, cut: Cut) -> Iterator[Planned]:
     folder = locate(data.path)
     captions = _metadata(folder)
     for path in _files(folder, VIDEO_SUFFIXES, "video", "train_data.path"):
-        yield read_video(path, cut, _caption(path, captions, data.fallback_prompt, "train_data.fallback_prompt"))
+        yield Planned(path, cut, _caption(path, captions, data.fallback_prompt, "train_data.fallback_prompt"))
 
 
-def _images(data: Any, cut: Cut) -> Iterator[Clip]:
+def _images(data: Any, cut: Cut) -> Iterator[Planned]:
     source = locate(data.image_dir)
     if source.is_file():
         prompt = data.single_img_prompt or _caption(source, {}, "", "train_data.single_img_prompt")
-        yield read_image(source, cut, prompt)
+        yield Planned(source, cut, prompt, read_image)
         return
     captions = _metadata(source)
     for path in _files(source, IMAGE_SUFFIXES, "image", "train_data.image_dir"):
-        yield read_image(path, cut, _caption(path, captions, data.single_img_prompt, "train_data.single_img_prompt"))
+        prompt = _caption(path, captions, data.single_img_prompt, "train_data.single_img_prompt")
+        yield Planned(path, cut, prompt, read_image)
 
 
-def _json(data: Any, cut: Cut) -> Iterator[Clip]:
+def _json(data: Any, cut: Cut) -> Iterator[Planned]:
     """MotionDirector's layout ({"data": [{"video_path", "data": [{"frame_index", "prompt"}]}]}) or a plain list."""
     source = locate(data.json_path)
     content = read_json(source)
@@ -93,7 +113,7 @@ def _json(data: Any, cut: Cut) -> Iterator[Clip]:
             if type(start) is not int or start < 0:
                 raise UserError(f"{where}: frame_index is {shown(start)}; give a whole number from 0")
             taken = Cut(cut.width, cut.height, cut.frames, cut.fps, cut.step, start, cut.snap)
-            yield read_video(beside if beside.exists() else locate(name), taken, prompt)
+            yield Planned(beside if beside.exists() else locate(name), taken, prompt)
 
 
 def _files(folder: Path, suffixes: tuple[str, ...], kind: str, key: str) -> list[Path]:

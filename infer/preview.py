@@ -1,28 +1,111 @@
-"""Previews in the middle of a training: the validation prompts, through the sampling that inference uses."""
+"""Previews of a training: the validation prompts, through the sampling that inference uses.
+
+The base model's come before the first step, the customized model's every validation_steps; when a training ends, the
+last ones are put beside the reference clip in a video that plays everywhere and in a picture for a README.
+"""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from configs.errors import UserError
 from data.cache import CachedClip, primary
+from data.clips import Clip
+from data.sources import plan_clips
 from infer.generate import sample_videos
 from infer.pictures import contact_sheet, strip
 from infer.settings import of_training
-from infer.video import safe_name, write_video
+from infer.side_by_side import write_side_by_side
+from infer.video import read_frames, safe_name, write_video
 from models.backbone import Backbone
+from models.hooks import Patch
 from models.methods import Method
 
+BASE, ROWS = "step-0", 2  # the base model's folder; rows of the picture
+SHEET, PLAYING = "sheet.png", "side_by_side.webp"
 
-def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], folder: Path) -> Path | None:
+
+class Previews:
+    """The previews of one run, in `folder`/previews/step-N; `say` prints a line for the person who waits."""
+
+    def __init__(
+        self, cfg, backbone: Backbone, method: Method, clips: list[CachedClip], folder: Path, say: Callable[[str], None]
+    ):
+        self.cfg, self.wanted, self.say = cfg, cfg.validation_data, say
+        self.model = backbone, method, clips
+        self.run, self.on = folder, bool(self.wanted.sample_preview and self.wanted.prompt)
+
+    def at_first(self) -> None:
+        """The base model's videos, where they are asked for and not there yet."""
+        if self.on and self.wanted.sample_at_first and not (self.of(0) / SHEET).is_file():
+            if sheet := preview(self.cfg, *self.model, self.of(0), base=True):
+                self.say(
+                    f"the base model, before the first step: {sheet}\nDoes it know this motion already? Then there is "
+                    "little to learn: look before you wait (validation_data.sample_at_first=false leaves this out)"
+                )
+
+    def after(self, step: int) -> dict[str, Path]:
+        """The videos made after `step`, by prompt: every validation_steps, and for the picture at the end."""
+        last = self.wanted.side_by_side and step == self.cfg.max_train_steps
+        if not self.on or (step % self.cfg.validation_steps and not last):
+            return {}
+        preview(self.cfg, *self.model, self.of(step))
+        return self.videos(step)
+
+    def at_last(self) -> Path | None:
+        """Reference clip, base model and customized model side by side, playing: a picture, and an mp4 beside it."""
+        step = self.cfg.max_train_steps
+        if not (self.on and self.wanted.side_by_side and (customized := self.videos(step))):
+            return None
+        if not (self.of(0) / SHEET).is_file():
+            preview(self.cfg, *self.model, self.of(0), base=True)
+        base, reference = self.videos(0), self._reference()
+        rows = [(p, read_frames(base[p]), read_frames(customized[p])) for p in customized if p in base][:ROWS]
+        if not rows:
+            return None
+        try:
+            path = write_side_by_side(self.run / PLAYING, rows, reference, fps=of_training(self.cfg).fps)
+        except UserError as error:  # too large for a README: no reason to end a training with an error
+            self.say(f"note: {error}")
+            return None
+        self.say(f"side by side: {path.with_suffix('.mp4')} and, for a README, {path.name}")
+        return path
+
+    def of(self, step: int) -> Path:
+        """The folder of the previews after `step`."""
+        return self.run / "previews" / f"step-{step}"
+
+    def videos(self, step: int) -> dict[str, Path]:
+        """Prompt -> video of those that were made after `step`."""
+        named = {prompt: self.of(step) / f"{safe_name(prompt)}.mp4" for prompt in self.wanted.prompt}
+        return {prompt: path for prompt, path in named.items() if path.is_file()}
+
+    def _reference(self) -> Clip:
+        """The reference clip that speaks for all, as its file has it, else as its latents decode."""
+        backbone, _, clips = self.model
+        number = primary(clips)
+        if self.cfg.cached_latent_dir:
+            frames = backbone.decode_video(clips[number].latents.to(backbone.device))
+            return Clip(frames, clips[number].prompt, clips[number].name, of_training(self.cfg).fps)
+        planned = plan_clips(self.cfg, backbone.snap)[number]
+        return planned.read(planned.path, planned.cut, planned.prompt)
+
+
+def preview(
+    cfg, backbone: Backbone, method: Method, clips: list[CachedClip], folder: Path, *, base: bool = False
+) -> Path | None:
     """Sample `cfg.validation_data` with the weights as they are; writes the videos and a sheet, whose path it returns.
 
     Highway, phased integration and solver are those that `infer/infer.py` would use; the noise prior is the release's
-    0.5 unless it was chosen, and 0 with several reference clips or without an inversion. A preview that overflows is
-    left out with a note, because it must not end a training. The U-Net is left in training mode.
+    0.5 unless it was chosen, and 0 with several reference clips or without an inversion. With `base` nothing of the
+    method acts: no adapter, no highway, no noise prior. A preview that overflows is left out with a note, because it
+    must not end a training. The U-Net is left in training mode.
     """
     wanted, settings, number = cfg.validation_data, of_training(cfg), primary(clips)
     inversion = clips[number].inversion
-    if inversion is None or inversion.shape[2] == 1:
+    if base:
+        settings.replace("noise_prior", 0.0, "absence of motion")
+    elif inversion is None or inversion.shape[2] == 1:
         settings.replace("noise_prior", 0.0, "absence of an inversion")
     elif len(clips) > 1 and wanted.noise_prior is None:
         settings.replace("noise_prior", 0.0, "number of reference clips")
@@ -31,7 +114,7 @@ def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], fo
     backbone.unet.eval()
     try:
         for prompt, text in zip(wanted.prompt, texts, strict=True):
-            customization = method.sampling(wanted.spatial_scale, number)
+            customization = Patch() if base else method.sampling(wanted.spatial_scale, number)
             try:
                 (frames,) = sample_videos(
                     backbone, customization, settings, text, negative, seeds=[cfg.seed], inversion=inversion
@@ -43,4 +126,4 @@ def preview(cfg, backbone: Backbone, method: Method, clips: list[CachedClip], fo
             write_video(folder / f"{safe_name(prompt)}.mp4", frames, fps=settings.fps)
     finally:
         backbone.unet.train()
-    return contact_sheet(folder / "sheet.png", rows) if rows else None
+    return contact_sheet(folder / SHEET, rows) if rows else None

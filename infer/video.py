@@ -59,8 +59,9 @@ def _encode(path: Path, images: np.ndarray, fps: int, quality: float) -> None:
             options = (
                 {"codec": "libx264rgb", "pixelformat": "rgb24", "output_params": ["-crf", "0"]}
                 if lossless
-                else {"quality": quality, "macro_block_size": 2}
+                else {"quality": quality, "macro_block_size": 2, "output_params": ["-movflags", "+faststart"]}
             )
+            options["ffmpeg_log_level"] = "fatal"  # of a full disk it would print six lines beside our one
             iio.imwrite(path, _even(images), extension=".mp4", plugin="FFMPEG", fps=fps, **options)
         elif path.suffix == ".gif":
             first, *others = map(Image.fromarray, images)  # imageio would print the traceback of a full disk

@@ -18,12 +18,13 @@ from pickle import UnpicklingError
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from einops import rearrange
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from configs.errors import UserError, is_out_of_memory
+from configs.errors import UserError, is_out_of_memory, shown
 from configs.plain import shown_error
 from models.files.pipeline import check_folder, check_pipeline, settings_of
 from models.hooks import bypass_single_frames
@@ -37,7 +38,7 @@ ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, Mod
 }
 # what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
 UNLOADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
-UNLOADABLE += (AssertionError, SafetensorError, UnpicklingError)
+UNLOADABLE += (AssertionError, SafetensorError, UnpicklingError, StrictDataclassError)
 ROOM = 12e9  # bytes free beside all parts of the model, twice what training and sampling need: then no part is moved
 FRAMES_AT_ONCE = 4  # the VAE is applied to a few frames at a time: decoding 16 at once would need 3.6 GB
 
@@ -120,7 +121,7 @@ class Backbone:
         parts = {
             "unet": (UNet3DConditionModel, {"torch_dtype": dtype}),
             "vae": (AutoencoderKL, {"torch_dtype": dtype}),
-            "text_encoder": (CLIPTextModel, {"dtype": dtype}),
+            "text_encoder": (CLIPTextModel, {"dtype": dtype, "ignore_mismatched_sizes": True}),  # _load_part sees them
             "tokenizer": (CLIPTokenizer, {}),
             "scheduler": (DDIMScheduler, {}),
         }
@@ -259,15 +260,18 @@ def skeleton(model: str | Path | None = None) -> UNet3DConditionModel:
 
 
 def _load_part(path: str, name: str, kind, options: dict):
-    folder = Path(path) / name
-    if folder.is_dir() and issubclass(kind, nn.Module):
+    """One part; a module with every weight that it has, none of them made up by a library for one that is missing."""
+    folder, is_module = Path(path) / name, issubclass(kind, nn.Module)
+    if folder.is_dir() and is_module:
         weights = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors")]
         if weights and all(".fp16." in file for file in weights):
             options = {**options, "variant": "fp16"}
     try:
         # diffusers calls .bin weights unsafe; they are opened so that nothing in them executes
-        with _quiet("diffusers.models.modeling_utils"):
-            return kind.from_pretrained(path, subfolder=name, **options)
+        with _quiet("diffusers.models.modeling_utils"), _quiet("transformers"):
+            if not is_module:
+                return kind.from_pretrained(path, subfolder=name, **options)
+            module, found = kind.from_pretrained(path, subfolder=name, output_loading_info=True, **options)
     except UNLOADABLE as error:
         if is_out_of_memory(error):
             raise
@@ -275,3 +279,10 @@ def _load_part(path: str, name: str, kind, options: dict):
             f"model: {name} of {path} cannot be loaded ({shown_error(error)}); "
             "check that the download is complete and is a ZeroScope/ModelScope folder"
         ) from error
+    wrong = [*sorted(found["missing_keys"]), *(key for key, *_ in found["mismatched_keys"])]
+    if wrong:
+        raise UserError(
+            f"model: {name} of {path} lacks {len(wrong)} of its weights, or they have other shapes "
+            f"({shown(wrong[0])}); check that the download is complete and is a ZeroScope/ModelScope folder"
+        )
+    return module

@@ -48,8 +48,8 @@ def wrap_forward(module: nn.Module, wrapper: Callable, innermost: bool = False) 
     that needs the module should hold it by `weakref` too.
     """
     key = object()  # the same wrapper may be added twice and removed once
-    others = module.__dict__.get("_forward_wrappers", {})
-    module.__dict__["_forward_wrappers"] = {key: wrapper, **others} if innermost else {**others, key: wrapper}
+    before = module.__dict__.get("_forward_wrappers", {})
+    module.__dict__["_forward_wrappers"] = {key: wrapper, **before} if innermost else {**before, key: wrapper}
     _compose(module)
     reference = weakref.ref(module)
 

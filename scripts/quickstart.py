@@ -22,10 +22,11 @@ MOST_ROWS = 2  # of the playing picture
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *words], description=__doc__)
+    cfg.validation_data.side_by_side = False  # this command makes a picture of its own, from new noise
     quiet_threads()
     import train
     from infer.pictures import contact_sheet, strip
-    from scripts.showcase.animation import write_side_by_side
+    from infer.side_by_side import write_side_by_side
     from scripts.showcase.samples import clip_of, sample_run
 
     if dry_run:

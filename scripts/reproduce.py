@@ -8,13 +8,12 @@ stdout carries the paths of the pages.
 
 import argparse
 import difflib
-import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.errors import UserError, command
+from configs.errors import UserError, command, shown
 from configs.runtime import quiet_threads
 
 # for --list: seconds of a training and of a video, reference clips (None: the artefact's motions) and prompts for
@@ -121,9 +120,9 @@ def choose(asked: list[str]) -> tuple[list[str], list[str]]:
     names = [word for word in asked if "=" not in word]
     for name in names:
         if name not in (*known, "all"):
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name[:80], known, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and all"
-            raise UserError(f"{name}: no artefact has this name; {hint}")
+            raise UserError(f"{shown(name)}: no artefact has this name; {hint}")
     if not names:
         raise UserError(f"no artefact was named; give one or several of {', '.join(known)}, or all ten of the paper")
     return [name for name in known if name in names or ("all" in names and name in PAPER)], words
@@ -132,7 +131,7 @@ def choose(asked: list[str]) -> tuple[list[str], list[str]]:
 def run_on_benchmark(args: argparse.Namespace) -> None:
     """A public benchmark in place of artefacts; stdout carries the path of its table."""
     if named := [word for word in args.artefacts if "=" not in word]:
-        raise UserError(f"{named[0]}: --benchmark makes one table of its own; leave the artefacts out")
+        raise UserError(f"{shown(named[0])}: --benchmark makes one table of its own; leave the artefacts out")
     if args.model == "pocket":
         raise UserError("--benchmark: its clips are real, and pocket knows the toy world alone; give --model FOLDER")
     quiet_threads()
@@ -160,7 +159,6 @@ def main(argv: list[str] | None = None) -> None:
     from scripts.artefacts.catalogue import STUDIES
     from scripts.artefacts.production import reproduce, study_metrics
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that chains are stopped as Ctrl-C stops them
     studied = [study_metrics(args, argv)] if set(names) & set(STUDIES) and not args.dry_run else []
     names = [name for name in names if name not in STUDIES]
     pages, incomplete = reproduce(args, names, words, argv) if names else ([], 0)

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.prompt and len(args.prompt) > MOST_ROWS:
         raise UserError(f"--prompt: found {len(args.prompt)} prompts; give at most {MOST_ROWS}, one row each")
     quiet_threads()
-    from scripts.showcase.animation import write_side_by_side
+    from infer.side_by_side import write_side_by_side
     from scripts.showcase.samples import clip_of, config_of, sample_run
 
     cfg = config_of(args.run)

@@ -111,7 +111,6 @@ def config_of(model: Path, clip: Path, folder: Path, overrides: dict):
         "lora_rank": 4,
         "max_train_steps": 2,
         "inversion_steps": 3,
-        "logger": "none",
         "device": "cpu",
         "train_data": {
             "width": 64,
@@ -120,7 +119,12 @@ def config_of(model: Path, clip: Path, folder: Path, overrides: dict):
             "single_video_path": str(clip),
             "single_video_prompt": "a car is running",
         },
-        "validation_data": {"prompt": ["a horse is running"], "num_inference_steps": 2},
+        "validation_data": {
+            "prompt": ["a horse is running"],
+            "num_inference_steps": 2,
+            "sample_at_first": False,
+            "side_by_side": False,
+        },
     }
     for key, value in overrides.items():
         values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value

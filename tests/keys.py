@@ -85,7 +85,6 @@ class Bench:
             "spatial_path_probability": 1.0,
             "max_train_steps": 1,
             "inversion_steps": 2,
-            "logger": "none",
             "device": "cpu",
             "train_data.width": 32,
             "train_data.height": 32,
@@ -97,6 +96,8 @@ class Bench:
             "validation_data.prompt": ["a horse is running"],
             "validation_data.num_inference_steps": 2,
             "validation_data.guidance_scale": 3.0,
+            "validation_data.sample_at_first": False,
+            "validation_data.side_by_side": False,
         } | {key: value(self) if callable(value) else value for key, value in changes.items()}
         for key in ("output_dir", "cache_dir"):
             values[key] = str(sandbox / values[key])  # an absolute one stays where it is

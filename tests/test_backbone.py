@@ -1,8 +1,10 @@
+import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
 from models import backbone as backbone_module
@@ -96,6 +98,35 @@ def test_a_truncated_weight_file_is_one_sentence(tiny_pipeline, tmp_path):
     file = broken / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="unet of .* cannot be loaded"):
+        Backbone.load(broken)
+
+
+@pytest.mark.parametrize(("part", "change"), [
+    ("unet", lambda tensor: None),
+    ("text_encoder", lambda tensor: None),
+    ("vae", lambda tensor: None),
+    ("text_encoder", lambda tensor: tensor[:1].contiguous()),
+    ("unet", lambda tensor: tensor[:1].contiguous()),
+])  # fmt: skip
+def test_a_weight_that_is_missing_or_of_another_shape_is_never_made_up(tiny_pipeline, tmp_path, part, change, capfd):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_pipeline, broken)
+    (file,) = (broken / part).glob("*.safetensors")
+    state = load_file(file)
+    name = sorted(state)[0]
+    tensor = change(state.pop(name))
+    save_file(state if tensor is None else {**state, name: tensor}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"{part} of .* (lacks 1 of its weights|cannot be loaded)"):
+        Backbone.load(broken)
+    assert capfd.readouterr().err == "", "no library's own report"
+
+
+def test_a_setting_that_transformers_refuses_is_one_sentence(tiny_pipeline, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_pipeline, broken)
+    file = broken / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_act": 5}))
+    with pytest.raises(UserError, match="text_encoder of .* cannot be loaded"):
         Backbone.load(broken)
 
 

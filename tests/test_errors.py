@@ -99,6 +99,20 @@ def test_a_signal_ends_a_command_in_one_line_with_nothing_half_made(number, code
     assert list(tmp_path.iterdir()) == []
 
 
+@SIGNALS
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_still_a_signal(number, code, line, capsys):
+    def main():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException as error:
+            raise AttributeError("a part is missing") from error
+
+    with pytest.raises(SystemExit) as ended:
+        command(main)()
+    assert (ended.value.code, capsys.readouterr().err.strip()) == (code, line)
+
+
 def test_signal_handling_is_given_back():
     before = signal.getsignal(signal.SIGTERM)
     assert command(lambda: signal.getsignal(signal.SIGTERM))() != before
@@ -144,6 +158,30 @@ def test_two_runs_never_share_a_fresh_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(files.Path, "exists", lambda _: False)  # as it looks to both of two that start together
     made = [fresh_folder(tmp_path / "train") for _ in range(3)]
     assert [folder.name for folder in made] == ["train", "train-2", "train-3"]
+
+
+PRINTER = """
+from configs.errors import command
+@command
+def main():
+    print("x" * 100_000)
+    print("more")
+main()
+"""
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    process = subprocess.Popen([sys.executable, "-c", PRINTER], cwd=ROOT, stdout=-1, stderr=-1)
+    process.stdout.close()
+    assert process.wait(timeout=20) == 141 and process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+def test_an_output_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", PRINTER], cwd=ROOT, stdout=full, stderr=-1, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: no space left") and done.stderr.count("\n") == 1
 
 
 @pytest.fixture

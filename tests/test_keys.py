@@ -46,6 +46,8 @@ CASES: dict[str, Case | list[Case]] = {
     "validation_data.prompt": previewed(["a red car"]),
     "validation_data.negative_prompt": previewed("a red car"),
     "validation_data.sample_preview": Case(False, "files", PREVIEW),
+    "validation_data.sample_at_first": Case(True, "files"),
+    "validation_data.side_by_side": Case(True, "files"),
     "validation_data.num_frames": previewed(2),
     "validation_data.width": previewed(16),
     "validation_data.height": previewed(16),
@@ -106,7 +108,7 @@ CASES: dict[str, Case | list[Case]] = {
     "checkpoints_total_limit": Case(1, "files", {"checkpointing_steps": 1, **TWO}),
     "resume_from_checkpoint": Case(lambda bench: str(bench.train({})["run"]), "places"),
     "validation_steps": Case(1, "files"),
-    "logger": Case("tensorboard", "files"),
+    "report_to": Case("tensorboard", "files"),
 }
 EXEMPT = {
     "base": "read from files only, and merged away; test_layers",

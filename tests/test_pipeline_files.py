@@ -37,6 +37,7 @@ CHANGES = [
     ("scheduler", {"prediction_type": "sample"}), ("scheduler", {"timestep_spacing": "x"}),
     ("scheduler", {"num_train_timesteps": 10}), ("scheduler", {"beta_start": 1e999}),
     ("scheduler", {"beta_schedule": "x"}), ("tokenizer", {"model_max_length": "x"}),
+    ("tokenizer", {"model_max_length": 1}),
     ("tokenizer", {"model_max_length": 10**30}), ("text_encoder", {"num_hidden_layers": -3}),
 ]  # fmt: skip
 NAMES = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}

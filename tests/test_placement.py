@@ -14,6 +14,7 @@ from models import methods
 from models.backbone import ZEROSCOPE, Backbone, predictor
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.lean import attach_lean
 from models.merge import attach_lora
 from models.placement import is_plain, parameter_bytes, place
 from models.quantized import EightBits
@@ -177,10 +178,11 @@ def test_a_lora_runs_beside_weights_that_cannot_be_changed(memory):
     assert torch.equal(layer(x), before) and not is_plain(layer)
 
 
-def test_a_whole_training_with_streamed_weights_is_the_same_training(tiny_config, trained, tmp_path):
+def test_a_whole_training_with_streamed_weights_is_the_same_training(tiny_config, tmp_path, monkeypatch):
     """Backbone, cache, inversion, steps and checkpoint; and sampling through the same key's flag."""
+    monkeypatch.setattr(train, "attach_lean", lambda unet: None)  # it adds in another order, and leaves such weights
     settings = {"gradient_checkpointing": True, "validation_data": {"sample_preview": False}}
-    exact, run = trained(**settings), train.run(tiny_config(memory="smallest", **settings))
+    exact, run = (train.run(tiny_config(memory=memory, **settings)) for memory in ("default", "smallest"))
     for a, b in zip(load_checkpoint(exact).motion.values(), load_checkpoint(run).motion.values(), strict=True):
         assert torch.equal(a, b)
     words = ["-cf", str(run), "--prompt", "a car", "-s", "1", "--seed", "3", "--memory"]
@@ -189,6 +191,16 @@ def test_a_whole_training_with_streamed_weights_is_the_same_training(tiny_config
         for memory in ("default", "smallest")
     ]
     assert all(path.is_file() for path in videos)
+
+
+@pytest.mark.parametrize("memory", ["small", "smallest"])
+def test_the_lean_unet_leaves_weights_alone_that_are_made_when_they_are_read(memory):
+    """What it keeps of a weight for the backward pass would be another layer's by then."""
+    unet, _ = placed(memory)
+    before = {name for name, module in unet.named_modules() if "_forward_wrappers" in vars(module)}
+    attach_lean(unet)
+    assert before == {name for name, module in unet.named_modules() if "_forward_wrappers" in vars(module)}
+    assert attach_lean(placed("default")[0])._undo
 
 
 @pytest.mark.parametrize("memory", ["small", "smallest"])

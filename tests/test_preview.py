@@ -1,13 +1,16 @@
 """Previews: the sampling of inference, with the weights of a training as they are."""
 
+import imageio.v3 as iio
 import pytest
 import torch
+from PIL import Image
 
 from configs.errors import UserError
 from data.cache import CachedClip
 from infer import preview as module
 from infer.generate import sample_videos
 from infer.settings import of_training
+from infer.video import read_frames
 from models.backbone import Backbone
 from models.hooks import Patch
 
@@ -117,4 +120,92 @@ def test_a_preview_that_overflows_is_left_out_and_the_training_goes_on(
     with pytest.raises(KeyboardInterrupt):
         module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path)
     assert backbone.unet.training, "whatever happens, training goes on in training mode"
+    backbone.unet.eval()
+
+
+# ---- around a whole training ----
+
+
+@pytest.fixture
+def ran(tiny_config, tmp_path):
+    """A function of further validation keys giving the run folder of one step, with previews at both ends."""
+    import train
+
+    def run(**validation):
+        wanted = {"sample_at_first": True, "side_by_side": True, "prompt": ["a horse", "a car"], **validation}
+        return train.run(tiny_config(max_train_steps=1, validation_data=wanted))
+
+    return run
+
+
+def test_a_run_begins_with_the_base_model_and_ends_with_everything_side_by_side(ran, backbone, tiny_config, capfd):
+    run = ran()
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*.*") if "step-" in path.as_posix()}
+    videos = {f"previews/{step}/{name}.mp4" for step in ("step-0", "step-1") for name in ("a_horse", "a_car")}
+    assert names == videos | {"previews/step-0/sheet.png", "previews/step-1/sheet.png"}
+    said = capfd.readouterr().err
+    assert "Does it know this motion already?" in said and said.index("step-0/sheet.png") < said.index("side by side:")
+    plain = of_training(tiny_config(validation_data={"noise_prior": 0.0}))
+    backbone.unet.eval()
+    _, text, negative = backbone.encode_text(["a horse", "a car", ""]).split(1)
+    (frames,) = sample_videos(backbone, Patch(), plain, text, negative, seeds=[0])
+    shown = read_frames(run / "previews/step-0/a_car.mp4")
+    assert (shown.float() - frames.float()).abs().mean() < 12, "only compression stands between them"
+    picture = Image.open(run / "side_by_side.webp")
+    assert picture.n_frames == 4 and picture.is_animated
+    content = (run / "side_by_side.mp4").read_bytes()
+    assert 0 < content.find(b"moov") < content.find(b"mdat"), "a page plays it before it is loaded"
+    assert iio.immeta(run / "side_by_side.mp4", plugin="FFMPEG")["pix_fmt"].startswith("yuv420p")
+
+
+def test_what_is_not_wanted_is_not_sampled(tiny_config, backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "preview", lambda *_, **__: pytest.fail("a preview"))
+    for unwanted in ({"sample_preview": False}, {"prompt": []}):
+        cfg = tiny_config(max_train_steps=1, validation_data={"sample_at_first": True, "side_by_side": True} | unwanted)
+        previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, print)
+        previews.at_first()
+        assert previews.after(1) == {} and previews.at_last() is None
+    previews = module.Previews(tiny_config(max_train_steps=1), backbone, Untrained(), [clip(4)], tmp_path, print)
+    previews.at_first()
+    assert previews.after(1) == {} and previews.at_last() is None, "the tests' own configuration asks for neither"
+
+
+def test_the_base_model_is_sampled_once_whenever_it_is(tiny_config, backbone, tmp_path, monkeypatch):
+    bases, said = [], []
+
+    def counted(cfg, backbone, method, clips, folder, *, base=False):
+        bases.append(base)
+        return preview(cfg, backbone, method, clips, folder, base=base)
+
+    preview = module.preview
+    monkeypatch.setattr(module, "preview", counted)
+    cfg = tiny_config(max_train_steps=3, validation_data={**VALIDATION, "sample_at_first": False, "side_by_side": True})
+    late = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path / "late", said.append)
+    late.at_first()
+    assert bases == [] and late.after(2) == {} and list(late.after(3)) == ["a horse", "a car"]
+    assert late.at_last() == tmp_path / "late" / "side_by_side.webp" and bases == [False, True]
+    cfg.validation_data.sample_at_first = True
+    module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path / "late", said.append).at_first()
+    assert bases == [False, True] and len(said) == 1
+    backbone.unet.eval()
+
+
+def test_cached_clips_are_shown_as_their_latents_decode(tiny_config, backbone, tmp_path):
+    cfg = tiny_config(max_train_steps=1, validation_data={**VALIDATION, "side_by_side": True}, cached_latent_dir="kept")
+    previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, lambda line: None)
+    previews.after(1)
+    assert previews.at_last().is_file()
+    backbone.unet.eval()
+
+
+def test_a_picture_that_is_too_large_ends_no_training(tiny_config, backbone, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("side_by_side.webp: too large")
+
+    said = []
+    monkeypatch.setattr(module, "write_side_by_side", refuse)
+    cfg = tiny_config(max_train_steps=1, validation_data={**VALIDATION, "side_by_side": True})
+    previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, said.append)
+    previews.after(1)
+    assert previews.at_last() is None and said == ["note: side_by_side.webp: too large"]
     backbone.unet.eval()

@@ -11,12 +11,15 @@ import psutil
 import pytest
 import torch
 
+import train
+from configs import runtime
 from configs.errors import UserError
+from configs.runtime import one_voice
 from configs.schema import to_yaml
 from models.files.checkpoint import list_checkpoints, load_checkpoint
 from models.training import processes
 from models.training.journal import mean_losses
-from models.training.processes import LostProcess, Processes, one_voice
+from models.training.processes import LostProcess, Processes
 
 from conftest import ROOT
 
@@ -147,17 +150,35 @@ def test_accelerate_launch_on_a_cpu_says_what_to_use(tiny_config, tmp_path):
     assert "torchrun --nproc_per_node" in sentence
 
 
-def test_only_the_first_process_prints_what_all_of_them_found(monkeypatch):
-    waited = []
-    monkeypatch.setattr(time, "sleep", waited.append)
+@pytest.fixture
+def waits(monkeypatch, capsys):
+    """What was printed by the time a process began to wait for its end, for each of those that waited."""
+    found = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: found.append((seconds, capsys.readouterr().err)))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    for rank, waits in (("0", []), ("1", [processes.GRACE])):
+    return found
+
+
+def test_only_the_first_process_prints_what_all_of_them_found(monkeypatch, waits):
+    for rank, waited in (("0", []), ("1", [(runtime.GRACE, "")])):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(UserError), one_voice():
             raise UserError("a clip is missing")
-        assert waited == waits
+        assert waits == waited
     with pytest.raises(SystemExit), one_voice():
         raise LostProcess("another printed it", silent=True)
+
+
+@pytest.mark.parametrize("words", [["sed=1"], ["train_batch_size=2", "earlystep=5", "sed=1"]])
+def test_a_wrong_configuration_and_its_notes_are_printed_by_the_first_process_only(words, monkeypatch, waits, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    for rank, waited in (("0", []), ("1", [(runtime.GRACE, "")])):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as ended:
+            train.main()
+        printed = capsys.readouterr().err
+        assert ended.value.code == 2 and waits == waited and len(errors(printed)) == 1
+        assert ("note:" in printed) == (len(words) > 1 and rank == "0")
 
 
 def test_losses_are_the_mean_over_all_that_ran():

@@ -27,7 +27,7 @@ BLOCKS = [block for text in TEXT.values() for block in re.findall(r"```bash\n(.*
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line]
 COMMANDS = [shlex.split(line, comments=True) for line in dict.fromkeys(LINES)]
 MOST_README_LINES = 170  # what a newcomer finishes
-LESS = ["max_train_steps=2", "inversion_steps=2", "logger=none", "validation_data.sample_preview=false"]
+LESS = ["max_train_steps=2", "inversion_steps=2", "validation_data.sample_preview=false"]
 
 
 def run(words: list[str], capsys) -> list[str]:

@@ -1,5 +1,6 @@
 """A run among others: its folder, what a crash leaves, what stays in memory, and Ctrl-C before it begins."""
 
+import errno
 import gc
 import json
 import os
@@ -66,8 +67,24 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tiny_config):
     for part in (dead, alive):
         part.mkdir()
         (part / "adapter").write_bytes(b"half")
+    early = folder.with_name("train_killed_before_its_first_checkpoint") / "cached_latents" / dead.name
+    early.mkdir(parents=True)
     train.run(tiny_config(**quick, max_train_steps=2, resume_from_checkpoint=str(folder)))
-    assert not dead.exists() and alive.exists()
+    assert not dead.exists() and not early.exists() and alive.exists()
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_cut_configuration(tiny_config, monkeypatch):
+    real = files.Path.write_text
+
+    def half(path, text, *how):
+        real(path, text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.Path, "write_text", half)
+    with pytest.raises(files.NoSpace, match="config.yaml"):
+        train.run(tiny_config())
+    (folder,) = type(ROOT)(tiny_config().output_dir).iterdir()
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("wrong", [{"prediction_type": "sample"}, {"num_train_timesteps": 500}])

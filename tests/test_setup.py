@@ -9,7 +9,13 @@ import pytest
 
 from conftest import ROOT
 
-NAMES = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "imageio_ffmpeg": "imageio-ffmpeg"}
+NAMES = {
+    "cv2": "opencv-python-headless",
+    "imageio_ffmpeg": "imageio-ffmpeg",
+    "PIL": "pillow",
+    "scenedetect": "scenedetect-headless",
+    "yaml": "pyyaml",
+}
 OURS = {"configs", "data", "models", "infer", "scripts", "train", "conftest"}
 OPTIONAL = {"bitsandbytes", "hypothesis", "submitit", "xformers"}  # their absence is one sentence
 THROUGH = {"tokenizers": "transformers", "huggingface_hub": "diffusers", "torchvision": "torch"}

@@ -7,9 +7,9 @@ from PIL import Image
 
 from configs.errors import UserError
 from data.clips import Clip
+from infer import side_by_side as animation
 from infer.video import read_frames
 from scripts import side_by_side
-from scripts.showcase import animation
 from scripts.showcase.samples import clip_of, config_of
 
 from conftest import ROOT

@@ -68,7 +68,7 @@ TEXT_ENCODER: dict[str, Check] = {
     "max_position_embeddings": whole(1, 65_536),
     "vocab_size": whole(1, 10**7),
 }
-TOKENIZER: dict[str, Check] = {"model_max_length": whole(1, 65_536)}
+TOKENIZER: dict[str, Check] = {"model_max_length": whole(2, 65_536)}  # a prompt has a beginning and an end
 SETTINGS = {  # part -> the file with its settings, and what they must be
     "unet": ("config.json", UNET),
     "vae": ("config.json", VAE),

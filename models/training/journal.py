@@ -1,4 +1,4 @@
-"""What a training run logs: a progress bar, log.jsonl, TensorBoard curves and the loss plot.
+"""What a training run logs: a progress bar, log.jsonl, the loss plot, and a tracker where one is asked for.
 
 One record a step: step, losses, gradient norms, fp16's loss scale, learning rate, timestep, seconds and memory. The bar
 and the file show the same numbers.
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from configs.files import atomic_path
 from models.training.optimizer import Moved
+from models.training.trackers import Tracker
 
 
 def memory_gb(device: torch.device) -> float:
@@ -47,15 +48,11 @@ def read_log(file: Path) -> list[dict]:
 class Journal:
     """Opened for a run folder; `log` once a step. A resumed run goes on in the same files, from `start`."""
 
-    def __init__(self, folder: Path, start: int, total: int, device: torch.device, tensorboard: bool):
+    def __init__(self, folder: Path, start: int, total: int, device: torch.device, tracker: Tracker | None = None):
         self.file, self.device = folder / "log.jsonl", device
         self._forget_after(start)
         self._stream = self.file.open("a")
-        self._curves = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # two seconds of imports, only for those who want it
-
-            self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self.tracker = tracker
         self.bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self.skipped = 0
         memory_gb(device)  # encoding and inversion are not the first step's
@@ -79,11 +76,10 @@ class Journal:
         self._last = now
         self._stream.write(json.dumps(record) + "\n")
         self._stream.flush()
-        if self._curves:
+        if self.tracker:
             curves = {f"loss/{name}": value for name, value in losses.items()}
             curves |= {f"grad_norm/{path}": norm for path, norm in norms.items() if norm is not None}
-            for name, value in curves.items():
-                self._curves.add_scalar(name, value, step)
+            self.tracker.log(step, curves | {name: record[name] for name in ("lr", "seconds", "memory_gb")})
         shown = {name: f"{value:.3f}" for name, value in losses.items()}
         shown["grad"] = "/".join("inf" if norm is None else f"{norm:.2g}" for norm in norms.values())
         if half:
@@ -91,6 +87,11 @@ class Journal:
         shown |= {"s/step": f"{record['seconds']:.2f}", "GB": f"{record['memory_gb']:.1f}"}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
+
+    def previews(self, step: int, videos: dict[str, Path]) -> None:
+        """Pass on the preview videos of a step, by prompt."""
+        if self.tracker and videos:
+            self.tracker.videos(step, videos)
 
     def pause(self) -> None:
         """Do not count what follows (a preview, a checkpoint) as part of the next step's time."""
@@ -100,8 +101,8 @@ class Journal:
         """Finish the files and draw the loss plot; returns its path, or None when no step was logged."""
         self.bar.close()
         self._stream.close()
-        if self._curves:
-            self._curves.close()
+        if self.tracker:
+            self.tracker.close()
         records = read_log(self.file)
         return loss_plot(self.file.with_name("loss.png"), records) if records else None
 

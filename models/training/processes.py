@@ -24,11 +24,10 @@ from configs.errors import UserError, is_out_of_memory
 from models.backbone import choose_device
 
 TIMEOUT = timedelta(hours=12)  # the others wait while the first process encodes clips and samples previews
-GRACE = 30.0  # seconds for the first process to draw its loss plot and end; torchrun then stops the others at once
 
 
 class LostProcess(UserError):
-    """Another process ended in the middle of a training; `silent` where another survivor already prints it."""
+    """Another process ended in the middle of a training; `silent` where another survivor prints it."""
 
     def __init__(self, message: str, silent: bool):
         super().__init__(message)
@@ -133,19 +132,3 @@ def _check_launcher(count: int) -> None:
             f"processes: the launcher was asked for {asked} and only {count} trains here, on its own; start them with"
             " `torchrun --nproc_per_node N train.py ...` (with device=cpu where no GPU shall be used)"
         )
-
-
-@contextmanager
-def one_voice() -> Iterator[None]:
-    """Where every process ends with the same sentence only one of them prints it."""
-    try:
-        yield
-    except LostProcess as error:
-        if error.silent:
-            sys.exit(2)
-        raise
-    except UserError:
-        if int(os.environ.get("RANK", 0)) > 0:  # torchrun sees the first process fail and stops this one
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(GRACE)
-        raise

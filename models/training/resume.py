@@ -39,7 +39,7 @@ FREE = (
     "validation",
     "checkpoint",
     "max_train_steps",
-    "logger",
+    "report_to",
     "device",
     "gradient_checkpointing",
 )  # say nothing about a step's numbers
@@ -81,7 +81,7 @@ def open_run(cfg, processes: Processes, checkpoint: Path | None) -> Path:
     """The run's folder, made or found by the first process and known to all.
 
     A run's last checkpoint goes on in the run's own folder. An earlier one starts a new folder with the log so far, so
-    that what came after it is kept. What a run that was killed left half-written is cleared away.
+    that what came after it is kept. What runs that were killed left half-written is cleared away.
     """
     folder = None
     if processes.is_main:
@@ -92,7 +92,9 @@ def open_run(cfg, processes: Processes, checkpoint: Path | None) -> Path:
             folder = fresh_folder(Path(cfg.output_dir) / time.strftime("train_%Y-%m-%dT%H-%M-%S"))
             if run and (run / "log.jsonl").exists():
                 shutil.copy(run / "log.jsonl", folder)
-        for place in (cfg.cache_dir, folder, *folder.glob("previews/*")):
+        runs = {folder, *Path(cfg.output_dir).glob("train_*")}  # one that was killed early has no checkpoint to name it
+        inside = [place for run in runs for place in (run, run / "cached_latents", *run.glob("previews/*"))]
+        for place in (cfg.cache_dir, *inside):
             sweep(place)
     folder = processes.share(folder)
     if checkpoint:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from configs.errors import UserError
+from configs.files import check_writable, sweep
 from configs.schema import ROOT, load
 from data.sources import load_clips
 from infer.measure.evaluation import evaluate
@@ -47,6 +48,7 @@ def reproduce(
     rest is made.
     """
     output = args.output_dir.resolve()
+    results = results_file(args)
     pocket = args.model == "pocket"
     model = POCKET if pocket else Path(args.model).resolve()
     testbed = Testbed(model, pocket or args.world, output, args.clips and args.clips.resolve())
@@ -73,6 +75,8 @@ def reproduce(
         print("\n".join(filter(None, map(commands, chains))))
         return [], 0
 
+    for folder in (output, *output.glob("*"), *output.glob("*/videos")):
+        sweep(folder)
     measured_by = commit()  # now: the tree may have moved on before the page is written
     logs.mkdir(parents=True, exist_ok=True)
     jobs = args.jobs or max(1, torch.cuda.device_count())
@@ -81,7 +85,6 @@ def reproduce(
     else:
         failed = run_all(chains, jobs, launch or ChainProcesses(logs, jobs), log_line)
     scorer = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device()))
-    results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
     pages, incomplete = [], 0
     for name in names:
         result = make_result(name, plan, failed, scorer, measured_by, argv)
@@ -97,8 +100,7 @@ def reproduce(
 
 def study_metrics(args: argparse.Namespace, argv: list[str]) -> Path:
     """The study of motion metrics (scripts/artefacts/metric_study.py); returns its page. `args` as in `reproduce`."""
-    output = args.output_dir.resolve()
-    results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
+    output, results = args.output_dir.resolve(), results_file(args)
     command = markdown_code(f"python scripts/reproduce.py {shlex.join(argv)}")
     return metric_report.make(
         output / ("metrics-smoke" if args.smoke else "metrics"),
@@ -109,6 +111,20 @@ def study_metrics(args: argparse.Namespace, argv: list[str]) -> Path:
         provenance=f"{time.strftime('%Y-%m-%d')}, commit {commit()}. Command: {command}",
         say=log_line,
     )
+
+
+def results_file(args: argparse.Namespace) -> Path:
+    """The file of results that the options `args` name.
+
+    Raises UserError where it or the output folder cannot be written: now, and not after hours of training.
+    """
+    output = args.output_dir.resolve()
+    results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
+    if results.is_dir():
+        raise UserError(f"--results: {results} is a folder; name a file such as {results / 'RESULTS.md'}")
+    for folder in (output, results.parent):
+        check_writable(folder)
+    return results
 
 
 def make_result(

@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+from configs.files import atomic_path
 from configs.schema import ROOT
 
 COMMITS = "commit.txt"  # in the folder of a run and of its samples
@@ -29,5 +30,5 @@ def note_commit(folder: Path) -> None:
     path, now = folder / COMMITS, commit()
     known = path.read_text().splitlines() if path.exists() else []
     if now not in known:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([*known, now]) + "\n")
+        with atomic_path(path) as unfinished:
+            unfinished.write_text("\n".join([*known, now]) + "\n")

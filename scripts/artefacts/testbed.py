@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import UserError
+from configs.files import atomic_path
 from configs.schema import ROOT
 from data.clips import VIDEO_SUFFIXES
 from data.world import PATHS, REFERENCE_SEEDS, Scene, parse_prompt, reference_clip, render
@@ -134,7 +135,8 @@ class Testbed:
             if not (path.exists() and caption.exists()):
                 self._written += [path, caption]
                 write_video(path, clip.frames, fps=8, quality=10)  # lossless: a reference is exactly what was rendered
-                caption.write_text(clip.prompt)
+                with atomic_path(caption) as unfinished:
+                    unfinished.write_text(clip.prompt)
             paths.append(path)
         group, prompts = ("path", "pocket_paths.txt") if motion in PATHS else ("re-timing", "pocket.txt")
         return MotionTask(motion, group, _data(paths, folder), prompt_list(prompts), paths[0], several)
@@ -169,7 +171,10 @@ class Testbed:
                 notes = path.with_suffix(".json")
                 if not notes.exists():
                     write_video(path, render(scene).frames, fps=8)  # as infer.py writes samples
-                    notes.write_text(json.dumps({"video": path.name, "prompt": prompt, "seed": seed, "config": None}))
+                    with atomic_path(notes) as unfinished:
+                        unfinished.write_text(
+                            json.dumps({"video": path.name, "prompt": prompt, "seed": seed, "config": None})
+                        )
         return folders
 
     def _real(self) -> list[MotionTask]:

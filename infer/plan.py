@@ -1,0 +1,35 @@
+"""What is printed of the reference clips before a training costs anything: a plan for each, and warnings."""
+
+from configs.errors import printable
+from configs.schema import locate
+from data.clips import read_image
+from data.inspection import inspect_video
+from data.sources import plan_clips
+from infer.options import RELEASE
+from infer.settings import read_native
+from models.backbone import snap_of
+
+MOST_CLIPS = 16  # of a long list; each takes up to a second
+
+
+def plan(cfg) -> list[str]:
+    """The lines for the clips of `cfg`, videos and images. Raises UserError for a clip that cannot be used."""
+    if cfg.cached_latent_dir:
+        return [printable(f"plan: the clips cached in {cfg.cached_latent_dir}, whose frames are not looked at again")]
+    native, lines = read_native(locate(cfg.pretrained_model_path)), []
+    made_for = (native["width"], native["height"]) if {"width", "height"} <= native.keys() else None
+    clips = plan_clips(cfg, snap_of(cfg.pretrained_model_path))
+    for clip in clips[:MOST_CLIPS]:
+        if clip.read is read_image:
+            lines.append(printable(f"plan: {clip.path}: an image, for the appearance alone"))
+        else:
+            lines += inspect_video(clip.path, clip.cut, playing_rate(cfg, native), made_for).lines()
+    if (more := len(clips) - MOST_CLIPS) > 0:
+        lines.append(f"plan: and {more} more, which were not looked at")
+    return lines
+
+
+def playing_rate(cfg, native: dict) -> int:
+    """Frames a second of what will be sampled: as chosen for the clips, else the model's own rate."""
+    chosen = cfg.train_data.fps if "train_data.fps" in cfg.chosen else None
+    return chosen or native.get("fps") or cfg.train_data.fps or RELEASE["fps"]

@@ -1,0 +1,60 @@
+"""The lines that come before any cost: one plan for each clip, at the rate that the model will play."""
+
+import json
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+import train
+from configs.errors import UserError
+from infer.plan import plan, playing_rate
+
+from scenes import pan
+
+
+def test_a_dry_run_and_a_run_open_with_the_plan_and_its_warnings(tiny_config, tmp_path, capfd):
+    still = tmp_path / "still.mp4"
+    iio.imwrite(still, pan(8, step=0), plugin="FFMPEG", fps=8, quality=9, macro_block_size=2)
+    cfg = tiny_config(train_data={"single_video_path": str(still)}, max_train_steps=1)
+    lines = plan(cfg)
+    assert [line.split(":")[0] for line in lines] == ["plan", "warning"] and "hardly any motion" in lines[1]
+    assert "\n".join(lines) in train.dry_run(cfg) and not (tmp_path / "train").exists()
+    train.run(cfg)
+    printed = capfd.readouterr().err
+    assert printed.index(lines[1]) < printed.index("clip 0:")
+
+
+def test_videos_play_as_chosen_else_as_the_model_does(tiny_config):
+    cfg = tiny_config()
+    assert "train_data.fps" not in cfg.chosen
+    assert playing_rate(cfg, {}) == 8 and playing_rate(cfg, {"fps": 5}) == 5
+    assert playing_rate(tiny_config(train_data={"fps": 2}), {"fps": 5}) == 2
+    assert playing_rate(tiny_config(train_data={"fps": 0}), {}) == 8
+
+
+def test_the_models_own_size_is_what_a_clip_is_compared_with(tiny_config, tiny_pipeline):
+    sampling = tiny_pipeline / "sampling.json"
+    sampling.write_text(json.dumps({"width": 128, "height": 128}))
+    try:
+        assert "4 times fewer pixels than the 128x128" in plan(tiny_config())[1]
+    finally:
+        sampling.unlink()
+    assert len(plan(tiny_config())) == 1
+
+
+def test_images_cached_clips_and_many_clips(tiny_config, tmp_path, monkeypatch):
+    image = tmp_path / "red.png"
+    iio.imwrite(image, np.full((64, 64, 3), 90, np.uint8))
+    cfg = tiny_config(
+        dataset_types=["single_video", "image"], train_data={"image_dir": str(image), "single_img_prompt": "red"}
+    )
+    assert [line.split(": ")[-1] for line in plan(cfg)][1] == "an image, for the appearance alone"
+    monkeypatch.setattr("infer.plan.MOST_CLIPS", 1)
+    assert plan(cfg)[1] == "plan: and 1 more, which were not looked at"
+    assert "cached in" in plan(tiny_config(cached_latent_dir="somewhere"))[0]
+
+
+def test_a_clip_that_is_missing_ends_the_dry_run(tiny_config):
+    with pytest.raises(UserError, match="no such file"):
+        train.dry_run(tiny_config(train_data={"single_video_path": "nowhere.mp4"}))

@@ -1,0 +1,79 @@
+"""Whole commands that are refused: exit code 2, one brief sentence on a line of its own, and nothing is left behind."""
+
+import sys
+
+import pytest
+import torch
+
+import train
+from configs.schema import to_yaml
+from infer import infer
+from models.training import memory
+from scripts import reproduce
+
+
+@pytest.fixture
+def refusal(monkeypatch, capfd):
+    """A function of a command's main and its words: the one line that it ends with."""
+
+    def ended(main, *words):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        (line,) = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
+        assert end.value.code == 2 and line.startswith("error: ") and len(line) < 600 and line.isprintable()
+        return line
+
+    return ended
+
+
+def test_reproducing_into_a_place_where_nothing_can_be_written(refusal):
+    for name in ("table4", "metrics"):
+        assert "name another folder" in refusal(reproduce.main, name, "--smoke", "--output_dir", "/proc/x")
+
+
+def test_a_file_of_results_that_cannot_be_written_is_named_before_the_work(refusal, tmp_path):
+    for results, words in ((tmp_path, "is a folder"), ("/proc/x", "name another folder")):
+        words_given = ("table4", "--smoke", "--output_dir", tmp_path / "out", "--results", results)
+        assert words in refusal(reproduce.main, *words_given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def cuda():
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity")
+
+
+def cpu():
+    torch.empty(2**46)  # DefaultCPUAllocator: can't allocate memory
+
+
+@pytest.mark.parametrize("fail, amount", [(cuda, "2.50 GiB more"), (cpu, "281474976710656 bytes more")])
+def test_exhausted_memory_is_one_sentence(fail, amount, refusal, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "training_step", lambda *_, **__: fail())
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(tiny_config(validation_data={"sample_preview": False})))
+    line = refusal(train.main, "--config", config)
+    assert amount in line and "make the frames smaller" in line
+    monkeypatch.setattr("infer.generate.sample", lambda *_, **__: fail())
+    model, out = tiny_config().pretrained_model_path, tmp_path / "out"
+    size = ["-W", 64, "-H", 64, "-T", 2]
+    assert amount in refusal(infer.main, "--model", model, "--prompt", "a car", *size, "--output_dir", out)
+    assert not out.exists()
+
+
+def test_a_long_name_of_an_artefact_is_shown_in_its_beginning(refusal):
+    assert "no artefact has this name" in refusal(reproduce.main, "x" * 100_000)
+
+
+def test_a_sentence_stands_on_a_line_of_its_own_whatever_bar_was_drawn(refusal, tiny_pipeline, tmp_path):
+    words = ["--model", tiny_pipeline, "--prompt", "a car", "-W", 64, "-H", 64, "-T", 2, "--output_dir", tmp_path]
+    assert "not usable here" in refusal(infer.main, *words, "--xformers")
+
+
+def test_a_dry_run_prints_no_character_that_acts_on_a_terminal(tiny_pipeline, monkeypatch, capsys):
+    words = [f"pretrained_model_path={tiny_pipeline}", "train_data.single_video_path=\u202ea\x7f", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    monkeypatch.setattr(memory, "training_bytes", lambda *_: "")
+    train.main()
+    printed = capsys.readouterr().out
+    assert "\\u202ea" in printed and all(line.isprintable() for line in printed.splitlines())
