@@ -55,7 +55,9 @@ from infer.references import prepare_clips
 from models import methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor, skeleton
 from models.compiled import compile_layers
+from models.files.card import write_card
 from models.files.checkpoint import save_checkpoint
+from models.files.modelspec import model_spec
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.lean import attach_lean
@@ -179,6 +181,7 @@ def _train(cfg, processes: Processes) -> Path:
     try:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal, previews)
         previews.at_last()
+        write_card(folder, cfg, method.info(), previews.caption, journal.measures())
     finally:
         processes.say(f"loss plot: {journal.close()}")
     return folder
@@ -212,9 +215,13 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
                 raise LostProcess(f"{lost} during step {step}; {last_checkpoint(folder)}", lost.silent) from None
             if journal:
                 journal.log(step, losses, moved, timestep=timesteps[0], learning_rate=rate)
-                if step == cfg.max_train_steps or stopped or step % cfg.checkpointing_steps == 0:
-                    save(cfg, method, optimizer, folder, step)
-                journal.previews(step, previews.after(step))
+                due = step == cfg.max_train_steps or stopped or step % cfg.checkpointing_steps == 0
+                if due:
+                    save(cfg, method, optimizer, folder, step, previews)
+                made = previews.after(step)
+                if due and made:  # once more, with its own preview in the header
+                    save(cfg, method, optimizer, folder, step, previews)
+                journal.previews(step, made)
                 journal.pause()
             if stopped and step < cfg.max_train_steps:
                 processes.say(f"stopped after step {step}; go on with: resume_from_checkpoint={folder}")
@@ -257,9 +264,10 @@ def gradients(
     return [{name: loss.item() for name, loss in losses.items()} for losses in found], draw.timestep.tolist()
 
 
-def save(cfg, method, optimizer, folder: Path, step: int) -> None:
+def save(cfg, method, optimizer, folder: Path, step: int, previews: Previews) -> None:
     motion, appearance = method.state()
     info = {"base_model": cfg.pretrained_model_path, "method": cfg.method, **method.info()}
+    info |= model_spec(cfg, info, folder, step, caption=previews.caption, thumbnail=previews.thumbnail(step))
     save_checkpoint(
         folder,
         step,

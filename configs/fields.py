@@ -158,6 +158,12 @@ class Config:
     temporal_preset: Literal["tap", "tap_key", "release", "motiondirector", "query", "value", "out", "ff", "qk_out"] = (
         key("tap", "which layers of the temporal transformers the motion LoRA adapts")
     )
+    include_patterns: list[str] | None = key(
+        None, "regular expressions: further linear layers of the temporal transformers whose whole name matches one"
+    )
+    exclude_patterns: list[str] | None = key(
+        None, "regular expressions: layers of the preset that are not adapted; include_patterns win over these"
+    )
     lora_rank: int = key(32, "rank of the LoRAs (clipped to the layer's width)", low=1, high=65536)
     lora_alpha: float | None = key(None, "LoRA scale is alpha / rank; default alpha = rank", above=0, high=10**6)
     lora_unet_dropout: float = key(0.1, "LoRA dropout", low=0, high=0.99)
@@ -226,6 +232,9 @@ class Config:
     checkpoints_total_limit: int | None = key(None, "keep at most so many checkpoints", **EVERY)
     resume_from_checkpoint: str | None = key(
         None, "the run to continue: latest, a run folder or a checkpoint-N folder of one"
+    )
+    license: str | None = key(
+        None, "license of what is trained, for header and model card, as the hub names it: apache-2.0, cc-by-nc-4.0"
     )
     validation_steps: int = key(1000, "make previews every so many steps", **EVERY)
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = key(

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,6 +11,7 @@ from configs.errors import shown
 from configs.fields import kind_of
 
 SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "json_path", "image": "image_dir"}
+LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")  # as SPDX and the hub write them
 SIDES = ("down", "mid", "up")
 LONGEST = {False: 4096, True: 100_000}  # letters in a path or a name, and in a caption or a prompt
 
@@ -103,6 +105,11 @@ def contradictions(cfg: DictConfig) -> list[str]:
             "compile: step replays CUDA graphs, which cannot be recomputed in the backward pass; set "
             "gradient_checkpointing to false, or compile to blocks"
         )
+    if cfg.license is not None and not LICENSE.fullmatch(cfg.license):
+        wrong.append(f"license: {shown(cfg.license)} is no license's short name; write for example apache-2.0")
+    patterns = [name for name in ("include_patterns", "exclude_patterns") if cfg[name] is not None]
+    if patterns and cfg.method != "lora":
+        wrong.append(f"{patterns[0]}: chooses layers of a LoRA, and method is {cfg.method}; leave it out")
     edges = cfg.validation_data.guidance_interval
     if edges is not None and (len(edges) != 2 or edges[0] >= edges[1]):
         wrong.append(

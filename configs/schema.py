@@ -43,6 +43,7 @@ FOLLOWS = {
     f"validation_data.{name}": f"train_data.{source}"
     for name, source in (("num_frames", "n_sample_frames"), ("width", "width"), ("height", "height"))
 }
+LISTS = ("list[str]", "list[str] or null")
 MOST_ERRORS = 20
 
 
@@ -209,7 +210,7 @@ class _Merge:
         entry, given = KEYS[path], value is not None
         if value is False and path in YAML_BOOLEANS:
             value = YAML_BOOLEANS[path]
-        if isinstance(value, str) and kind_of(entry) == "list[str]":
+        if isinstance(value, str) and kind_of(entry) in LISTS:
             value = [value]
         if value is None and type(None) not in get_args(entry.type):
             value = default_of(entry)
@@ -265,12 +266,12 @@ def _takes_text(name: str, text: str) -> bool:
     """Whether a word's text is meant as it is, because its key takes text (a caption may hold any sign)."""
     kind = kind_of(KEYS[name]) if name in KEYS else ""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    listed = kind == "list[str]" and text.startswith("[") and text.endswith("]")
-    return kind in ("str", "str or null", "list[str]") and not (quoted or listed or text in ("", "null"))
+    listed = kind in LISTS and text.startswith("[") and text.endswith("]")
+    return kind in ("str", "str or null", *LISTS) and not (quoted or listed or text in ("", "null"))
 
 
 def _as_text(name: str, text: str) -> str | list[str]:
-    return [text] if kind_of(KEYS[name]) == "list[str]" else text
+    return [text] if kind_of(KEYS[name]) in LISTS else text
 
 
 def _escaped(value: Any) -> Any:

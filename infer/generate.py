@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from configs.errors import UserError
+from configs.errors import UserError, shown
 from configs.files import check_writable, sweep
 from infer import options
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.guide_clip import guide_latents
 from infer.noise import initial_noise
 from infer.pictures import MOST_ROWS, contact_sheet, strip
-from infer.request import read_request
+from infer.request import Request, read_request
 from infer.sampler import guide, sample, within
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
@@ -49,55 +49,78 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     as it was. Raises UserError, before sampling, for anything in the request, the checkpoint or the model folder that
     cannot work, and for a `backbone` other than the one that the request asks for.
     """
-    jobs = options.read_jobs(args)
-    device, folder = choose_device(args.device), Path(args.output_dir)
+    parts, device, folder = options.read_parts(args), choose_device(args.device), Path(args.output_dir)
     check_writable(folder)
     sweep(folder)
-    request = read_request(args)
-    settings, dtype = request.settings, choose_dtype(request.settings.precision, device)
+    request = read_request(parts[0].args)
+    requests = [request, *(read_request(part.args, request.sources) for part in parts[1:])]
+    dtype = choose_dtype(request.settings.precision, device)
     if backbone is None:
         backbone = Backbone.load(request.model, dtype, device, args.memory)
     else:
         _check_backbone(backbone, request.model, dtype, device, args.memory)
     use_threads(backbone.unet, device, args.threads)
-    size = latent_size(settings, backbone)
-    if device.type == "cuda":
-        check_batch(args.batch_size, settings, size)
-    towards = guide_latents(request, backbone, args.clip)
+    towards = []  # every part is checked before the first is sampled
+    for each in requests:
+        size = latent_size(each.settings, backbone)
+        if device.type == "cuda":
+            check_batch(args.batch_size, each.settings, size)
+        towards.append(guide_latents(each, backbone, args.clip))
     request.report()
-    record = shared_record(args, request, backbone)
     rows: list[tuple[str, Image.Image]] = []
-    bar = tqdm(total=len(jobs) * settings.num_steps, desc="sample", unit="step", dynamic_ncols=True)
+    total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))
+    bar = tqdm(total=total, desc="sample", unit="step", dynamic_ncols=True)
     with bar, _attention(backbone.unet, args), _quicker(backbone.unet, args.compile, device):
-        for number, (batch, text, negative) in enumerate(_batches(jobs, args.batch_size, settings, backbone)):
-            began, cpu_began = time.perf_counter(), time.process_time()
-            customization = request.customize(backbone.unet, size)
-            if number == 0:
-                bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
-            videos = sample_videos(
-                backbone,
-                customization,
-                settings,
-                text,
-                negative,
-                seeds=[seed for _, seed in batch],
-                inversion=request.reference and request.reference.inversion,
-                towards=towards,
-                progress=partial(_advance, bar=bar, videos=len(batch)),
-            )
-            cost = {
-                "seconds": round((time.perf_counter() - began) / len(batch), 3),
-                "cpu_seconds": round((time.process_time() - cpu_began) / len(batch), 3),
-                "forwards": forwards(settings),
-            }
-            for (prompt, seed), frames in zip(batch, videos, strict=True):
-                if len(rows) < MOST_ROWS:
-                    rows.append((f"{prompt}  (seed {seed})", strip(frames)))
-                yield write(folder, prompt, seed, frames, record, cost)
+        for number, (part, each, clip) in enumerate(zip(parts, requests, towards)):
+            if number:
+                bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
+            yield from _sample_part(part, each, backbone, clip, folder, rows, bar, first=number == 0)
+    jobs = [job for part in parts for job in part.jobs]
     if more := len(jobs) - len(rows):
         rows.append((f"and {more:,} more in this folder", Image.new("RGB", (1, 1), "white")))
-    name = hashlib.sha256(json.dumps([jobs, record], sort_keys=True).encode()).hexdigest()[:8]
+    records = [shared_record(part.args, each, backbone) for part, each in zip(parts, requests)]
+    made = [jobs, records[0] if len(records) == 1 else records]
+    name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
     print(f"contact sheet: {contact_sheet(folder / f'sheet_{name}.png', rows)}", file=sys.stderr)
+
+
+def _changed(request: Request, first: Request) -> str:
+    """What a line's options change of the first request's settings, in words."""
+    new, old = request.settings.values, first.settings.values
+    return ", ".join(f"{name} {shown(value)}" for name, value in new.items() if value != old.get(name)) or "as before"
+
+
+def _sample_part(
+    part: options.Part, request: Request, backbone: Backbone, towards, folder: Path, rows: list, bar: tqdm, first: bool
+) -> Iterator[Path]:
+    """Sample and write the videos of one part; their strips go into `rows`."""
+    settings, size = request.settings, latent_size(request.settings, backbone)
+    record = shared_record(part.args, request, backbone)
+    for number, (batch, text, negative) in enumerate(_batches(part.jobs, part.args.batch_size, settings, backbone)):
+        began, cpu_began = time.perf_counter(), time.process_time()
+        customization = request.customize(backbone.unet, size)
+        if first and number == 0:
+            bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
+        videos = sample_videos(
+            backbone,
+            customization,
+            settings,
+            text,
+            negative,
+            seeds=[seed for _, seed in batch],
+            inversion=request.reference and request.reference.inversion,
+            towards=towards,
+            progress=partial(_advance, bar=bar, videos=len(batch)),
+        )
+        cost = {
+            "seconds": round((time.perf_counter() - began) / len(batch), 3),
+            "cpu_seconds": round((time.process_time() - cpu_began) / len(batch), 3),
+            "forwards": forwards(settings),
+        }
+        for (prompt, seed), frames in zip(batch, videos, strict=True):
+            if len(rows) < MOST_ROWS:
+                rows.append((f"{prompt}  (seed {seed})", strip(frames)))
+            yield write(folder, prompt, seed, frames, record, cost)
 
 
 def load_backbone(args: argparse.Namespace) -> Backbone:

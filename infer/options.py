@@ -8,10 +8,11 @@ import argparse
 import ast
 import difflib
 import secrets
-from pathlib import Path
+from dataclasses import dataclass
 
 from configs.errors import UserError, shown
-from configs.plain import NO_TEXT, read_text
+from configs.plain import NO_TEXT
+from infer.prompt_file import Line, grouped, read_prompt_file
 
 # what the release's infer.py assumes unless the checkpoint says otherwise
 RELEASE = {
@@ -47,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", "-m", help="model folder in ZeroScope's layout, or a hub id (default: the folder trained on)")
     add("--prompt", "-p", nargs="+", action="extend", default=[], help="one or several prompts")
-    add("--prompt_file", "--prompt-file", help="text file, one prompt a line; empty lines and # comments are skipped")
+    add("--prompt_file", "--prompt-file", help="a prompt a line, which may end in options such as --w 64 --d 3")
     add("--negative-prompt", "--negative_prompt", "-n", help=f"what to steer away from ({_else('nothing')})")
     add("--output_dir", "--output-dir", "-o", default="outputs/infer", help="where videos go (default: %(default)s)")
     add("--batch-size", "--batch_size", "-B", type=_count, default=1, help="videos denoised together (default: 1)")
@@ -217,43 +218,61 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def read_jobs(args: argparse.Namespace) -> list[tuple[str, int]]:
-    """(prompt, seed) of every video that is asked for, prompt by prompt.
+@dataclass(frozen=True)
+class Part:
+    """Videos of one command that share all choices: `args` are the flags with those of a prompt file's lines."""
+
+    args: argparse.Namespace
+    jobs: list[tuple[str, int]]  # (prompt, seed) of each video
+
+
+def read_parts(args: argparse.Namespace) -> list[Part]:
+    """What is asked for, in order: lines of a prompt file with the same options are one part, all else is the first.
 
     Raises UserError for prompts that are missing, empty or no text, and for more videos than `MOST_VIDEOS`.
     """
-    prompts = read_prompts(args)
+    lines = read_lines(args)
     seeds = [secrets.randbelow(2**31)] if args.seed is None else args.seed
-    if (count := len(prompts) * len(seeds) * args.repeat_num) > MOST_VIDEOS:
+    if (count := len(lines) * len(seeds) * args.repeat_num) > MOST_VIDEOS:
         raise UserError(
-            f"--repeat_num: {len(prompts)} x {len(seeds)} x {args.repeat_num} (prompts, seeds, repeats) are {count:,} "
+            f"--repeat_num: {len(lines)} x {len(seeds)} x {args.repeat_num} (prompts, seeds, repeats) are {count:,} "
             f"videos, more than {MOST_VIDEOS:,}; ask for fewer at a time"
         )
-    return [(prompt, seed + i) for prompt in prompts for seed in seeds for i in range(args.repeat_num)]
+    parts = []
+    for flags, group in grouped(lines):
+        jobs = [
+            (line.prompt, seed + i)
+            for line in group
+            for seed in ([line.flags["seed"]] if "seed" in line.flags else seeds)
+            for i in range(args.repeat_num)
+        ]
+        parts.append(Part(argparse.Namespace(**{**vars(args), **flags}), jobs))
+    return parts
+
+
+def read_jobs(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """(prompt, seed) of every video that is asked for, prompt by prompt. Raises UserError as `read_parts` does."""
+    return [job for part in read_parts(args) for job in part.jobs]
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts of `read_lines`, without options."""
+    return [line.prompt for line in read_lines(args)]
+
+
+def read_lines(args: argparse.Namespace) -> list[Line]:
     """The prompts of --prompt and --prompt_file together. Raises UserError without any, and for one that is no text."""
-    prompts = list(args.prompt)
+    lines = [Line(prompt) for prompt in args.prompt]
     if args.prompt_file:
-        lines = [
-            line.strip()
-            for line in read_text(Path(args.prompt_file), f"--prompt_file: {args.prompt_file}").splitlines()
-        ]
-        found = [line for line in lines if line and not line.startswith("#")]
-        if not found:
-            raise UserError(
-                f"--prompt_file: {args.prompt_file} holds no prompt ({len(lines)} lines, empty or with #); write one "
-                "a line"
-            )
-        prompts += found
-    if not prompts:
+        lines += read_prompt_file(args.prompt_file)
+    if not lines:
         raise UserError("no prompt was given; use --prompt TEXT or --prompt_file FILE")
-    if not all(prompt.strip() for prompt in prompts):
+    if not all(line.prompt.strip() for line in lines):
         raise UserError("--prompt: one is empty; say what the video shows")
-    if wrong := [text for text in (*prompts, args.negative_prompt or "") if NO_TEXT.search(text)]:
+    texts = [text for line in lines for text in (line.prompt, line.flags.get("negative_prompt", ""))]
+    if wrong := [text for text in (*texts, args.negative_prompt or "") if NO_TEXT.search(text)]:
         raise UserError(f"--prompt: {shown(wrong[0])} holds a character that is no text; write it in UTF-8")
-    return prompts
+    return lines
 
 
 def _else(value: object) -> str:

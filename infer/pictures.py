@@ -1,9 +1,11 @@
-"""Contact sheets: one row a video, frames left to right.
+"""Contact sheets: one row a video, frames left to right; and the thumbnail of a file's header.
 
 A video, uint8 [f c h w], becomes a `strip` as soon as it is there, so that nobody keeps its frames for the sheet; the
 sheet is a PNG file with a caption above each strip.
 """
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +52,21 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, Image.Image]]) -> Path:
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path
+
+
+def thumbnail(frames: torch.Tensor, side: int = 256, most: int = 24 << 10) -> str | None:
+    """The middle frame of uint8 [f c h w] as a data URL: a JPEG of at most `side` pixels and `most` bytes.
+
+    None where no quality is small enough.
+    """
+    image = Image.fromarray(frames[len(frames) // 2].permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    for quality in (90, 75, 60, 40, 20):
+        content = io.BytesIO()
+        image.save(content, format="JPEG", quality=quality)
+        if content.tell() <= most:
+            return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+    return None
 
 
 def fitted(draw: ImageDraw.ImageDraw, caption: str, font, width: int) -> str:

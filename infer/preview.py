@@ -13,7 +13,7 @@ from data.cache import CachedClip, primary
 from data.clips import Clip
 from data.sources import plan_clips
 from infer.generate import sample_videos
-from infer.pictures import contact_sheet, strip
+from infer.pictures import contact_sheet, strip, thumbnail
 from infer.settings import of_training
 from infer.side_by_side import write_side_by_side
 from infer.video import read_frames, safe_name, write_video
@@ -71,6 +71,14 @@ class Previews:
         self.say(f"side by side: {path.with_suffix('.mp4')} and, for a README, {path.name}")
         return path
 
+    def thumbnail(self, step: int) -> str | None:
+        """A frame of the latest customized preview up to `step`, for the header of a checkpoint; None without any."""
+        made = (path.name.removeprefix("step-") for path in (self.run / "previews").glob("step-*"))
+        for number in sorted((int(name) for name in made if name.isdecimal() and 0 < int(name) <= step), reverse=True):
+            for path in self.videos(number).values():
+                return thumbnail(read_frames(path))
+        return None
+
     def of(self, step: int) -> Path:
         """The folder of the previews after `step`."""
         return self.run / "previews" / f"step-{step}"
@@ -79,6 +87,12 @@ class Previews:
         """Prompt -> video of those that were made after `step`."""
         named = {prompt: self.of(step) / f"{safe_name(prompt)}.mp4" for prompt in self.wanted.prompt}
         return {prompt: path for prompt, path in named.items() if path.is_file()}
+
+    @property
+    def caption(self) -> str:
+        """Of the reference clip that speaks for all."""
+        clips = self.model[2]
+        return clips[primary(clips)].prompt
 
     def _reference(self) -> Clip:
         """The reference clip that speaks for all, as its file has it, else as its latents decode."""

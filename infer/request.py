@@ -77,9 +77,12 @@ class Request:
         print(*lines, *self.settings.lines(), sep="\n", file=sys.stderr)
 
 
-def read_request(args: argparse.Namespace) -> Request:
-    """What the flags `args` (infer/options.py) ask for. Raises UserError for anything that cannot work."""
-    sources = find_sources(args)
+def read_request(args: argparse.Namespace, sources: list[Source] | None = None) -> Request:
+    """What the flags `args` (infer/options.py) ask for. Raises UserError for anything that cannot work.
+
+    `sources` are those of an earlier request with the same checkpoints, which are then not read again.
+    """
+    sources = find_sources(args) if sources is None else sources
     model = model_path(args, sources)
     first = sources[0].checkpoint if sources else None
     settings = resolve(

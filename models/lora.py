@@ -45,7 +45,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "qk_out": _both_attentions("to_q", "to_k", "to_out.0"),
     "appearance": (*(f"attn1.{kind}" for kind in _PROJECTIONS), *_FEED_FORWARD),
 }
-_TEMPORAL_BLOCK = re.compile(r"(transformer_in|.+\.temp_attentions\.\d+)\.transformer_blocks\.\d+")
+TEMPORAL_BLOCK = re.compile(r"(transformer_in|.+\.temp_attentions\.\d+)\.transformer_blocks\.\d+")
 _SPATIAL_BLOCK = re.compile(r".+\.attentions\.\d+\.transformer_blocks\.\d+")
 
 
@@ -60,7 +60,7 @@ def targets(unet: nn.Module, preset: str) -> list[str]:
         near = difflib.get_close_matches(preset, PRESETS, n=1)
         hint = f"did you mean {near[0]}" if near else f"choose one of {', '.join(PRESETS)}"
         raise UserError(f"temporal_preset: no preset is called {preset!r}: {hint}")
-    block = _SPATIAL_BLOCK if preset == "appearance" else _TEMPORAL_BLOCK
+    block = _SPATIAL_BLOCK if preset == "appearance" else TEMPORAL_BLOCK
     modules = dict(unet.named_modules())
     names = [f"{name}.{part}" for name in modules if block.fullmatch(name) for part in PRESETS[preset]]
     missing = [name for name in names if name not in modules] or ([] if names else ["temp_attentions.0"])
@@ -170,16 +170,18 @@ def add_adapter(
     dropout: float = 0.0,
     placement: str = "release",
     generator: torch.Generator | None = None,
+    names: list[str] | None = None,
 ) -> LoraAdapter:
     """Inject a LoRA adapter called `name` (no dots) and return it, switched off and frozen.
 
     Several adapters may sit on one U-Net, also on the same layers: they act in parallel, each on the layer's input.
     `alpha` defaults to `rank`; a layer narrower than `rank` gets the rank it can have at the same scale alpha / rank.
     `placement` of the dropout: "release" after up, "peft" before down. `generator` (CPU) draws the down matrices;
-    without one they come from torch's global generator. Raises UserError when the U-Net lacks the preset's layers.
+    without one they come from torch's global generator. `names` are the layers to adapt where patterns changed the
+    preset's (models/patterns.py). Raises UserError when the U-Net lacks the preset's layers.
     Source: release and MotionDirector LoRA code (scale 1, down std 1/rank, up 0).
     """
-    names = targets(unet, preset)
+    names = targets(unet, preset) if names is None else names
     alpha = float(rank if alpha is None else alpha)
     modules = dict(unet.named_modules())
     ranks = {n: min(rank, modules[n].in_features, modules[n].out_features) for n in names}

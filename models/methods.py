@@ -20,6 +20,7 @@ from models.files.checkpoint import Checkpoint
 from models.highway import HighwaySettings, attach_highway
 from models.hooks import Patch
 from models.merge import attach_lora
+from models.patterns import choose_layers
 
 State = dict[str, torch.Tensor]
 Motions = Sequence[tuple[Checkpoint, float]]  # saved motions with their strengths
@@ -60,10 +61,11 @@ class Method:
         *,
         highway_in_training: bool = False,
         debiased: bool = True,
+        notes: Sequence[str] = (),
     ):
         self.unet, self.motion, self.appearance = unet, motion, appearance
         self.highway, self.highway_in_training = highway, highway_in_training
-        self.debiased = debiased
+        self.debiased, self.notes = debiased, notes
 
     @property
     def kind(self) -> str:
@@ -133,7 +135,7 @@ class Method:
 
     def describe(self) -> list[str]:
         """What was patched, one line each, for the log and --dry-run."""
-        lines = [f"motion      {self.motion}"]
+        lines = [f"motion      {self.motion}", *self.notes]
         if self.appearance:
             count = len(self.appearance)
             lines.append(f"appearance  {self.appearance[0]}" + (f", for each of {count} clips" if count > 1 else ""))
@@ -164,10 +166,11 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
         generator=torch.Generator().manual_seed(cfg.seed or 0),
     )
     if cfg.method == "lora":
-        motion = lora.add_adapter(unet, "motion", cfg.temporal_preset, **options)
+        names, notes = choose_layers(unet, cfg.temporal_preset, cfg.include_patterns, cfg.exclude_patterns)
+        motion = lora.add_adapter(unet, "motion", cfg.temporal_preset, names=names, **options)
         has_appearance, debiased = True, True
     else:
-        motion = _motion_inversion(unet, cfg, latent_size)
+        motion, notes = _motion_inversion(unet, cfg, latent_size), []
         has_appearance, debiased = cfg.embeddings.loss == "hybrid", cfg.embeddings.loss != "base"
     adapters = 1 if cfg.single_spatial_lora else clips
     appearance = [
@@ -176,7 +179,9 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
     ]
     use, scope, beta = (cfg.appearance_highway[key] for key in ("use", "scope", "beta"))
     highway = None if use == "off" else HighwaySettings(scope, beta)
-    return Method(unet, motion, appearance, highway, highway_in_training=use == "training", debiased=debiased)
+    return Method(
+        unet, motion, appearance, highway, highway_in_training=use == "training", debiased=debiased, notes=notes
+    )
 
 
 def _motion_inversion(unet: UNet3DConditionModel, cfg, latent_size: tuple[int, int, int]) -> MotionEmbeddings:

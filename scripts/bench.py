@@ -1,12 +1,14 @@
 """How long training and sampling take on this machine, and how many bytes a training step needs.
 
     python scripts/bench.py --model mid --baseline          # seconds on this machine, and a plain dual-path step's
+    python scripts/bench.py --model pocket --against stock  # what the lean U-Net saves of a step on a CPU
     python scripts/bench.py --model zeroscope --memory      # peak bytes, counted on the meta device: no weights, no GPU
-    python scripts/bench.py --model mid --compile blocks --against eager    # what compiling brings and costs
+    python scripts/bench.py --model mid --compile blocks --against stock    # what compiling brings and costs
     python scripts/bench.py --model zeroscope --baseline --results RESULTS.md      # adds a row for this device
 
-Models have random weights: `pocket` is the shipped architecture, `mid` has 64/128/256/256 channels at 16 frames of
-16x16 latents, `zeroscope` is the full one at 16 frames of 48x48 latents. The last line of stdout is one JSON document:
+Models have random weights: `pocket` is the shipped architecture with four timesteps a step, `mid` has 64/128/256/256
+channels at 16 frames of 16x16 latents, `zeroscope` is the full one at 16 frames of 48x48 latents. The last line of
+stdout is one JSON document:
 
     train_step_s       seconds of one step: both passes, both optimizers
     train_host_s       seconds until the host has queued that step; near train_step_s, the device waits for the host
@@ -25,10 +27,10 @@ Models have random weights: `pocket` is the shipped architecture, `mid` has 64/1
     matmul_flop_s      the device's measured rate of a large matrix product in each of those precisions
     train_share        the time the step's operations would take at those rates, over the step's time
 
-Baselines: `plain` is the dual path as MotionDirector describes it (fp32, text encoder in every step, checkpointing,
-every adapter gathering gradients in both passes); `release` is the authors' code as it is (fp32 weights under fp16
-autocast, the rest as `plain`) with the order of its passes repaired; `eager` is this project's step uncompiled, to be
-compared with --compile. --baseline takes `release` on CUDA, else `plain`.
+Baselines: `stock` is our step on diffusers' own layers, neither lean (models/lean.py) nor compiled; `plain` is the dual
+path as MotionDirector describes it (fp32, text encoder in every step, checkpointing, every adapter gathering gradients
+in both passes); `release` is the authors' code as it is (fp32 weights under fp16 autocast, the rest as `plain`) with the
+order of its passes repaired. --baseline takes `release` on CUDA, else `plain`.
 """
 
 import argparse
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=("pocket", "mid", "zeroscope"), default="mid")
     parser.add_argument("--baseline", action="store_true", help="alternate with a baseline's steps, print the ratio")
     parser.add_argument(
-        "--against", choices=("plain", "release", "eager"), help="the baseline to take; implies --baseline"
+        "--against", choices=("stock", "plain", "release"), help="the baseline to take; implies --baseline"
     )
     parser.add_argument(
         "--memory",
@@ -84,7 +86,12 @@ def main(argv: list[str] | None = None) -> None:
     checkpointing = None if args.checkpointing is None else args.checkpointing == "on"
     if checkpointing is None:
         checkpointing = bool(args.memory) or MODELS[args.model].checkpointing
-    cfg = settings(memory=args.memory or "default", compile=args.compile, gradient_checkpointing=checkpointing)
+    cfg = settings(
+        memory=args.memory or "default",
+        compile=args.compile,
+        gradient_checkpointing=checkpointing,
+        **MODELS[args.model].recipe,
+    )
     numbers: dict = {"model": args.model, "train_step_s": None, "sample_s": None, "peak_bytes": None}
     numbers["baseline_ratio"] = None
     dtype = torch.bfloat16

@@ -60,6 +60,8 @@ CASES: dict[str, Case | list[Case]] = {
     "validation_data.noise_prior": previewed(1.0),
     "method": Case("motion_inversion"),
     "temporal_preset": Case("tap_key"),
+    "include_patterns": Case([r".*\.attn1\.to_v"]),
+    "exclude_patterns": Case([r".*\.attn2\..*"]),
     "lora_rank": Case(3),
     "lora_alpha": Case(9.0, "moments"),
     "lora_unet_dropout": Case(0.0),
@@ -113,6 +115,7 @@ CASES: dict[str, Case | list[Case]] = {
 EXEMPT = {
     "base": "read from files only, and merged away; test_layers",
     "fallback": "read from files only; test_layers",
+    "license": "is text in headers and in the card; test_modelspec",
     "mixed_precision": "a CPU computes in fp32 throughout; test_gpu, and test_backbone for the choice",
 }
 

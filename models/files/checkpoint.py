@@ -23,13 +23,14 @@ from configs.errors import UserError, shown
 from configs.files import atomic_path, remove
 from models.files import release
 from models.files.header import LAYOUT, Header, check_embeddings, check_rank, read_header
+from models.files.modelspec import LARGEST_THUMBNAIL, without_spec
 from models.files.peft import ADAPTER_FILE, read_adapter, write_adapter
 from models.files.tensors import State, read_tensors, write_tensors
 from models.files.training_state import TRAINING_STATE
 from models.lora import targets
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
-MARGIN = 64 * 1024  # bytes for headers and folders beside the tensors of a checkpoint
+MARGIN = 64 * 1024 + LARGEST_THUMBNAIL  # bytes for headers and folders beside the tensors of a checkpoint
 
 
 @dataclass
@@ -87,7 +88,7 @@ def save_checkpoint(
         else:
             write_adapter(part / "temporal", motion, header)
         for clip, state in enumerate(appearance):
-            write_adapter(part / "spatial" / str(clip), state, header | {"preset": release.APPEARANCE})
+            write_adapter(part / "spatial" / str(clip), state, without_spec(header) | {"preset": release.APPEARANCE})
         if training_state is not None:
             torch.save(training_state, part / TRAINING_STATE)
     if limit:
@@ -268,7 +269,7 @@ def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
     fits = all(w is not None and w.shape[axis] == width for w, (_, axis, width) in zip(weights, asked, strict=True))
     if fits and checkpoint.preset is not None:  # a shallower model's layers are all here, but not all that are here
         preset = checkpoint.preset if state is checkpoint.motion else release.APPEARANCE
-        fits = {layer for layer, _, _ in asked} == set(targets(unet, preset))
+        fits = chose_layers(checkpoint) or {layer for layer, _, _ in asked} == set(targets(unet, preset))
     if not fits:
         layer, _, width = asked[0]
         trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
@@ -276,6 +277,12 @@ def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
             f" {release.architecture(unet)}; give the model it was trained on"
         )
+
+
+def chose_layers(checkpoint: Checkpoint) -> bool:
+    """Did patterns change the preset's layers? Then the file says which: nobody matches patterns out of a file."""
+    config = checkpoint.config or {}
+    return bool(config.get("include_patterns") or config.get("exclude_patterns"))
 
 
 def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int, int]:

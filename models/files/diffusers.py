@@ -23,6 +23,7 @@ from configs.errors import UserError, shown
 from configs.plain import dump_yaml, read_json
 from models.files.checkpoint import Checkpoint, appearance_states, from_header
 from models.files.header import LAYOUT, MOST_RANK, read_header
+from models.files.modelspec import without_spec
 from models.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, check_pairs, peft_config, read_adapter, write_adapter
 from models.files.release import APPEARANCE
 from models.files.tensors import State, read_tensors, write_tensors
@@ -71,7 +72,7 @@ def write_peft(checkpoint: Checkpoint, folder: Path) -> None:
     header = header_of(checkpoint)
     write_adapter(folder, checkpoint.motion, header)
     for clip, state in enumerate(checkpoint.appearance):
-        write_adapter(folder / "spatial" / str(clip), state, header | {"preset": APPEARANCE})
+        write_adapter(folder / "spatial" / str(clip), state, without_spec(header) | {"preset": APPEARANCE})
 
 
 def read_peft(folder: Path) -> Checkpoint:
@@ -153,7 +154,7 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path) -> None:
     header = header_of(checkpoint)
     _write_diffusers(checkpoint.motion, folder, header)
     for clip, state in enumerate(checkpoint.appearance):
-        _write_diffusers(state, folder / "spatial" / str(clip), header | {"preset": APPEARANCE})
+        _write_diffusers(state, folder / "spatial" / str(clip), without_spec(header) | {"preset": APPEARANCE})
 
 
 def _write_diffusers(state: State, folder: Path, header: Mapping[str, str]) -> None:

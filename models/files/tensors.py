@@ -4,6 +4,7 @@ safetensors files hold tensors by name with a header of texts; `.pt` files hold 
 tensors and plain containers can come out of it.
 """
 
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from configs.archives import AGAIN, check_pickle, check_safetensors
 from configs.errors import DAMAGED_PICKLE, UserError, is_out_of_memory, printable, shown
+from models.files.modelspec import with_hash
 
 State = dict[str, torch.Tensor]
 REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -24,9 +26,22 @@ MOST_VALUES = 500_000  # in a pickle, containers and their contents together
 
 
 def write_tensors(tensors: State, path: Path, header: Mapping[str, str]) -> None:
-    """Write a safetensors file with `header` as its metadata."""
+    """Write a safetensors file with `header` as its metadata, and a hash where that follows the model spec."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata=dict(header))
+    save_file(contiguous, path, metadata=with_hash(header, contiguous))
+    _order_header(path)
+
+
+def _order_header(path: Path) -> None:
+    """Sort the texts in a header that was just written: safetensors puts them in another order each time."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(ordered) == length:
+            file.seek(8)
+            file.write(ordered)
 
 
 def read_tensors(path: Path) -> tuple[State, dict[str, str]]:

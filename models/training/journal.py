@@ -97,6 +97,17 @@ class Journal:
         """Do not count what follows (a preview, a checkpoint) as part of the next step's time."""
         self._last = time.perf_counter()
 
+    def measures(self) -> dict[str, str]:
+        """What a model card says of the training, by name: the losses of its last tenth, and what a step costs."""
+        records = read_log(self.file)
+        if not records:
+            return {}
+        last = records[-max(1, len(records) // 10) :]
+        found = mean_losses([{key: r[key] for key in r if key.startswith("loss_")} for r in last])
+        words = {f"{name.removeprefix('loss_')} loss, last tenth": f"{value:.4f}" for name, value in found.items()}
+        seconds, memory = np.median([r["seconds"] for r in records]), max(r["memory_gb"] for r in records)
+        return words | {"seconds a step": f"{seconds:.2f}", "memory, GB": f"{memory:.1f}"}
+
     def close(self) -> Path | None:
         """Finish the files and draw the loss plot; returns its path, or None when no step was logged."""
         self.bar.close()

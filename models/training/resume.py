@@ -20,6 +20,8 @@ from models.training.processes import Processes
 SHAPING = (
     "method",
     "temporal_preset",
+    "include_patterns",
+    "exclude_patterns",
     "lora_rank",
     "lora_alpha",
     "seed",
@@ -40,6 +42,7 @@ FREE = (
     "checkpoint",
     "max_train_steps",
     "report_to",
+    "license",
     "device",
     "gradient_checkpointing",
 )  # say nothing about a step's numbers

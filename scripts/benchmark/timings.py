@@ -20,12 +20,8 @@ def measure(
     """The timed numbers of the JSON document; `against` names the baseline to alternate with, if any."""
     architecture = MODELS[model]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    checkpointing = cfg.gradient_checkpointing
-    ours = Step(architecture, device, dtype, checkpointing=checkpointing, cfg=cfg)
-    if against == "eager":
-        baseline = Step(architecture, device, dtype, checkpointing=checkpointing)
-    else:
-        baseline = BASELINES[against](architecture, device) if against else None
+    ours = Step(architecture, device, dtype, checkpointing=cfg.gradient_checkpointing, cfg=cfg)
+    baseline = BASELINES[against](architecture, device) if against else None
     training = {"baseline": against, **_training(ours, baseline, device, repeats)}
     half = _half_precision(architecture, device, repeats, cfg)
     flop = memory.count_flop_by_dtype(lambda: Step(architecture, "meta", dtype, checkpointing=False).gradients(0))

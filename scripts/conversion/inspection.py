@@ -9,6 +9,7 @@ from models.backbone import skeleton
 from models.files import release
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE
+from models.files.modelspec import PREFIXES, THUMBNAIL
 from models.files.peft import ADAPTER_FILE
 from models.files.tensors import read_pickle
 from scripts.conversion.reading import read
@@ -65,6 +66,14 @@ def _inspect_pickle(path: Path, model: str | None) -> list[str]:
     ]
 
 
+def _brief(key: str, value: str) -> str:
+    """A header's text for a line; of a thumbnail its kind and size, since nobody reads a picture's letters."""
+    if key != THUMBNAIL:
+        return value
+    kind = value.removeprefix("data:").split(";")[0] if value.startswith("data:") else "no data URL"
+    return f"{kind[:40]}, {len(value):,} letters"
+
+
 def _describe(checkpoint: Checkpoint) -> list[str]:
     size = sum(tensor.numel() for tensor in checkpoint.motion.values())
     lines = [f"{checkpoint.kind} checkpoint of step {checkpoint.index}, {size:,} motion parameters"]
@@ -75,5 +84,9 @@ def _describe(checkpoint: Checkpoint) -> list[str]:
             f" {checkpoint.scale:g}",
             f"appearance adapters: {len(checkpoint.appearance)}",
         ]
-    lines += [f"{key}: {value}" for key, value in sorted(checkpoint.info.items()) if key not in ("preset", "rank")]
+    lines += [
+        f"{key}: {_brief(key, value)}"
+        for key, value in sorted(checkpoint.info.items(), key=lambda item: (item[0].startswith(PREFIXES), item))
+        if key not in ("preset", "rank")
+    ]
     return lines + [f"config: {'in the header' if checkpoint.config else 'none'}"]

@@ -1,0 +1,113 @@
+"""Prompt files: a prompt a line, and options of its own behind it, as people write them for other trainers.
+
+    a red car drives away
+    a boat on a lake --w 384 --h 256 --f 24 --d 42 --s 20 --g 3 --n "blurred, dark"
+
+Empty lines and those that begin with # are skipped. A line's options stand over the command's flags. Only ` --` and a
+letter begins an option: for a prompt that holds these signs write `\\--`. Imports nothing slow.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from configs.checks import Check, real, text, whole
+from configs.errors import UserError, printable, shown
+from configs.plain import read_text
+
+OPTIONS: dict[str, tuple[str, Check]] = {  # option -> the flag of infer/infer.py that it stands for, and its values
+    "w": ("width", whole(1, 2**31)),
+    "h": ("height", whole(1, 2**31)),
+    "f": ("num_frames", whole(1, 2**31)),
+    "d": ("seed", whole(0, 2**63 - 1)),
+    "s": ("num_steps", whole(1, 999)),
+    "g": ("guidance_scale", real(0, 1000)),
+    "n": ("negative_prompt", text()),
+}
+BEGINS = re.compile(r"(?:^|(?<=\s))--([A-Za-z][\w-]*)(?:=|(?=\s|$))")  # `\--` does not, and neither does ` -- `
+
+
+@dataclass(frozen=True)
+class Line:
+    """A prompt with the flags that its line sets; `seed` among them is one number."""
+
+    prompt: str
+    flags: dict[str, Any] = field(default_factory=dict)
+
+
+def read_prompt_file(path: str) -> list[Line]:
+    """The lines of the file `path` that hold prompts. Raises UserError, naming file and line, for any other option."""
+    origin = f"--prompt_file: {printable(path)}"
+    lines = [line.strip() for line in read_text(Path(path), origin).splitlines()]
+    found = [
+        _read(line, f"{origin}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line and not line.startswith("#")
+    ]
+    if not found:
+        raise UserError(f"{origin} holds no prompt ({len(lines)} lines, empty or with #); write one a line")
+    return found
+
+
+def _read(line: str, where: str) -> Line:
+    prompt, *rest = BEGINS.split(line)  # prompt, name, value, name, value, ...
+    flags: dict[str, Any] = {}
+    for name, value in zip(rest[::2], rest[1::2], strict=True):
+        if name not in OPTIONS:
+            raise UserError(
+                f"{where}: --{shown(name)[1:-1]} is no option{_nearest(name)} For a prompt with these signs write \\--"
+            )
+        flag, check = OPTIONS[name]
+        if flag in flags:
+            raise UserError(f"{where}: --{name} is given twice; keep one")
+        try:
+            flags[flag] = check(_number(value) if name != "n" else _unquoted(value))
+        except ValueError as error:
+            raise UserError(f"{where}: --{name} is {shown(value.strip())}, {error}; correct it") from None
+    if not prompt.strip():
+        raise UserError(f"{where}: options without a prompt before them; say what the video shows")
+    return Line(_plain(prompt), flags)
+
+
+def _number(value: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(value) if len(value) < 100 else value
+        except ValueError:
+            continue
+    return value
+
+
+def _unquoted(value: str) -> str:
+    value = value.strip()
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return _plain(value[1:-1] if quoted else value)
+
+
+def _plain(words: str) -> str:
+    return words.strip().replace("\\--", "--")
+
+
+def _nearest(name: str) -> str:
+    named = {flag: option for option, (flag, _) in OPTIONS.items()} | {option: option for option in OPTIONS}
+    near = difflib.get_close_matches(name.replace("-", "_")[:40], named, 1, 0.5)
+    return f"; did you mean --{named[near[0]]}?" if near else f"; there are --{', --'.join(OPTIONS)}."
+
+
+def grouped(lines: list[Line]) -> Iterator[tuple[dict[str, Any], list[Line]]]:
+    """Neighbouring lines with the same flags but for their seeds, and those flags."""
+    group: list[Line] = []
+    for line in lines:
+        if group and _shared(group[0]) != _shared(line):
+            yield _shared(group[0]), group
+            group = []
+        group.append(line)
+    if group:
+        yield _shared(group[0]), group
+
+
+def _shared(line: Line) -> dict[str, Any]:
+    return {name: value for name, value in line.flags.items() if name != "seed"}

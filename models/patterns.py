@@ -1,0 +1,76 @@
+"""Regular expressions that add layers to a preset of the motion LoRA or take some away.
+
+A pattern has to match a layer's whole name, as PEFT's `target_modules` does. Patterns come from files, so they are
+held to a length and a time, and may not count repetitions, which can need any amount of memory.
+"""
+
+import difflib
+import re
+import time
+from collections.abc import Iterable, Sequence
+
+import regex
+from torch import nn
+
+from configs.errors import UserError, shown
+from models.lora import TEMPORAL_BLOCK, targets
+
+MOST_LETTERS, MOST_SECONDS = 300, 1.0
+COUNTED = re.compile(r"\{\s*[\d,]")
+
+
+def choose_layers(
+    unet: nn.Module, preset: str, include: Iterable[str] | None, exclude: Iterable[str] | None
+) -> tuple[list[str], list[str]]:
+    """(names of the layers to adapt, a line for each pattern with what it matched).
+
+    Those of `preset` that no pattern of `exclude` matches come first, in the preset's order; then every linear layer of
+    the temporal transformers that a pattern of `include` matches, so that `exclude` of everything and an `include`
+    choose freely. Raises UserError for a pattern that matches nothing, naming the nearest layers, and where no layer
+    is left.
+    """
+    chosen, notes = targets(unet, preset), []
+    for pattern in exclude or ():
+        matched = set(_matched("exclude_patterns", pattern, chosen))
+        chosen = [name for name in chosen if name not in matched]
+        notes.append(f"exclude     {shown(pattern)}: {len(matched)} layers, such as {min(matched)}")
+    if include:
+        linear = [name for name, module in unet.named_modules() if _is_adaptable(name, module)]
+        for pattern in include:
+            matched = _matched("include_patterns", pattern, linear)
+            added = [name for name in matched if name not in chosen]
+            chosen += added
+            notes.append(f"include     {shown(pattern)}: {len(matched)} layers, {len(added)} of them new: {matched[0]}")
+    if not chosen:
+        raise UserError(f"exclude_patterns: no layer of the preset {preset} is left; exclude less, or include some")
+    return chosen, notes
+
+
+def _is_adaptable(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and TEMPORAL_BLOCK.match(name) is not None
+
+
+def _matched(key: str, pattern: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that `pattern` matches as a whole, at least one."""
+    if len(pattern) > MOST_LETTERS or COUNTED.search(pattern):
+        raise UserError(
+            f"{key}: {shown(pattern)} counts repetitions or has more than {MOST_LETTERS} letters; write a simpler one"
+        )
+    ends = time.monotonic() + MOST_SECONDS
+    try:
+        expression = regex.compile(pattern)
+        found = [n for n in names if expression.fullmatch(n, timeout=max(1e-3, ends - time.monotonic()))]
+    except TimeoutError:
+        raise UserError(f"{key}: {shown(pattern)} takes too long to match; write a simpler one") from None
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise UserError(
+            f"{key}: {shown(pattern)} is no regular expression ({error}); write for example .*\\.attn1\\.to_q"
+        ) from None
+    if not found:
+        plain = re.sub(r"\\(.)|[*+?()|^$\[\]]", r"\1", pattern)
+        near = difflib.get_close_matches(plain, names, 3, 0.3) or list(names[:3])
+        raise UserError(
+            f"{key}: {shown(pattern)} matches none of {len(names)} layers (it has to match the whole name); the nearest"
+            f" are {', '.join(near) or 'none'}"
+        )
+    return found
