@@ -136,7 +136,7 @@ def test_eight_bits_change_a_trained_model_by_no_more_than_bf16_does():
         ("bf16", torch.bfloat16, "default"),
     ):
         backbone = Backbone.load(folder, dtype, CPU, memory)
-        text = random(1, 8, backbone.unet.config.cross_attention_dim, seed=1)
+        text = random(1, 8, backbone.network.config.cross_attention_dim, seed=1)
         with torch.no_grad():
             found[name] = backbone.predict(latents, torch.tensor(400), text)
     assert 1e-4 < error(found["small"], found["exact"]) < 1.5 * error(found["bf16"], found["exact"]) < 0.05
