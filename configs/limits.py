@@ -44,6 +44,8 @@ def _unfit_text(text: str, prompt: bool) -> str | None:
         text.encode()
     except UnicodeEncodeError:
         return "is not UTF-8 text; write it in UTF-8"
+    if not prompt and not text.isprintable():
+        return "holds a character that acts on a terminal and is no part of a name; remove it"
     return None
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from configs.archives import check_pickle, check_safetensors
 from configs.checks import checked, listed, whole
@@ -114,7 +114,7 @@ def write_cached(cached: CachedClip, path: Path) -> None:
     if cached.size is not None:
         header["size"] = json.dumps(cached.size)
     with atomic_path(path, needs=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) as part:
-        save_file(tensors, part, metadata=header)
+        part.write_bytes(save(tensors, metadata=header))  # save_file has a hidden file of its own, which a kill leaves
 
 
 def read_cached(path: str | Path) -> CachedClip:

@@ -10,7 +10,7 @@ import difflib
 import secrets
 from dataclasses import dataclass
 
-from configs.errors import UserError, shown
+from configs.errors import UserError, printable, shown
 from configs.plain import NO_TEXT
 from infer.prompt_file import Line, grouped, read_prompt_file
 
@@ -37,6 +37,7 @@ RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
 SOLVERS = ("ddim", "euler", "unipc", "dpm")
 STRATEGIES = ("blend", "frequency", "blend_frequency", "fft")
 RATE = 0.003  # of motion guidance: FlowMotion's
+MOST_LETTERS = 300  # of a refused flag's message
 MOST_VIDEOS = 100_000  # of one command
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
@@ -202,6 +203,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     alone = [name for name, value in vars(args).items() if name.startswith("guide_") and value is not None]
     if args.guide is None and alone:
         parser.error(f"argument --{alone[0]}: belongs to --guide, which is not given")
+    if not args.output_dir:
+        parser.error("argument --output_dir: is empty, name a folder (a single dot is this one)")
     if args.guidance_interval and args.guidance_interval[0] > args.guidance_interval[1]:
         low, high = args.guidance_interval
         parser.error(f"argument --guidance_interval: {low:g} is above {high:g}, write the lower timestep first")
@@ -276,6 +279,7 @@ class _Parser(argparse.ArgumentParser):
         wrong = [word for word in message.split() if word.startswith("-")] if "unrecognized" in message else []
         near = difflib.get_close_matches(wrong[0], self._option_string_actions, 1) if wrong else []
         hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+        message = printable(message if len(message) <= MOST_LETTERS else f"{message[:MOST_LETTERS]}...")
         self.exit(2, f"error: {message}; {hint}\n")
 
 

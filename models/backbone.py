@@ -20,11 +20,12 @@ from types import ModuleType
 import torch
 from diffusers import SchedulerMixin
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from configs.archives import AGAIN, check_pickle, check_safetensors
 from configs.errors import UserError, is_out_of_memory, shown
 from configs.plain import shown_error
 from models import backbones
@@ -108,6 +109,8 @@ class Backbone:
         options = kind.load_options(dtype)
         parts = kind.parts(path)
         loaded = {name: _load_part(path, name, part, options.get(name, {})) for name, part in parts.items()}
+        if loaded["tokenizer"].pad_token is None:
+            raise UserError(f"model: the tokenizer of {path} has no padding token; download the whole folder again")
         for part in loaded.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
@@ -268,10 +271,25 @@ def skeleton(model: str | Path | None = None) -> nn.Module:
         ) from error
 
 
+def _check_weights(file: Path) -> None:
+    """Raise UserError for a damaged file of weights; diffusers would read it whole, however large, to say so."""
+    if file.suffix == ".bin":
+        check_pickle(file)
+    if file.suffix == ".safetensors":
+        check_safetensors(file)
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: truncated, or no safetensors file ({shown_error(error)}): {AGAIN}") from None
+
+
 def _load_part(path: str, name: str, part: type, options: dict):
     """One part; a module with every weight that it has, none of them made up by a library for one that is missing."""
     folder, is_module = Path(path) / name, issubclass(part, nn.Module)
     if folder.is_dir() and is_module:
+        for file in sorted(folder.iterdir()):
+            _check_weights(file)
         weights = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors")]
         if weights and all(".fp16." in file for file in weights):
             options = {**options, "variant": "fp16"}

@@ -16,7 +16,7 @@ from configs.errors import UserError, shown
 from models.backbones import kind_of
 from models.lora import targets
 
-MOST_LETTERS, MOST_SECONDS = 300, 1.0
+MOST_LETTERS, MOST_SECONDS = 300, 1.0  # of this process, however busy the machine is
 COUNTED = re.compile(r"\{\s*[\d,]")
 
 
@@ -30,7 +30,7 @@ def choose_layers(
     """(names of the layers to adapt, a line for each pattern with what it matched).
 
     Those of `preset` that no pattern of `exclude` matches come first, in the preset's order; then every linear layer of
-    the temporal transformers that a pattern of `include` matches, so that `exclude` of everything and an `include`
+    the blocks that learn motion that a pattern of `include` matches, so that `exclude` of everything and an `include`
     choose freely. Raises UserError for a pattern that matches nothing, naming the nearest layers, and where no layer
     is left.
     """
@@ -61,10 +61,10 @@ def _matched(key: str, pattern: str, names: Sequence[str]) -> list[str]:
         raise UserError(
             f"{key}: {shown(pattern)} counts repetitions or has more than {MOST_LETTERS} letters; write a simpler one"
         )
-    ends = time.monotonic() + MOST_SECONDS
+    ends = time.process_time() + MOST_SECONDS
     try:
         expression = regex.compile(pattern)
-        found = [n for n in names if expression.fullmatch(n, timeout=max(1e-3, ends - time.monotonic()))]
+        found = [n for n in names if expression.fullmatch(n, timeout=max(0.01, ends - time.process_time()))]
     except TimeoutError:
         raise UserError(f"{key}: {shown(pattern)} takes too long to match; write a simpler one") from None
     except (regex.error, RecursionError, OverflowError) as error:

@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import hypothesis
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from scripts.authors.weights import build_unet, fill
 from scripts.pocket import wan_parts
 from scripts.pocket.architecture import build_tokenizer
 
+hypothesis.settings.register_profile("busy machines too", deadline=None)
+hypothesis.settings.load_profile("busy machines too")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its width
     "sample_size": 8,

@@ -342,6 +342,8 @@ def test_a_full_disk_is_one_sentence(capsys):
     [
         (["--lora_scael", "1"], "did you mean --lora_scale?"),
         (["--lora_scale", "nan"], "nan is not between"),
+        (["--output_dir", ""], "--output_dir: is empty"),
+        (["--freeu", "(" * 10_000], "((..."),
         (["--guidance-scale", "-5"], "is not between 0 and"),
         (["--width", "0"], "0 is not 1 or more"),
     ],
