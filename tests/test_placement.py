@@ -11,7 +11,8 @@ from configs.errors import UserError
 from infer import generate, options
 from infer.sampler import guide
 from models import methods
-from models.backbone import ZEROSCOPE, Backbone, predictor
+from models.backbone import Backbone, predictor
+from models.backbones.unet3d import ZEROSCOPE
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.lean import attach_lean
