@@ -54,6 +54,7 @@ from infer.preview import Previews
 from infer.references import prepare_clips
 from models import backbones, methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
+from models.compiled import compile_layers
 from models.files.card import write_card
 from models.files.checkpoint import save_checkpoint
 from models.files.modelspec import model_spec
@@ -61,6 +62,7 @@ from models.heads import find_heads, write_heads
 from models.highway import attach_highway
 from models.hooks import checkpoint_activations
 from models.lean import attach_lean
+from models.placement import place
 from models.schedule import noised
 from models.threads import use_threads
 from models.training import memory, objective
@@ -139,7 +141,8 @@ def _train(cfg, processes: Processes) -> Path:
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     if processes.is_main:
         processes.say("\n".join(plan(cfg)))
-    backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)
+    dtype = choose_dtype(cfg.mixed_precision, device)
+    backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
     use_threads(backbone.network, device, cfg.threads)
     objective.check_scheduler(backbone.scheduler, cfg.max_timestep)
     with processes.main_first():
@@ -148,9 +151,11 @@ def _train(cfg, processes: Processes) -> Path:
     heads = find_heads(cfg, backbone, clips)
     method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size, heads=heads)
     processes.say("\n".join(method.describe()))
+    compile_layers(backbone.network, cfg.compile, device, training=True)
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.network)
-    attach_lean(backbone.network)
+    if cfg.compile == "off":
+        attach_lean(backbone.network)
     optimizer = DualPathOptimizer(
         cfg,
         method.motion_parameters,
@@ -294,8 +299,9 @@ def dry_run(cfg: DictConfig) -> str:
     network, dtype = skeleton(cfg.pretrained_model_path), choose_dtype(cfg.mixed_precision, choose_device(cfg.device))
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)
+    model_bytes = place(network, "meta", cfg.memory)
     kind.prepare(network)
-    model_bytes, n, data = memory.parameter_bytes(network), cfg.timesteps_per_step, cfg.train_data
+    n, data = cfg.timesteps_per_step, cfg.train_data
     size = latent_size_of(cfg.pretrained_model_path, data.n_sample_frames, data.height, data.width)
     method = methods.attach(network, cfg, clips=1, latent_size=size)
     if cfg.gradient_checkpointing:

@@ -236,6 +236,14 @@ class Config:
         "fp16", "precision of the frozen model; adapters stay in fp32 (on a CPU everything does)"
     )
     gradient_checkpointing: bool = key(True, "recompute activations in the backward pass: less memory, more time")
+    memory: Literal["default", "small", "smallest"] = key(
+        "default",
+        "where the frozen model waits: on the device (default), there in 8 bits (small), or on the host, from where it "
+        "visits the device layer by layer (smallest)",
+    )
+    compile: Literal["off", "blocks", "step"] = key(
+        "off", "torch.compile for the U-Net's layers: blocks; step also replays them as CUDA graphs"
+    )
     device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1")
     threads: int | None = key(
         None, "CPU threads; default OMP_NUM_THREADS, else 1 for a small model and all for others", low=1, high=1024

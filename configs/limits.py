@@ -92,6 +92,21 @@ def contradictions(cfg: DictConfig) -> list[str]:
         wrong.append("embeddings.widths: empty; name widths such as [320], or null for the widest blocks")
     if cfg.min_timestep > cfg.max_timestep:
         wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
+    if cfg.memory != "default" and not cfg.gradient_checkpointing:
+        wrong.append(
+            f"memory: {cfg.memory} drops a layer's weights once it is computed, so activations must be recomputed; set "
+            "gradient_checkpointing to true"
+        )
+    if cfg.memory != "default" and cfg.compile != "off":
+        wrong.append(
+            f"compile: {cfg.compile} needs the frozen model as it is and memory is {cfg.memory}; set one of the two to "
+            "its default"
+        )
+    if cfg.compile == "step" and cfg.gradient_checkpointing:
+        wrong.append(
+            "compile: step replays CUDA graphs, which cannot be recomputed in the backward pass; set "
+            "gradient_checkpointing to false, or compile to blocks"
+        )
     if cfg.license is not None and not LICENSE.fullmatch(cfg.license):
         wrong.append(f"license: {shown(cfg.license)} is no license's short name; write for example apache-2.0")
     patterns = [name for name in ("include_patterns", "exclude_patterns") if cfg[name] is not None]

@@ -32,6 +32,7 @@ from infer.sampler import guide, sample, within
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
+from models.compiled import compile_layers
 from models.hooks import Patch
 from models.lean import attach_lean
 from models.threads import use_threads
@@ -54,9 +55,9 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     requests = [request, *(read_request(part.args, request.sources) for part in parts[1:])]
     dtype = choose_dtype(request.settings.precision, device)
     if backbone is None:
-        backbone = Backbone.load(request.model, dtype, device)
+        backbone = Backbone.load(request.model, dtype, device, args.memory)
     else:
-        _check_backbone(backbone, request.model, dtype, device)
+        _check_backbone(backbone, request.model, dtype, device, args.memory)
     use_threads(backbone.network, device, args.threads)
     towards = []  # every part is checked before the first is sampled
     for each in requests:
@@ -68,7 +69,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     rows: list[tuple[str, Image.Image]] = []
     total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))
     bar = tqdm(total=total, desc="sample", unit="step", dynamic_ncols=True)
-    with bar, _attention(backbone, args), attach_lean(backbone.network):
+    with bar, _attention(backbone, args), _quicker(backbone.network, args.compile, device):
         for number, (part, each, clip) in enumerate(zip(parts, requests, towards)):
             if number:
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
@@ -124,7 +125,8 @@ def _sample_part(
 def load_backbone(args: argparse.Namespace) -> Backbone:
     """The model that `generate(args)` would load, to be passed to it and to further calls for the same model."""
     device, request = choose_device(args.device), read_request(args)
-    return Backbone.load(request.model, choose_dtype(request.settings.precision, device), device)
+    dtype = choose_dtype(request.settings.precision, device)
+    return Backbone.load(request.model, dtype, device, args.memory)
 
 
 def sample_videos(
@@ -242,16 +244,24 @@ def _batches(
             yield batch, torch.cat([text[prompt] for prompt, _ in batch]), negative
 
 
-def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: torch.device) -> None:
+def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: torch.device, memory: str) -> None:
     held, asked = (
-        (str(Path(path).resolve()), str(kind).removeprefix("torch."), str(place))
-        for path, kind, place in ((backbone.path, backbone.dtype, backbone.device), (model, dtype, device))
+        (str(Path(path).resolve()), str(kind).removeprefix("torch."), str(place), "memory " + waits)
+        for path, kind, place, waits in (
+            (backbone.path, backbone.dtype, backbone.device, backbone.memory),
+            (model, dtype, device, memory),
+        )
     )
     if held != asked:
         raise UserError(
             f"model: the loaded one is {' '.join(held)}, and the request asks for {' '.join(asked)}; load that one, or "
-            "give --model, --precision and --device as loaded"
+            "give --model, --precision, --device and --memory as loaded"
         )
+
+
+def _quicker(network, compile: str, device: torch.device) -> Patch:
+    """The layers compiled if that was asked for, else lean where that pays: one replaces what the other changes."""
+    return attach_lean(network) if compile == "off" else compile_layers(network, compile, device, training=False)
 
 
 @contextmanager

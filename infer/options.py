@@ -91,6 +91,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=_between(int, 1, 1024),
         help="CPU threads (default: OMP_NUM_THREADS, else by the model's size)",
     )
+    add(
+        "--memory",
+        choices=["default", "small", "smallest"],
+        default="default",
+        help="where the frozen model waits: on the device, there in 8 bits, or on the host (default: %(default)s)",
+    )
+    add(
+        "--compile",
+        choices=["off", "blocks", "step"],
+        default="off",
+        help="torch.compile for the U-Net's layers; step also replays them as CUDA graphs (default: %(default)s)",
+    )
     add("--precision", choices=["fp16", "bf16", "no"], help=f"a CPU always computes in fp32 ({_else('fp16')})")
     add("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
     add("--sdp", "-S", action="store_true", help="attention through PyTorch's SDPA (the default)")
@@ -205,6 +217,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"argument --{alone[0]}: belongs to --guide, which is not given")
     if not args.output_dir:
         parser.error("argument --output_dir: is empty, name a folder (a single dot is this one)")
+    if args.compile != "off" and args.memory != "default":
+        parser.error(f"argument --compile: needs the frozen model as it is, and --memory is {args.memory}")
     if args.guidance_interval and args.guidance_interval[0] > args.guidance_interval[1]:
         low, high = args.guidance_interval
         parser.error(f"argument --guidance_interval: {low:g} is above {high:g}, write the lower timestep first")

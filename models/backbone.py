@@ -30,6 +30,7 @@ from configs.errors import UserError, is_out_of_memory, shown
 from configs.plain import shown_error
 from models import backbones
 from models.files.pipeline import check_folder, check_pipeline, settings_of
+from models.placement import place
 
 # what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
 UNLOADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -93,10 +94,15 @@ class Backbone:
     device: torch.device
     second: nn.Module | None = None
     boundary: float | None = None
+    memory: str = "default"
 
     @classmethod
-    def load(cls, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Backbone":
+    def load(
+        cls, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", memory: str = "default"
+    ) -> "Backbone":
         """Load every part in `dtype`, frozen, with what every method needs attached (the U-Net's one-frame bypass).
+
+        `memory` says where the U-Net's weights wait (models/placement.py).
 
         Raises UserError when the folder or a part of it is missing or unreadable.
         """
@@ -117,11 +123,12 @@ class Backbone:
         if old := [name for name in loaded if any(Path(path, name).glob("*.bin"))]:
             files = f"{', '.join(old)} from .bin files, as of 2023, in which nothing is executed"
             print(f"note: loaded {path}: {files}", file=sys.stderr)
-        network, second = (
-            loaded.pop(name).to(device) if name in parts else None for name in (kind.FOLDER, kind.SECOND)
-        )
+        network, second = (loaded.pop(name, None) for name in (kind.FOLDER, kind.SECOND))
+        for each in filter(None, (network, second)):
+            place(each, device, memory)
         kind.prepare(network, loaded["vae"])
-        return cls(network, **loaded, path=path, device=device, second=second, boundary=kind.boundary_of(path))
+        boundary = kind.boundary_of(path)
+        return cls(network, **loaded, path=path, device=device, second=second, boundary=boundary, memory=memory)
 
     @property
     def kind(self) -> ModuleType:

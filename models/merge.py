@@ -19,6 +19,7 @@ from torch import nn
 
 from configs.errors import UserError
 from models.hooks import Patch, wrap_forward
+from models.placement import is_plain
 
 State = Mapping[str, torch.Tensor]
 
@@ -28,14 +29,14 @@ def attach_lora(
 ) -> Patch:
     """Let the LoRA of `state` act on `network` at `strength`, as it did in training; `scale` is its alpha / rank.
 
-    Layers in fp32 are merged (see `merge`); layers in half precision, and with `beside` all, keep their weights and run
-    the LoRA beside them.
+    Layers in fp32 are merged (see `merge`); layers in half precision, those whose weights are placed elsewhere
+    (models/placement.py), and with `beside` all, keep their weights and run the LoRA beside them.
     A strength of 0 changes nothing. Raises UserError, changing nothing, when a module is missing or a shape differs.
     """
     with contextlib.ExitStack() as undo:  # should memory run out halfway, the network is as it was
         for _, linear, down, up in _layers(network, state):
             if factor := strength * scale:
-                merged = linear.weight.dtype == torch.float32 and not beside
+                merged = linear.weight.dtype == torch.float32 and is_plain(linear) and not beside
                 put = _add_delta if merged else _run_beside
                 undo.callback(put(linear, (factor, down, up)))
         return Patch([undo.pop_all().close])

@@ -216,10 +216,9 @@ def test_nobody_else_writes_the_list(tmp_path, text):
     assert "chosen: the program writes this list by itself" in refusal("--config", str(file))
 
 
-@pytest.mark.parametrize(("value", "printed"), [("default", "the key is gone"), ("low", "gradient_checkpointing")])
-def test_files_with_the_key_memory_still_load_with_a_note(value, printed, capsys):
-    schema.from_dict({**DATA, "memory": value})
-    assert printed in capsys.readouterr().err
+def test_files_that_ask_for_low_memory_still_load_and_take_the_smallest(capsys):
+    assert schema.from_dict({**DATA, "memory": "low"}).memory == "smallest"
+    assert "low is smallest today" in capsys.readouterr().err
 
 
 def test_a_command_ends_with_the_sentence_and_exit_code_2():

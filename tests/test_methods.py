@@ -204,8 +204,12 @@ def test_every_reference_clip_gets_its_own_looks_and_they_share_one_motion(train
     )
     checkpoint = load_checkpoint(run)
     assert checkpoint.preset == "motiondirector" and len(checkpoint.appearance) == 2
-    ups = [[t for name, t in state.items() if "lora_B" in name] for state in checkpoint.appearance]
-    assert all(up.abs().sum() > 0 for state in ups for up in state), "both clips were seen"
+    # a single token attends to itself in the middle block, so Query and Key have no gradient there
+    still = {f"mid_block.attentions.0.transformer_blocks.0.attn1.to_{one}.lora_B.weight" for one in "qk"}
+    ups = [
+        [t for name, t in state.items() if "lora_B" in name and name not in still] for state in checkpoint.appearance
+    ]
+    assert all(up.any() for state in ups for up in state), "both clips were seen"
     assert not any(torch.equal(a, b) for a, b in zip(*ups))
 
 
