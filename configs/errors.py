@@ -73,7 +73,8 @@ EXHAUSTED = (  # what the allocators of the CPU, CUDA and MPS say, and sizes tha
 )
 LESS_MEMORY = (
     "make the frames smaller (width and height), take fewer of them (train_data.n_sample_frames, or --num-frames),"
-    " or compute less at once (timesteps_per_step=1, gradient_checkpointing=true, or --batch-size 1)"
+    " compute less at once (timesteps_per_step=1, gradient_checkpointing=true, or --batch-size 1), or keep the"
+    " frozen model smaller (memory=small or smallest, or --memory)"
 )
 
 

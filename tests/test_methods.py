@@ -13,6 +13,7 @@ from configs.errors import UserError
 from configs.schema import load
 from models import methods
 from models.backbone import skeleton
+from models.backbones.unet3d import PRESETS
 from models.files.checkpoint import load_checkpoint
 from scripts.authors.weights import build_unet
 
@@ -161,16 +162,16 @@ def test_each_method_file_runs_as_its_name_says(file, tiny_pipeline, clip_file):
     cfg, _ = load(["--config", str(file), *words], description="")
     method = methods.attach(skeleton(tiny_pipeline), cfg, clips=1, latent_size=SIZE)
     assert method.kind == ("embeddings" if file.stem.startswith("motion_inversion") else "lora")
-    if file.stem in methods.lora.PRESETS:
+    if file.stem in PRESETS:
         assert method.motion.preset == file.stem
     if file.stem.startswith("motion_inversion"):
         assert bool(method.appearance) == file.stem.endswith("hybrid")
-        assert method.debiased == (not file.stem.endswith("inversion"))
+        assert (method.extra_loss == "debiased") == (not file.stem.endswith("inversion"))
     assert f"--config configs/methods/{file.name}" in file.read_text(), "a file starts with the command that runs it"
 
 
 def test_every_preset_has_its_file():
-    assert {file.stem for file in METHOD_FILES} >= methods.lora.PRESETS.keys() - {"appearance"}
+    assert {file.stem for file in METHOD_FILES} >= set(PRESETS) - {"appearance"}
 
 
 def test_a_width_that_does_not_exist_lists_those_that_do(unet, tiny_config):

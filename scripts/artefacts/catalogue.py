@@ -1,15 +1,16 @@
 """Everything that scripts/reproduce.py can make, by name.
 
-The paper's ten artefacts are in tables.py and figures.py, this project's own in own.py: a new one is an `Artefact` in
-the dictionary of one of these files, and nothing else has to know. A study measures the measures themselves.
+The paper's ten artefacts are in tables.py and figures.py, this project's own in own.py and transformer.py: a new one is
+an `Artefact` in the dictionary of one of these files, and nothing else has to know. A study measures the measures.
 """
 
 from scripts.artefacts.figures import FIGURES
 from scripts.artefacts.own import OWN
 from scripts.artefacts.tables import TABLES
+from scripts.artefacts.transformer import TRANSFORMER
 
 PAPER = TABLES | FIGURES
-ARTEFACTS = PAPER | OWN
+ARTEFACTS = PAPER | OWN | TRANSFORMER
 STUDIES = {  # name -> (title, what it needs)
     "metrics": ("Motion metrics against the truth (toy world)", "no model; about three minutes of CPU"),
     "measures": ("Graded measures: floor, ceiling, repeatability (toy world)", "a model of the toy world; a minute"),

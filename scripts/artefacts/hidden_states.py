@@ -193,7 +193,7 @@ def compare_customizations(
 
     Motion is read from them only where every label has different clips. `source` says in words what the clips are.
     """
-    unet, highway = backbone.unet, HighwaySettings()
+    unet, highway = backbone.network, HighwaySettings()
     customizations = {(BASE, 0): ([], [], None), (AH, 0): ([], [], highway)}
     for number, checkpoint in enumerate(checkpoints):
         motion, appearance = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
@@ -266,7 +266,7 @@ def _noised(backbone: Backbone, batch: Sequence[LabelledClip]) -> torch.Tensor:
         [torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(clip.seed)) for clip in batch]
     )
     timesteps = torch.full((len(batch),), TIMESTEP)
-    return backbone.scheduler.add_noise(latents, noise, timesteps).to(backbone.device, backbone.unet.dtype)
+    return backbone.scheduler.add_noise(latents, noise, timesteps).to(backbone.device, backbone.network.dtype)
 
 
 def decoder_layers(unet) -> dict[str, torch.nn.Module]:

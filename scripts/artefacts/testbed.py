@@ -17,10 +17,12 @@ from configs.schema import ROOT
 from data.clips import VIDEO_SUFFIXES
 from data.world import PATHS, REFERENCE_SEEDS, Scene, parse_prompt, reference_clip, render
 from infer.video import safe_name, write_video
+from models.backbones import kind_of_model
 from scripts.artefacts.variants import TRUE_MOTION, WORDS_ALONE
 from scripts.artefacts.verdict import Role
 
 POCKET = ROOT / "models" / "pocketscope"
+WORLD_RECIPES = {"unet": "pocket.yaml", "transformer": "pocket_dit.yaml"}  # the network's folder -> configuration
 EXAMPLES = ROOT / "data" / "examples"
 REAL_CLIPS = {  # example clip -> its caption, and the part of data/prompts/real.txt that asks for its kind of motion
     "car_turn": ("A car is running on the road.", "vehicle turning"),
@@ -111,7 +113,8 @@ class Testbed:
 
     def __init__(self, model: Path, world: bool, folder: Path, clips: Path | None = None):
         self.model, self.world, self.clips = model, world, clips
-        self.config = ROOT / "configs" / "reproduce" / ("pocket.yaml" if world else "real.yaml")
+        recipe = WORLD_RECIPES[kind_of_model(model).FOLDER] if world else "real.yaml"
+        self.config = ROOT / "configs" / "reproduce" / recipe
         self.folder = folder / "references"
         self._written: list[Path] = []
         self._new_folders = [path for path in (folder, *folder.parents) if not path.exists()]

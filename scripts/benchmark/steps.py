@@ -14,9 +14,12 @@ from configs import schema
 from infer.inversion import ddim_invert
 from infer.sampler import guide, sample
 from models import lora, methods
-from models.backbone import ZEROSCOPE, Backbone, predictor
+from models.backbone import Backbone, predictor
+from models.backbones.unet3d import ZEROSCOPE
+from models.compiled import compile_layers
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.lean import attach_lean
+from models.placement import place
 from models.training import memory, objective
 from models.training.optimizer import DualPathOptimizer
 from train import training_step
@@ -51,8 +54,14 @@ MODELS = {
 }  # fmt: skip
 
 
+def settings(**values) -> DictConfig:
+    """A configuration of defaults and `values`, whose clip nobody reads."""
+    return schema.from_dict({"train_data": {"single_video_path": "random"}, **values})
+
+
 class Step:
-    """This project's training step and sampling step. `cfg` chooses the method; its data and model are not used.
+    """This project's training step and sampling step. `cfg` chooses the method, where the frozen model waits and what
+    is compiled; its data and model are not used.
 
     `dtype` is the frozen model's precision; the adapters are fp32. The default method is TAP. Without `lean` the U-Net
     runs diffusers' own layers (models/lean.py).
@@ -69,19 +78,22 @@ class Step:
         lean: bool = True,
     ):
         self.architecture, self.device = architecture, torch.device(device)
-        self.cfg = cfg or schema.from_dict({"train_data": {"single_video_path": "random"}, **architecture.recipe})
+        self.cfg = cfg or settings(**architecture.recipe)
         with self.device:
             self.unet = UNet3DConditionModel.from_config({**ZEROSCOPE, **architecture.unet})
             self.latents = torch.randn(1, 4, architecture.frames, architecture.side, architecture.side)
             self.text = torch.randn(1, TOKENS, self.unet.config.cross_attention_dim)
         torch.nn.Module.to(self.unet, dtype).requires_grad_(False).train()  # diffusers' own `to` warns for no reason
         self.predict = predictor(self.unet)
-        self.model_bytes = memory.parameter_bytes(self.unet)  # before anything that learns is attached
+        self.model_bytes = place(self.unet, self.device, self.cfg.memory)  # before anything that learns is attached
         bypass_single_frames(self.unet)
         self.method = methods.attach(self.unet, self.cfg, clips=1, latent_size=tuple(self.latents.shape[2:]))
+        if self.device.type != "meta":
+            for training in (True, False):
+                compile_layers(self.unet, self.cfg.compile, self.device, training=training)
         if architecture.checkpointing if checkpointing is None else checkpointing:
             checkpoint_activations(self.unet)
-        if lean:
+        if lean and self.cfg.compile == "off":
             attach_lean(self.unet)
         self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.optimizer = DualPathOptimizer(
@@ -137,7 +149,7 @@ class Step:
 
 
 class StockStep(Step):
-    """This project's step on diffusers' own layers, without models/lean.py."""
+    """This project's step on diffusers' own layers, neither lean (models/lean.py) nor compiled."""
 
     def __init__(self, architecture: Architecture, device: torch.device | str):
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
