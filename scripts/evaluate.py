@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
     measure = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device(args.device)))
     result = evaluate(args.folder, measure, given_reference(args.reference, args.caption))
-    for problem in result.problems:
+    for problem in filter(None, (*result.problems, result.caveat)):
         print(f"note: {printable(problem)}", file=sys.stderr)
     facts = result.summary()
     if not facts:

@@ -52,6 +52,17 @@ class Evaluation:
     problems: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def caveat(self) -> str | None:
+        """What the intervals leave out, where the videos are of too few trainings to tell."""
+        trainings = len({row["training"] for row in self.rows})
+        if not 0 < trainings < FEWEST_TRAININGS:
+            return None
+        return (
+            f"the videos are of {trainings} training{'s' * (trainings > 1)}: their intervals cover other prompts and "
+            f"seeds, not another training, for which {FEWEST_TRAININGS} or more are needed"
+        )
+
     def summary(self) -> dict[str, Estimate]:
         """Every metric over all videos that have it, with its 95 % interval."""
         return summarize(self.rows)
@@ -100,11 +111,6 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
         training = trainings.setdefault(json.dumps(config, sort_keys=True, default=str), len(trainings) + 1)
         facts = {name: sample.sidecar[name] for name in ("prompt", "seed")}
         result.rows.append({"video": sample.video.name, **facts, "training": training, **scores})
-    if 0 < len(trainings) < FEWEST_TRAININGS and len(result.rows) > 1:
-        result.problems.append(
-            f"the videos are of {len(trainings)} training{'s' * (len(trainings) > 1)}: their intervals cover other "
-            f"prompts and seeds, not another training, for which {FEWEST_TRAININGS} or more are needed"
-        )
     if samples and not any(references.values()):
         result.problems.append(
             f"{folder}: no sidecar names a reference clip, so motion and leakage were not measured; give "

@@ -75,8 +75,7 @@ class LabelledClip:
 
 @dataclass(frozen=True)
 class StateComparison:
-    """Per model and layer, for every training one value per clip: cosine with the untouched model, and whether its
-    motion was read.
+    """Per model, layer and training one value a clip: cosine with the untouched model, and whether motion was read.
 
     `read` is empty where a motion has a single clip: recognizing a clip is not reading its motion.
     """
