@@ -29,8 +29,8 @@ stdout is one JSON document:
 
 Baselines: `stock` is our step on diffusers' own layers, neither lean (models/lean.py) nor compiled; `plain` is the dual
 path as MotionDirector describes it (fp32, text encoder in every step, checkpointing, every adapter gathering gradients
-in both passes); `release` is the authors' code as it is (fp32 weights under fp16 autocast, the rest as `plain`) with the
-order of its passes repaired. --baseline takes `release` on CUDA, else `plain`.
+in both passes); `release` is the authors' code as it is (fp32 weights under fp16 autocast, the rest as `plain`) with
+the order of its passes repaired. --baseline takes `release` on CUDA, else `plain`.
 """
 
 import argparse
