@@ -27,6 +27,9 @@ ruling in a table at 5 %. "Reported [S]" is a secondary reading of the paper's t
 was measured on ZeroScope with real clips, so only its direction can be compared with the small embedded model. Brackets
 are 95 % intervals; `table.md` beside every page (`outputs/reproduce/ARTEFACT/`) has the formula of each metric.
 
+A section whose verdicts give no p is older than these rules: yes/no measures, and intervals over its videos and clips
+without a correction, decided it, and its videos took 20 sampling steps in place of today's 10.
+
 On PocketScope all methods share one configuration (`configs/reproduce/pocket.yaml`). It was chosen with TAP on three of
 the motions (there and back, late start, back and forth) and these prompts; the other six motions took no part in the
 choice. MotionDirector also has a row at half the learning rate. The setting of motion guidance
