@@ -73,17 +73,19 @@ EXHAUSTED = (  # what the allocators of the CPU, CUDA and MPS say, and sizes tha
 )
 LESS_MEMORY = (
     "make the frames smaller (width and height), take fewer of them (train_data.n_sample_frames, or --num-frames),"
-    " or compute less at once (timesteps_per_step=1, gradient_checkpointing=true, or --batch-size 1)"
+    " compute less at once (timesteps_per_step=1, gradient_checkpointing=true, or --batch-size 1), or keep the"
+    " frozen model smaller (memory=small or smallest, or --memory)"
 )
 
 
 class UserError(Exception):
     """One sentence for the person at the keyboard: what was wrong, what was found, what to do.
 
-    `silent` where another process prints it.
+    Of several processes the first prints what all of them found; `silent` is True or False where it is known already
+    whether this one is to print it.
     """
 
-    silent = False
+    silent: bool | None = None
 
 
 class Terminated(BaseException):

@@ -47,10 +47,6 @@ REPLACED = {
     "validation_data.vid_preview": "sample_preview switches the previews",
     "validation_data.freeu": "appearance_highway.beta is the scale of the skips",
 }
-LESS_MEMORY = (
-    "the key is gone; what saves memory is gradient_checkpointing=true (the default), fewer frames "
-    "(train_data.n_sample_frames) or a smaller width and height"
-)
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 BATCH_SIZE = "train_batch_size"  # multiplies gradient_accumulation_steps, in whichever file either stands
 
@@ -68,8 +64,8 @@ def modernise(path: str, value: Any) -> tuple[dict[str, Any], str | None] | None
             count = len(value) if isinstance(value, list | dict) else 1
             raise ValueError(f"{count} more sources; name every source in dataset_types and remove the key")
         return {}, None
-    if path == "memory":
-        return {}, "the key is gone, and `default` is what there is" if value == "default" else LESS_MEMORY
+    if path == "memory" and value == "low":
+        return {"memory": "smallest"}, "low is smallest today: it streams the frozen model from the host"
     if path in ("logger", "logger_type"):
         tracker = "none" if value is False else value if value in TRACKERS else "tensorboard"  # YAML reads off as false
         return {"report_to": tracker}, f"report_to names it, and is {tracker}"

@@ -44,6 +44,8 @@ def _unfit_text(text: str, prompt: bool) -> str | None:
         text.encode()
     except UnicodeEncodeError:
         return "is not UTF-8 text; write it in UTF-8"
+    if not prompt and not text.isprintable():
+        return "holds a character that acts on a terminal and is no part of a name; remove it"
     return None
 
 
@@ -90,6 +92,21 @@ def contradictions(cfg: DictConfig) -> list[str]:
         wrong.append("embeddings.widths: empty; name widths such as [320], or null for the widest blocks")
     if cfg.min_timestep > cfg.max_timestep:
         wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
+    if cfg.memory != "default" and not cfg.gradient_checkpointing:
+        wrong.append(
+            f"memory: {cfg.memory} drops a layer's weights once it is computed, so activations must be recomputed; set "
+            "gradient_checkpointing to true"
+        )
+    if cfg.memory != "default" and cfg.compile != "off":
+        wrong.append(
+            f"compile: {cfg.compile} needs the frozen model as it is and memory is {cfg.memory}; set one of the two to "
+            "its default"
+        )
+    if cfg.compile == "step" and cfg.gradient_checkpointing:
+        wrong.append(
+            "compile: step replays CUDA graphs, which cannot be recomputed in the backward pass; set "
+            "gradient_checkpointing to false, or compile to blocks"
+        )
     if cfg.license is not None and not LICENSE.fullmatch(cfg.license):
         wrong.append(f"license: {shown(cfg.license)} is no license's short name; write for example apache-2.0")
     patterns = [name for name in ("include_patterns", "exclude_patterns") if cfg[name] is not None]
@@ -100,6 +117,11 @@ def contradictions(cfg: DictConfig) -> list[str]:
         wrong.append(
             f"validation_data.guidance_interval: {shown(list(edges))} is not two timesteps, the lower one first; write "
             "for example [200, 800]"
+        )
+    shares = cfg.block_range
+    if shares is not None and (len(shares) != 2 or shares[0] >= shares[1]):
+        wrong.append(
+            f"block_range: {shown(list(shares))} is not two shares, the lower one first; write for example [0, 0.5]"
         )
     return wrong
 

@@ -38,7 +38,7 @@ INPUT_PATHS = (
 )
 OUTPUT_PATHS = ("output_dir", "cache_dir")
 # YAML reads no/off as false
-YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "report_to": "none"}
+YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "report_to": "none", "compile": "off"}
 FOLLOWS = {
     f"validation_data.{name}": f"train_data.{source}"
     for name, source in (("num_frames", "n_sample_frames"), ("width", "width"), ("height", "height"))

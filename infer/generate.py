@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
-import diffusers
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from infer.sampler import guide, sample, within
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
+from models.compiled import compile_layers
 from models.hooks import Patch
 from models.lean import attach_lean
 from models.threads import use_threads
@@ -55,21 +55,21 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     requests = [request, *(read_request(part.args, request.sources) for part in parts[1:])]
     dtype = choose_dtype(request.settings.precision, device)
     if backbone is None:
-        backbone = Backbone.load(request.model, dtype, device)
+        backbone = Backbone.load(request.model, dtype, device, args.memory)
     else:
-        _check_backbone(backbone, request.model, dtype, device)
-    use_threads(backbone.unet, device, args.threads)
+        _check_backbone(backbone, request.model, dtype, device, args.memory)
+    use_threads(backbone.network, device, args.threads)
     towards = []  # every part is checked before the first is sampled
     for each in requests:
         size = latent_size(each.settings, backbone)
         if device.type == "cuda":
-            check_batch(args.batch_size, each.settings, size)
+            check_batch(args.batch_size, each.settings, backbone.kind.sequences(*size[1:]))
         towards.append(guide_latents(each, backbone, args.clip))
     request.report()
     rows: list[tuple[str, Image.Image]] = []
     total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))
     bar = tqdm(total=total, desc="sample", unit="step", dynamic_ncols=True)
-    with bar, _attention(backbone.unet, args), attach_lean(backbone.unet):
+    with bar, _attention(backbone, args), _quicker(backbone.network, args.compile, device):
         for number, (part, each, clip) in enumerate(zip(parts, requests, towards)):
             if number:
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
@@ -97,7 +97,7 @@ def _sample_part(
     record = shared_record(part.args, request, backbone)
     for number, (batch, text, negative) in enumerate(_batches(part.jobs, part.args.batch_size, settings, backbone)):
         began, cpu_began = time.perf_counter(), time.process_time()
-        customization = request.customize(backbone.unet, size)
+        customization = request.customize(backbone.network, size)
         if first and number == 0:
             bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
         videos = sample_videos(
@@ -125,7 +125,8 @@ def _sample_part(
 def load_backbone(args: argparse.Namespace) -> Backbone:
     """The model that `generate(args)` would load, to be passed to it and to further calls for the same model."""
     device, request = choose_device(args.device), read_request(args)
-    return Backbone.load(request.model, choose_dtype(request.settings.precision, device), device)
+    dtype = choose_dtype(request.settings.precision, device)
+    return Backbone.load(request.model, dtype, device, args.memory)
 
 
 def sample_videos(
@@ -146,7 +147,7 @@ def sample_videos(
     [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
     size is the clip that `settings.guidance()` steers to. Raises UserError when the latents do not stay finite.
     """
-    shape = (1, backbone.unet.config.in_channels, *latent_size(settings, backbone))
+    shape = (1, backbone.network.config.in_channels, *latent_size(settings, backbone))
     noise = [
         initial_noise(
             shape,
@@ -198,25 +199,24 @@ def forwards(settings: Settings) -> int | None:
 
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:
-    """Frames, height and width in latent pixels. Raises UserError for sides that the VAE cannot take."""
-    factor = backbone.vae_factor
+    """Frames, height and width in latent pixels. Raises UserError for sizes that the model cannot take."""
+    factor = backbone.sides
     for side in ("width", "height"):
         if settings[side] % factor:
             raise UserError(
                 f"--{side}: {settings[side]} is not a multiple of {factor}, which this model's VAE needs; "
                 f"use {max(1, round(settings[side] / factor)) * factor}"
             )
-    return settings.num_frames, settings.height // factor, settings.width // factor
+    return backbone.latent_size(settings.num_frames, settings.height, settings.width)
 
 
-def check_batch(batch: int, settings: Settings, size: tuple[int, int, int]) -> None:
-    """Raise UserError when temporal attention would get more sequences than CUDA's kernels take in one call.
+def check_batch(batch: int, settings: Settings, sequences: int) -> None:
+    """Raise UserError when attention would get more sequences than CUDA's kernels take in one call.
 
-    It attends over the frames of each latent pixel by itself, so a batch of b videos is b * height * width sequences,
-    twice that under guidance: at 384 x 384 a batch of 15 is 69,120.
+    A U-Net's temporal attention attends over the frames of each latent pixel by itself, so a video is height * width
+    `sequences`, twice that under guidance: at 384 x 384 a batch of 15 is 69,120.
     """
-    _, height, width = size
-    each = height * width * (1 if settings.guidance_scale == 1 else 2)
+    each = sequences * (1 if settings.guidance_scale == 1 else 2)
     if batch * each > MOST_SEQUENCES:
         most = MOST_SEQUENCES // each
         raise UserError(
@@ -244,37 +244,46 @@ def _batches(
             yield batch, torch.cat([text[prompt] for prompt, _ in batch]), negative
 
 
-def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: torch.device) -> None:
+def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: torch.device, memory: str) -> None:
     held, asked = (
-        (str(Path(path).resolve()), str(kind).removeprefix("torch."), str(place))
-        for path, kind, place in ((backbone.path, backbone.dtype, backbone.device), (model, dtype, device))
+        (str(Path(path).resolve()), str(kind).removeprefix("torch."), str(place), "memory " + waits)
+        for path, kind, place, waits in (
+            (backbone.path, backbone.dtype, backbone.device, backbone.memory),
+            (model, dtype, device, memory),
+        )
     )
     if held != asked:
         raise UserError(
             f"model: the loaded one is {' '.join(held)}, and the request asks for {' '.join(asked)}; load that one, or "
-            "give --model, --precision and --device as loaded"
+            "give --model, --precision, --device and --memory as loaded"
         )
 
 
+def _quicker(network, compile: str, device: torch.device) -> Patch:
+    """The layers compiled if that was asked for, else lean where that pays: one replaces what the other changes."""
+    return attach_lean(network) if compile == "off" else compile_layers(network, compile, device, training=False)
+
+
 @contextmanager
-def _attention(unet, args: argparse.Namespace) -> Iterator[None]:
+def _attention(backbone: Backbone, args: argparse.Namespace) -> Iterator[None]:
     """SDPA is what diffusers uses anyway; --xformers replaces it and must then really be there."""
-    before = unet.attn_processors
+    network = backbone.network
+    before = network.attn_processors
     if args.xformers:
         try:
-            unet.enable_xformers_memory_efficient_attention()
+            network.enable_xformers_memory_efficient_attention()
         except (ImportError, ValueError, NotImplementedError) as error:
             raise UserError(
                 f"--xformers: not usable here ({str(error).splitlines()[0][:120]}); leave it out: PyTorch's "
                 "SDPA, the default, is as fast"
             ) from None
     elif args.sdp:
-        unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor2_0())
+        network.set_attn_processor(backbone.kind.ATTENTION())
     try:
         yield
     finally:
         if args.xformers or args.sdp:
-            unet.set_attn_processor(dict(before))
+            network.set_attn_processor(dict(before))
 
 
 def _advance(timesteps: Iterable, bar: tqdm, videos: int) -> Iterator:

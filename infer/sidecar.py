@@ -30,6 +30,8 @@ def shared_record(args: argparse.Namespace, request: Request, backbone: Backbone
         "config": sources[0].checkpoint.config if sources else None,
         "device": str(backbone.device),
         "precision": str(backbone.dtype).removeprefix("torch."),
+        "memory": backbone.memory,
+        "compile": args.compile,
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
 

@@ -29,6 +29,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from models.hooks import Patch, wrap_forward
+from models.placement import is_plain
 
 REPEATS = "text_repeats"  # how the attentions learn how many neighbouring rows hold the same text
 FEW_TOKENS = 16  # below, torch's attention kernel and its softmax cost more than the products
@@ -41,10 +42,11 @@ def attach_lean(unet: nn.Module, parts: Iterable[str] | None = None) -> Patch:
 
     Attach it after the adapters: LoRA layers that come later are left as they are. Nothing is patched but fp32 on a
     CPU. In half precision W + B A rounds to the digits of W, which loses 16 % of a typical motion LoRA; and on a GPU
-    cuDNN and the fused attention kernels are better than what replaces them here.
+    cuDNN and the fused attention kernels are better than what replaces them here. Weights that are made when they are
+    read (models/placement.py) are left alone too: what is kept of one here would outlive it.
     """
     parameter = next(unet.parameters())
-    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+    if parameter.device.type != "cpu" or parameter.dtype != torch.float32 or not all(map(is_plain, unet.modules())):
         return Patch()
     chosen = [layer for name in (PARTS if parts is None else parts) for layer in PARTS[name].items()]
     undo = []
@@ -78,7 +80,7 @@ def _merged_linear(layer: LoraLayer, stock: Callable, x: torch.Tensor) -> torch.
         return stock(x)
     weight = base.weight
     for name in acting:
-        up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
+        up, down = layer.lora_B[name].acting, layer.lora_A[name].weight
         weight = torch.addmm(weight, up, down, alpha=layer.scaling[name])
     return F.linear(x, weight, base.bias)
 

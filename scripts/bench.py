@@ -1,15 +1,19 @@
 """How long training and sampling take on this machine, and how many bytes a training step needs.
 
     python scripts/bench.py --model mid --baseline          # seconds on this machine, and a plain dual-path step's
+    python scripts/bench.py --model pocket --against stock  # what the lean U-Net saves of a step on a CPU
     python scripts/bench.py --model zeroscope --memory      # peak bytes, counted on the meta device: no weights, no GPU
+    python scripts/bench.py --model mid --compile blocks --against stock    # what compiling brings and costs
     python scripts/bench.py --model zeroscope --baseline --results RESULTS.md      # adds a row for this device
 
-Models have random weights: `pocket` is the shipped architecture, `mid` has 64/128/256/256 channels at 16 frames of
-16x16 latents, `zeroscope` is the full one at 16 frames of 48x48 latents. The last line of stdout is one JSON document:
+Models have random weights: `pocket` is the shipped architecture with four timesteps a step, `mid` has 64/128/256/256
+channels at 16 frames of 16x16 latents, `zeroscope` is the full one at 16 frames of 48x48 latents. The last line of
+stdout is one JSON document:
 
     train_step_s       seconds of one step: both passes, both optimizers
     train_host_s       seconds until the host has queued that step; near train_step_s, the device waits for the host
     train_device_s     seconds in which the device's kernels run; CUDA only
+    compile_s          seconds that compiling added to the first step; with --compile only
     train_step_fp16_s  the same step with the frozen model in fp16; not on a CPU, which emulates it
     sample_s           seconds of one guided sampling step (conditional and unconditional), adapters merged
     inversion_step_s   seconds of one step of DDIM inversion
@@ -17,15 +21,16 @@ Models have random weights: `pocket` is the shipped architecture, `mid` has 64/1
     video_s            seconds from a prompt to frames in video_steps sampling steps
     peak_bytes         peak of a training step: measured on CUDA, else counted (frozen model, adapters, their gradients
                        and AdamW's moments, activations; without the CUDA context); --memory counts in bf16 with
-                       checkpointing, the default
+                       checkpointing, the default, and takes the modes of the key `memory`: small, smallest
     baseline_ratio     the baseline's step time over ours, in CPU time on a CPU; the median of alternating pairs
     train_flop         floating-point operations of a step without recomputation; train_flop_by_dtype by precision
     matmul_flop_s      the device's measured rate of a large matrix product in each of those precisions
     train_share        the time the step's operations would take at those rates, over the step's time
 
-Baselines: `plain` is the dual path as MotionDirector describes it (fp32, text encoder in every step, checkpointing,
-every adapter gathering gradients in both passes); `release` is the authors' code as it is (fp32 weights under fp16
-autocast, the rest as `plain`) with the order of its passes repaired. --baseline takes `release` on CUDA, else `plain`.
+Baselines: `stock` is our step on diffusers' own layers, neither lean (models/lean.py) nor compiled; `plain` is the dual
+path as MotionDirector describes it (fp32, text encoder in every step, checkpointing, every adapter gathering gradients
+in both passes); `release` is the authors' code as it is (fp32 weights under fp16 autocast, the rest as `plain`) with
+the order of its passes repaired. --baseline takes `release` on CUDA, else `plain`.
 """
 
 import argparse
@@ -46,8 +51,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("pocket", "mid", "zeroscope"), default="mid")
     parser.add_argument("--baseline", action="store_true", help="alternate with a baseline's steps, print the ratio")
-    parser.add_argument("--against", choices=("plain", "release"), help="the baseline to take; implies --baseline")
-    parser.add_argument("--memory", action="store_true", help="only count bytes, on the meta device")
+    parser.add_argument(
+        "--against", choices=("stock", "plain", "release"), help="the baseline to take; implies --baseline"
+    )
+    parser.add_argument(
+        "--memory",
+        nargs="?",
+        const="default",
+        choices=("default", "small", "smallest"),
+        metavar="MODE",
+        help="only count bytes, on the meta device, where the frozen model waits as the key `memory` says",
+    )
+    parser.add_argument("--compile", choices=("off", "blocks", "step"), default="off", help="as the key `compile`")
     parser.add_argument("--checkpointing", choices=("on", "off"), help="default: on for zeroscope only")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs of each (default 3)")
     parser.add_argument("--video-steps", type=int, default=30, metavar="N", help="sampling steps of a video (30)")
@@ -57,37 +72,40 @@ def main(argv: list[str] | None = None) -> None:
     for flag in ("repeats", "video_steps"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')}: {getattr(args, flag)} measures nothing; give 1 or more")
+    if args.memory and args.compile != "off":
+        raise UserError("--compile: --memory runs nothing that could be compiled; leave one of them out")
     if args.memory and args.results:
         raise UserError("--results: --memory times nothing that could be kept; leave one of them out")
     quiet_threads()
     import torch
 
     from models.backbone import choose_device
-    from scripts.benchmark.steps import MODELS, count_bytes
+    from scripts.benchmark.steps import MODELS, count_bytes, settings
 
     device = choose_device(args.device)
     checkpointing = None if args.checkpointing is None else args.checkpointing == "on"
+    if checkpointing is None:
+        checkpointing = bool(args.memory) or MODELS[args.model].checkpointing
+    cfg = settings(
+        memory=args.memory or "default",
+        compile=args.compile,
+        gradient_checkpointing=checkpointing,
+        **MODELS[args.model].recipe,
+    )
     numbers: dict = {"model": args.model, "train_step_s": None, "sample_s": None, "peak_bytes": None}
     numbers["baseline_ratio"] = None
     dtype = torch.bfloat16
-    if args.memory:
-        checkpointing = True if checkpointing is None else checkpointing
-    else:
+    if not args.memory:
         from scripts.benchmark.timings import measure
 
         cuda, dtype = device.type == "cuda", torch.float32 if device.type == "cpu" else dtype
         name = torch.cuda.get_device_name(device) if cuda else f"{device.type}, {torch.get_num_threads()} threads"
         against = args.against or (("release" if cuda else "plain") if args.baseline else None)
         numbers |= {"device": name} | measure(
-            args.model,
-            device,
-            repeats=args.repeats,
-            against=against,
-            checkpointing=checkpointing,
-            video_steps=args.video_steps,
+            args.model, device, repeats=args.repeats, against=against, cfg=cfg, video_steps=args.video_steps
         )
     if numbers["peak_bytes"] is None:
-        numbers["peak_bytes"] = count_bytes(MODELS[args.model], checkpointing=checkpointing, dtype=dtype)
+        numbers["peak_bytes"] = count_bytes(MODELS[args.model], checkpointing=checkpointing, dtype=dtype, cfg=cfg)
     if args.results:
         from scripts.benchmark.results import keep_timings
 

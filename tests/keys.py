@@ -164,9 +164,8 @@ class Bench:
             flags += [] if "--seed" in words else ["--seed", "5"]
             flags += [] if {"--prompt", "--prompt_file"} & set(words) else ["--prompt", "a horse"]
             args = options.parse(flags)
-            more = (
-                {"backbone": self.backbone(args.model)} if "backbone" in inspect.signature(generate).parameters else {}
-            )
+            takes_one = "backbone" in inspect.signature(generate).parameters
+            more = {"backbone": self.backbone(args.model, args.memory)} if takes_one else {}
             threads = torch.get_num_threads()
             paths = list(generate(args, **more))
             self.runs[name] = {
@@ -179,14 +178,14 @@ class Bench:
             torch.set_num_threads(threads)
         return self.runs[name]
 
-    def backbone(self, model: str | None):
-        """A loaded pipeline, one for all samplings from it."""
+    def backbone(self, model: str | None, memory: str):
+        """A loaded pipeline, one for all samplings from it with the frozen model in one place."""
         from models.backbone import Backbone
 
-        path = model or self.model
-        if path not in self.runs:
-            self.runs[path] = Backbone.load(path, torch.float32, torch.device("cpu"))
-        return self.runs[path]
+        name = model or self.model, memory
+        if name not in self.runs:
+            self.runs[name] = Backbone.load(name[0], torch.float32, torch.device("cpu"), memory)
+        return self.runs[name]
 
     @property
     def run(self) -> Path:

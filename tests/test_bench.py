@@ -1,14 +1,19 @@
 """The benchmark: its JSON, its counted memory and operations, and that its baselines have the same objective."""
 
 import json
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import UNet3DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs import schema
-from models.backbone import ZEROSCOPE
+from models.backbones.unet3d import ZEROSCOPE
+from models.hooks import wrap_forward
+from models.placement import parameter_bytes
 from models.training import memory
 from scripts import bench
 from scripts.artefacts.results_file import read_sections
@@ -21,6 +26,7 @@ TINY = steps.Architecture(
     ),
     frames=3, side=8, text_layers=1, vae=(4, 8, 8, 8), checkpointing=False,
 )  # fmt: skip
+FOUR = replace(TINY, recipe={"timesteps_per_step": 4, "lora_unet_dropout": 0.0})
 CPU = torch.device("cpu")
 
 
@@ -44,6 +50,28 @@ def gradients_of_both(baseline, monkeypatch):
 def test_the_plain_step_gives_the_motion_adapter_the_same_gradients(monkeypatch):
     for theirs, mine in zip(*gradients_of_both(steps.PlainStep, monkeypatch), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_the_stock_step_runs_other_layers_and_gives_the_same_gradients(monkeypatch):
+    torch.manual_seed(0)
+    stock, ours = steps.StockStep(FOUR, "cpu"), steps.Step(FOUR, "cpu", torch.float32)
+    assert any("forward" in vars(module) for module in ours.unet.modules() if isinstance(module, Attention))
+    assert not any("forward" in vars(module) for module in stock.unet.modules() if isinstance(module, Attention))
+    ours.unet.load_state_dict(stock.unet.state_dict())
+    ours.latents, ours.text = stock.latents, stock.text
+    for step in (stock, ours):
+        torch.manual_seed(1)  # dropout
+        step.gradients(1)
+    for theirs, mine in zip(stock.method.motion_parameters, ours.method.motion_parameters, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_a_step_of_several_timesteps_takes_as_many_times_the_operations():
+    one, four = (
+        memory.count_flop_by_dtype(lambda a=a: steps.Step(a, "meta", torch.float32).gradients(0))["float32"]
+        for a in (TINY, FOUR)
+    )
+    assert one * 3.5 < four < one * 4.5
 
 
 def test_the_releases_step_gives_them_but_for_the_rounding_of_autocast(monkeypatch):
@@ -95,15 +123,15 @@ def test_the_frozen_model_counts_the_same_whatever_learns(method, monkeypatch):
     steps.count_bytes(TINY, cfg=cfg)
     with torch.device("meta"):
         unet = UNet3DConditionModel.from_config({**ZEROSCOPE, **TINY.unet}).to(torch.bfloat16)
-    assert seen == [memory.parameter_bytes(unet)]
+    assert seen == [parameter_bytes(unet)]
 
 
 KEYS = {
-    "model", "device", "dtype", "train_step_s", "train_host_s", "train_device_s", "train_step_fp16_s", "sample_s",
-    "inversion_step_s", "text_encoder_s", "vae_encode_s", "vae_decode_s", "video_s", "video_steps", "peak_bytes",
-    "baseline", "baseline_ratio", "train_flop", "train_flop_by_dtype", "matmul_flop_s", "train_share",
+    "model", "device", "dtype", "train_step_s", "compile_s", "train_host_s", "train_device_s", "train_step_fp16_s",
+    "sample_s", "inversion_step_s", "text_encoder_s", "vae_encode_s", "vae_decode_s", "video_s", "video_steps",
+    "peak_bytes", "baseline", "baseline_ratio", "train_flop", "train_flop_by_dtype", "matmul_flop_s", "train_share",
 }  # fmt: skip
-ONLY_ON_A_GPU = {"train_device_s", "train_step_fp16_s"}
+NOT_HERE = {"train_device_s", "train_step_fp16_s", "compile_s"}  # only on a GPU, or compiled
 
 
 def test_the_last_line_is_one_json_document_of_documented_keys(monkeypatch, capsys, tmp_path):
@@ -113,7 +141,7 @@ def test_the_last_line_is_one_json_document_of_documented_keys(monkeypatch, caps
     timed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert timed.keys() == KEYS and timed["baseline"] == "plain"
     assert all(key in bench.__doc__ or key in ("model", "device", "dtype", "baseline") for key in KEYS)
-    assert {key for key, value in timed.items() if value is None} == ONLY_ON_A_GPU
+    assert {key for key, value in timed.items() if value is None} == NOT_HERE
     seconds = {key: value for key, value in timed.items() if key.endswith("_s") and isinstance(value, float)}
     assert len(seconds) == 8 and min(seconds.values()) > 0 and 0 < timed["train_share"]
     assert timed["train_host_s"] <= timed["train_step_s"] and timed["video_s"] > timed["vae_decode_s"]
@@ -128,11 +156,39 @@ def test_memory_alone_is_counted_without_timing(monkeypatch, capsys):
     assert counted["train_step_s"] is None and counted["peak_bytes"] == steps.count_bytes(TINY)
 
 
-@pytest.mark.parametrize(("words", "name"), [(["--against", "release"], "release"), ([], None)])
+@pytest.mark.parametrize(
+    ("words", "name"), [(["--against", "release"], "release"), (["--against", "stock"], "stock"), ([], None)]
+)
 def test_the_baseline_is_the_one_that_was_asked_for(words, name, monkeypatch, capsys):
     monkeypatch.setattr(timings, "measure", lambda *_, against, **__: {"baseline": against, "peak_bytes": 1})
     bench.main(["--device", "cpu", *words])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["baseline"] == name
+
+
+@pytest.mark.parametrize("memory", ["small", "smallest"])
+def test_memory_is_counted_for_the_place_where_the_model_waits(memory, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(steps, "count_bytes", lambda *_, cfg, **__: asked.append(cfg.memory) or 7)
+    bench.main(["--model", "pocket", "--memory", memory])
+    assert asked == [memory] and json.loads(capsys.readouterr().out.splitlines()[-1])["peak_bytes"] == 7
+
+
+def test_compiling_is_timed_apart_from_the_steps_and_alternates_with_a_step_that_is_not_compiled(monkeypatch):
+    """A pause in the first pass of each step takes the compiler's place."""
+    asked = []
+
+    def slow_at_first(unet, mode, device, *, training):
+        asked.append(mode)
+        waits = iter([0.5] if mode == "blocks" else [])
+        wrap_forward(unet, lambda forward, *args, **kwargs: (time.sleep(next(waits, 0)), forward(*args, **kwargs))[1])
+
+    monkeypatch.setattr(steps, "compile_layers", slow_at_first)
+    monkeypatch.setattr(timings, "_sampling", lambda *_: {})
+    monkeypatch.setitem(steps.MODELS, "pocket", TINY)
+    cfg = steps.settings(compile="blocks", gradient_checkpointing=False)
+    found = timings.measure("pocket", CPU, repeats=1, against="stock", cfg=cfg, video_steps=1)
+    assert found["compile_s"] > 0.5 and found["train_step_s"] > 0 and found["baseline"] == "stock"
+    assert asked == ["blocks", "blocks", "off", "off"]
 
 
 def test_a_devices_rows_are_kept_beside_each_other_and_replaced_by_newer_ones(tmp_path):
@@ -159,7 +215,15 @@ def test_a_timing_starts_and_ends_with_an_idle_device(name, monkeypatch):
     assert events == [device, "work", device]
 
 
-@pytest.mark.parametrize("words", [["--repeats", "0"], ["--video-steps", "0"], ["--memory", "--results", "R.md"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--repeats", "0"],
+        ["--video-steps", "0"],
+        ["--memory", "--results", "R.md"],
+        ["--memory", "--compile", "blocks"],
+    ],
+)
 def test_a_request_that_measures_nothing_is_refused(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         bench.main(words)

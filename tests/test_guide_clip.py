@@ -90,8 +90,8 @@ def test_a_run_guides_by_its_own_reference_with_and_without_its_adapter(trained,
 
 
 def test_no_more_forwards_than_promised(model, sampled, clip_file, monkeypatch):
-    seen, inner = [], model.unet.forward
-    monkeypatch.setattr(model.unet, "forward", lambda x, *a, **k: (seen.append(len(x)), inner(x, *a, **k))[1])
+    seen, inner = [], model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda x, *a, **k: (seen.append(len(x)), inner(x, *a, **k))[1])
     sampled()
     assert sum(seen) == 10
     seen.clear()

@@ -60,6 +60,7 @@ CASES: dict[str, Case | list[Case]] = {
     "validation_data.noise_prior": previewed(1.0),
     "method": Case("motion_inversion"),
     "temporal_preset": Case("tap_key"),
+    "block_range": Case([0, 0.5], refused="block_range"),  # a transformer's; test_in_place_of_skips
     "include_patterns": Case([r".*\.attn1\.to_v"]),
     "exclude_patterns": Case([r".*\.attn2\..*"]),
     "lora_rank": Case(3),
@@ -99,6 +100,8 @@ CASES: dict[str, Case | list[Case]] = {
     "use_8bit_adam": Case(True, refused="use_8bit_adam"),
     "seed": Case(1),
     "gradient_checkpointing": Case(True, "kept"),
+    "memory": Case("small", given={"gradient_checkpointing": True}),
+    "compile": Case("step", refused="compile: step replays CUDA graphs"),
     "device": Case("cuda:77", refused="device"),
     "threads": Case(3, "threads"),
     "output_dir": Case("elsewhere", "places"),
@@ -166,11 +169,13 @@ FLAGS: dict[str, tuple] = {  # flag: (words on both sides, words that change, pa
     "threads": ([], ["--threads", 3], "threads"),
     "format": ([], ["--format", "gif"], "files"),
     "quality": ([], ["--quality", 1], "bytes"),
+    "memory": ([], ["--memory", "small"], "video"),
+    "compile": ([], ["--compile", "step"], "compile: step replays CUDA graphs"),
     "device": ([], ["--device", "cuda:77"], "device"),
     "lora_rank": ([], ["--lora_rank", 31], "rank"),
     "xformers": ([], ["--xformers"], "xformers"),
 }
-REFUSED = {"device", "lora_rank", "xformers"}
+REFUSED = {"compile", "device", "lora_rank", "xformers"}
 EXEMPT_FLAGS = {
     "output_dir": "the place of every video that this file looks at; test_infer",
     "batch_size": "gives the same videos, only faster; test_mixing",

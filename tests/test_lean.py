@@ -8,7 +8,9 @@ from diffusers import DDIMScheduler
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import train
 from configs import schema
+from infer import generate, options
 from models import lora, methods
 from models.backbone import predictor
 from models.hooks import bypass_single_frames, checkpoint_activations
@@ -176,3 +178,14 @@ def test_an_attention_of_another_kind_runs_as_it_is(inputs):
     plain = outcome(unet, inputs)
     with attach_lean(unet):
         torch.testing.assert_close(outcome(unet, inputs), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_training_and_sampling_are_lean(tiny_config, tmp_path, monkeypatch):
+    seen = []
+    for place in (train, generate):
+        spy = lambda unet, name=place.__name__: seen.append(name) or attach_lean(unet)
+        monkeypatch.setattr(place, "attach_lean", spy)
+    run = train.run(tiny_config(max_train_steps=1, validation_data={"sample_preview": False}))
+    words = ["--checkpoint_folder", str(run), "--prompt", "a horse", "--num-steps", "1", "-o", str(tmp_path / "videos")]
+    assert len(list(generate.generate(options.parse(words)))) == 1
+    assert seen == ["train", "infer.generate"]

@@ -49,6 +49,8 @@ WORDS = [
     ("extra_train_data=5", "1 more sources"),
     ("train_batch_size=1000000000000", "whole number"),
     ("output_dir=a\0b", "NUL"),
+    ("output_dir=\x1b[31mx", "acts on a terminal"),
+    ("cache_dir=a\u202eb", "acts on a terminal"),
     ("cache_dir=a\0b", "NUL"),
     ("train_data.single_video_prompt=a\0b", "NUL"),
     ("train_data.single_video_prompt=\udcff", "UTF-8"),
@@ -214,10 +216,9 @@ def test_nobody_else_writes_the_list(tmp_path, text):
     assert "chosen: the program writes this list by itself" in refusal("--config", str(file))
 
 
-@pytest.mark.parametrize(("value", "printed"), [("default", "the key is gone"), ("low", "gradient_checkpointing")])
-def test_files_with_the_key_memory_still_load_with_a_note(value, printed, capsys):
-    schema.from_dict({**DATA, "memory": value})
-    assert printed in capsys.readouterr().err
+def test_files_that_ask_for_low_memory_still_load_and_take_the_smallest(capsys):
+    assert schema.from_dict({**DATA, "memory": "low"}).memory == "smallest"
+    assert "low is smallest today" in capsys.readouterr().err
 
 
 def test_a_command_ends_with_the_sentence_and_exit_code_2():

@@ -117,8 +117,3 @@ def training_bytes(model_bytes: int, learned: Iterable[torch.Tensor], work: Call
     with PeakBytes() as counted:
         work()
     return TrainingBytes(model_bytes, 3 * 4 * sum(p.numel() for p in learned), counted.peak)
-
-
-def parameter_bytes(module: torch.nn.Module) -> int:
-    """Bytes of a module's parameters and buffers in the precision they have."""
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))

@@ -57,9 +57,9 @@ class DualPathOptimizer:
         options = dict(betas=betas, eps=cfg.adam_epsilon, weight_decay=cfg.adam_weight_decay)
         paths = {"motion": (motion, motion_lr), "appearance": (appearance, cfg.learning_rate)}
         paths = {path: given for path, given in paths.items() if given[0]}
-        self.fused = device.type == "cuda" and not cfg.use_8bit_adam
+        self.fused = device.type in ("cuda", "cpu") and not cfg.use_8bit_adam
         kind = _adamw_8bit() if cfg.use_8bit_adam else torch.optim.AdamW
-        made = {"fused": True} if self.fused else {}  # one kernel for all parameters
+        made = {"fused": True} if self.fused else {}  # one kernel, where torch's default is a dozen calls a parameter
         self.paths = list(paths)
         self.options = [{"initial_lr": lr, **options} for _, lr in paths.values()]
         self.optimizers = [kind(parameters, lr=lr, **options, **made) for parameters, lr in paths.values()]

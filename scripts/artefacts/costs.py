@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.sampler import guide
 from models.backbone import predictor, skeleton
-from models.training.memory import PeakBytes, parameter_bytes
+from models.placement import parameter_bytes
+from models.training.memory import PeakBytes
 from scripts.artefacts.chain import sidecars
 from scripts.artefacts.plan import Cell
 

@@ -3,7 +3,7 @@
 What train.py and the sampler run, without files. Latents are [1 4 f h w], text embeddings [1 n d].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
@@ -14,8 +14,12 @@ from configs import schema
 from infer.inversion import ddim_invert
 from infer.sampler import guide, sample
 from models import lora, methods
-from models.backbone import ZEROSCOPE, Backbone, predictor
+from models.backbone import Backbone, predictor
+from models.backbones.unet3d import ZEROSCOPE
+from models.compiled import compile_layers
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.lean import attach_lean
+from models.placement import place
 from models.training import memory, objective
 from models.training.optimizer import DualPathOptimizer
 from train import training_step
@@ -34,13 +38,15 @@ class Architecture:
     text_layers: int
     vae: tuple[int, ...]  # channels of its four levels
     checkpointing: bool  # whether activations would not fit beside the model otherwise
+    recipe: dict = field(default_factory=dict)  # keys of its configuration that a step's time depends on
 
 
 MODELS = {
     "pocket": Architecture(
         dict(block_out_channels=(32, 64, 128, 128), layers_per_block=1, cross_attention_dim=64, attention_head_dim=16,
              norm_num_groups=4),
-        frames=8, side=8, text_layers=2, vae=(8, 16, 32, 64), checkpointing=False),
+        frames=8, side=8, text_layers=2, vae=(8, 16, 32, 64), checkpointing=False,
+        recipe={"timesteps_per_step": 4, "lora_unet_dropout": 0.0}),
     "mid": Architecture(
         dict(block_out_channels=(64, 128, 256, 256), cross_attention_dim=256, attention_head_dim=32),
         frames=16, side=16, text_layers=6, vae=(32, 64, 128, 128), checkpointing=False),
@@ -48,10 +54,17 @@ MODELS = {
 }  # fmt: skip
 
 
-class Step:
-    """This project's training step and sampling step. `cfg` chooses the method; its data and model are not used.
+def settings(**values) -> DictConfig:
+    """A configuration of defaults and `values`, whose clip nobody reads."""
+    return schema.from_dict({"train_data": {"single_video_path": "random"}, **values})
 
-    `dtype` is the frozen model's precision; the adapters are fp32. The default method is TAP.
+
+class Step:
+    """This project's training step and sampling step. `cfg` chooses the method, where the frozen model waits and what
+    is compiled; its data and model are not used.
+
+    `dtype` is the frozen model's precision; the adapters are fp32. The default method is TAP. Without `lean` the U-Net
+    runs diffusers' own layers (models/lean.py).
     """
 
     def __init__(
@@ -62,20 +75,26 @@ class Step:
         *,
         checkpointing: bool | None = None,
         cfg: DictConfig | None = None,
+        lean: bool = True,
     ):
         self.architecture, self.device = architecture, torch.device(device)
-        self.cfg = cfg or schema.from_dict({"train_data": {"single_video_path": "random"}})
+        self.cfg = cfg or settings(**architecture.recipe)
         with self.device:
             self.unet = UNet3DConditionModel.from_config({**ZEROSCOPE, **architecture.unet})
             self.latents = torch.randn(1, 4, architecture.frames, architecture.side, architecture.side)
             self.text = torch.randn(1, TOKENS, self.unet.config.cross_attention_dim)
         torch.nn.Module.to(self.unet, dtype).requires_grad_(False).train()  # diffusers' own `to` warns for no reason
         self.predict = predictor(self.unet)
-        self.model_bytes = memory.parameter_bytes(self.unet)  # before anything that learns is attached
+        self.model_bytes = place(self.unet, self.device, self.cfg.memory)  # before anything that learns is attached
         bypass_single_frames(self.unet)
         self.method = methods.attach(self.unet, self.cfg, clips=1, latent_size=tuple(self.latents.shape[2:]))
+        if self.device.type != "meta":
+            for training in (True, False):
+                compile_layers(self.unet, self.cfg.compile, self.device, training=training)
         if architecture.checkpointing if checkpointing is None else checkpointing:
             checkpoint_activations(self.unet)
+        if lean and self.cfg.compile == "off":
+            attach_lean(self.unet)
         self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.optimizer = DualPathOptimizer(
             self.cfg,
@@ -86,16 +105,19 @@ class Step:
             device=self.device,
         )
 
+    def repeated(self, one: torch.Tensor) -> torch.Tensor:
+        """[1 ...] -> [timesteps ...], as train.py repeats a clip."""
+        return one.expand(self.cfg.timesteps_per_step, *one.shape[1:])
+
     def gradients(self, number: int) -> None:
         """Both passes of step `number`; the spatial one always runs, so that steps can be compared."""
+        latents, text = self.repeated(self.latents), self.repeated(self.text)
         if self.device.type == "meta":
-            timestep = torch.empty(1, dtype=torch.long, device="meta")
-            draw = objective.Draw(self.latents, timestep, frame=0, anchor=0, spatial=True)
+            timestep = torch.empty(len(latents), dtype=torch.long, device="meta")
+            draw = objective.Draw(latents, timestep, frame=0, anchor=0, spatial=True)
         else:
-            draw = objective.draw_step(0, number, self.latents)._replace(spatial=True)
-        training_step(
-            self.predict, self.scheduler, self.method, self.latents, self.text, draw, backward=self.optimizer.backward
-        )
+            draw = objective.draw_step(0, number, latents)._replace(spatial=True)
+        training_step(self.predict, self.scheduler, self.method, latents, text, draw, backward=self.optimizer.backward)
 
     def train(self, number: int) -> None:
         self.gradients(number)
@@ -126,6 +148,14 @@ class Step:
         return Backbone(self.unet, vae, text_encoder, None, self.scheduler, "random", self.device)
 
 
+class StockStep(Step):
+    """This project's step on diffusers' own layers, neither lean (models/lean.py) nor compiled."""
+
+    def __init__(self, architecture: Architecture, device: torch.device | str):
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        super().__init__(architecture, device, dtype, lean=False)
+
+
 class PlainStep(Step):
     """The dual-path step as MotionDirector describes it: fp32, text encoder in every step, activations recomputed.
 
@@ -133,7 +163,7 @@ class PlainStep(Step):
     """
 
     def __init__(self, architecture: Architecture, device: torch.device | str):
-        super().__init__(architecture, device, torch.float32, checkpointing=True)
+        super().__init__(architecture, device, torch.float32, checkpointing=True, lean=False)
         encoder = random_text_encoder(architecture, self.unet.config.cross_attention_dim)
         self.text_encoder = encoder.to(self.device).requires_grad_(False)
         self.tokens = torch.zeros(1, TOKENS, dtype=torch.long, device=self.device)
@@ -143,12 +173,13 @@ class PlainStep(Step):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
 
     def train(self, number: int) -> None:
-        draw = objective.draw_step(0, number, self.latents)
+        latents = self.repeated(self.latents)
+        draw = objective.draw_step(0, number, latents)
         motion, appearance = self.method.motion, self.method.appearance[0]
         adapters, frame = [motion, appearance], slice(draw.frame, draw.frame + 1)
-        z_t = self.scheduler.add_noise(self.latents, draw.noise, draw.timestep)
+        z_t = self.scheduler.add_noise(latents, draw.noise, draw.timestep)
         with self.autocast:
-            text = self.text_encoder(self.tokens)[0]
+            text = self.repeated(self.text_encoder(self.tokens)[0])
         with lora.active(adapters, on=[appearance], trainable=adapters):
             with self.autocast:
                 prediction = self.predict(z_t[:, :, frame], draw.timestep, text)
@@ -177,7 +208,7 @@ class ReleaseStep(PlainStep):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cuda)
 
 
-BASELINES: dict[str, type[PlainStep]] = {"plain": PlainStep, "release": ReleaseStep}
+BASELINES: dict[str, type[Step]] = {"stock": StockStep, "plain": PlainStep, "release": ReleaseStep}
 
 
 def random_text_encoder(architecture: Architecture, width: int) -> CLIPTextModel:

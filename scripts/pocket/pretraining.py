@@ -122,8 +122,9 @@ def write_pipeline(parts: dict, folder: Path) -> None:
         "num_steps": SAMPLE_STEPS,
         "guidance_scale": GUIDANCE,
         "noise_prior": 0.0,
-        # motion guidance: chosen for the orbit and there and back, on four prompts each
-        "guide_steps": SAMPLE_STEPS // 2,
+        # motion guidance: chosen for the orbit and there and back, on four prompts each, with 10 of 20 steps guided.
+        # All of 10 come as near to the orbit (path error 9.64 and 9.65 on four other prompts), half of 10 do not (12.4)
+        "guide_steps": SAMPLE_STEPS,
         "guide_updates": 1,
         "guide_rate": 0.3,
         "guide_target": "clean_latent",

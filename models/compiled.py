@@ -1,0 +1,100 @@
+"""The U-Net's leaf layers through torch.compile: fewer and larger kernels, for cards that wait for the host.
+
+ResNet blocks, temporal convolutions, spatial and temporal transformers are compiled, one region for each kind: layers
+of one class and shape in one block share their graphs. A region is the library's own forward, beneath every patch, so
+that the one-frame bypass, the highway and the recomputation of activations act around it as they always do, and
+dropout masks are drawn by torch's own generator, as without. Adapters are inside: a region has a graph for each state
+in which training calls it, three at most with one appearance adapter (one frame; all frames with and without the
+appearance), and each further appearance adapter adds its own.
+"""
+
+import weakref
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import nn
+
+from configs.errors import UserError
+from configs.plain import shown_error
+from models.hooks import CHECKPOINTED_LAYERS, Patch, wrap_forward
+
+MOST_GRAPHS = 32  # of one kind; beyond, torch runs the layer uncompiled and says so
+
+
+def compile_layers(
+    unet: nn.Module, mode: str, device: torch.device, *, training: bool, backend: str | Callable = "inductor"
+) -> Patch:
+    """Compile the leaf layers when they are first called in training mode (or in evaluation mode, as `training` says).
+
+    `mode` "off" changes nothing, "blocks" compiles, "step" also records what a region does as a CUDA graph and replays
+    it. In the other mode (previews in the middle of a training) the layers run as they were. Raises UserError where
+    compiling does not work, and for "step" on another device than CUDA.
+    """
+    if mode == "off":
+        return Patch()
+    if mode == "step" and device.type != "cuda":
+        raise UserError(f"compile: step replays CUDA graphs and the device is {device.type}; use compile=blocks")
+    options = {"fallback_random": True, "triton.cudagraphs": mode == "step"} if backend == "inductor" else None
+    if backend == "inductor":
+        _check_compiler(device)
+    regions: dict[Hashable, Callable] = {}
+    undo = []
+    for name, layer in unet.named_modules():
+        if isinstance(layer, CHECKPOINTED_LAYERS):
+            if (kind := _kind(name, layer)) not in regions:
+                regions[kind] = _region(backend, options)
+            undo.append(wrap_forward(layer, _compiled(layer, regions[kind], training), innermost=True))
+    if not regions:
+        raise UserError(f"compile: it is made for the 3-D U-Net, and this is a {type(unet).__name__}; use compile=off")
+    if mode == "step":
+        undo.append(wrap_forward(unet, _as_one_step))
+    return Patch(undo)
+
+
+def _region(backend: str | Callable, options: dict | None) -> Callable:
+    """A function of a layer and what it is called with, compiled when it is first called."""
+
+    def region(layer: nn.Module, args: tuple, kwargs: dict):
+        return type(layer).forward(layer, *args, **kwargs)
+
+    return torch.compile(
+        region,
+        backend=backend,
+        options=options,
+        dynamic=False,  # sizes are those of one clip
+        recompile_limit=MOST_GRAPHS,
+        isolate_recompiles=True,  # kinds do not count into each other's limit
+    )
+
+
+def _kind(name: str, layer: nn.Module) -> Hashable:
+    """What layers have in common whose graphs are the same: their block, class and the shapes of their weights."""
+    shapes = tuple(tuple(p.shape) for key, p in layer.named_parameters() if ".lora_" not in key)
+    return ".".join(name.split(".")[:2]), type(layer), shapes
+
+
+def _compiled(layer: nn.Module, region: Callable, training: bool) -> Callable:
+    reference = weakref.ref(layer)  # the layer holds this function: a strong reference would keep a dropped model
+
+    def forward(base, *args, **kwargs):
+        layer = reference()
+        return region(layer, args, kwargs) if layer.training == training else base(*args, **kwargs)
+
+    return forward
+
+
+def _as_one_step(forward: Callable, *args, **kwargs):
+    """Results of CUDA graphs live until the next step begins; without the mark each region would begin one."""
+    torch.compiler.cudagraph_mark_step_begin()
+    return forward(*args, **kwargs)
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Raise UserError unless a function of one line can be compiled for this device."""
+    try:
+        torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # a missing compiler shows as whatever the backend happens to raise
+        raise UserError(
+            f"compile: nothing can be compiled here ({shown_error(error)}); install a C++ compiler such as g++ (and "
+            "for CUDA Triton, which PyTorch brings along on Linux), or use compile=off"
+        ) from error

@@ -1,0 +1,60 @@
+"""Where the frozen U-Net waits while adapters are trained or videos are sampled (the key `memory`).
+
+default   on the device, in the model's precision: fastest
+small     on the device, most weights in 8 bits: half the bytes, at the cost of rounding them
+          (models/quantized.py)
+smallest  on the host, layer by layer to the device: a ninth of the bytes and the default's gradients to the bit, but no
+          faster than the link to the host (models/streamed.py)
+
+Only the leaf layers that training recomputes are placed so; the first and last convolution, the samplers between the
+levels, norms and biases (4 % of ZeroScope) stay on the device as they are.
+"""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from configs.errors import UserError
+from models.hooks import CHECKPOINTED_LAYERS
+from models.quantized import store_in_eight_bits
+from models.streamed import stream_from_host
+
+LARGE = (nn.Linear, nn.Conv2d, nn.Conv3d)
+
+
+def place(unet: nn.Module, device: torch.device | str, memory: str = "default") -> int:
+    """Put a frozen U-Net that carries no adapters yet where `memory` says, for good; returns its bytes on `device`.
+
+    Training with "small" saves memory, and with "smallest" works, only where activations are recomputed leaf by leaf.
+    """
+    device = torch.device(device)
+    groups = [large_layers(leaf) for leaf in unet.modules() if isinstance(leaf, CHECKPOINTED_LAYERS)]
+    if memory != "default" and not groups:
+        raise UserError(f"memory: {memory} is made for the 3-D U-Net, and this is a {type(unet).__name__}; use default")
+    if memory == "small":
+        store_in_eight_bits([layer for group in groups for layer in group])
+    if memory != "smallest":
+        nn.Module.to(unet, device)  # diffusers' own `to` warns for no reason
+        return parameter_bytes(unet)
+    stream = stream_from_host(groups, device)
+    streamed = {id(layer.parametrizations.weight.original) for group in groups for layer in group}
+    for tensor in (*unet.parameters(), *unet.buffers()):
+        if id(tensor) not in streamed:
+            tensor.data = tensor.data.to(device)
+    host = sum(unit.flat.nbytes for unit in stream.units)
+    return parameter_bytes(unet) - host + stream.bytes
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether the layer's weight is a tensor that can be changed, and not one that is made when it is read."""
+    return not parametrize.is_parametrized(layer, "weight")
+
+
+def large_layers(leaf: nn.Module) -> list[nn.Module]:
+    """The linear layers and convolutions inside a leaf layer, which hold nearly all of its weights."""
+    return [layer for layer in leaf.modules() if isinstance(layer, LARGE)]
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers in the precision they have."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

@@ -1,0 +1,208 @@
+"""torch.compile under every patch: equal numbers, few graphs, no breaks, no recompilation, and no trace once off.
+
+Graphs are counted with a backend that runs them as they are; one test compiles a layer for real.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch._dynamo.utils import counters
+
+import train
+from configs import schema
+from configs.errors import UserError
+from infer import generate, options
+from infer.sampler import guide
+from models import compiled, methods
+from models.backbone import predictor
+from models.compiled import compile_layers
+from models.hooks import CHECKPOINTED_LAYERS, Patch, bypass_single_frames, checkpoint_activations
+from models.merge import attach_lora
+from models.training import objective
+from scripts.authors.weights import build_unet, fill
+
+from keys import UNET as TWO_LEVELS
+
+UNET = {  # every kind of leaf layer, once each where that is possible
+    **TWO_LEVELS,
+    "block_out_channels": [32],
+    "down_block_types": ["CrossAttnDownBlock3D"],
+    "up_block_types": ["CrossAttnUpBlock3D"],
+}
+CPU = torch.device("cpu")
+LATENTS, TEXT = (torch.randn(*s, generator=torch.Generator().manual_seed(0)) for s in ((1, 4, 3, 8, 8), (1, 5, 32)))
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before():
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def prepared(highway, checkpointing, backend=None):
+    """(U-Net, its method, the patch that compiles it) in training mode, adapters away from zero."""
+    unet = fill(build_unet(UNET), 0).requires_grad_(False)
+    bypass_single_frames(unet)
+    values = {"train_data": {"single_video_path": "random"}, "lora_rank": 4}
+    cfg = schema.from_dict({**values, "appearance_highway": {"use": highway}})
+    method = methods.attach(unet, cfg, clips=1, latent_size=(3, 8, 8))
+    for number, parameter in enumerate([*method.motion_parameters, *method.appearance_parameters]):
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    patch = compile_layers(unet, "blocks", CPU, training=True, backend=backend) if backend else None
+    if checkpointing:
+        checkpoint_activations(unet)
+    return unet.train(), method, patch
+
+
+def gradients(unet, method, numbers):
+    """All adapters' gradients after steps `numbers`; every third step leaves the appearance out."""
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    parameters = [*method.motion_parameters, *method.appearance_parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    for number in numbers:
+        torch.manual_seed(number)  # the masks
+        draw = objective.draw_step(0, number, LATENTS)._replace(spatial=number % 3 != 2)
+        train.training_step(predictor(unet), scheduler, method, LATENTS, TEXT, draw)
+    return torch.cat([p.grad.flatten() for p in parameters])
+
+
+def test_training_is_the_same_in_at_most_three_graphs_a_kind(monkeypatch):
+    """Both adapters, bypass, highway, recomputed activations and dropout; alternating passes compile no more."""
+    graphs, region = Counter(), compiled._region
+
+    def counted(backend, options):
+        number = len(graphs)  # of the kind
+        graphs[number] = 0
+
+        def count(graph, inputs):
+            graphs[number] += 1
+            return graph.forward
+
+        return region(count, options)
+
+    monkeypatch.setattr(compiled, "_region", counted)
+    unet, method, _ = prepared("training", True, backend=lambda graph, inputs: graph.forward)
+    plain = gradients(*prepared("training", True)[:2], range(3))
+    torch.testing.assert_close(gradients(unet, method, range(3)), plain, rtol=1e-5, atol=1e-7)
+    first = dict(graphs)
+    assert max(first.values()) == 3 and sum(first.values()) > 15
+    gradients(unet, method, range(3, 6))
+    assert dict(graphs) == first, "alternating passes compiled again"
+    assert not counters["graph_break"] and not counters["recompile_limit"]
+
+
+def test_sampling_in_the_middle_of_a_training_runs_as_it_was_and_taking_the_patch_off_leaves_nothing():
+    graphs = []
+    unet, method, patch = prepared("sampling", False, backend=lambda graph, inputs: graphs.append(0) or graph.forward)
+    unet.eval()
+    with method.sampling(), torch.no_grad():
+        guide(predictor(unet), TEXT, TEXT, scale=3.0)(LATENTS, torch.tensor(500))
+    assert not graphs, "training=True compiles in training mode alone"
+    patch.remove()
+    gradients(unet.train(), method, [0])
+    assert not graphs
+
+
+def test_sampling_compiles_once_with_adapters_beside_the_layers():
+    """Half precision runs a LoRA beside the weights, where fp32 merges it into them."""
+    graphs, unet = [], fill(build_unet(UNET), 0).requires_grad_(False)
+    bypass_single_frames(unet)
+    cfg = schema.from_dict({"train_data": {"single_video_path": "random"}, "lora_rank": 4})
+    method = methods.attach(unet, cfg, clips=1, latent_size=(3, 8, 8))
+    for number, parameter in enumerate(method.motion_parameters):
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    state = method.motion.state_dict()
+    for adapter in (method.motion, *method.appearance):
+        adapter.remove()
+    torch.nn.Module.to(unet, torch.bfloat16).eval()
+    denoise = guide(predictor(unet), TEXT, TEXT, scale=3.0)
+    with attach_lora(unet, state), torch.no_grad():
+        plain = denoise(LATENTS, torch.tensor(500))
+        with compile_layers(unet, "blocks", CPU, training=False, backend=lambda g, i: graphs.append(0) or g.forward):
+            torch.testing.assert_close(denoise(LATENTS, torch.tensor(500)), plain, rtol=1e-4, atol=1e-5)
+            first = len(graphs)
+            denoise(LATENTS, torch.tensor(300))
+    assert first == len(graphs) > 5 and not counters["graph_break"]
+    kinds = {compiled._kind(n, m) for n, m in unet.named_modules() if isinstance(m, CHECKPOINTED_LAYERS)}
+    assert first <= len(kinds)
+
+
+def test_a_real_compiler_gives_the_same_numbers_and_the_same_masks(monkeypatch):
+    """A temporal convolution with its dropout, compiled to machine code."""
+    monkeypatch.setattr(compiled, "_check_compiler", lambda device: None)  # it would compile one more
+    outcomes = []
+    for mode in ("off", "blocks"):
+        unet = fill(build_unet(UNET), 0).requires_grad_(False).train()
+        layer = unet.down_blocks[0].temp_convs[0]
+        compile_layers(unet, mode, CPU, training=True)
+        x = torch.randn(3, 32, 4, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        torch.manual_seed(7)
+        y = layer(x, num_frames=3)
+        y.square().sum().backward()
+        outcomes.append((y.detach(), x.grad))
+    for plain, fast in zip(*outcomes):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_the_key_and_the_flag_reach_the_compiler(tiny_config, trained, tmp_path, monkeypatch):
+    asked = []
+
+    def told(_unet, mode, device, *, training):
+        asked.append((mode, str(device), training))
+        return Patch()
+
+    monkeypatch.setattr(train, "compile_layers", told)
+    monkeypatch.setattr(generate, "compile_layers", told)
+    lean = []
+    monkeypatch.setattr(train, "attach_lean", lean.append)
+    run = trained(max_train_steps=1)
+    lean.clear()
+    train.run(tiny_config(compile="blocks", max_train_steps=1, validation_data={"sample_preview": False}))
+    assert not lean, "one replaces what the other changes"
+    words = ["-cf", str(run), "--prompt", "a car", "-s", "1", "-o", str(tmp_path), "--device", "cpu"]
+    list(generate.generate(options.parse([*words, "--compile", "blocks"])))
+    assert ("blocks", "cpu", True) in asked and asked[-1] == ("blocks", "cpu", False)
+
+
+def test_a_missing_compiler_is_one_sentence():
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        with pytest.raises(UserError, match=r"compile: nothing can be compiled here .*install a C\+\+ compiler"):
+            compile_layers(build_unet(UNET), "blocks", CPU, training=True)
+
+
+def test_graphs_of_the_device_need_cuda():
+    with pytest.raises(UserError, match="step replays CUDA graphs and the device is cpu; use compile=blocks"):
+        compile_layers(build_unet(UNET), "step", CPU, training=True)
+
+
+def test_another_kind_of_model_is_refused():
+    with pytest.raises(UserError, match="compile: it is made for the 3-D U-Net, and this is a Linear"):
+        compile_layers(torch.nn.Linear(2, 2), "blocks", CPU, training=True, backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"compile": "step", "gradient_checkpointing": True}, "set gradient_checkpointing to false"),
+        ({"compile": "blocks", "memory": "small", "gradient_checkpointing": True}, "set one of the two"),
+    ],
+)
+def test_keys_that_contradict_compiling_are_refused(keys, sentence, tiny_config):
+    with pytest.raises(UserError, match=sentence):
+        tiny_config(**keys)
+
+
+def test_flags_that_contradict_compiling_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        options.parse(["--compile", "blocks", "--memory", "small"])
+    assert "--memory is small" in capsys.readouterr().err
+
+
+def test_off_imports_no_compiler_and_changes_nothing():
+    unet = build_unet(UNET)
+    compile_layers(unet, "off", CPU, training=True)
+    assert not any("_forward_wrappers" in vars(module) for module in unet.modules())
