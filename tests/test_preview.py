@@ -180,10 +180,12 @@ def test_the_base_model_is_sampled_once_whenever_it_is(tiny_config, backbone, tm
     preview = module.preview
     monkeypatch.setattr(module, "preview", counted)
     cfg = tiny_config(max_train_steps=3, validation_data={**VALIDATION, "sample_at_first": False, "side_by_side": True})
-    late = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path / "late", said.append)
+    method = Untrained()
+    late = module.Previews(cfg, backbone, method, [clip(4)], tmp_path / "late", said.append)
     late.at_first()
     assert bases == [] and late.after(2) == {} and list(late.after(3)) == ["a horse", "a car"]
     assert late.at_last() == tmp_path / "late" / "side_by_side.webp" and bases == [False, True]
+    assert len(method.asked) == 2, "of the four videos the method acts in the customized two"
     cfg.validation_data.sample_at_first = True
     module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path / "late", said.append).at_first()
     assert bases == [False, True] and len(said) == 1
