@@ -190,7 +190,9 @@ class Backbone:
 
         One visit of the text encoder, one prompt at a time: an embedding does not depend on which others are asked for.
         """
+        # a tokenizer whose settings name no length has an endless one
         length = self.kind.text_length(self.tokenizer)
+        length = min(length, getattr(self.text_encoder.config, "max_position_embeddings", length))
         prompts = [self.kind.clean(prompt) for prompt in prompts]
         found = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         for prompt in prompts:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from configs.errors import UserError
 from models import backbone as backbone_module
 from models.backbone import Backbone, choose_device, choose_dtype
+from models.backbones import unet3d
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +105,7 @@ def test_a_file_of_weights_is_checked_before_a_library_reads_it_whole(
     with open(file, "wb") as damaged:
         damaged.write(start)
         damaged.truncate(20 << 30)  # of which the disk holds nothing
-    kinds = {"unet": "UNet3DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
-    kind = getattr(backbone_module, kinds[part])
-    monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: pytest.fail("it was opened"))
+    monkeypatch.setattr(unet3d.PARTS[part], "from_pretrained", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(UserError, match=file.name):
         Backbone.load(broken)
 
@@ -167,3 +166,13 @@ def test_device_and_precision_are_chosen():
     for missing in ("cuda:63", "meta", "xpu"):
         with pytest.raises(UserError, match="asked for"):
             choose_device(missing)
+
+
+def test_a_tokenizer_that_names_no_length_pads_to_what_the_text_encoder_takes(tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "model")
+    settings = folder / "tokenizer" / "tokenizer_config.json"
+    kept = json.loads(settings.read_text())
+    del kept["model_max_length"]
+    settings.write_text(json.dumps(kept))
+    backbone = Backbone.load(str(folder))
+    assert backbone.encode_text(["a car"]).shape[1] == backbone.text_encoder.config.max_position_embeddings
