@@ -52,16 +52,18 @@ from data import cache
 from infer.plan import plan
 from infer.preview import Previews
 from infer.references import prepare_clips
-from models import methods
-from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor, skeleton
+from models import backbones, methods
+from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
 from models.compiled import compile_layers
 from models.files.card import write_card
 from models.files.checkpoint import save_checkpoint
 from models.files.modelspec import model_spec
+from models.heads import find_heads, write_heads
 from models.highway import attach_highway
-from models.hooks import bypass_single_frames, checkpoint_activations
+from models.hooks import checkpoint_activations
 from models.lean import attach_lean
 from models.placement import place
+from models.schedule import noised
 from models.threads import use_threads
 from models.training import memory, objective
 from models.training.journal import Journal, mean_losses
@@ -70,8 +72,6 @@ from models.training.processes import LostProcess, Processes
 from models.training.resume import last_checkpoint, open_run, resume
 from models.training.stopping import StopSignals
 from models.training.trackers import check_tracker, start_tracker
-
-VAE_FACTOR, CLIP_TOKENS = 8, 77  # of every model of this family; only the estimate of --dry-run assumes them
 
 
 def training_step(
@@ -82,6 +82,7 @@ def training_step(
     text,
     draw,
     *,
+    stills=None,
     clip=0,
     debias_beta=1.0,
     learn_motion=True,
@@ -90,29 +91,31 @@ def training_step(
     """Both passes of the objective with their gradients; no weight moves. Returns the detached losses by name.
 
     latents [b c f h w] and text [b n d] belong to reference clip number `clip`; `draw` holds noise, timestep, frame
-    and anchor. Each pass runs its backward before adapters are switched, and both do before any optimizer steps: the
-    release steps the appearance LoRA in between, which falsifies the motion gradients. One-frame clips (images) only
-    have an appearance to teach: they always run the spatial pass and never the temporal one.
+    and anchor. `stills` are single frames for the spatial pass, like the latents, where a latent is not one. Each pass
+    runs its backward before adapters are switched, and both do before any optimizer steps: the release steps the
+    appearance LoRA in between, which falsifies the motion gradients. One-frame clips (images) only have an appearance
+    to teach: they always run the spatial pass and never the temporal one.
     """
-    z_t = scheduler.add_noise(latents, draw.noise, draw.timestep)
-    target = objective.target(scheduler, latents, draw.noise, draw.timestep)
     is_video, losses = latents.shape[2] > 1, {}
 
     if method.appearance and (draw.spatial or not is_video):
         with method.spatial_pass(clip):
             i = slice(draw.frame, draw.frame + 1)
-            loss = objective.spatial_loss(predict(z_t[:, :, i], draw.timestep, text), target[:, :, i])
+            still, noise = (latents if stills is None else stills)[:, :, i], draw.noise[:, :, i]
+            z_t, target = noised(scheduler, still, noise, draw.timestep)
+            loss = objective.spatial_loss(predict(z_t, draw.timestep, text), target)
             backward(loss)
             losses["spatial"] = loss.detach()
 
     if learn_motion and is_video:
         with method.temporal_pass(clip, with_appearance=draw.spatial):
+            z_t, target = noised(scheduler, latents, draw.noise, draw.timestep)
             prediction = predict(z_t, draw.timestep, text)
-            mse, debiased = objective.temporal_loss(prediction, target, draw.anchor, debias_beta)
-            backward(mse + debiased if method.debiased else mse)
+            mse, extra = objective.temporal_loss(prediction, target, draw.anchor, debias_beta, method.extra_loss)
+            backward(mse if extra is None else mse + extra)
             losses["temporal"] = mse.detach()
-            if method.debiased:
-                losses["debiased"] = debiased.detach()
+            if extra is not None:
+                losses[method.extra_loss] = extra.detach()
     return losses
 
 
@@ -135,22 +138,24 @@ def run(cfg: DictConfig) -> Path:
 
 def _train(cfg, processes: Processes) -> Path:
     device = processes.device
+    cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     if processes.is_main:
         processes.say("\n".join(plan(cfg)))
     dtype = choose_dtype(cfg.mixed_precision, device)
     backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
-    use_threads(backbone.unet, device, cfg.threads)
+    use_threads(backbone.network, device, cfg.threads)
     objective.check_scheduler(backbone.scheduler, cfg.max_timestep)
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
     latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
-    method = methods.attach(backbone.unet, cfg, clips=len(clips), latent_size=latent_size)
+    heads = find_heads(cfg, backbone, clips)
+    method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size, heads=heads)
     processes.say("\n".join(method.describe()))
-    compile_layers(backbone.unet, cfg.compile, device, training=True)
+    compile_layers(backbone.network, cfg.compile, device, training=True)
     if cfg.gradient_checkpointing:
-        checkpoint_activations(backbone.unet)
+        checkpoint_activations(backbone.network)
     if cfg.compile == "off":
-        attach_lean(backbone.unet)
+        attach_lean(backbone.network)
     optimizer = DualPathOptimizer(
         cfg,
         method.motion_parameters,
@@ -174,6 +179,8 @@ def _train(cfg, processes: Processes) -> Path:
     with atomic_path(folder / "config.yaml") as unfinished:
         unfinished.write_text(to_yaml(cfg))
     cache.export_clips(clips, folder)
+    if method.heads:
+        processes.say(f"heads: {write_heads(method.heads, folder)}")
     previews = Previews(cfg, backbone, method, clips, folder, processes.say)
     previews.at_first()
     tracker = start_tracker(cfg.report_to, folder, OmegaConf.to_container(cfg), start)
@@ -190,10 +197,9 @@ def _train(cfg, processes: Processes) -> Path:
 def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal=None, previews=None) -> None:
     """Steps start+1 to max_train_steps: both passes, move the weights; the first process logs, saves and previews."""
     device, copies = backbone.device, cfg.timesteps_per_step
-    batches = [  # of each clip: latents [t 4 f h w] and text [t n d], t timesteps in one pass
-        tuple(x.to(device).expand(copies, *x.shape[1:]) for x in (clip.latents, clip.text)) for clip in clips
-    ]
-    backbone.unet.train()  # as the release: LoRA dropout and the temporal convolutions' own dropout are active
+    repeat = lambda x: None if x is None else x.to(device).expand(copies, *x.shape[1:])  # t timesteps in one pass
+    batches = [tuple(map(repeat, (clip.latents, clip.text, clip.stills))) for clip in clips]
+    backbone.network.train()  # as the release: LoRA dropout and the temporal convolutions' own dropout are active
     with StopSignals() as stop:
         for step in range(start + 1, cfg.max_train_steps + 1):
             try:
@@ -237,7 +243,7 @@ def gradients(
         micro = k * processes.count + processes.rank
         position = (step - 1) * accumulation * processes.count + micro
         clip = objective.clip_order(cfg.seed, position, len(batches))
-        latents, text = batches[clip]
+        latents, text, stills = batches[clip]
         draw = objective.draw_step(
             cfg.seed,
             step,
@@ -246,6 +252,7 @@ def gradients(
             min_timestep=cfg.min_timestep,
             max_timestep=cfg.max_timestep,
             spatial_probability=cfg.spatial_path_probability,
+            scheduler=backbone.scheduler,
         )
         torch.manual_seed(objective.seed_of("dropout", cfg.seed, step, micro))  # the one global draw
         losses = training_step(
@@ -255,6 +262,7 @@ def gradients(
             latents,
             text,
             draw,
+            stills=stills,
             clip=0 if cfg.single_spatial_lora else clip,
             debias_beta=cfg.debias_beta,
             learn_motion=cfg.train_temporal_lora,
@@ -286,20 +294,22 @@ def dry_run(cfg: DictConfig) -> str:
 
     Loads no weights and writes nothing. Raises UserError as `run` does, also for a clip that cannot be used.
     """
+    cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     planned = plan(cfg)
-    unet = skeleton(cfg.pretrained_model_path).to(choose_dtype(cfg.mixed_precision, choose_device(cfg.device)))
-    unet.requires_grad_(False)
+    network, dtype = skeleton(cfg.pretrained_model_path), choose_dtype(cfg.mixed_precision, choose_device(cfg.device))
+    torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
+    kind = backbones.kind_of(network)
+    model_bytes = place(network, "meta", cfg.memory)
+    kind.prepare(network)
     n, data = cfg.timesteps_per_step, cfg.train_data
-    model_bytes = place(unet, "meta", cfg.memory)
-    size = (data.n_sample_frames, data.height // VAE_FACTOR, data.width // VAE_FACTOR)
-    bypass_single_frames(unet)
-    method = methods.attach(unet, cfg, clips=1, latent_size=size)
+    size = latent_size_of(cfg.pretrained_model_path, data.n_sample_frames, data.height, data.width)
+    method = methods.attach(network, cfg, clips=1, latent_size=size)
     if cfg.gradient_checkpointing:
-        checkpoint_activations(unet)
-    latents = torch.empty(n, unet.config.in_channels, *size, device="meta")
-    text = torch.empty(n, CLIP_TOKENS, unet.config.cross_attention_dim, device="meta")
+        checkpoint_activations(network)
+    latents = torch.empty(n, network.config.in_channels, *size, device="meta")
+    text = torch.empty(n, kind.text_length(), kind.text_width(network), device="meta")
     draw = objective.Draw(latents, torch.empty(n, dtype=torch.long, device="meta"), 0, 0, True)
-    given = predictor(unet.train()), DDIMScheduler(), method, latents, text, draw
+    given = predictor(network.train()), DDIMScheduler(), method, latents, text, draw
     needed = memory.training_bytes(
         model_bytes,
         [*method.motion_parameters, *method.appearance_parameters],
@@ -307,6 +317,6 @@ def dry_run(cfg: DictConfig) -> str:
     )
     lines = method.describe()
     if method.highway:
-        with attach_highway(unet, *method.highway) as highway:
+        with attach_highway(network, *method.highway) as highway:
             lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
     return "\n".join(map(printable, [*to_yaml(cfg).split("\n"), *planned, *lines, f"memory      {needed}"]))

@@ -22,7 +22,7 @@ def check_safetensors(path: Path) -> None:
     """Raise UserError where `path` cannot be read or its header is longer than the file or than any adapter's."""
     start, size = _start(path)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > size - 8:
+    if len(start) < 8 or not 2 <= length <= size - 8:
         raise UserError(f"{path}: truncated, or not a safetensors file ({size:,} bytes): {AGAIN}")
     if length > MOST_HEADER:
         raise UserError(f"{path}: its header has {length:,} bytes, more than the {MOST_HEADER:,} that are read")

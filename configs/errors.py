@@ -81,10 +81,11 @@ LESS_MEMORY = (
 class UserError(Exception):
     """One sentence for the person at the keyboard: what was wrong, what was found, what to do.
 
-    `silent` where another process prints it.
+    Of several processes the first prints what all of them found; `silent` is True or False where it is known already
+    whether this one is to print it.
     """
 
-    silent = False
+    silent: bool | None = None
 
 
 class Terminated(BaseException):

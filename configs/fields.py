@@ -78,8 +78,10 @@ class ValidationData:
         None, "height of a preview in pixels; default as train_data.height", low=8, high=MOST_PIXELS, multiple=8
     )
     num_inference_steps: int = key(30, "sampling steps", low=1, high=MOST_STEPS)
-    solver: Literal["ddim", "unipc", "dpm"] = key(
-        "ddim", "sampling solver: ddim, as in the paper, or one of higher order for fewer steps: unipc, dpm"
+    solver: Literal["ddim", "euler", "unipc", "dpm"] = key(
+        "ddim",
+        "sampling solver: ddim, as in the paper, or one of higher order for fewer steps: unipc, dpm; Wan takes euler, "
+        "unipc (its own) and dpm",
     )
     guidance_scale: float = key(12.0, "classifier-free guidance scale", low=0, high=1000)
     guidance_rescale: float = key(
@@ -106,8 +108,10 @@ class ValidationData:
 @dataclass
 class AppearanceHighway:
     use: Literal["sampling", "training", "off"] = key("sampling", "sampling only, training (and sampling), or off")
-    scope: Literal["all", "release", "plain"] = key(
-        "all", "all: every attention skip; release: the authors' code; plain: the scale without moving skips (Figure 3)"
+    scope: Literal["all", "release", "plain", "value"] = key(
+        "all",
+        "all: every attention skip; release: the authors' code; plain: the scale without moving skips (Figure 3); "
+        "value: a transformer's, Values from the model without its LoRAs",
     )
     beta: float = key(1.1, "scale of the skips", above=0, high=100)
 
@@ -155,8 +159,30 @@ class Config:
     )
 
     method: Literal["lora", "motion_inversion"] = key("lora", "how motion is learned")
-    temporal_preset: Literal["tap", "tap_key", "release", "motiondirector", "query", "value", "out", "ff", "qk_out"] = (
-        key("tap", "which layers of the temporal transformers the motion LoRA adapts")
+    temporal_preset: Literal[
+        "tap",
+        "tap_key",
+        "release",
+        "motiondirector",
+        "query",
+        "value",
+        "out",
+        "ff",
+        "qk_out",
+        "value_out_ff",
+        "tap_temporal",
+        "tap_pure",
+        "effivmt",
+    ] = key(
+        "tap",
+        "which layers of the temporal transformers the motion LoRA adapts, of a diffusion transformer those of its "
+        "self-attention; tap_temporal, tap_pure and effivmt take its temporal heads only",
+    )
+    block_range: list[float] | None = key(
+        None,
+        "[FIRST, LAST]: motion adapters only between these shares of a transformer's depth, such as [0, 0.5]",
+        low=0,
+        high=1,
     )
     include_patterns: list[str] | None = key(
         None, "regular expressions: further linear layers of the temporal transformers whose whole name matches one"

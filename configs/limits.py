@@ -44,6 +44,8 @@ def _unfit_text(text: str, prompt: bool) -> str | None:
         text.encode()
     except UnicodeEncodeError:
         return "is not UTF-8 text; write it in UTF-8"
+    if not prompt and not text.isprintable():
+        return "holds a character that acts on a terminal and is no part of a name; remove it"
     return None
 
 
@@ -115,6 +117,11 @@ def contradictions(cfg: DictConfig) -> list[str]:
         wrong.append(
             f"validation_data.guidance_interval: {shown(list(edges))} is not two timesteps, the lower one first; write "
             "for example [200, 800]"
+        )
+    shares = cfg.block_range
+    if shares is not None and (len(shares) != 2 or shares[0] >= shares[1]):
+        wrong.append(
+            f"block_range: {shown(list(shares))} is not two shares, the lower one first; write for example [0, 0.5]"
         )
     return wrong
 

@@ -42,7 +42,7 @@ def one_voice() -> Iterator[None]:
     except UserError as error:
         if error.silent:
             sys.exit(2)
-        if not is_first():
+        if error.silent is None and not is_first():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(GRACE)
         raise

@@ -30,7 +30,9 @@ def stored_config(source: Any, origin: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path, value in _leaves(values, origin).items():
         if path == CHOSEN:
-            found |= checked({path: value}, {path: listed(text(choices=tuple(KEYS)))}, origin, advice=ADVICE)
+            named = checked({path: value}, {path: listed(text())}, origin, advice=ADVICE)[path]
+            today = [key for name in named for key in _today(name, None, origin)]
+            found |= checked({path: today}, {path: listed(text(choices=tuple(KEYS)))}, origin, advice=ADVICE)
             continue
         for key, current in _today(path, value, origin).items():
             if key not in KEYS:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from configs.archives import check_pickle, check_safetensors
 from configs.checks import checked, listed, whole
@@ -35,6 +35,7 @@ MOST_PIXELS = 65_536  # of one side
 class CachedClip:
     """latents [1 c f h w] and inversion [1 c f h w] or None, both scaled latents in fp32; text [1 n d] fp32.
 
+    `stills` like the latents are single frames, encoded alone where a latent of the clip holds several; else None.
     `text` is None only for a file of the release, which keeps token ids in place of the embedding. `size` is the width
     and height in pixels that the clip was cut to, None in files that do not record it.
     """
@@ -45,6 +46,7 @@ class CachedClip:
     prompt: str
     name: str
     size: tuple[int, int] | None = None
+    stills: torch.Tensor | None = None
 
 
 def content_key(clip: Clip, key_parts: dict[str, Any]) -> str:
@@ -65,12 +67,14 @@ def build(
     encode_video: Callable[[torch.Tensor], torch.Tensor],
     encode_text: Callable[[str], torch.Tensor],
     invert: Callable[[torch.Tensor], torch.Tensor] | None,
+    encode_stills: Callable[[torch.Tensor], torch.Tensor | None] = lambda frames: None,
 ) -> list[CachedClip]:
     """The cached form of every clip, read from `directory` or computed and written there.
 
     `encode_video` maps uint8 [f c h w] to latents [1 c f h w], `encode_text` a prompt to [1 n d], `invert` latents to
-    their inverted noise (None: not wanted). Prints to stderr what was reused; an unreadable entry is made anew. Every
-    entry is written as soon as it is computed, so what is done stays when the rest is interrupted.
+    their inverted noise (None: not wanted), `encode_stills` frames to `CachedClip.stills`. Prints to stderr what was
+    reused; an unreadable entry is made anew. Every entry is written as soon as it is computed, so what is done stays
+    when the rest is interrupted.
     """
     sweep(directory)
     found = []
@@ -88,7 +92,8 @@ def build(
         inversion = invert(latents) if invert else None
         size = (clip.frames.shape[3], clip.frames.shape[2])
         text = _plain(encode_text(clip.prompt))
-        cached = CachedClip(_plain(latents), text, _plain(inversion), clip.prompt, clip.name, size)
+        stills = _plain(encode_stills(clip.frames))
+        cached = CachedClip(_plain(latents), text, _plain(inversion), clip.prompt, clip.name, size, stills)
         write_cached(cached, path)
         print(f"cache: {clip.name} encoded ({key[:12]})", file=sys.stderr)
         found.append(cached)
@@ -103,13 +108,13 @@ def export_clips(cached: list[CachedClip], run_dir: str | Path) -> None:
 
 def write_cached(cached: CachedClip, path: Path) -> None:
     """Write one clip, atomically: under another name first."""
-    named = {"latents": cached.latents, "text": cached.text, "inversion": cached.inversion}
+    named = {"latents": cached.latents, "text": cached.text, "inversion": cached.inversion, "stills": cached.stills}
     tensors = {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
     header = {"format": "pt", "prompt": cached.prompt, "name": cached.name}
     if cached.size is not None:
         header["size"] = json.dumps(cached.size)
     with atomic_path(path, needs=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) as part:
-        save_file(tensors, part, metadata=header)
+        part.write_bytes(save(tensors, metadata=header))  # save_file has a hidden file of its own, which a kill leaves
 
 
 def read_cached(path: str | Path) -> CachedClip:
@@ -170,17 +175,19 @@ def _read_ours(path: Path) -> CachedClip:
     try:
         with safe_open(path, "pt") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names & {"latents", "text", "inversion"}}
+            tensors = {name: file.get_tensor(name) for name in names & {"latents", "text", "inversion", "stills"}}
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable cache file ({error}); delete it and train again") from None
     if not {"latents", "text"} <= tensors.keys() or not {"prompt", "name"} <= metadata.keys():
         held = ", ".join(shown(name) for name in sorted(names)[:8]) or "nothing"
         raise UserError(f"{path}: not a cache file of this project (holds {held}); delete it")
-    latents, text, inversion = tensors["latents"], tensors["text"], tensors.get("inversion")
+    latents, text, inversion, stills = (tensors.get(name) for name in ("latents", "text", "inversion", "stills"))
     if text.ndim != 3 or len(text) != 1 or not _is_finite(text):
         raise UserError(f"{path}: its text is {_kind(text)}, no embedding [1 n d]; delete it and train again")
     _check_latents(path, latents, inversion)
-    return CachedClip(latents, text, inversion, metadata["prompt"], metadata["name"], _size(path, metadata, latents))
+    _check_latents(path, latents, stills, "stills are")
+    size = _size(path, metadata, latents)
+    return CachedClip(latents, text, inversion, metadata["prompt"], metadata["name"], size, stills)
 
 
 def _size(path: Path, metadata: dict[str, str], latents: torch.Tensor) -> tuple[int, int] | None:
@@ -215,12 +222,12 @@ def _read_release(path: Path) -> CachedClip:
     return CachedClip(latents, None, inversion, prompt, path.stem)
 
 
-def _check_latents(path: Path, latents: torch.Tensor, inversion: torch.Tensor | None) -> None:
+def _check_latents(path: Path, latents: torch.Tensor, beside: torch.Tensor | None, what: str = "inversion is") -> None:
     if latents.ndim != 5 or len(latents) != 1 or not _is_finite(latents):
         raise UserError(f"{path}: its latents are {_kind(latents)}, no finite clip [1 c f h w]; give another file")
-    if inversion is not None and (inversion.shape != latents.shape or not _is_finite(inversion)):
+    if beside is not None and (beside.shape != latents.shape or not _is_finite(beside)):
         raise UserError(
-            f"{path}: its inversion is {_kind(inversion)}, not as finite and as large as its latents"
+            f"{path}: its {what} {_kind(beside)}, not as finite and as large as its latents"
             f" {_kind(latents)}; give another file"
         )
 

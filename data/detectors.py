@@ -92,9 +92,9 @@ def in_corners(side: int) -> np.ndarray:
     return near[:, None] & near[None, :]
 
 
-def read_clip(frames: torch.Tensor | np.ndarray) -> Reading:
-    """Read a clip, uint8 [f 3 h w] with h = w. Raises UserError on another layout."""
-    layers = take_apart(frames)
+def read_clip(frames: torch.Tensor | np.ndarray | Layers) -> Reading:
+    """Read a clip, uint8 [f 3 h w] with h = w, or one taken apart. Raises UserError on another layout."""
+    layers = frames if isinstance(frames, Layers) else take_apart(frames)
     background = _nearest(layers.ground, BACKGROUNDS)
     if layers.colour is None:
         nothing = np.full(len(layers.image), np.nan)

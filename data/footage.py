@@ -11,6 +11,7 @@ import numpy as np
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
+LEAST_SIDE = 16  # pixels of either side
 FLOW_SIDE = 96  # pixels of the longer side that flow is computed at: jumps across a third of the frame are still seen
 CHANGED = 16  # of 255: less is noise and compression
 DARK, LIT = 24, 40  # of 255: a bar's brightest pixels, and the picture's median pixel where it begins
@@ -69,10 +70,14 @@ def motion(frames: np.ndarray) -> Motion:
 
 
 def _small(frame: np.ndarray) -> np.ndarray:
-    """At most FLOW_SIDE pixels wide and high, and blurred: what is left of noise is below CHANGED."""
-    zoom = FLOW_SIDE / max(frame.shape[:2])
-    if zoom < 1:
-        frame = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    """At most FLOW_SIDE pixels wide and high, and blurred: what is left of noise is below CHANGED.
+
+    Sides of fewer than LEAST_SIDE pixels, which the flow cannot take, are stretched to as many.
+    """
+    zoom = min(1.0, FLOW_SIDE / max(frame.shape[:2]))
+    height, width = (max(LEAST_SIDE, round(side * zoom)) for side in frame.shape[:2])
+    if (height, width) != frame.shape[:2]:
+        frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
     return cv2.blur(frame, (3, 3))
 
 

@@ -5,24 +5,29 @@ measures are numbers with a unit. Appearance: overlap of shapes (share), colour 
 0..255), noise, edges and flicker (levels). Motion: timing and speed (share of the travel). Leakage: the share of the
 way from the prompt's appearance (0) to the reference's (1), so that a tint counts before it becomes another name.
 
-Frames are uint8 RGB [f 3 h w]; inside, images are float32 [f h w 3] and paths [f 2] in pixels of a 64-pixel canvas.
+Clips are uint8 RGB [f 3 h w], or taken apart (data/detectors.py: take_apart) where several functions read one clip;
+images are float32 [f h w 3] and paths [f 2] in pixels of a 64-pixel canvas.
 A frame without an object counts as the worst that could be there, never as missing.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import combinations
+
 import numpy as np
 import torch
 
 from data.detectors import CONTRAST, TINT, Layers, in_corners, take_apart
-from data.world import BACKGROUNDS, COLOURS, coverage
+from data.world import BACKGROUNDS, COLOURS, SHAPES, coverage
 
+Clip = torch.Tensor | np.ndarray | Layers
 RADII = np.arange(4.0, 18.0, 0.1)  # pixels of 64 that a shape is fitted with: what the world draws, and a margin
 PERIOD = 12  # pixels of 64 after which every pattern of the world repeats
 WAVES = [(1, 0), (0, 1), (1, 1), (1, -1)]  # the patterns' waves in x and y, in turns of a period
 
 
-def appearance(frames: torch.Tensor | np.ndarray, wanted: dict[str, str | None]) -> dict[str, float]:
+def appearance(clip: Clip, wanted: dict[str, str | None]) -> dict[str, float]:
     """How a clip departs from the shape, colour and background that `wanted` (data/world.py: parse_prompt) names.
 
     - shape_overlap: soft intersection over union, sum(min) / sum(max), of the object's coverage with that of the wanted
@@ -34,8 +39,11 @@ def appearance(frames: torch.Tensor | np.ndarray, wanted: dict[str, str | None])
     - edge_error: root mean square, within two pixels of the object's edge, of what is left of the image after the
       best drawing of the object (wanted shape in the colours seen) and the mean of 3x3 pixels are taken away.
     - flicker: mean absolute change between neighbouring frames of pixels that are ground in both.
+    - appearance_match: 1 - the mean of (1 - shape_overlap), colour_error and background_error, each divided by its mean
+      between two different shapes, colours or grounds of the world. 1 is what the prompt names, 0 as far away as
+      another scene.
     """
-    layers = take_apart(frames)
+    layers = _apart(clip)
     shape, paint = wanted["shape"], np.array(COLOURS[wanted["colour"]], np.float32)
     wish = np.array(BACKGROUNDS[wanted["background"]], np.float32)
     overlaps, colours, noises, errors, edges = [], [], [], [], []
@@ -52,7 +60,9 @@ def appearance(frames: torch.Tensor | np.ndarray, wanted: dict[str, str | None])
         edges.append(_edge_residual(image, drawn, layers.ground, seen))
     both = grounds[1:] & grounds[:-1]
     change = np.abs(np.diff(layers.image, axis=0)).mean(-1)[both]
+    parts = np.array([1 - np.mean(overlaps), np.mean(colours), np.mean(errors)])
     return {
+        "appearance_match": float(1 - (parts / another_scene()).mean()),
         "shape_overlap": float(np.mean(overlaps)),
         "colour_error": float(np.mean(colours)),
         "background_error": float(np.mean(errors)),
@@ -62,8 +72,27 @@ def appearance(frames: torch.Tensor | np.ndarray, wanted: dict[str, str | None])
     }
 
 
+@cache
+def another_scene() -> tuple[float, float, float]:
+    """What 1 - shape_overlap, colour_error and background_error are between two scenes that share nothing, on average.
+
+    They follow from the world itself: all pairs of its shapes, colours and grounds.
+    """
+    y, x = np.mgrid[0:64, 0:64] + 0.5
+    drawn = {shape: coverage(shape, x - 32, y - 32, 11.0) for shape in SHAPES}
+    overlaps = [_best_drawing(drawn[one], other)[0] for one in SHAPES for other in SHAPES if one != other]
+    apart = [
+        np.mean([np.linalg.norm(np.subtract(*pair)) for pair in combinations(palette.values(), 2)])
+        for palette in (COLOURS, BACKGROUNDS)
+    ]
+    return float(1 - np.mean(overlaps)), float(apart[0]), float(apart[1])
+
+
 def timing(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Is the object there at the right time? Both paths [f 2]; place and size of the motion do not count.
+
+    - motion_quality: 100 x the mean cosine between both displacements from frame to frame, over the frames in which the
+      reference moves by half a pixel or more: motion fidelity (infer/measure/motion_fidelity.py) of the object alone.
 
     - timing_error: mean distance of the two paths after each is centred and divided by its own widest extent, so that
       on a straight line this is the error of the clock as a share of the travel.
@@ -72,19 +101,20 @@ def timing(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
       one that moves.
     """
     if not np.isfinite(found).all():
-        return {"timing_error": 1.0, "speed_error": 1.0}
+        return {"motion_quality": 0.0, "timing_error": 1.0, "speed_error": 1.0}
+    quality = 100 * _mean_cosine(np.diff(found, axis=0), np.diff(reference, axis=0))
     error = np.linalg.norm(_unit(found) - _unit(reference), axis=1).mean()
     speeds = [np.linalg.norm(np.diff(path, axis=0), axis=1) for path in (found, reference)]
     still = [speed.sum() < 1.0 for speed in speeds]
     if any(still):
-        return {"timing_error": float(error), "speed_error": 0.0 if all(still) else 1.0}
-    one, other = (speed / speed.sum() for speed in speeds)
-    return {"timing_error": float(error), "speed_error": float(np.abs(one - other).sum() / 2)}
+        speed_error = 0.0 if all(still) else 1.0
+    else:
+        one, other = (speed / speed.sum() for speed in speeds)
+        speed_error = float(np.abs(one - other).sum() / 2)
+    return {"motion_quality": quality, "timing_error": float(error), "speed_error": speed_error}
 
 
-def leakage(
-    frames: torch.Tensor | np.ndarray, wanted: dict[str, str | None], reference: torch.Tensor | np.ndarray
-) -> dict[str, float | None]:
+def leakage(shown: Clip, wanted: dict[str, str | None], reference: Clip) -> dict[str, float | None]:
     """How far a clip is drawn from what its prompt names (0) to its reference's appearance (1); negative is away.
 
     - colour_pull, ground_pull: (seen - prompt) . (reference - prompt) / |reference - prompt|^2 in RGB.
@@ -92,10 +122,11 @@ def leakage(
       whatever their phase; only where the reference has a pattern and the prompt none.
     - window_pull: over the pixels of the reference's window, share of the way from the clip's own ground to them; only
       where the reference has a window and the prompt none.
+    - appearance_pull: the mean of those that can be measured.
 
     None where there is no way to measure: prompt and reference name one colour, or the reference lacks the thing.
     """
-    clip, other = take_apart(frames), take_apart(reference)
+    clip, other = _apart(shown), _apart(reference)
     paint = np.array(COLOURS[wanted["colour"]], np.float32)
     wish = np.array(BACKGROUNDS[wanted["background"]], np.float32)
     lost = clip.paint is None  # what is not there was drawn towards nothing
@@ -117,7 +148,8 @@ def leakage(
     if strength is not None and np.linalg.norm(strength) > 0.03 and not other.window and not wanted["pattern"]:
         found = _waves(mine, clip)
         pulls["pattern_pull"] = None if found is None else float(found @ strength / (strength @ strength))
-    return pulls
+    measured = [pull for pull in pulls.values() if pull is not None]
+    return {"appearance_pull": float(np.mean(measured)) if measured else None, **pulls}
 
 
 def ground_pixels(layers: Layers) -> np.ndarray:
@@ -133,6 +165,10 @@ def ground_pixels(layers: Layers) -> np.ndarray:
     return ~covered
 
 
+def _apart(clip: Clip) -> Layers:
+    return clip if isinstance(clip, Layers) else take_apart(clip)
+
+
 def _best_drawing(alpha: np.ndarray, shape: str) -> tuple[float, np.ndarray]:
     """(overlap, coverage [s s]) of `shape` at the object's centroid with the radius that fits best."""
     total = alpha.sum()
@@ -141,10 +177,15 @@ def _best_drawing(alpha: np.ndarray, shape: str) -> tuple[float, np.ndarray]:
     zoom = len(alpha) / 64
     y, x = (np.mgrid[0 : len(alpha), 0 : len(alpha)] + 0.5) / zoom
     centre = (alpha * x).sum() / total, (alpha * y).sum() / total
-    drawings = coverage(shape, x - centre[0], y - centre[1], RADII[:, None, None])
-    overlaps = np.minimum(drawings, alpha).sum((1, 2)) / np.maximum(drawings, alpha).sum((1, 2))
-    best = int(overlaps.argmax())
-    return float(overlaps[best]), drawings[best]
+
+    def best_of(radii: np.ndarray) -> tuple[float, np.ndarray, float]:
+        drawings = coverage(shape, x - centre[0], y - centre[1], radii[:, None, None])
+        overlaps = np.minimum(drawings, alpha).sum((1, 2)) / np.maximum(drawings, alpha).sum((1, 2))
+        best = int(overlaps.argmax())
+        return float(overlaps[best]), drawings[best], float(radii[best])
+
+    *_, near = best_of(RADII[::10])  # pixel by pixel, then by tenths: an eighth of the drawings
+    return best_of(RADII[np.abs(RADII - near) < 1])[:2]
 
 
 def _edge_residual(image: np.ndarray, drawn: np.ndarray, ground: np.ndarray, paint: np.ndarray) -> float:
@@ -162,6 +203,16 @@ def _blur(image: np.ndarray) -> np.ndarray:
     padded = np.pad(image, [(1, 1), (1, 1)] + [(0, 0)] * (image.ndim - 2), mode="edge")
     size = image.shape[0], image.shape[1]
     return sum(padded[i : i + size[0], j : j + size[1]] for i in range(3) for j in range(3)) / 9
+
+
+def _mean_cosine(found: np.ndarray, reference: np.ndarray) -> float:
+    """Over the displacements [f 2] of at least half a pixel in the reference; 1 where it has none and neither moves."""
+    lengths = np.linalg.norm(found, axis=1), np.linalg.norm(reference, axis=1)
+    moves = lengths[1] >= 0.5
+    if not moves.any():
+        return float(lengths[0].max() < 0.5)
+    cosines = (found * reference).sum(1)[moves] / np.maximum(lengths[0] * lengths[1], 1e-9)[moves]
+    return float(cosines.mean())
 
 
 def _unit(path: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
-import diffusers
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -59,18 +58,18 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
         backbone = Backbone.load(request.model, dtype, device, args.memory)
     else:
         _check_backbone(backbone, request.model, dtype, device, args.memory)
-    use_threads(backbone.unet, device, args.threads)
+    use_threads(backbone.network, device, args.threads)
     towards = []  # every part is checked before the first is sampled
     for each in requests:
         size = latent_size(each.settings, backbone)
         if device.type == "cuda":
-            check_batch(args.batch_size, each.settings, size)
+            check_batch(args.batch_size, each.settings, backbone.kind.sequences(*size[1:]))
         towards.append(guide_latents(each, backbone, args.clip))
     request.report()
     rows: list[tuple[str, Image.Image]] = []
     total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))
     bar = tqdm(total=total, desc="sample", unit="step", dynamic_ncols=True)
-    with bar, _attention(backbone.unet, args), _quicker(backbone.unet, args.compile, device):
+    with bar, _attention(backbone, args), _quicker(backbone.network, args.compile, device):
         for number, (part, each, clip) in enumerate(zip(parts, requests, towards)):
             if number:
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
@@ -98,7 +97,7 @@ def _sample_part(
     record = shared_record(part.args, request, backbone)
     for number, (batch, text, negative) in enumerate(_batches(part.jobs, part.args.batch_size, settings, backbone)):
         began, cpu_began = time.perf_counter(), time.process_time()
-        customization = request.customize(backbone.unet, size)
+        customization = request.customize(backbone.network, size)
         if first and number == 0:
             bar.write("\n".join(customization.notes) or "the plain model", file=sys.stderr)
         videos = sample_videos(
@@ -148,7 +147,7 @@ def sample_videos(
     [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
     size is the clip that `settings.guidance()` steers to. Raises UserError when the latents do not stay finite.
     """
-    shape = (1, backbone.unet.config.in_channels, *latent_size(settings, backbone))
+    shape = (1, backbone.network.config.in_channels, *latent_size(settings, backbone))
     noise = [
         initial_noise(
             shape,
@@ -200,25 +199,24 @@ def forwards(settings: Settings) -> int | None:
 
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:
-    """Frames, height and width in latent pixels. Raises UserError for sides that the VAE cannot take."""
-    factor = backbone.vae_factor
+    """Frames, height and width in latent pixels. Raises UserError for sizes that the model cannot take."""
+    factor = backbone.sides
     for side in ("width", "height"):
         if settings[side] % factor:
             raise UserError(
                 f"--{side}: {settings[side]} is not a multiple of {factor}, which this model's VAE needs; "
                 f"use {max(1, round(settings[side] / factor)) * factor}"
             )
-    return settings.num_frames, settings.height // factor, settings.width // factor
+    return backbone.latent_size(settings.num_frames, settings.height, settings.width)
 
 
-def check_batch(batch: int, settings: Settings, size: tuple[int, int, int]) -> None:
-    """Raise UserError when temporal attention would get more sequences than CUDA's kernels take in one call.
+def check_batch(batch: int, settings: Settings, sequences: int) -> None:
+    """Raise UserError when attention would get more sequences than CUDA's kernels take in one call.
 
-    It attends over the frames of each latent pixel by itself, so a batch of b videos is b * height * width sequences,
-    twice that under guidance: at 384 x 384 a batch of 15 is 69,120.
+    A U-Net's temporal attention attends over the frames of each latent pixel by itself, so a video is height * width
+    `sequences`, twice that under guidance: at 384 x 384 a batch of 15 is 69,120.
     """
-    _, height, width = size
-    each = height * width * (1 if settings.guidance_scale == 1 else 2)
+    each = sequences * (1 if settings.guidance_scale == 1 else 2)
     if batch * each > MOST_SEQUENCES:
         most = MOST_SEQUENCES // each
         raise UserError(
@@ -261,30 +259,31 @@ def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: 
         )
 
 
-def _quicker(unet, compile: str, device: torch.device) -> Patch:
+def _quicker(network, compile: str, device: torch.device) -> Patch:
     """The layers compiled if that was asked for, else lean where that pays: one replaces what the other changes."""
-    return attach_lean(unet) if compile == "off" else compile_layers(unet, compile, device, training=False)
+    return attach_lean(network) if compile == "off" else compile_layers(network, compile, device, training=False)
 
 
 @contextmanager
-def _attention(unet, args: argparse.Namespace) -> Iterator[None]:
+def _attention(backbone: Backbone, args: argparse.Namespace) -> Iterator[None]:
     """SDPA is what diffusers uses anyway; --xformers replaces it and must then really be there."""
-    before = unet.attn_processors
+    network = backbone.network
+    before = network.attn_processors
     if args.xformers:
         try:
-            unet.enable_xformers_memory_efficient_attention()
+            network.enable_xformers_memory_efficient_attention()
         except (ImportError, ValueError, NotImplementedError) as error:
             raise UserError(
                 f"--xformers: not usable here ({str(error).splitlines()[0][:120]}); leave it out: PyTorch's "
                 "SDPA, the default, is as fast"
             ) from None
     elif args.sdp:
-        unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor2_0())
+        network.set_attn_processor(backbone.kind.ATTENTION())
     try:
         yield
     finally:
         if args.xformers or args.sdp:
-            unet.set_attn_processor(dict(before))
+            network.set_attn_processor(dict(before))
 
 
 def _advance(timesteps: Iterable, bar: tqdm, videos: int) -> Iterator:

@@ -41,7 +41,8 @@ def guide_latents(request: Request, backbone: Backbone, number: int | None) -> t
     if not 0 <= number < len(clips):
         raise UserError(f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1}")
     latents, factor = clips[number].latents, backbone.vae_factor
-    has, wanted = (tuple(latents.shape[2:]), (settings.num_frames, settings.height // factor, settings.width // factor))
+    wanted = backbone.latent_size(settings.num_frames, settings.height, settings.width)
+    has = tuple(latents.shape[2:])
     if has != wanted:
         raise UserError(
             f"--guide: the run's reference clip has {_words(has, factor)}, and the videos have "

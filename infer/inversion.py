@@ -1,25 +1,43 @@
 """DDIM inversion: walk a clean clip back to the noise that deterministic DDIM would denoise into it.
 
+A flow is inverted likewise, by Euler's steps from clean to noise.
+
 As the release does it: 50 steps, the empty prompt, no guidance. The result carries the reference clip's layout and
 motion, and a share of it (the noise prior) starts the sampling of new videos. Each step is diffusers'
 `DDIMInverseScheduler`; the timesteps are those of the DDIM that will sample, in reverse. Latents are [b c f h w].
 """
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMInverseScheduler, SchedulerMixin
 
 from configs.errors import UserError
 from infer.sampler import Denoiser, make_solver
+from models.schedule import is_flow
 
 
-def make_inverse(scheduler: DDIMScheduler, steps: int) -> DDIMInverseScheduler:
+class FlowInverse:
+    """Euler's steps of a flow in reverse, with the model asked at the noisier end of each, as DDIM's inverse does."""
+
+    def __init__(self, scheduler: SchedulerMixin, steps: int):
+        solver = make_solver(scheduler, "euler", steps)
+        self.timesteps, self.sigmas = solver.timesteps.flip(0), solver.sigmas.flip(0)
+
+    def step(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> SimpleNamespace:
+        i = self.timesteps.tolist().index(float(timestep))
+        return SimpleNamespace(prev_sample=latents + (self.sigmas[i + 1] - self.sigmas[i]) * prediction)
+
+
+def make_inverse(scheduler: SchedulerMixin, steps: int) -> DDIMInverseScheduler | FlowInverse:
     """The inverse of DDIM with `steps` steps on the noise schedule of `scheduler`; its `timesteps` ascend.
 
     `.step(prediction, t, latents).prev_sample` takes latents from noise level t - 1000 // steps up to noise level t.
     Below timestep 0 the final alpha of the schedule (1, or that of timestep 0) stands for the clean clip.
     """
+    if is_flow(scheduler):
+        return FlowInverse(scheduler, steps)
     inverse = DDIMInverseScheduler.from_config(scheduler.config)
     inverse.num_inference_steps = steps
     inverse.timesteps = make_solver(scheduler, "ddim", steps).timesteps.flip(0)  # its own know no linspace spacing
@@ -29,7 +47,7 @@ def make_inverse(scheduler: DDIMScheduler, steps: int) -> DDIMInverseScheduler:
 @torch.no_grad()
 def ddim_invert(
     denoise: Denoiser,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     latents: torch.Tensor,
     steps: int = 50,
     progress: Callable[[Iterable], Iterable] = iter,

@@ -10,7 +10,7 @@ import difflib
 import secrets
 from dataclasses import dataclass
 
-from configs.errors import UserError, shown
+from configs.errors import UserError, printable, shown
 from configs.plain import NO_TEXT
 from infer.prompt_file import Line, grouped, read_prompt_file
 
@@ -34,9 +34,10 @@ RELEASE = {
     "pli_threshold": None,
 }
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
-SOLVERS = ("ddim", "unipc", "dpm")
+SOLVERS = ("ddim", "euler", "unipc", "dpm")
 STRATEGIES = ("blend", "frequency", "blend_frequency", "fft")
 RATE = 0.003  # of motion guidance: FlowMotion's
+MOST_LETTERS = 300  # of a refused flag's message
 MOST_VIDEOS = 100_000  # of one command
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
@@ -156,7 +157,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=_between(float, 0.01, 1),
         help=f"edge of the low band for the frequency strategies ({_else(0.25)})",
     )
-    add("--highway", choices=["off", "all", "release", "plain"], help="appearance highway (default: as trained)")
+    add(
+        "--highway",
+        choices=["off", "all", "release", "plain", "value"],
+        help="appearance highway (default: as trained)",
+    )
     add("--beta", type=_between(float, 0.01, 100), help="scale of the highway's skip connections (default: as trained)")
     add("--freeu", type=_four, help="s1,s2,b1,b2 as '[1.1,1.,1,1]': the release's highway with these scales")
     add(
@@ -210,6 +215,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     alone = [name for name, value in vars(args).items() if name.startswith("guide_") and value is not None]
     if args.guide is None and alone:
         parser.error(f"argument --{alone[0]}: belongs to --guide, which is not given")
+    if not args.output_dir:
+        parser.error("argument --output_dir: is empty, name a folder (a single dot is this one)")
     if args.compile != "off" and args.memory != "default":
         parser.error(f"argument --compile: needs the frozen model as it is, and --memory is {args.memory}")
     if args.guidance_interval and args.guidance_interval[0] > args.guidance_interval[1]:
@@ -286,6 +293,7 @@ class _Parser(argparse.ArgumentParser):
         wrong = [word for word in message.split() if word.startswith("-")] if "unrecognized" in message else []
         near = difflib.get_close_matches(wrong[0], self._option_string_actions, 1) if wrong else []
         hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+        message = printable(message if len(message) <= MOST_LETTERS else f"{message[:MOST_LETTERS]}...")
         self.exit(2, f"error: {message}; {hint}\n")
 
 

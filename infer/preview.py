@@ -125,7 +125,7 @@ def preview(
         settings.replace("noise_prior", 0.0, "number of reference clips")
     *texts, negative = backbone.encode_text([*wanted.prompt, settings.negative_prompt]).split(1)
     rows = []
-    backbone.unet.eval()
+    backbone.network.eval()
     try:
         for prompt, text in zip(wanted.prompt, texts, strict=True):
             customization = Patch() if base else method.sampling(wanted.spatial_scale, number)
@@ -139,5 +139,5 @@ def preview(
             rows.append((prompt, strip(frames)))
             write_video(folder / f"{safe_name(prompt)}.mp4", frames, fps=settings.fps)
     finally:
-        backbone.unet.train()
+        backbone.network.train()
     return contact_sheet(folder / SHEET, rows) if rows else None

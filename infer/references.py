@@ -30,7 +30,7 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
             clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
             for clip in cache.read_folder(cfg.cached_latent_dir)
         ]
-        cache.check_clips_fit(clips, backbone.unet.config.in_channels, backbone.unet.config.cross_attention_dim)
+        cache.check_clips_fit(clips, backbone.network.config.in_channels, backbone.text_width)
         return clips
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere if quiet else sys.stderr):
         clips = load_clips(cfg, backbone.snap)
@@ -49,6 +49,7 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
             "inversion": cfg.inversion_steps,
         },
         encode_video=lambda frames: backbone.encode_video(frames).cpu(),
+        encode_stills=lambda frames: backbone.encode_stills(frames),
         encode_text=lambda prompt: backbone.encode_text([prompt]).cpu(),
         invert=invert,
     )

@@ -54,13 +54,13 @@ class Request:
     settings: Settings
     reference: CachedClip | None
 
-    def customize(self, unet, latent_size: tuple[int, int, int]) -> methods.Customization:
-        """The adapters of all sources on the plain U-Net, until the patch is removed."""
+    def customize(self, network, latent_size: tuple[int, int, int]) -> methods.Customization:
+        """The adapters of all sources on the plain network, until the patch is removed."""
         motions = [(s.checkpoint, s.strength) for s in self.sources if s.part == "motion"]
         appearances = [(s.checkpoint, s.clip, s.strength) for s in self.sources if s.part == "appearance"]
         settings = self.settings
         return methods.customize(
-            unet, motions, appearances, settings.highway(), settings.embedding_sampling, latent_size
+            network, motions, appearances, settings.highway(), settings.embedding_sampling, latent_size
         )
 
     def report(self) -> None:
@@ -105,15 +105,15 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
     wanted += [(other, "motion", _number(text), None, None, None) for other, text in args.motion]
     if args.spatial_path_folder:
         wanted.append((args.spatial_path_folder, "appearance", args.spatial_path_scale, None, None, None))
-    sources, unet = [], skeleton(str(locate(args.model))) if args.model else None
+    sources, network = [], skeleton(str(locate(args.model))) if args.model else None
     for name, part, strength, index, rank, preset in wanted:
         path, moves = _checkpoint_folder(name), part == "motion"
-        checkpoint = load_checkpoint(path, index, preset=preset, rank=rank, unet=unet, motion_needed=moves)
+        checkpoint = load_checkpoint(path, index, preset=preset, rank=rank, unet=network, motion_needed=moves)
         clip = 0 if moves else _appearance_clip(args, name, path, checkpoint)
         sources.append(Source(path, part, strength, clip, checkpoint))
-        if unet is None and checkpoint.config:
-            unet = skeleton(model_path(args, sources))
-            check_fit(checkpoint, unet)
+        if network is None and checkpoint.config:
+            network = skeleton(model_path(args, sources))
+            check_fit(checkpoint, network)
     return sources
 
 

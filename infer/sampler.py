@@ -11,15 +11,24 @@ for the device.
 from collections.abc import Callable, Iterable
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 
 from configs.errors import UserError
 from models.backbone import Predictor
+from models.schedule import FLOW, is_flow, shift_of
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (latents [b c f h w], timestep []) -> prediction
 
 SOLVERS = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler, "dpm": DPMSolverMultistepScheduler}
-ORDERS = {"ddim": 1, "unipc": 2, "dpm": 2}
+FLOW_SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "unipc": UniPCMultistepScheduler}
+FLOW_SOLVERS |= {"dpm": DPMSolverMultistepScheduler}
+ORDERS = {"ddim": 1, "euler": 1, "unipc": 2, "dpm": 2}
 
 
 def guide(
@@ -83,7 +92,7 @@ def rescale_guidance(guided: torch.Tensor, conditional: torch.Tensor, share: flo
 @torch.no_grad()
 def sample(
     denoise: Denoiser,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     latents: torch.Tensor,
     *,
     steps: int,
@@ -94,10 +103,11 @@ def sample(
 ) -> torch.Tensor:
     """Denoise `latents` [b c f h w] (initial noise) into clean latents of the same shape, in fp32.
 
-    The scheduler's configuration decides epsilon or v-prediction, betas and timestep spacing; the object passed in is
-    not changed. `solver` is one of `SOLVERS`. Before each prediction `on_timestep(t)` is called, and then
-    `steer(latents, t)`, which may move the latents from which the step is taken (infer/guidance.py). Raises UserError
-    for an unknown solver, for fewer steps than it needs, and when the latents do not stay finite.
+    The scheduler's configuration decides epsilon, v-prediction or flow, betas and timestep spacing; the object passed
+    in is not changed. `solver` is one of `SOLVERS`, or for a flow of `FLOW_SOLVERS`. Before each prediction
+    `on_timestep(t)` is called, and then `steer(latents, t)`, which may move the latents from which the step is taken
+    (infer/guidance.py). Raises UserError for an unknown solver, for fewer steps than it needs, and when the latents do
+    not stay finite.
     """
     stepper = make_solver(scheduler, solver, steps)
     latents = latents.float()
@@ -115,13 +125,17 @@ def sample(
     return latents
 
 
-def make_solver(scheduler: DDIMScheduler, name: str, steps: int) -> SchedulerMixin:
-    """A fresh solver on the noise schedule of `scheduler`, with `timesteps` (int64 on the CPU) set; it steps once.
+def make_solver(scheduler: SchedulerMixin, name: str, steps: int) -> SchedulerMixin:
+    """A fresh solver on the noise schedule of `scheduler`, with `timesteps` (on the CPU) set; it steps once.
 
     DDIM is used as the model's folder configures it. UniPC and DPM-Solver++ (both multistep, of order 2) solve the same
     equation, from the last timestep to the noise level at which DDIM ends. Raises UserError as `check_solver`.
     """
     check_solver(name, steps)
+    if is_flow(scheduler):
+        return _flow_solver(scheduler, name, steps)
+    if name not in SOLVERS:
+        raise UserError(f"solver: {name} follows a flow, and this model is a diffusion; use {', '.join(SOLVERS)}")
     config, changes = scheduler.config, {}
     if name != "ddim":
         # "leading" would start these far below the highest timestep, at 831 with 5 steps, from noise of timestep 999
@@ -141,10 +155,26 @@ def make_solver(scheduler: DDIMScheduler, name: str, steps: int) -> SchedulerMix
     return stepper
 
 
+def _flow_solver(scheduler: SchedulerMixin, name: str, steps: int) -> SchedulerMixin:
+    """A solver of the flow's equation with the model's shift; UniPC as the model's folder configures it."""
+    if name not in FLOW_SOLVERS:
+        raise UserError(f"solver: {name} solves a diffusion, and this model is a flow; use {', '.join(FLOW_SOLVERS)}")
+    kind, shift = FLOW_SOLVERS[name], shift_of(scheduler)
+    if isinstance(scheduler, kind):
+        stepper = kind.from_config(scheduler.config)
+    elif name == "euler":
+        stepper = kind(shift=shift)
+    else:
+        stepper = kind(prediction_type=FLOW, use_flow_sigmas=True, flow_shift=shift)
+    stepper.set_timesteps(steps)
+    stepper.set_begin_index(0)
+    return stepper
+
+
 def check_solver(name: str, steps: int) -> None:
     """Raise UserError for an unknown solver, and for fewer steps than its order."""
-    if name not in SOLVERS:
-        raise UserError(f"solver: {name!r} is unknown; there are {', '.join(SOLVERS)}")
+    if name not in ORDERS:
+        raise UserError(f"solver: {name!r} is unknown; there are {', '.join(ORDERS)}")
     if steps < ORDERS[name]:
         raise UserError(
             f"solver: {name} is of order {ORDERS[name]} and cannot take {steps} step; use 2 or more, or ddim"

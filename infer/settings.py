@@ -20,6 +20,7 @@ from configs.plain import read_json
 from infer.guidance import SHARE, TARGETS, GuidanceSettings
 from infer.options import RATE, RELEASE, RELEASE_FREEU
 from infer.sampler import check_interval, check_solver
+from models import backbones
 from models.highway import HighwaySettings
 
 CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
@@ -196,21 +197,21 @@ def _choose_guidance(args: argparse.Namespace, native: Mapping[str, Any], settin
 
 
 def read_native(model: Path) -> dict[str, Any]:
-    """How a model is sampled unless somebody says otherwise: the sampling.json of its folder, {} without one.
+    """How a model is sampled unless somebody says otherwise: the sampling.json of its folder over its kind's values.
 
     Its names are those of `CONFIG_KEYS`, with the limits of the configuration's keys, and of `GUIDE_CHECKS`. Raises
     UserError.
     """
-    file = model / "sampling.json"
+    native, file = backbones.kind_of_model(model).NATIVE, model / "sampling.json"
     if not file.is_file():
-        return {}
+        return native
     values, advice = read_json(file), "correct or delete it"
     schema = {name: of_type(KEYS[key].type, KEYS[key].metadata) for name, key in CONFIG_KEYS.items()} | GUIDE_CHECKS
     if isinstance(values, dict) and (unknown := sorted(values.keys() - schema.keys())):
         near = difflib.get_close_matches(unknown[0], schema, 1)
         hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(schema)}"
         raise UserError(f"{file}: {shown(unknown[0])} is no sampling value; {hint}")
-    return checked(values, schema, str(file), advice=advice)
+    return native | checked(values, schema, str(file), advice=advice)
 
 
 def _shown(value: Any) -> str:

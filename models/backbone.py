@@ -1,8 +1,9 @@
-"""The frozen text-to-video pipeline: U-Net, VAE, text encoder, tokenizer, noise schedule.
+"""The frozen text-to-video pipeline: denoising network, VAE, text encoder, tokenizer, noise schedule.
 
 Any folder in ZeroScope's / ModelScope's diffusers layout works, in today's format or the one of 2023 (.bin weights,
-vocab.json + merges.txt), and so does a hub id where there is a network. Videos are uint8 [f c h w] outside and
-latents [1 c f h w] inside; the VAE and the text encoder only visit a small GPU while they are needed.
+vocab.json + merges.txt), Wan's does, and so does a hub id where there is a network. Which kind it is, and all that
+differs between them, is in models/backbones. Videos are uint8 [f c h w] outside and latents [1 c f h w] inside; the VAE
+and the text encoder only visit a small GPU while they are needed.
 """
 
 import hashlib
@@ -14,33 +15,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from types import ModuleType
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
-from einops import rearrange
+from diffusers import SchedulerMixin
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from configs.archives import AGAIN, check_pickle, check_safetensors
 from configs.errors import UserError, is_out_of_memory, shown
 from configs.plain import shown_error
+from models import backbones
 from models.files.pipeline import check_folder, check_pipeline, settings_of
-from models.hooks import bypass_single_frames
 from models.placement import place
 
-ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, ModelScope
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": 64,
-}
 # what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
 UNLOADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 UNLOADABLE += (AssertionError, SafetensorError, UnpicklingError, StrictDataclassError)
 ROOM = 12e9  # bytes free beside all parts of the model, twice what training and sampling need: then no part is moved
-FRAMES_AT_ONCE = 4  # the VAE is applied to a few frames at a time: decoding 16 at once would need 3.6 GB
 
 # (z_t [b c f h w], timestep [] or [b], text [b n d]) -> prediction, fp32 [b c f h w]
 Predictor = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -72,41 +67,40 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}[precision]
 
 
-def predictor(unet: nn.Module) -> Predictor:
-    """The U-Net, with whatever is patched into it, as one function in its own precision.
+def predictor(network: nn.Module, second: nn.Module | None = None, boundary: float | None = None) -> Predictor:
+    """The network, with whatever is patched into it, as one function in its own precision.
 
     Training, inversion and sampling see the model only as this: latents and text [b n d] come in any precision, the
-    prediction (noise or velocity, as the model was trained) goes out in fp32.
+    prediction (noise or velocity, as the model was trained) goes out in fp32. `second` and `boundary` are another
+    network and the noise level below which it predicts, where a kind has such (Wan 2.2).
     """
-    dtype = unet.dtype  # once: diffusers walks over all modules to answer, 2 ms each time
-
-    def predict(z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return unet(z_t.to(dtype), timestep, text.to(dtype)).sample.float()
-
-    return predict
+    return backbones.kind_of(network).predictor(network, second, boundary)
 
 
 @dataclass
 class Backbone:
     """A loaded pipeline folder.
 
-    `unet` stays on `device`; the encoders are moved there when they are called, and parked after where room is scarce.
+    `network` stays on `device`; the encoders are moved there when they are called, and parked after where room is
+    scarce.
     """
 
-    unet: UNet3DConditionModel
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler: DDIMScheduler
+    network: nn.Module
+    vae: nn.Module
+    text_encoder: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    scheduler: SchedulerMixin
     path: str
     device: torch.device
+    second: nn.Module | None = None
+    boundary: float | None = None
     memory: str = "default"
 
     @classmethod
     def load(
         cls, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", memory: str = "default"
     ) -> "Backbone":
-        """Load every part in `dtype`, frozen, with the one-frame bypass attached (models/hooks.py).
+        """Load every part in `dtype`, frozen, with what every method needs attached (the U-Net's one-frame bypass).
 
         `memory` says where the U-Net's weights wait (models/placement.py).
 
@@ -117,60 +111,78 @@ class Backbone:
         if Path(path).is_dir():
             check_pipeline(Path(path))
         transformers_logging.disable_progress_bar()  # hide transformers' loading bars
-        device = torch.device(device)
-        parts = {
-            "unet": (UNet3DConditionModel, {"torch_dtype": dtype}),
-            "vae": (AutoencoderKL, {"torch_dtype": dtype}),
-            "text_encoder": (CLIPTextModel, {"dtype": dtype, "ignore_mismatched_sizes": True}),  # _load_part sees them
-            "tokenizer": (CLIPTokenizer, {}),
-            "scheduler": (DDIMScheduler, {}),
-        }
-        loaded = {name: _load_part(path, name, kind, options) for name, (kind, options) in parts.items()}
-        for name in ("unet", "vae", "text_encoder"):
-            loaded[name].eval().requires_grad_(False)
+        device, kind = torch.device(device), backbones.kind_of_model(path)
+        options = kind.load_options(dtype)
+        parts = kind.parts(path)
+        loaded = {name: _load_part(path, name, part, options.get(name, {})) for name, part in parts.items()}
+        if loaded["tokenizer"].pad_token is None:
+            raise UserError(f"model: the tokenizer of {path} has no padding token; download the whole folder again")
+        for part in loaded.values():
+            if isinstance(part, nn.Module):
+                part.eval().requires_grad_(False)
         if old := [name for name in loaded if any(Path(path, name).glob("*.bin"))]:
             files = f"{', '.join(old)} from .bin files, as of 2023, in which nothing is executed"
             print(f"note: loaded {path}: {files}", file=sys.stderr)
-        place(loaded["unet"], device, memory)
-        bypass_single_frames(loaded["unet"])
-        return cls(**loaded, path=path, device=device, memory=memory)
+        network, second = (loaded.pop(name, None) for name in (kind.FOLDER, kind.SECOND))
+        for each in filter(None, (network, second)):
+            place(each, device, memory)
+        kind.prepare(network, loaded["vae"])
+        boundary = kind.boundary_of(path)
+        return cls(network, **loaded, path=path, device=device, second=second, boundary=boundary, memory=memory)
+
+    @property
+    def kind(self) -> ModuleType:
+        """Which of models/backbones it is."""
+        return backbones.kind_of(self.network)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return self.network.dtype
 
     @property
     def predict(self) -> Predictor:
         """The model as a function; see `predictor`."""
-        return predictor(self.unet)
+        return predictor(self.network, self.second, self.boundary)
 
     @property
     def vae_factor(self) -> int:
-        """Pixels per latent pixel, 8 for ZeroScope."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        """Pixels per latent pixel, 8 for ZeroScope and Wan."""
+        return self.kind.vae_factor(self.vae.config)
 
     @property
     def snap(self) -> int:
-        """Width and height in pixels must be multiples of this for the VAE and every level of the U-Net."""
-        return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        """What the width and height of clips are rounded to, in pixels."""
+        return self.kind.snap(self.network.config, self.vae.config)
 
-    @torch.no_grad()
+    @property
+    def sides(self) -> int:
+        """What the width and height of a video must be multiples of, in pixels."""
+        return self.kind.sides(self.network.config, self.vae.config)
+
+    @property
+    def text_width(self) -> int:
+        """d of the text embeddings [b n d]."""
+        return self.kind.text_width(self.network)
+
+    def latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Frames, height and width in latent pixels. Raises UserError for a length that the VAE cannot take."""
+        return self.kind.latent_frames(frames, self.vae.config), height // self.vae_factor, width // self.vae_factor
+
     def encode_video(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 [f c h w] -> scaled latents fp32 [1 c f h/8 w/8]. The mode of the posterior, so it is repeatable."""
         with _visiting(self.vae, self.device):
-            latents = [
-                self.vae.encode((chunk.to(self.device).float() / 127.5 - 1).to(self.vae.dtype)).latent_dist.mode()
-                for chunk in frames.split(FRAMES_AT_ONCE)
-            ]
-        return rearrange(torch.cat(latents).float() * self.vae.config.scaling_factor, "f c h w -> 1 c f h w")
+            return self.kind.encode_video(self.vae, frames, self.device)
 
-    @torch.no_grad()
+    def encode_stills(self, frames: torch.Tensor) -> torch.Tensor | None:
+        """Latents of single frames like those of the clip, for the appearance pass; None where the clip's will do."""
+        with _visiting(self.vae, self.device):
+            return self.kind.encode_stills(self.vae, frames, self.device)
+
     def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents [1 c f h w] -> uint8 [f c 8h 8w] on the CPU: the integer part of 255 * clamp(x/2 + 1/2)."""
-        frames = rearrange(latents / self.vae.config.scaling_factor, "1 c f h w -> f c h w").to(self.vae.dtype)
         with _visiting(self.vae, self.device):
-            decoded = [self.vae.decode(chunk.to(self.device)).sample.float() for chunk in frames.split(FRAMES_AT_ONCE)]
-        return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).mul(255).to(torch.uint8).cpu()
+            decoded = self.kind.decode_video(self.vae, latents, self.device)
+        return (decoded / 2 + 0.5).clamp(0, 1).mul(255).to(torch.uint8).cpu()
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> torch.Tensor:
@@ -178,12 +190,14 @@ class Backbone:
 
         One visit of the text encoder, one prompt at a time: an embedding does not depend on which others are asked for.
         """
-        length = self.tokenizer.model_max_length
-        ids = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        length = self.kind.text_length(self.tokenizer)
+        prompts = [self.kind.clean(prompt) for prompt in prompts]
+        found = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         for prompt in prompts:
             self._report_cut(prompt, length)
+        rows = list(zip(found.input_ids.to(self.device).split(1), found.attention_mask.to(self.device).split(1)))
         with _visiting(self.text_encoder, self.device):
-            return torch.cat([self.text_encoder(row[None].to(self.device))[0].float() for row in ids.input_ids])
+            return torch.cat([self.kind.encode_text(self.text_encoder, *row) for row in rows])
 
     def _report_cut(self, prompt: str, length: int) -> None:
         with _quiet("transformers.tokenization_utils_base"):
@@ -199,7 +213,7 @@ class Backbone:
         """Sixteen hex digits that change with any part's weights or settings (a strided sample of every tensor)."""
         digest = hashlib.sha256(json.dumps(dict(self.scheduler.config), sort_keys=True, default=str).encode())
         digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
-        for part in (self.unet, self.vae, self.text_encoder):
+        for part in filter(None, (self.network, self.vae, self.text_encoder, self.second)):
             for name, tensor in part.state_dict().items():
                 flat = tensor.detach().flatten()
                 sampled = flat[:: max(1, flat.numel() // 1024)].float().cpu()
@@ -213,9 +227,13 @@ def snap_of(model: str | Path) -> int:
 
     Raises UserError when there is no such configuration.
     """
-    levels = len(skeleton(model).config.block_out_channels)
-    vae = settings_of(AutoencoderKL, str(model), "vae")
-    return 2 ** (len(vae["block_out_channels"]) - 1) * 2 ** (levels - 1)
+    return backbones.kind_of_model(model).snap(skeleton(model).config, settings_of(str(model), "vae"))
+
+
+def latent_size_of(model: str | Path, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """`Backbone.latent_size` of a pipeline folder or hub id, read from its configurations."""
+    kind, vae = backbones.kind_of_model(model), settings_of(str(model), "vae")
+    return kind.latent_frames(frames, vae), height // kind.vae_factor(vae), width // kind.vae_factor(vae)
 
 
 @contextmanager
@@ -243,26 +261,42 @@ def _quiet(logger: str) -> Iterator[None]:
         logging.getLogger(logger).setLevel(level)
 
 
-def skeleton(model: str | Path | None = None) -> UNet3DConditionModel:
-    """The U-Net of a pipeline folder, a U-Net folder or a hub id without its weights; ZeroScope's when None.
+def skeleton(model: str | Path | None = None) -> nn.Module:
+    """The network of a pipeline folder, a network's folder or a hub id without its weights; ZeroScope's when None.
 
     It lives on the meta device and costs no memory: checkpoints are checked against it before anything is loaded.
     Raises UserError when there is no such configuration.
     """
-    config = dict(ZEROSCOPE) if model is None else settings_of(UNet3DConditionModel, str(model), "unet")
+    kind = backbones.kind_of_model(model)
+    config = dict(backbones.unet3d.ZEROSCOPE) if model is None else settings_of(str(model), kind.FOLDER)
     try:
         with torch.device("meta"):
-            return UNet3DConditionModel.from_config(config)
+            return kind.NETWORK.from_config(config)
     except UNLOADABLE as error:
         raise UserError(
-            f"model: the settings of the U-Net of {model} make no model ({shown_error(error)}); download it again"
+            f"model: the settings of the {kind.NAME} of {model} make no model ({shown_error(error)}); download it again"
         ) from error
 
 
-def _load_part(path: str, name: str, kind, options: dict):
+def _check_weights(file: Path) -> None:
+    """Raise UserError for a damaged file of weights; diffusers would read it whole, however large, to say so."""
+    if file.suffix == ".bin":
+        check_pickle(file)
+    if file.suffix == ".safetensors":
+        check_safetensors(file)
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: truncated, or no safetensors file ({shown_error(error)}): {AGAIN}") from None
+
+
+def _load_part(path: str, name: str, part: type, options: dict):
     """One part; a module with every weight that it has, none of them made up by a library for one that is missing."""
-    folder, is_module = Path(path) / name, issubclass(kind, nn.Module)
+    folder, is_module = Path(path) / name, issubclass(part, nn.Module)
     if folder.is_dir() and is_module:
+        for file in sorted(folder.iterdir()):
+            _check_weights(file)
         weights = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors")]
         if weights and all(".fp16." in file for file in weights):
             options = {**options, "variant": "fp16"}
@@ -270,19 +304,19 @@ def _load_part(path: str, name: str, kind, options: dict):
         # diffusers calls .bin weights unsafe; they are opened so that nothing in them executes
         with _quiet("diffusers.models.modeling_utils"), _quiet("transformers"):
             if not is_module:
-                return kind.from_pretrained(path, subfolder=name, **options)
-            module, found = kind.from_pretrained(path, subfolder=name, output_loading_info=True, **options)
+                return part.from_pretrained(path, subfolder=name, **options)
+            module, found = part.from_pretrained(path, subfolder=name, output_loading_info=True, **options)
     except UNLOADABLE as error:
         if is_out_of_memory(error):
             raise
         raise UserError(
-            f"model: {name} of {path} cannot be loaded ({shown_error(error)}); "
-            "check that the download is complete and is a ZeroScope/ModelScope folder"
+            f"model: {name} of {path} cannot be loaded ({shown_error(error)}); check that the download is complete and "
+            f"is {backbones.kind_of_model(path).WORDS}"
         ) from error
     wrong = [*sorted(found["missing_keys"]), *(key for key, *_ in found["mismatched_keys"])]
     if wrong:
         raise UserError(
             f"model: {name} of {path} lacks {len(wrong)} of its weights, or they have other shapes "
-            f"({shown(wrong[0])}); check that the download is complete and is a ZeroScope/ModelScope folder"
+            f"({shown(wrong[0])}); check that the download is complete and is {backbones.kind_of_model(path).WORDS}"
         )
     return module

@@ -29,7 +29,14 @@ class Block:
 
 
 def temporal_blocks(unet: UNet3DConditionModel) -> list[Block]:
-    """The temporal transformers that can carry embeddings (all but the stem), in module order."""
+    """The temporal transformers that can carry embeddings (all but the stem), in module order.
+
+    Raises UserError for a network that has none.
+    """
+    if not hasattr(unet, "down_blocks"):
+        raise UserError(
+            f"method: motion_inversion needs temporal transformers, and {type(unet).__name__} has none; use method=lora"
+        )
     deepest = len(unet.down_blocks) - 1
     found = []
     for name, module in unet.named_modules():

@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 from configs.errors import UserError
+from models import backbones
 from models.hooks import Patch, wrap_forward
+from models.value_highway import ValueHighway, attach_value_highway
 
-SCOPES = ("all", "release", "plain")
+SCOPES = ("all", "release", "plain", "value")
 
 
 class HighwaySettings(NamedTuple):
@@ -59,18 +61,22 @@ class Highway(Patch):
 
 def attach_highway(
     unet: nn.Module, scope: str = "all", beta: float = 1.1, scales: Sequence[float] | None = None
-) -> Highway:
+) -> Highway | ValueHighway:
     """Attach the appearance highway to a UNet3DConditionModel and return the handle that takes it off again.
 
     scope "all": every attention skip is moved and multiplied by beta. "plain": multiplied, not moved (the control of
     Fig. 3). "release": the authors' code, which moves the attention skips of `up_blocks[1]` only and multiplies by
     width instead: `scales` = (s1, s2, b1, b2), default (beta, 1, 1, 1); in up blocks with attention, where the hidden
     state has the widest (second widest) width, s1 (s2) multiplies the skip and b1 (b2) boosts the hidden state.
+    "value" is what a diffusion transformer has in its place (models/value_highway.py).
     One-frame passes have no temporal transformer to avoid: "all" and "plain" leave them untouched. Raises UserError
     for an unknown scope, for `scales` outside "release", and for a U-Net without temporal transformers.
     """
     if scope not in SCOPES:
         raise UserError(f"appearance_highway.scope: {scope!r} is unknown: choose one of {', '.join(SCOPES)}")
+    check_highway(unet, scope)
+    if scope == "value":
+        return attach_value_highway(unet)
     if scales is not None and (scope != "release" or len(scales) != 4):
         raise UserError(
             f"appearance highway: scales (--freeu) are four numbers s1, s2, b1, b2 for the release scope;"
@@ -97,6 +103,20 @@ def attach_highway(
             if row.hidden_factor != 1:
                 undo.append(wrap_forward(block.resnets[row.layer], _scale_hidden(row)))
     return Highway(skips, undo)
+
+
+def check_highway(network: nn.Module, scope: str, in_training: bool = False) -> None:
+    """Raise UserError for a scope that this kind of network does not have, saying what it has in its place."""
+    kind = backbones.kind_of(network)
+    if scope == "value" and not kind.IN_PLACE_OF_SKIPS:
+        raise UserError(f"appearance_highway.scope: value belongs to diffusion transformers; a {kind.NAME} has all")
+    if scope == "value" and in_training:
+        raise UserError("appearance_highway.use: the scope value acts in sampling only; set use=sampling")
+    if scope != "value" and kind.IN_PLACE_OF_SKIPS:
+        raise UserError(
+            f"appearance_highway: a {kind.NAME} has no skip connections to move; what there is in its place:"
+            f" {kind.IN_PLACE_OF_SKIPS}; set appearance_highway.use=off (--highway off)"
+        )
 
 
 def _wiring(unet: nn.Module, scope: str, scales: tuple[float, ...]) -> list[Skip]:

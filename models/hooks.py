@@ -15,11 +15,12 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 TEMPORAL_LAYERS = (TemporalConvLayer, TransformerTemporalModel)
-CHECKPOINTED_LAYERS = (ResnetBlock2D, Transformer2DModel, *TEMPORAL_LAYERS)
+CHECKPOINTED_LAYERS = (ResnetBlock2D, Transformer2DModel, *TEMPORAL_LAYERS, WanTransformerBlock)
 
 
 class Patch:
@@ -27,6 +28,10 @@ class Patch:
 
     def __init__(self, undo: Iterable[Callable[[], None]] = ()):
         self._undo = list(undo)
+
+    def undo(self, function: Callable[[], None]) -> None:
+        """Have one more thing undone when the patch is removed."""
+        self._undo.append(function)
 
     def remove(self) -> None:
         while self._undo:
@@ -108,12 +113,13 @@ def _checkpointed(forward: Callable, *args, **kwargs):
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def checkpoint_activations(unet: nn.Module) -> Patch:
-    """Keep only the inputs of the U-Net's leaf layers for the backward pass and recompute the rest.
+def checkpoint_activations(network: nn.Module) -> Patch:
+    """Keep only the inputs of the network's leaf layers for the backward pass and recompute the rest.
 
-    Leaf layers are ResNet blocks, temporal convolutions, spatial and temporal transformers. Gradients are the same to
+    Leaf layers are ResNet blocks, temporal convolutions, spatial and temporal transformers, and a diffusion
+    transformer's blocks. Gradients are the same to
     the bit and dropout masks are replayed: on CUDA because every leaf layer is called with its hidden states as a
     positional tensor, by which torch finds the device whose random state it keeps. Adapters must not be switched
     between a forward and its backward.
     """
-    return Patch([wrap_forward(m, _checkpointed) for m in unet.modules() if isinstance(m, CHECKPOINTED_LAYERS)])
+    return Patch([wrap_forward(m, _checkpointed) for m in network.modules() if isinstance(m, CHECKPOINTED_LAYERS)])

@@ -80,7 +80,7 @@ def _merged_linear(layer: LoraLayer, stock: Callable, x: torch.Tensor) -> torch.
         return stock(x)
     weight = base.weight
     for name in acting:
-        up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
+        up, down = layer.lora_B[name].acting, layer.lora_A[name].weight
         weight = torch.addmm(weight, up, down, alpha=layer.scaling[name])
     return F.linear(x, weight, base.bias)
 

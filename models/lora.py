@@ -1,4 +1,4 @@
-"""LoRA adapters on the U-Net's transformers: which layers a preset adapts, injection, switching on and off.
+"""LoRA adapters on a network's transformers: which layers a preset adapts, injection, switching on and off.
 
 Temporal attention purification (TAP, paper section on motion LoRA) is a choice of layers: adapting only what makes
 the attention *weights* of the temporal transformers recombines the pretrained Value embeddings into a new motion.
@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -21,55 +21,38 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from configs.errors import UserError
-from models import merge
+from models import backbones, merge
+from models.heads import pure_norm
 from models.hooks import Patch
 
-
-def _both_attentions(*kinds: str) -> tuple[str, ...]:
-    return tuple(f"attn{i}.{kind}" for i in (1, 2) for kind in kinds)
+APPEARANCE = "appearance"  # the preset of the appearance adapters
 
 
-_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-
-# What each preset adapts inside one transformer block, in the order of the release's positional files.
-PRESETS: dict[str, tuple[str, ...]] = {
-    "tap": _both_attentions("to_q", "to_k"),
-    "tap_key": _both_attentions("to_k"),
-    "release": _both_attentions("to_k", "to_out.0"),
-    "motiondirector": (*_both_attentions(*_PROJECTIONS), *_FEED_FORWARD),
-    "query": _both_attentions("to_q"),
-    "value": _both_attentions("to_v"),
-    "out": _both_attentions("to_out.0"),
-    "ff": _FEED_FORWARD,
-    "qk_out": _both_attentions("to_q", "to_k", "to_out.0"),
-    "appearance": (*(f"attn1.{kind}" for kind in _PROJECTIONS), *_FEED_FORWARD),
-}
-TEMPORAL_BLOCK = re.compile(r"(transformer_in|.+\.temp_attentions\.\d+)\.transformer_blocks\.\d+")
-_SPATIAL_BLOCK = re.compile(r".+\.attentions\.\d+\.transformer_blocks\.\d+")
-
-
-def targets(unet: nn.Module, preset: str) -> list[str]:
+def targets(network: nn.Module, preset: str, block_range: Sequence[float] | None = None) -> list[str]:
     """Names of the Linear layers that `preset` adapts, in the release's file order.
 
-    That order is transformer_in, down_blocks, up_blocks, mid_block, and inside a block as written in `PRESETS`.
-    Works on a plain U-Net and on one that already carries adapters. Raises UserError for an unknown preset and for a
-    U-Net without the layers, listing the nearest names.
+    That order is transformer_in, down_blocks, up_blocks, mid_block (a transformer's blocks are in their own order), and
+    inside a block as written in the kind's `PRESETS`. With `block_range` [first, last] only layers between those shares
+    of a transformer's depth. Works on a plain network and on one that already carries adapters. Raises UserError for a
+    preset that this kind of network does not have, and for a network without the layers, listing the nearest names.
     """
-    if preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, n=1)
-        hint = f"did you mean {near[0]}" if near else f"choose one of {', '.join(PRESETS)}"
-        raise UserError(f"temporal_preset: no preset is called {preset!r}: {hint}")
-    block = _SPATIAL_BLOCK if preset == "appearance" else TEMPORAL_BLOCK
-    modules = dict(unet.named_modules())
-    names = [f"{name}.{part}" for name in modules if block.fullmatch(name) for part in PRESETS[preset]]
-    missing = [name for name in names if name not in modules] or ([] if names else ["temp_attentions.0"])
+    kind = backbones.kind_of(network)
+    if preset not in kind.PRESETS:
+        near = difflib.get_close_matches(preset, kind.PRESETS, n=1)
+        hint = f"did you mean {near[0]}" if near else f"choose one of {', '.join(kind.PRESETS)}"
+        raise UserError(f"temporal_preset: no preset of a {kind.NAME} is called {preset!r}: {hint}")
+    block = kind.APPEARANCE_BLOCK if preset == APPEARANCE else kind.MOTION_BLOCK
+    modules = dict(network.named_modules())
+    names = [f"{name}.{part}" for name in modules if block.fullmatch(name) for part in kind.PRESETS[preset]]
+    missing = [name for name in names if name not in modules] or ([] if names else [kind.EXPECTED])
     if missing:
         near = difflib.get_close_matches(missing[0], modules, n=3, cutoff=0.3)
         raise UserError(
-            f"{preset}: {type(unet).__name__} has no layer {missing[0]} to adapt; its nearest names are"
-            f" {', '.join(near) or 'none'}: use a ZeroScope or ModelScope U-Net (UNet3DConditionModel)"
+            f"{preset}: {type(network).__name__} has no layer {missing[0]} to adapt; its nearest names are"
+            f" {', '.join(near) or 'none'}: use {kind.WORDS}"
         )
+    if block_range is not None:
+        names = [name for name in names if kind.in_range(network, name, block_range)]
     return names
 
 
@@ -83,22 +66,45 @@ class Matrix(nn.Linear):
     def __init__(self, weight: torch.Tensor):
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")  # allocates and draws nothing
         self.weight = nn.Parameter(weight, requires_grad=False)
+        self.rows: torch.Tensor | None = None  # [out 1] of 0 and 1: only these act and learn (models/heads.py)
+
+    @property
+    def acting(self) -> torch.Tensor:
+        """The weight without the rows that are kept from acting and learning."""
+        return self.weight if self.rows is None else self.weight * self.rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.acting.to(x.dtype))
 
 
 class LoraAdapter(Patch):
     """One injected adapter. `layers` maps module names, in file order, to the peft layer that holds its two matrices.
 
-    It is off and frozen until `active`, or a pass, switches it on; `remove()` takes it out of the U-Net again.
+    It is off and frozen until `active`, or a pass, switches it on; `remove()` takes it out of the network again.
     """
 
     kind = "lora"
 
-    def __init__(self, unet: nn.Module, name: str, preset: str, rank: int, alpha: float, layers: dict[str, LoraLayer]):
-        super().__init__([partial(_eject, unet, name, layers)])
-        self.unet, self.name, self.preset, self.rank, self.alpha, self.layers = unet, name, preset, rank, alpha, layers
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        preset: str,
+        rank: int,
+        alpha: float,
+        layers: dict[str, LoraLayer],
+        block_range: Sequence[float] | None = None,
+    ):
+        super().__init__([partial(_eject, network, name, layers)])
+        self.network, self.name, self.preset, self.rank, self.alpha, self.layers = (
+            network,
+            name,
+            preset,
+            rank,
+            alpha,
+            layers,
+        )
+        self.block_range = block_range
         self.matrices = {}  # state key -> the nn.Linear whose weight it is
         for module, layer in layers.items():
             self.matrices[f"{module}.lora_A.weight"] = layer.lora_A[name]
@@ -106,10 +112,10 @@ class LoraAdapter(Patch):
         self._parameters = [linear.weight for linear in self.matrices.values()]
 
     def __str__(self) -> str:
-        kind = "spatial" if self.preset == "appearance" else "temporal"
-        transformers = len({name.split(".transformer_blocks")[0] for name in self.layers})
+        kind = backbones.kind_of(self.network)
+        count, blocks = kind.count_blocks(self.layers), kind.APPEARANCE if self.preset == APPEARANCE else kind.MOTION
         size = sum(p.numel() for p in self.parameters())
-        return f"{self.preset}: {len(self.layers)} layers, {transformers} {kind} transformers, {size:,} parameters"
+        return f"{self.preset}: {len(self.layers)} layers, {count} {blocks}, {size:,} parameters"
 
     @property
     def scale(self) -> float:
@@ -130,11 +136,12 @@ class LoraAdapter(Patch):
 
     def sampling(self, strength: float = 1.0) -> Patch:
         """The adapter as sampling uses it; a context manager too."""
-        return merge.attach_lora(self.unet, self.state_dict(), strength, self.scale)
+        return attach_state(self.network, self.preset, self.state_dict(), strength, self.scale)
 
     def info(self) -> dict[str, str | int | float]:
         """What a checkpoint's header must hold for the state to be read."""
-        return {"rank": self.rank, "alpha": self.alpha, "preset": self.preset}
+        found = {"rank": self.rank, "alpha": self.alpha, "preset": self.preset}
+        return found if self.block_range is None else found | {"block_range": " ".join(map(str, self.block_range))}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """ "<module>.lora_A.weight" [r, in] and "<module>.lora_B.weight" [out, r], detached, fp32."""
@@ -147,13 +154,13 @@ class LoraAdapter(Patch):
             verb = "lacks" if wrong[0] in self.matrices else "has a surplus"
             raise UserError(
                 f"adapter {self.name} ({self.preset}): the file {verb} {wrong[0]} ({len(wrong)} names"
-                " differ): was it trained with another preset or on another U-Net?"
+                " differ): was it trained with another preset or on another model?"
             )
         for key, linear in self.matrices.items():
             if state[key].shape != linear.weight.shape:
                 raise UserError(
                     f"adapter {self.name}: {key} is {list(state[key].shape)} in the file and"
-                    f" {list(linear.weight.shape)} here: use the U-Net width and rank it was trained with"
+                    f" {list(linear.weight.shape)} here: use the model width and rank it was trained with"
                 )
         with torch.no_grad():
             for key, linear in self.matrices.items():
@@ -161,7 +168,7 @@ class LoraAdapter(Patch):
 
 
 def add_adapter(
-    unet: nn.Module,
+    network: nn.Module,
     name: str,
     preset: str,
     rank: int,
@@ -169,21 +176,22 @@ def add_adapter(
     alpha: float | None = None,
     dropout: float = 0.0,
     placement: str = "release",
+    block_range: Sequence[float] | None = None,
     generator: torch.Generator | None = None,
     names: list[str] | None = None,
 ) -> LoraAdapter:
     """Inject a LoRA adapter called `name` (no dots) and return it, switched off and frozen.
 
-    Several adapters may sit on one U-Net, also on the same layers: they act in parallel, each on the layer's input.
+    Several adapters may sit on one network, also on the same layers: they act in parallel, each on the layer's input.
     `alpha` defaults to `rank`; a layer narrower than `rank` gets the rank it can have at the same scale alpha / rank.
     `placement` of the dropout: "release" after up, "peft" before down. `generator` (CPU) draws the down matrices;
     without one they come from torch's global generator. `names` are the layers to adapt where patterns changed the
-    preset's (models/patterns.py). Raises UserError when the U-Net lacks the preset's layers.
+    preset's (models/patterns.py). Raises UserError when the network lacks the preset's layers.
     Source: release and MotionDirector LoRA code (scale 1, down std 1/rank, up 0).
     """
-    names = targets(unet, preset) if names is None else names
+    names = targets(network, preset, block_range) if names is None else names
     alpha = float(rank if alpha is None else alpha)
-    modules = dict(unet.named_modules())
+    modules = dict(network.named_modules())
     ranks = {n: min(rank, modules[n].in_features, modules[n].out_features) for n in names}
     clipped = {re.escape(n): r for n, r in ranks.items() if r < rank}
     config = LoraConfig(
@@ -195,14 +203,14 @@ def add_adapter(
         alpha_pattern={n: alpha / rank * r for n, r in clipped.items()},
     )
     before = {m: m.active_adapters for m in modules.values() if isinstance(m, LoraLayer)}
-    grads = {p: p.requires_grad for n, p in unet.named_parameters() if ".lora_" in n}
+    grads = {p: p.requires_grad for n, p in network.named_parameters() if ".lora_" in n}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft's own initial values are overwritten
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
-        inject_adapter_in_model(config, unet, name)
+        inject_adapter_in_model(config, network, name)
     for parameter, flag in grads.items():  # peft switches every other adapter off: switch back
         parameter.requires_grad_(flag)
-    layers = {n: unet.get_submodule(n) for n in names}
-    for module in unet.modules():
+    layers = {n: network.get_submodule(n) for n in names}
+    for module in network.modules():
         if isinstance(module, LoraLayer):
             _switch(module, before.get(module, []))
     for module_name, layer in layers.items():
@@ -211,25 +219,45 @@ def add_adapter(
         layer.lora_A[name] = Matrix(down.to(weight.device))
         layer.lora_B[name] = Matrix(torch.zeros(layer.out_features, r, device=weight.device))
         layer.cast_input_dtype_enabled = False  # see Matrix
-        layer.train(unet.training)  # new modules start in train mode: dropout would act in an eval-mode U-Net
+        layer.train(network.training)  # new modules start in train mode: dropout would act in an eval-mode network
         if placement == "release" and dropout:
             layer.lora_B[name].register_forward_hook(_dropout_after(dropout))
-    return LoraAdapter(unet, name, preset, rank, alpha, layers)
+    adapter = LoraAdapter(network, name, preset, rank, alpha, layers, block_range)
+    if has_pure_norm(network, preset):
+        adapter.undo(pure_norm(network, layers).remove)
+    return adapter
+
+
+def has_pure_norm(network: nn.Module, preset: str | None) -> bool:
+    """Whether adapters of `preset` act after the QK-norm of the base model's queries and keys (models/heads.py)."""
+    return preset in backbones.kind_of(network).PURE_NORM
+
+
+def attach_state(
+    network: nn.Module, preset: str | None, state: Mapping[str, torch.Tensor], strength: float = 1.0, scale: float = 1.0
+) -> Patch:
+    """A trained state on a plain network for sampling, as its preset acted in training; see `merge.attach_lora`."""
+    if not has_pure_norm(network, preset):
+        return merge.attach_lora(network, state, strength, scale)
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(pure_norm(network, merge.pairs(state)))
+        patches.enter_context(merge.attach_lora(network, state, strength, scale, beside=True))
+        return Patch([patches.pop_all().close])
 
 
 def _dropout_after(probability: float):
     return lambda up, args, output: F.dropout(output, probability, up.training)
 
 
-def _eject(unet: nn.Module, adapter: str, layers: dict[str, LoraLayer]) -> None:
+def _eject(network: nn.Module, adapter: str, layers: dict[str, LoraLayer]) -> None:
     for name, layer in layers.items():
         _switch(layer, [other for other in layer.active_adapters if other != adapter])
         layer.delete_adapter(adapter)
         if not layer.lora_A:
-            unet.set_submodule(name, layer.base_layer)
-    unet.peft_config.pop(adapter)
-    if not unet.peft_config:
-        del unet.peft_config
+            network.set_submodule(name, layer.base_layer)
+    network.peft_config.pop(adapter)
+    if not network.peft_config:
+        del network.peft_config
 
 
 @contextlib.contextmanager
@@ -240,7 +268,7 @@ def active(
 
     `on`: adapters applied in the forward pass. `trainable`: adapters that receive gradients. Run a pass's backward
     inside the same block as its forward: activation checkpointing recomputes with whatever is active then. Costs under
-    a millisecond (no walk over the U-Net's modules).
+    a millisecond (no walk over the network's modules).
     """
     adapters, on, trainable = list(adapters), list(on), list(trainable)
     named = {adapter.name for adapter in adapters}

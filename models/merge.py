@@ -1,4 +1,4 @@
-"""Trained LoRAs on a plain U-Net for sampling: added into the weights, or run beside them where adding loses digits.
+"""Trained LoRAs on a plain network for sampling: added into the weights, or run beside them where adding loses digits.
 
 y = W x + strength * alpha/rank * up(down(x)). In fp32 the product up @ down is added to W, and sampling costs nothing
 extra. In half precision the sum would be rounded to W's digits, which loses much of a small motion: where the delta is
@@ -9,7 +9,8 @@ training, to the bit; they lose 0.4 % in bf16. A state is a dict of "<module>.lo
 
 import contextlib
 import difflib
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -23,23 +24,26 @@ from models.placement import is_plain
 State = Mapping[str, torch.Tensor]
 
 
-def attach_lora(unet: nn.Module, state: State, strength: float = 1.0, scale: float = 1.0) -> Patch:
-    """Let the LoRA of `state` act on `unet` at `strength`, as it did in training; `scale` is its alpha / rank.
+def attach_lora(
+    network: nn.Module, state: State, strength: float = 1.0, scale: float = 1.0, beside: bool = False
+) -> Patch:
+    """Let the LoRA of `state` act on `network` at `strength`, as it did in training; `scale` is its alpha / rank.
 
-    Layers in fp32 are merged (see `merge`); layers in half precision, and those whose weights are placed elsewhere
-    (models/placement.py), keep their weights and run the LoRA beside them.
+    Layers in fp32 are merged (see `merge`); layers in half precision, those whose weights are placed elsewhere
+    (models/placement.py), and with `beside` all, keep their weights and run the LoRA beside them.
     A strength of 0 changes nothing. Raises UserError, changing nothing, when a module is missing or a shape differs.
     """
-    with contextlib.ExitStack() as undo:  # should memory run out halfway, the U-Net is as it was
-        for _, linear, down, up in _layers(unet, state):
+    with contextlib.ExitStack() as undo:  # should memory run out halfway, the network is as it was
+        for _, linear, down, up in _layers(network, state):
             if factor := strength * scale:
-                put = _add_delta if is_plain(linear) and linear.weight.dtype == torch.float32 else _run_beside
+                merged = linear.weight.dtype == torch.float32 and is_plain(linear) and not beside
+                put = _add_delta if merged else _run_beside
                 undo.callback(put(linear, (factor, down, up)))
         return Patch([undo.pop_all().close])
 
 
 def merge(
-    unet: nn.Module, state: State, strength: float = 1.0, alpha_over_rank: float | Mapping[str, float] = 1.0
+    network: nn.Module, state: State, strength: float = 1.0, alpha_over_rank: float | Mapping[str, float] = 1.0
 ) -> Patch:
     """Add strength * alpha/rank * up @ down to the weights that `state` names, whatever their precision.
 
@@ -49,7 +53,7 @@ def merge(
     Raises UserError, changing nothing, when a module is missing or a shape differs.
     """
     with contextlib.ExitStack() as undo:
-        for name, linear, down, up in _layers(unet, state):
+        for name, linear, down, up in _layers(network, state):
             ratio = alpha_over_rank if isinstance(alpha_over_rank, int | float) else alpha_over_rank[name]
             if factor := strength * ratio:
                 undo.callback(_add_delta(linear, (factor, down, up)))
@@ -71,20 +75,41 @@ def pairs(state: State) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-def _layers(unet: nn.Module, state: State) -> list[tuple[str, nn.Linear, torch.Tensor, torch.Tensor]]:
+def adapted(network: nn.Module) -> list[str]:
+    """Names of the linear layers in which a LoRA acts, merged or beside."""
+    return [name for name, module in network.named_modules() if {"_merged", "_beside"} & module.__dict__.keys()]
+
+
+@contextlib.contextmanager
+def without_loras(network: nn.Module) -> Iterator[None]:
+    """Inside the block the weights are the model's own, whatever `attach_lora` and `merge` put on them."""
+    layers = [network.get_submodule(name) for name in adapted(network)]
+    weights = [layer.weight.data for layer in layers]
+    try:
+        for layer in layers:
+            layer.weight.data = layer.__dict__.get("_merged", (layer.weight.data,))[0].to(layer.weight.device)
+            layer._loras_off = True
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight.data = weight
+            del layer._loras_off
+
+
+def _layers(network: nn.Module, state: State) -> list[tuple[str, nn.Linear, torch.Tensor, torch.Tensor]]:
     """(name, linear layer, down, up) of every module that `state` names; all are checked before any is returned."""
-    modules = dict(unet.named_modules())
+    modules = dict(network.named_modules())
     found = []
     for name, (down, up) in pairs(state).items():
         module = modules.get(name)
         module = module.base_layer if isinstance(module, LoraLayer) else module
         if not isinstance(module, nn.Linear):
             near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
-            raise UserError(f"adapter: this U-Net has no linear layer {name}; nearest: {', '.join(near) or 'none'}")
+            raise UserError(f"adapter: this model has no linear layer {name}; nearest: {', '.join(near) or 'none'}")
         if (up.shape[0], down.shape[1]) != module.weight.shape or up.shape[1] != down.shape[0]:
             raise UserError(
-                f"adapter: {name} is made for a weight [{up.shape[0]}, {down.shape[1]}], this U-Net has"
-                f" {list(module.weight.shape)}: use the U-Net width it was trained with"
+                f"adapter: {name} is made for a weight [{up.shape[0]}, {down.shape[1]}], this model has"
+                f" {list(module.weight.shape)}: use the model width it was trained with"
             )
         found.append((name, module, down, up))
     return found
@@ -93,7 +118,23 @@ def _layers(unet: nn.Module, state: State) -> list[tuple[str, nn.Linear, torch.T
 def _run_beside(linear: nn.Linear, delta: tuple[float, torch.Tensor, torch.Tensor]) -> Callable[[], None]:
     factor, down, up = delta
     down, up = down.to(linear.weight), up.to(linear.weight)
-    return wrap_forward(linear, lambda forward, x: forward(x) + F.linear(F.linear(x, down), up) * factor)
+    held = weakref.ref(linear)  # the layer holds this function: a strong reference would keep a dropped model
+    linear.__dict__["_beside"] = linear.__dict__.get("_beside", 0) + 1
+
+    def beside(forward, x):
+        if "_loras_off" in held().__dict__:
+            return forward(x)
+        return forward(x) + F.linear(F.linear(x, down), up) * factor
+
+    unwrap = wrap_forward(linear, beside)
+
+    def undo() -> None:
+        unwrap()
+        linear.__dict__["_beside"] -= 1
+        if not linear.__dict__["_beside"]:
+            del linear.__dict__["_beside"]
+
+    return undo
 
 
 def _add_delta(linear: nn.Linear, delta: tuple[float, torch.Tensor, torch.Tensor]) -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """How motion is learned: a motion LoRA (TAP and its relatives, MotionDirector) or motion embeddings (Motion Inversion).
 
-`attach` puts a method on the frozen U-Net for training. Whatever it is, the training step sees the same things: the
+`attach` puts a method on the frozen network for training. Whatever it is, the training step sees the same things: the
 parameters of each path, a `with` block for each pass, and the state to save. `customize` puts saved states on a plain
-U-Net for sampling. Data, cache, objective, sampler and checkpoints do not know the method.
+network for sampling. Data, cache, objective, sampler and checkpoints do not know the method.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +10,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 import torch
-from diffusers import UNet3DConditionModel
+from torch import nn
 
 from configs.errors import UserError
-from models import lora
+from models import backbones, lora
 from models.embeddings import MotionEmbeddings, attach_embeddings, attach_trained, mix
-from models.files import release
 from models.files.checkpoint import Checkpoint
-from models.highway import HighwaySettings, attach_highway
+from models.heads import Heads, restrict
+from models.highway import HighwaySettings, attach_highway, check_highway
 from models.hooks import Patch
-from models.merge import attach_lora
 from models.patterns import choose_layers
 
 State = dict[str, torch.Tensor]
@@ -45,27 +44,29 @@ class Motion(Protocol):
 
 
 class Method:
-    """One way of learning motion, attached to a U-Net that is the pretrained one outside the `with` blocks.
+    """One way of learning motion, attached to a network that is the pretrained one outside the `with` blocks.
 
     `motion` is a LoraAdapter on the temporal transformers or Motion Inversion's embeddings. `appearance` holds one
     LoRA on the spatial transformers per reference clip, parallel and never nested: clip i trains number i alone
-    (dual path). `debiased` adds the appearance-debiased loss to the temporal one.
+    (dual path). `extra_loss` is added to the temporal one: "debiased", "difference", or None. `heads` are those of a
+    transformer's self-attention where the preset tells temporal ones from the others.
     """
 
     def __init__(
         self,
-        unet: UNet3DConditionModel,
+        network: nn.Module,
         motion: Motion,
         appearance: list[lora.LoraAdapter],
         highway: HighwaySettings | None = None,
         *,
         highway_in_training: bool = False,
-        debiased: bool = True,
+        extra_loss: str | None = "debiased",
+        heads: Heads | None = None,
         notes: Sequence[str] = (),
     ):
-        self.unet, self.motion, self.appearance = unet, motion, appearance
+        self.network, self.motion, self.appearance = network, motion, appearance
         self.highway, self.highway_in_training = highway, highway_in_training
-        self.debiased, self.notes = debiased, notes
+        self.extra_loss, self.heads, self.notes = extra_loss, heads, notes
 
     @property
     def kind(self) -> str:
@@ -106,9 +107,9 @@ class Method:
             if appearance_scale and self.appearance:
                 adapter = self.appearance[min(clip, len(self.appearance) - 1)]  # a single one belongs to every clip
                 patches.enter_context(adapter.sampling(appearance_scale))
-            if self.highway:
-                patches.enter_context(attach_highway(self.unet, *self.highway))
             patches.enter_context(self.motion.sampling())
+            if self.highway:
+                patches.enter_context(attach_highway(self.network, *self.highway))
             yield Patch([patches.close])
 
     def state(self) -> tuple[State, list[State]]:
@@ -117,9 +118,11 @@ class Method:
 
     def info(self) -> dict[str, str | int | float | None]:
         """What a checkpoint's header must hold for these states to be read."""
-        facts = {"architecture": release.architecture(self.unet)}
+        facts = {"architecture": backbones.architecture(self.network)}
         for adapter in self.appearance[:1]:
             facts |= {"rank": adapter.rank, "alpha": adapter.alpha}
+        if self.heads:
+            facts |= self.heads.info()
         return facts | self.motion.info()
 
     def load(self, motion: State, appearance: list[State]) -> None:
@@ -139,6 +142,8 @@ class Method:
         if self.appearance:
             count = len(self.appearance)
             lines.append(f"appearance  {self.appearance[0]}" + (f", for each of {count} clips" if count > 1 else ""))
+        if self.heads:
+            lines.append(f"heads       {self.heads}")
         return [*lines, f"highway     {self._describe_highway()}"]
 
     def _describe_highway(self) -> str:
@@ -149,14 +154,17 @@ class Method:
 
     def _highway_of_a_pass(self) -> Patch:
         """The highway for one training pass, where it belongs to training too; nothing of it stands in between."""
-        return attach_highway(self.unet, *self.highway) if self.highway and self.highway_in_training else Patch()
+        return attach_highway(self.network, *self.highway) if self.highway and self.highway_in_training else Patch()
 
 
-def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[int, int, int]) -> Method:
+def attach(
+    network: nn.Module, cfg, *, clips: int, latent_size: tuple[int, int, int], heads: Heads | None = None
+) -> Method:
     """Attach the method that the config names; it starts as a no-op, its random parts drawn from `cfg.seed`.
 
     `clips` is the number of reference clips; `latent_size` their frames, height and width in latent pixels, which size
-    Motion Inversion's embeddings. Raises UserError when nothing could be learned from these clips.
+    Motion Inversion's embeddings; `heads` what a preset of temporal heads keeps to (None: all). Raises UserError when
+    nothing could be learned from these clips.
     """
     options = dict(
         rank=cfg.lora_rank,
@@ -166,25 +174,46 @@ def attach(unet: UNet3DConditionModel, cfg, *, clips: int, latent_size: tuple[in
         generator=torch.Generator().manual_seed(cfg.seed or 0),
     )
     if cfg.method == "lora":
-        names, notes = choose_layers(unet, cfg.temporal_preset, cfg.include_patterns, cfg.exclude_patterns)
-        motion = lora.add_adapter(unet, "motion", cfg.temporal_preset, names=names, **options)
-        has_appearance, debiased = True, True
+        shares = cfg.block_range
+        names, notes = choose_layers(
+            network, cfg.temporal_preset, cfg.include_patterns, cfg.exclude_patterns, block_range=shares
+        )
+        motion = lora.add_adapter(network, "motion", cfg.temporal_preset, names=names, block_range=shares, **options)
+        has_appearance, extra = True, "debiased"
+        if cfg.temporal_preset in backbones.kind_of(network).DIFFERENCE_LOSS:
+            extra = "difference"
     else:
-        motion, notes = _motion_inversion(unet, cfg, latent_size), []
-        has_appearance, debiased = cfg.embeddings.loss == "hybrid", cfg.embeddings.loss != "base"
+        motion, notes = _motion_inversion(network, cfg, latent_size), []
+        has_appearance = cfg.embeddings.loss == "hybrid"
+        extra = None if cfg.embeddings.loss == "base" else "debiased"
     adapters = 1 if cfg.single_spatial_lora else clips
     appearance = [
-        lora.add_adapter(unet, f"appearance_{i}", "appearance", **options)
+        lora.add_adapter(network, f"appearance_{i}", "appearance", **options)
         for i in range(adapters if has_appearance else 0)
     ]
+    if heads:
+        restrict(motion, heads.is_temporal)
+        if cfg.temporal_preset in backbones.kind_of(network).SPATIAL_APPEARANCE:
+            for adapter in appearance:
+                restrict(adapter, ~heads.is_temporal)
     use, scope, beta = (cfg.appearance_highway[key] for key in ("use", "scope", "beta"))
     highway = None if use == "off" else HighwaySettings(scope, beta)
+    in_training = use == "training"
+    if highway:
+        check_highway(network, scope, in_training)
     return Method(
-        unet, motion, appearance, highway, highway_in_training=use == "training", debiased=debiased, notes=notes
+        network,
+        motion,
+        appearance,
+        highway,
+        highway_in_training=in_training,
+        extra_loss=extra,
+        heads=heads,
+        notes=notes,
     )
 
 
-def _motion_inversion(unet: UNet3DConditionModel, cfg, latent_size: tuple[int, int, int]) -> MotionEmbeddings:
+def _motion_inversion(network: nn.Module, cfg, latent_size: tuple[int, int, int]) -> MotionEmbeddings:
     """Zero embeddings for clips of this size, off until a pass."""
     settings, (frames, height, width) = cfg.embeddings, latent_size
     if settings.loss != "hybrid" and (frames == 1 or not cfg.train_temporal_lora):
@@ -194,7 +223,7 @@ def _motion_inversion(unet: UNet3DConditionModel, cfg, latent_size: tuple[int, i
             "or method=lora to learn appearance"
         )
     motion = attach_embeddings(
-        unet,
+        network,
         blocks=settings.blocks,
         widths=settings.widths,
         height=height,
@@ -207,7 +236,7 @@ def _motion_inversion(unet: UNet3DConditionModel, cfg, latent_size: tuple[int, i
 
 
 class Customization(Patch):
-    """What sampling put on a U-Net, until `remove()`. `notes` say what acts and what is interpolated, a line each."""
+    """What sampling put on a network, until `remove()`. `notes` say what acts and what is interpolated, a line each."""
 
     def __init__(self, undo: Callable[[], None], notes: list[str]):
         super().__init__([undo])
@@ -215,19 +244,19 @@ class Customization(Patch):
 
 
 def customize(
-    unet: UNet3DConditionModel,
+    network: nn.Module,
     motions: Motions,
     appearances: Sequence[tuple[Checkpoint, int, float]] = (),
     highway: HighwaySettings | None = None,
     sampling: str = "none",
     latent_size: tuple[int, int, int] | None = None,
 ) -> Customization:
-    """Give a plain U-Net the motions of `motions`, (checkpoint, strength) pairs, until the patch is removed.
+    """Give a plain network the motions of `motions`, (checkpoint, strength) pairs, until the patch is removed.
 
-    LoRAs of any preset act in parallel; embeddings with equal shapes are added up. A strength of 0 leaves the U-Net
+    LoRAs of any preset act in parallel; embeddings with equal shapes are added up. A strength of 0 leaves the network
     untouched, above 1 exaggerates. `appearances` are (checkpoint, number of its clip, strength). `highway` is None for
     the plain skips. `latent_size` (frames, height, width in latent pixels) is what will be sampled. Raises UserError
-    for checkpoints that cannot act together; after any exception, Ctrl-C included, the U-Net is as it was
+    for checkpoints that cannot act together; after any exception, Ctrl-C included, the network is as it was
     (MotionDirector's mixing of two paths).
     """
     if len({checkpoint.kind for checkpoint, _ in motions}) > 1:
@@ -240,36 +269,39 @@ def customize(
     with ExitStack() as patches:
         if acting:
             put = {"lora": _put_loras, "embeddings": _put_embeddings}[acting[0][0].kind]
-            notes += put(patches, unet, acting, sampling, latent_size)
+            notes += put(patches, network, acting, sampling, latent_size)
         for checkpoint, clip, strength in appearances:
-            notes.append(_put_lora(patches, unet, "appearance LoRA", checkpoint.appearance[clip], checkpoint, strength))
+            notes.append(
+                _put_lora(patches, network, "appearance LoRA", checkpoint.appearance[clip], checkpoint, strength)
+            )
         if highway is not None:
-            notes.append(str(patches.enter_context(attach_highway(unet, *highway))))
+            notes.append(str(patches.enter_context(attach_highway(network, *highway))))
         return Customization(patches.pop_all().close, notes)
 
 
-def _put_lora(patches: ExitStack, unet, name: str, state: State, checkpoint: Checkpoint, strength: float) -> str:
-    patches.enter_context(attach_lora(unet, state, strength, checkpoint.scale))
-    how = "merged" if unet.dtype == torch.float32 else "added"
+def _put_lora(patches: ExitStack, network, name: str, state: State, checkpoint: Checkpoint, strength: float) -> str:
+    preset = checkpoint.preset if state is checkpoint.motion else lora.APPEARANCE
+    patches.enter_context(lora.attach_state(network, preset, state, strength, checkpoint.scale))
+    how = "merged" if network.dtype == torch.float32 and not lora.has_pure_norm(network, preset) else "added"
     return f"{name}: {len(state) // 2} layers, {how} at {strength:g}"
 
 
-def _put_loras(patches: ExitStack, unet, motions: Motions, _sampling, _latent_size) -> list[str]:
+def _put_loras(patches: ExitStack, network, motions: Motions, _sampling, _latent_size) -> list[str]:
     return [
-        _put_lora(patches, unet, f"motion LoRA {checkpoint.preset}", checkpoint.motion, checkpoint, strength)
+        _put_lora(patches, network, f"motion LoRA {checkpoint.preset}", checkpoint.motion, checkpoint, strength)
         for checkpoint, strength in motions
     ]
 
 
-def _put_embeddings(patches: ExitStack, unet, motions: Motions, sampling, latent_size) -> list[str]:
-    embeddings = patches.enter_context(_trained_embeddings(unet, motions, latent_size))
+def _put_embeddings(patches: ExitStack, network, motions: Motions, sampling, latent_size) -> list[str]:
+    embeddings = patches.enter_context(_trained_embeddings(network, motions, latent_size))
     embeddings.sampling_mode = sampling
     interpolated = embeddings.interpolation(*latent_size) if latent_size else None
     return [str(embeddings), *filter(None, [interpolated])]
 
 
 def _trained_embeddings(
-    unet: UNet3DConditionModel, motions: Motions, latent_size: tuple[int, int, int] | None
+    network: nn.Module, motions: Motions, latent_size: tuple[int, int, int] | None
 ) -> MotionEmbeddings:
     """Attach saved embeddings, several of them as their weighted sum; their sizes are in the checkpoint's header."""
     sizes = [_trained_size(checkpoint) for checkpoint, _ in motions]
@@ -281,7 +313,7 @@ def _trained_embeddings(
     frames, height, width = sizes[0]
     state = mix([checkpoint.motion for checkpoint, _ in motions], [strength for _, strength in motions])
     return attach_trained(
-        unet, state, size=height and (height, width), frames=frames, sampled=latent_size and latent_size[1:]
+        network, state, size=height and (height, width), frames=frames, sampled=latent_size and latent_size[1:]
     )
 
 

@@ -13,29 +13,34 @@ import regex
 from torch import nn
 
 from configs.errors import UserError, shown
-from models.lora import TEMPORAL_BLOCK, targets
+from models.backbones import kind_of
+from models.lora import targets
 
-MOST_LETTERS, MOST_SECONDS = 300, 1.0
+MOST_LETTERS, MOST_SECONDS = 300, 1.0  # of this process, however busy the machine is
 COUNTED = re.compile(r"\{\s*[\d,]")
 
 
 def choose_layers(
-    unet: nn.Module, preset: str, include: Iterable[str] | None, exclude: Iterable[str] | None
+    network: nn.Module,
+    preset: str,
+    include: Iterable[str] | None,
+    exclude: Iterable[str] | None,
+    block_range: Sequence[float] | None = None,
 ) -> tuple[list[str], list[str]]:
     """(names of the layers to adapt, a line for each pattern with what it matched).
 
     Those of `preset` that no pattern of `exclude` matches come first, in the preset's order; then every linear layer of
-    the temporal transformers that a pattern of `include` matches, so that `exclude` of everything and an `include`
+    the blocks that learn motion that a pattern of `include` matches, so that `exclude` of everything and an `include`
     choose freely. Raises UserError for a pattern that matches nothing, naming the nearest layers, and where no layer
     is left.
     """
-    chosen, notes = targets(unet, preset), []
+    chosen, notes, block = targets(network, preset, block_range), [], kind_of(network).MOTION_BLOCK
     for pattern in exclude or ():
         matched = set(_matched("exclude_patterns", pattern, chosen))
         chosen = [name for name in chosen if name not in matched]
         notes.append(f"exclude     {shown(pattern)}: {len(matched)} layers, such as {min(matched)}")
     if include:
-        linear = [name for name, module in unet.named_modules() if _is_adaptable(name, module)]
+        linear = [name for name, module in network.named_modules() if _is_adaptable(name, module, block)]
         for pattern in include:
             matched = _matched("include_patterns", pattern, linear)
             added = [name for name in matched if name not in chosen]
@@ -46,8 +51,8 @@ def choose_layers(
     return chosen, notes
 
 
-def _is_adaptable(name: str, module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and TEMPORAL_BLOCK.match(name) is not None
+def _is_adaptable(name: str, module: nn.Module, block: re.Pattern) -> bool:
+    return isinstance(module, nn.Linear) and block.match(name) is not None
 
 
 def _matched(key: str, pattern: str, names: Sequence[str]) -> list[str]:
@@ -56,10 +61,10 @@ def _matched(key: str, pattern: str, names: Sequence[str]) -> list[str]:
         raise UserError(
             f"{key}: {shown(pattern)} counts repetitions or has more than {MOST_LETTERS} letters; write a simpler one"
         )
-    ends = time.monotonic() + MOST_SECONDS
+    ends = time.process_time() + MOST_SECONDS
     try:
         expression = regex.compile(pattern)
-        found = [n for n in names if expression.fullmatch(n, timeout=max(1e-3, ends - time.monotonic()))]
+        found = [n for n in names if expression.fullmatch(n, timeout=max(0.01, ends - time.process_time()))]
     except TimeoutError:
         raise UserError(f"{key}: {shown(pattern)} takes too long to match; write a simpler one") from None
     except (regex.error, RecursionError, OverflowError) as error:

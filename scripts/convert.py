@@ -1,12 +1,13 @@
 """Describe a LoRA file, or turn it into another kind of file.
 
     python scripts/convert.py inspect PATH
-    python scripts/convert.py {ours,peft,diffusers,release,merged} SOURCE OUT [--model FOLDER] [--preset NAME]
+    python scripts/convert.py {ours,peft,diffusers,comfyui,musubi,release,merged} SOURCE OUT [--model FOLDER]
 
 SOURCE is a run or checkpoint folder of ours, of the paper's authors, of MotionDirector or of Motion Inversion, one
-`N_unet.pt`, a PEFT folder, or a diffusers LoRA file. OUT is a folder, new or empty: a run (ours, release), or the
-adapter's own (peft, diffusers), or a whole pipeline with the motion in its weights (merged). Nothing in SOURCE is
-executed, and nothing is written before all of it was read and checked.
+`N_unet.pt`, a PEFT folder, or a LoRA file of diffusers, or for Wan of ComfyUI or musubi-tuner. OUT is a folder, new or
+empty: a run (ours, release), or the adapter's own (peft, diffusers, comfyui, musubi), or a whole pipeline with the
+motion in its weights (merged). Nothing in SOURCE is executed, and nothing is written before all of it was read and
+checked. Files without names of layers take --preset NAME.
 """
 
 import sys
@@ -25,7 +26,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="kind", required=True)
-    for kind in ("inspect", "ours", "peft", "diffusers", "release", "merged"):
+    for kind in ("inspect", "ours", "peft", "diffusers", "comfyui", "musubi", "release", "merged"):
         sub = commands.add_parser(kind)
         sub.add_argument("source", type=Path)
         sub.add_argument("--model", help="pipeline folder the file belongs to (default: ZeroScope's layout)")

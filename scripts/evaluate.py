@@ -2,12 +2,13 @@
 
     python scripts/evaluate.py outputs/infer
     python scripts/evaluate.py outputs/base --reference data/examples/pocket_there_and_back.mp4
-    python scripts/evaluate.py outputs/car --clip models/clip-vit-base-patch32
+    python scripts/evaluate.py outputs/car --clip models/clip-vit-base-patch32 --csv car.csv
 
 A sidecar holds the prompt and, through the configuration of its checkpoint, the reference clip; samples of the
 untouched model need --reference. On the toy world the measures are exact; other videos get those whose weights are
 given. stderr has the table with 95 % intervals and one sentence for all that could not be measured; the last line of
-stdout is JSON with the means (on the toy world motion_success, appearance_accuracy, leakage) and n.
+stdout is JSON with the means (on the toy world motion_success, appearance_accuracy, leakage, and the graded measures of
+infer/measure/world_definitions.py) and n; --csv has every video's own.
 """
 
 import sys
@@ -36,21 +37,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--caption", help="what that clip shows; default: the .txt beside it")
     for flag, (_, what) in WEIGHTS.items():
         parser.add_argument(f"--{flag}", help=f"weights of {what}")
+    parser.add_argument("--csv", type=Path, help="write a row for every video into this file")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     from infer.measure.evaluation import ALL_DEFINITIONS, evaluate, given_reference  # slow imports after --help
     from infer.measure.metrics import VideoScorer
+    from infer.measure.tables import write_table
     from models.backbone import choose_device
 
     measure = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device(args.device)))
     result = evaluate(args.folder, measure, given_reference(args.reference, args.caption))
-    for problem in result.problems:
+    for problem in filter(None, (*result.problems, result.caveat)):
         print(f"note: {printable(problem)}", file=sys.stderr)
     facts = result.summary()
     if not facts:
         raise UserError(f"{args.folder}: none of its videos could be measured; the notes above name the reasons")
     for name, estimate in facts.items():
         print(f"{ALL_DEFINITIONS[name].title}: {estimate}", file=sys.stderr)
+    if args.csv:
+        write_table(args.csv, result.rows)
     print(json.dumps({name: round(estimate.value, 4) for name, estimate in facts.items()} | {"n": len(result.rows)}))
     if lacking := [
         flag for flag, (metric, _) in WEIGHTS.items() if getattr(args, flag) and metric in measure.unavailable

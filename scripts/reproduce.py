@@ -16,9 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.errors import UserError, command, shown
 from configs.runtime import quiet_threads
 
-# for --list: seconds of a training and of a video, reference clips (None: the artefact's motions) and prompts for
-# each; PocketScope on two CPU cores, ZeroScope on a 24 GB card; estimates
-COSTS = {"pocket": (150, 4, None, 16), "zeroscope": (900, 30, 4, 8)}
+REAL = 4, 8  # for --list: reference clips and prompts of each, with a real model
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -42,11 +40,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "RESULTS.md",
     )
     add("--dry-run", action="store_true", help="print the commands that would be run, then stop; writes nothing")
-    add("--prompts", type=_count, help="prompts for each reference clip (default all of the list, at most 16)")
-    add("--references", type=_count, help="reference motions (default all of the artefact)")
-    add(
-        "--trainings", type=_count, default=1, help="trainings of each kind, from seeds 0, 1, ... (default %(default)s)"
-    )
+    add("--plan", action="store_true", help="print what is needed and what it costs, then stop; writes nothing")
+    add("--prompts", type=_count, help="prompts for each training (default the artefact's; real models at most 16)")
+    add("--references", type=_count, help="reference motions at most (default all of the artefact)")
+    add("--looks", type=_count, help="toy world: reference clips of each motion, each in another appearance")
+    add("--trainings", type=_count, default=1, help="trainings on each clip, from other seeds (default %(default)s)")
     add(
         "--clips",
         type=Path,
@@ -92,19 +90,23 @@ def _count(text: str) -> int:
 
 def listing() -> str:
     """What --list prints."""
-    from scripts.artefacts.catalogue import ARTEFACTS, OURS, STUDIES
+    from scripts.artefacts.catalogue import ARTEFACTS, OWN, STUDIES
+    from scripts.artefacts.prices import stored_prices
 
     lines = ["The paper's:"]
     for name, artefact in ARTEFACTS.items():
-        lines += ["This project's own:"] if name == next(iter(OURS)) else []
+        lines += ["This project's own:"] if name == next(iter(OWN)) else []
         lines += [f"{name}  {artefact.title}", f"    shows {artefact.shows}", f"    needs {artefact.needs}"]
-        for model, (train, video, clips, prompts) in list(COSTS.items())[: 1 if artefact.world else None]:
-            runs = 1 if artefact.several else clips or len(artefact.motions)
-            trainings = len({v.train for v in artefact.variants}) * runs
-            videos = len(artefact.variants) * runs * prompts
+        for world in (True,) if artefact.world else (True, False):
+            prices, trained = stored_prices(world), len({v.train for v in artefact.variants})
+            clips, prompts = (len(artefact.motions) * artefact.looks, artefact.prompts) if world else REAL
+            clips = 1 if artefact.several and not world else clips
+            seconds = clips * trained * (prices.start + prices.training)
+            seconds += sum(clips * prices.of_videos(prompts, v.flags) for v in artefact.variants)
             lines.append(
-                f"    costs on {model} at most {trainings} trainings and {videos} videos, about "
-                f"{(trainings * train + videos * video) / 60:.0f} min (an estimate)"
+                f"    costs on {'pocket' if world else 'zeroscope'} at most {clips * trained} trainings and "
+                f"{clips * len(artefact.variants) * prompts} videos, about {seconds / 60:.0f} min of "
+                f"{'CPU' if world else 'a 24 GB card (an estimate)'}"
             )
     lines += ["Studies of the measures:"]
     lines += [f"{name}  {title}\n    needs {needs}" for name, (title, needs) in STUDIES.items()]
@@ -157,9 +159,10 @@ def main(argv: list[str] | None = None) -> None:
     names, words = choose(args.artefacts)
     quiet_threads()
     from scripts.artefacts.catalogue import STUDIES
-    from scripts.artefacts.production import reproduce, study_metrics
+    from scripts.artefacts.production import reproduce, study
 
-    studied = [study_metrics(args, argv)] if set(names) & set(STUDIES) and not args.dry_run else []
+    made = not (args.dry_run or args.plan)
+    studied = [study(name, args, argv) for name in names if name in STUDIES and made]
     names = [name for name in names if name not in STUDIES]
     pages, incomplete = reproduce(args, names, words, argv) if names else ([], 0)
     pages = [*studied, *pages]

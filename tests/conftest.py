@@ -8,17 +8,28 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import hypothesis
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    DDIMScheduler,
+    TextToVideoSDPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from configs.schema import from_dict
 from scripts.authors.weights import build_unet, fill
+from scripts.pocket import wan_parts
 from scripts.pocket.architecture import build_tokenizer
 
+hypothesis.settings.register_profile("busy machines too", deadline=None)
+hypothesis.settings.load_profile("busy machines too")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its width
     "sample_size": 8,
@@ -31,6 +42,21 @@ UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its wi
     "cross_attention_dim": 32,
     "attention_head_dim": 16,
 }
+
+
+WAN = {  # Wan's layout with two layers, at a hundredth of its width
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 64,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "rope_max_seq_len": 32,
+}
+WAN_LATENTS = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 2.0, 1.0, 1.5]}
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +113,23 @@ def tiny_pipeline(tmp_path_factory) -> Path:
     )
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     TextToVideoSDPipeline(vae, text, tokenizer, build_unet(UNET), scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory) -> Path:
+    """A pipeline folder of exactly Wan's layout and classes: random weights, four frames to a latent, 4 channels."""
+    tokenizer = wan_parts.build_tokenizer(["a", "car", "horse", "is", "running"])
+    torch.manual_seed(0)
+    parts = {
+        "tokenizer": tokenizer,
+        "text_encoder": wan_parts.untrained_text_encoder(tokenizer),
+        "vae": AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **WAN_LATENTS),
+        "transformer": WanTransformer3DModel(**WAN),
+        "scheduler": wan_parts.build_scheduler(),
+    }
+    folder = tmp_path_factory.mktemp("tiny") / "wan"
+    WanPipeline(**parts).save_pretrained(folder)
     return folder
 
 

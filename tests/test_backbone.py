@@ -70,7 +70,7 @@ def test_half_precision_and_bin_weights_load(tiny_pipeline, tmp_path, caplog, ca
     old = tmp_path / "old"
     shutil.copytree(tiny_pipeline, old)
     half = Backbone.load(tiny_pipeline, torch.float16)
-    for name, part in (("unet", half.unet), ("vae", half.vae), ("text_encoder", half.text_encoder)):
+    for name, part in (("unet", half.network), ("vae", half.vae), ("text_encoder", half.text_encoder)):
         for file in (old / name).glob("*.safetensors"):
             file.unlink()
         file = "pytorch_model.bin" if name == "text_encoder" else "diffusion_pytorch_model.bin"
@@ -80,7 +80,9 @@ def test_half_precision_and_bin_weights_load(tiny_pipeline, tmp_path, caplog, ca
     note = f"note: loaded {old}: unet, vae, text_encoder from .bin files, as of 2023, in which nothing is executed\n"
     assert capfd.readouterr().err == note and not caplog.records, "one line, and no library's warnings"
     assert loaded.dtype == torch.float16
-    assert all(torch.equal(a, b) for a, b in zip(loaded.unet.state_dict().values(), half.unet.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.network.state_dict().values(), half.network.state_dict().values())
+    )
 
 
 @pytest.mark.parametrize("part", ["vae", "scheduler", "tokenizer"])
@@ -92,12 +94,29 @@ def test_a_missing_part_is_named(tiny_pipeline, tmp_path, part):
         Backbone.load(broken)
 
 
+@pytest.mark.parametrize(("part", "start"), [("unet", b""), ("vae", b"\x10" + bytes(7)), ("text_encoder", b"")])
+def test_a_file_of_weights_is_checked_before_a_library_reads_it_whole(
+    tiny_pipeline, tmp_path, part, start, monkeypatch
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_pipeline, broken)
+    (file,) = (broken / part).glob("*.safetensors")
+    with open(file, "wb") as damaged:
+        damaged.write(start)
+        damaged.truncate(20 << 30)  # of which the disk holds nothing
+    kinds = {"unet": "UNet3DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+    kind = getattr(backbone_module, kinds[part])
+    monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(UserError, match=file.name):
+        Backbone.load(broken)
+
+
 def test_a_truncated_weight_file_is_one_sentence(tiny_pipeline, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_pipeline, broken)
     file = broken / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="unet of .* cannot be loaded"):
+    with pytest.raises(UserError, match="unet of .* cannot be loaded|truncated"):
         Backbone.load(broken)
 
 
@@ -121,12 +140,15 @@ def test_a_weight_that_is_missing_or_of_another_shape_is_never_made_up(tiny_pipe
     assert capfd.readouterr().err == "", "no library's own report"
 
 
-def test_a_setting_that_transformers_refuses_is_one_sentence(tiny_pipeline, tmp_path):
+@pytest.mark.parametrize(("file", "change", "words"), [
+    ("text_encoder/config.json", {"hidden_act": 5}, "text_encoder of .* cannot be loaded"),
+    ("tokenizer/tokenizer_config.json", {"pad_token": None}, "has no padding token"),
+])  # fmt: skip
+def test_a_setting_that_transformers_refuses_is_one_sentence(tiny_pipeline, tmp_path, file, change, words):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_pipeline, broken)
-    file = broken / "text_encoder" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_act": 5}))
-    with pytest.raises(UserError, match="text_encoder of .* cannot be loaded"):
+    (broken / file).write_text(json.dumps(json.loads((broken / file).read_text()) | change))
+    with pytest.raises(UserError, match=words):
         Backbone.load(broken)
 
 

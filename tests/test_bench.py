@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import Attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs import schema
-from models.backbone import ZEROSCOPE
+from models.backbones.unet3d import ZEROSCOPE
 from models.hooks import wrap_forward
 from models.placement import parameter_bytes
 from models.training import memory

@@ -5,6 +5,7 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
 import zipfile
 
 import pytest
@@ -107,7 +108,7 @@ def test_nothing_half_written_is_left_behind(clip, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "save_file", fail)
+    monkeypatch.setattr(cache, "save", fail)
     with pytest.raises(OSError, match="No space"):
         Encoders().build([clip], tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -299,6 +300,17 @@ def test_what_a_killed_run_left_in_the_cache_is_swept_by_the_next(clip, tmp_path
     leftover.touch()
     Encoders().build([clip], tmp_path)
     assert not leftover.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_nothing_that_the_next_run_would_not_sweep_is_there_while_an_entry_is_written(clip, tmp_path):
+    """Every file that the write opens is the entry's .part: a hidden one of a library's own would stay for ever."""
+    before = threading.Event()
+    opened, place = [], str(tmp_path)
+    sys.addaudithook(lambda name, given: opened.append(given[0]) if name == "open" and not before.is_set() else None)
+    Encoders().build([clip], tmp_path)
+    before.set()
+    inside = [str(path) for path in opened if str(path).startswith(place)]
+    assert inside and all(files.LEFTOVER.fullmatch(path.rsplit("/", 1)[1]) for path in inside)
 
 
 def test_what_is_encoded_stays_when_the_rest_is_interrupted(clip, tmp_path):

@@ -246,7 +246,7 @@ def test_inspect_says_what_a_file_is(run, unet, model, tmp_path):
     names = lora.targets(full, "tap_key")
     torch.save(release.list_tensors([lora_state(full, "tap_key", rank=1)], names), tmp_path / "1_unet.pt")
     assert (
-        "fits tap_key or query or value or out on channels 320/640/1280/1280"
+        "fits tap_key or query or value or out on U-Net of channels 320/640/1280/1280"
         in inspect(tmp_path / "1_unet.pt", None)[1]
     )
 

@@ -1,5 +1,6 @@
 """Folders of samples: videos with known truth get the known numbers, and what is missing gets one sentence."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -53,7 +54,17 @@ def test_every_sample_gets_its_known_numbers(folder):
     assert rows["good.mp4"]["correlation"] > 0.99 and rows["good.mp4"]["rmse"] < 3 and not rows["good.mp4"]["leakage"]
     assert not rows["other.mp4"]["motion_success"] and rows["other.mp4"]["appearance_accuracy"]
     assert rows["leaky.mp4"]["leakage"] and not rows["leaky.mp4"]["colour_accuracy"]
-    assert rows["leaky.mp4"]["background_accuracy"] and found.problems == []
+    assert rows["leaky.mp4"]["background_accuracy"]
+    assert found.problems == []
+    assert found.caveat == (
+        "the videos are of 1 training: their intervals cover other prompts and seeds, not another training, for which "
+        "3 or more are needed"
+    )
+    good, other, leaky = (rows[f"{name}.mp4"] for name in ("good", "other", "leaky"))
+    assert good["appearance_match"] > 0.95 and good["timing_error"] < 0.02 and abs(good["appearance_pull"]) < 0.05
+    assert good["motion_quality"] > 99 > 20 > other["motion_quality"] and other["timing_error"] > 0.2
+    assert leaky["appearance_pull"] > 0.3 and leaky["colour_pull"] == pytest.approx(1, abs=0.05)
+    assert leaky["window_pull"] > 0.9 and leaky["appearance_match"] < 0.8 and "pattern_pull" not in leaky
     summary = found.summary()
     assert summary["motion_success"].value == pytest.approx(2 / 3) and summary["leakage"].n == 3
 
@@ -133,9 +144,8 @@ def test_a_sidecar_of_another_kind_is_said(folder, notes):
     path = folder / "other.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | notes))
     found = evaluate(folder, VideoScorer())
-    assert len(found.rows) == 2 and found.problems == [
-        "other.mp4: its sidecar other.json is damaged, left out; sample it again"
-    ]
+    assert len(found.rows) == 2
+    assert found.problems[0] == "other.mp4: its sidecar other.json is damaged, left out; sample it again"
 
 
 def test_frames_of_two_sizes_and_a_video_without_texture_are_said(folder):
@@ -168,10 +178,30 @@ def test_weights_that_were_asked_for_and_are_not_there_end_in_an_error_after_the
 
 
 def test_the_commands_last_line_is_json(folder, capsys):
-    command.main([str(folder)])
+    command.main([str(folder), "--csv", str(folder / "deep" / "videos.csv")])
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert facts["n"] == 3 and facts["motion_success"] == 0.6667 and facts["leakage"] == 0.3333
-    assert facts["appearance_accuracy"] == 0.6667
+    assert facts["appearance_accuracy"] == 0.6667 and 0 < facts["appearance_pull"] < 1 and facts["flicker"] < 5
+    rows = list(csv.DictReader((folder / "deep" / "videos.csv").open()))
+    assert [row["video"] for row in rows] == ["good.mp4", "leaky.mp4", "other.mp4"] and rows[0]["training"] == "1"
+    mean = sum(float(row["appearance_match"]) for row in rows) / 3
+    assert mean == pytest.approx(facts["appearance_match"], abs=1e-4)
+
+
+def test_videos_of_several_trainings_are_told_apart_by_their_configuration(folder):
+    for seed, path in enumerate(sorted(folder.glob("*.json"))):
+        notes = json.loads(path.read_text())
+        notes["config"]["seed"] = seed
+        path.write_text(json.dumps(notes))
+    found = evaluate(folder, VideoScorer())
+    assert [row["training"] for row in found.rows] == [1, 2, 3] and found.caveat is None
+
+
+def test_of_several_reference_clips_the_strongest_pull_counts():
+    both = ReferenceClips((render(SCENE).frames, REFERENCE.frames), (SCENE.caption, REFERENCE.prompt))
+    leaky = render(replace(SCENE, colour="red", window=True)).frames
+    one, two = (world_scores(leaky, SCENE.caption, reference) for reference in (REFERENCE_OF_WORLD, both))
+    assert one["appearance_pull"] == two["appearance_pull"] > 0.3
 
 
 @pytest.mark.parametrize("text", [

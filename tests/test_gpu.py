@@ -21,10 +21,10 @@ from infer import options
 from infer.generate import generate
 from infer.video import read_frames
 from models import methods
-from models.backbone import ZEROSCOPE, Backbone
+from models.backbone import Backbone
+from models.backbones.unet3d import PRESETS, ZEROSCOPE
 from models.files.checkpoint import load_checkpoint
 from models.hooks import checkpoint_activations
-from models.lora import PRESETS
 from models.training import objective
 from scripts.pocket.architecture import build_tokenizer
 
@@ -50,14 +50,14 @@ def weights(folder, step):
 def gradients(pipeline, cfg, device, *, checkpointing, dropout):
     """Of one training step, both passes; adapters away from zero, the same numbers whatever the device."""
     backbone = Backbone.load(pipeline, torch.float32, device)
-    method = methods.attach(backbone.unet, cfg, clips=1, latent_size=SIZE)
+    method = methods.attach(backbone.network, cfg, clips=1, latent_size=SIZE)
     generator = torch.Generator().manual_seed(0)
     parameters = [*method.motion_parameters, *method.appearance_parameters]
     for p in parameters:
         p.data += 0.05 * torch.randn(p.shape, generator=generator).to(device)
     if checkpointing:
-        checkpoint_activations(backbone.unet)
-    backbone.unet.train(dropout)
+        checkpoint_activations(backbone.network)
+    backbone.network.train(dropout)
     latents = torch.randn(1, 4, *SIZE, generator=generator).to(device)
     text = torch.randn(1, 6, 32, generator=generator).to(device)
     draw = objective.draw_step(0, 1, latents, spatial_probability=1.0)

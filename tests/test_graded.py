@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.graded import appearance, leakage, timing
+from data.detectors import take_apart
+from data.graded import another_scene, appearance, leakage, timing
 from data.world import (
     BACKGROUNDS,
     COLOURS,
@@ -75,7 +76,11 @@ def test_a_lost_object_is_the_worst_and_not_missing():
     empty = torch.full_like(CLIP.frames, 250)
     found = appearance(empty, WANTED)
     assert found["shape_overlap"] == 0 and found["colour_error"] > 200 and all(map(np.isfinite, found.values()))
-    assert timing(np.full((8, 2), np.nan), CLIP.trajectory.numpy()) == {"timing_error": 1.0, "speed_error": 1.0}
+    assert timing(np.full((8, 2), np.nan), CLIP.trajectory.numpy()) == {
+        "motion_quality": 0.0,
+        "timing_error": 1.0,
+        "speed_error": 1.0,
+    }
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -87,7 +92,7 @@ def test_a_tint_towards_the_reference_is_its_share_of_the_way(share):
     assert found["colour_pull"] == pytest.approx(share, abs=0.05)
     assert found["ground_pull"] == pytest.approx(share, abs=0.05)
     assert found["window_pull"] == pytest.approx(share, abs=0.1)
-    assert found["pattern_pull"] is None
+    assert found["pattern_pull"] is None and found["appearance_pull"] == pytest.approx(share, abs=0.06)
 
 
 @pytest.mark.parametrize("pattern", ["striped", "dotted", "checkered"])
@@ -119,3 +124,32 @@ def test_place_and_size_of_a_motion_do_not_count_for_its_timing():
 def test_a_still_object_has_no_profile_of_speed():
     still, moving = np.zeros((8, 2)), CLIP.trajectory.numpy()
     assert timing(still, moving)["speed_error"] == 1.0 and timing(still, still)["speed_error"] == 0.0
+
+
+def test_appearance_matches_its_own_prompt_and_on_average_not_at_all_another_scenes():
+    own = appearance(CLIP.frames, WANTED)
+    by_hand = [1 - own["shape_overlap"], own["colour_error"], own["background_error"]]
+    assert own["appearance_match"] == pytest.approx(1 - np.mean(np.divide(by_hand, another_scene())))
+    others = [
+        appearance(CLIP.frames, {"shape": shape, "colour": colour, "background": ground})["appearance_match"]
+        for shape, colour, ground in zip(("circle", "square", "triangle") * 2, COLOURS, BACKGROUNDS)
+        if colour != "green" and ground != "white"
+    ]
+    assert own["appearance_match"] > 0.95 and np.mean(others) == pytest.approx(0, abs=0.2)
+
+
+def test_motion_quality_is_the_cosine_of_displacements_where_the_reference_moves():
+    path = CLIP.trajectory.numpy()
+    late = trajectory_of(Scene("circle", "red", "mint", "late_start"))[0]
+    across = np.stack([path[:, 1], path[:, 0]], 1)
+    found = [timing(one, other)["motion_quality"] for one, other in ((path, path), (late, late), (-path, path))]
+    assert found == pytest.approx([100, 100, -100]) and timing(across, path)["motion_quality"] == pytest.approx(
+        0, abs=1
+    )
+    assert timing(path * 0, path)["motion_quality"] == 0 and timing(path * 0, path * 0)["motion_quality"] == 100
+
+
+def test_a_clip_taken_apart_once_gives_the_same_measures():
+    layers, other = take_apart(CLIP.frames), take_apart(REFERENCE.frames)
+    assert appearance(layers, WANTED) == appearance(CLIP.frames, WANTED)
+    assert leakage(layers, WANTED, other) == leakage(CLIP.frames, WANTED, REFERENCE.frames)

@@ -1,9 +1,11 @@
 """Figure 4's measures: what the motion classifier can and cannot read, and what a comparison says."""
 
+import numpy as np
 import pytest
 import torch
 
-from scripts.artefacts.hidden_states import AH, BASE, SPATIAL, TAP, StateComparison, classify
+from scripts.artefacts.hidden_states import AH, BASE, SPATIAL, TAP, StateComparison, classify, decoder_layers
+from scripts.pocket.architecture import untrained_unet
 
 LABELS = ["left", "right", "up"] * 20
 
@@ -16,41 +18,53 @@ def test_a_motion_that_is_in_the_features_is_read_and_noise_is_not():
     assert sum(classify(noise, LABELS)) < 0.7 * len(LABELS) / 2
 
 
-def states(read: bool) -> StateComparison:
+def states(read: bool, trainings: int = 4) -> StateComparison:
+    """Two layers; TAP and the spatial LoRA of several trainings, the untouched model and the highway of none."""
     near = {TAP: 0.9, AH: 0.99, SPATIAL: 0.5, BASE: 1.0}
     clips = [0.0, 0.01, -0.01, 0.02]
-    return StateComparison(
-        "four clips",
-        list(near),
-        1,
-        {(name, 0): [value + c for c in clips] for name, value in near.items()},
-        torch.eye(4),
-        {(name, 0): [True, False, True, False] for name in near} if read else {},
-    )
+    lists = {name: trainings if name in (TAP, SPATIAL) else 1 for name in near}
+    values = {
+        (name, layer): [[near[name] + clip + 0.01 * training for clip in clips] for training in range(lists[name])]
+        for name in near
+        for layer in range(2)
+    }
+    seen = {key: [[True, False, True, False]] * lists[key[0]] for key in values}
+    return StateComparison("four clips", list(near), ["up 0.0", "up 0.1"], values, torch.eye(4), seen if read else {})
 
 
-def test_verdicts_follow_from_the_clips():
+def test_verdicts_follow_from_the_trainings_and_from_the_clips_where_none_is_involved():
     rulings = {verdict.claim.text: verdict for verdict in states(read=True).verdicts()}
     first = rulings["TAP leaves the decoder nearer to the untouched model than the spatial LoRA does"]
-    assert "0.905 against 0.505, difference +0.400" in first.words
+    assert "0.920 against 0.520, difference +0.400" in first.words and "4 trainings with 16 pairs" in first.words
+    assert first.ruling == "confirmed"
+    reading = rulings["motion is read as well with AH as without"]
+    assert "over 4 clips with 4 pairs of values" in reading.words and reading.ruling == "confirmed"
 
 
 def test_without_several_clips_of_a_motion_nothing_is_read():
     single = states(read=False)
-    assert [v.ruling for v in single.verdicts() if v.claim.role == "classifier"] == ["not measured"] * 2
+    assert [v.ruling for v in single.verdicts() if "classifier" in v.claim.role] == ["not measured"] * 2
     assert [title for title, _ in single.tables()] == [
         "cosine with the untouched model",
-        "cosine between models, mean of clips and blocks",
+        "cosine between models, mean of clips and layers",
     ]
     assert "classifier" not in single.markdown()
 
 
-def test_the_figure_draws_a_line_for_every_model_and_none_for_what_was_not_read():
+def test_the_figure_draws_a_line_with_a_band_for_every_model_and_none_for_what_was_not_read():
     for read in (True, False):
         found = states(read)
-        matrix, near, reading = [axes for axes in found.figure().axes if axes.get_title()]
+        matrix, near, reading = found.figure().axes[:3]
         assert torch.equal(torch.as_tensor(matrix.images[0].get_array().data), found.between)
         assert [label.get_text() for label in near.get_legend().get_texts()] == found.models
-        drawn = [container.lines[0].get_ydata().tolist() for container in near.containers]
-        assert drawn == [pytest.approx([sum(found.similarity[name, 0]) / 4]) for name in found.models]
-        assert len(reading.containers) == (len(found.models) if read else 0)
+        drawn = {line.get_label(): line.get_ydata().tolist() for line in near.lines}
+        assert drawn == {name: pytest.approx([np.mean(found.similarity[name, 0])] * 2) for name in found.models}
+        bands = [band.get_paths()[0].get_extents() for band in near.collections]
+        assert len(bands) == len(found.models) and all(band.height > 0.01 for band in bands)
+        assert len(reading.lines) == (len(found.models) if read else 0)
+
+
+def test_every_layer_of_the_decoder_is_looked_at():
+    unet = untrained_unet((16, 32, 32, 32))
+    names = list(decoder_layers(unet))
+    assert names == [f"up {block}.{layer}" for block in range(4) for layer in range(len(unet.up_blocks[block].resnets))]

@@ -342,6 +342,8 @@ def test_a_full_disk_is_one_sentence(capsys):
     [
         (["--lora_scael", "1"], "did you mean --lora_scale?"),
         (["--lora_scale", "nan"], "nan is not between"),
+        (["--output_dir", ""], "--output_dir: is empty"),
+        (["--freeu", "(" * 10_000], "((..."),
         (["--guidance-scale", "-5"], "is not between 0 and"),
         (["--width", "0"], "0 is not 1 or more"),
     ],
@@ -401,7 +403,7 @@ def asked(trained, folder, *words):
 
 def test_a_loaded_model_serves_many_requests_and_is_left_as_it_was(trained, backbone, tmp_path, monkeypatch):
     words = ("-p", "a horse", "-r", "5", "--sdp")
-    before = {name: tensor.clone() for name, tensor in backbone.unet.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
     (own,) = generate(asked(trained, tmp_path / "own", *words))
     loaded = load_backbone(asked(trained, tmp_path, *words))
     assert (loaded.path, loaded.dtype, loaded.device) == (backbone.path, backbone.dtype, backbone.device)
@@ -409,14 +411,14 @@ def test_a_loaded_model_serves_many_requests_and_is_left_as_it_was(trained, back
     for place in ("first", "second"):
         (lent,) = generate(asked(trained, tmp_path / place, *words), backbone)
         assert torch.equal(read_frames(lent), read_frames(own))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.unet.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.network.state_dict().items())
 
 
 def test_another_model_than_the_one_asked_for_is_refused(trained, backbone, tiny_pipeline, tmp_path):
     elsewhere = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
     with pytest.raises(UserError, match="pipeline float32 cpu, and the request asks for .*pipeline float32 cpu; load"):
         list(generate(asked(trained, tmp_path / "out", "-p", "x", "-m", str(elsewhere)), backbone))
-    backbone.unet.half()
+    backbone.network.half()
     with pytest.raises(UserError, match="float16 cpu, and the request asks for .* float32 cpu"):
         list(generate(asked(trained, tmp_path / "out", "-p", "x"), backbone))
     assert not (tmp_path / "out").exists()
@@ -464,7 +466,7 @@ def test_an_interrupt_while_writing_leaves_nothing_behind(trained, backbone, tmp
             unfinished.write_bytes(b"half a video")
             raise KeyboardInterrupt
 
-    base = {name: tensor.clone() for name, tensor in backbone.unet.state_dict().items()}
+    base = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
     monkeypatch.setattr(sidecar, "write_video", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(generate(asked(trained, tmp_path / "out", "-p", "a horse", "-r", "1", "--format", kind), backbone))
@@ -474,7 +476,7 @@ def test_an_interrupt_while_writing_leaves_nothing_behind(trained, backbone, tmp
     with pytest.raises(KeyboardInterrupt):
         list(generate(asked(trained, tmp_path / "out", "-p", "a horse", "-r", "1"), backbone))
     assert not (tmp_path / "out").exists()
-    assert all(torch.equal(tensor, base[name]) for name, tensor in backbone.unet.state_dict().items())
+    assert all(torch.equal(tensor, base[name]) for name, tensor in backbone.network.state_dict().items())
 
 
 def test_a_checkpoint_that_overflows_is_one_sentence(trained, backbone, tmp_path, monkeypatch):

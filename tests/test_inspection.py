@@ -8,6 +8,7 @@ import pytest
 
 from configs.errors import UserError
 from data.clips import Cut, read_video
+from data.footage import motion
 from data.inspection import inspect_video
 
 from conftest import ROOT
@@ -157,6 +158,12 @@ def test_images_gifs_and_broken_files(tmp_path):
 
 def test_a_single_frame_has_no_motion_to_warn_of(inspected):
     assert kinds(inspected(pan(8, step=1), cut=Cut(64, 64, 1, 8))) == []
+
+
+@pytest.mark.parametrize("height, width", [(1, 300), (300, 1), (2, 2)])
+def test_frames_of_a_pixel_or_two_are_looked_at_like_others(height, width):
+    frames = np.random.default_rng(0).integers(0, 255, (4, height, width, 3), dtype=np.uint8)
+    assert motion(frames).changed > 0
 
 
 def test_full_hd_takes_seconds_only(tmp_path):

@@ -60,6 +60,7 @@ CASES: dict[str, Case | list[Case]] = {
     "validation_data.noise_prior": previewed(1.0),
     "method": Case("motion_inversion"),
     "temporal_preset": Case("tap_key"),
+    "block_range": Case([0, 0.5], refused="block_range"),  # a transformer's; test_in_place_of_skips
     "include_patterns": Case([r".*\.attn1\.to_v"]),
     "exclude_patterns": Case([r".*\.attn2\..*"]),
     "lora_rank": Case(3),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from configs import schema
 from configs.errors import UserError
 from configs.fields import KEYS, default_of, kind_of
+from configs.stored import stored_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = "train_data.single_video_path=a"
@@ -49,6 +50,8 @@ WORDS = [
     ("extra_train_data=5", "1 more sources"),
     ("train_batch_size=1000000000000", "whole number"),
     ("output_dir=a\0b", "NUL"),
+    ("output_dir=\x1b[31mx", "acts on a terminal"),
+    ("cache_dir=a\u202eb", "acts on a terminal"),
     ("cache_dir=a\0b", "NUL"),
     ("train_data.single_video_prompt=a\0b", "NUL"),
     ("train_data.single_video_prompt=\udcff", "UTF-8"),
@@ -228,3 +231,10 @@ def test_a_command_ends_with_the_sentence_and_exit_code_2():
         [sys.executable, "-c", code, CLIP, "seed=${oc.env:HOME}"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_what_an_older_version_chose_is_read_by_todays_names():
+    stored = stored_config({"logger": "none", "seed": 1, "chosen": ["logger", "seed"]}, "a file")
+    assert stored == {"report_to": "none", "seed": 1, "chosen": ["report_to", "seed"]}
+    with pytest.raises(UserError, match="chosen is .*nonsense"):
+        stored_config({"chosen": ["nonsense"]}, "a file")

@@ -9,7 +9,8 @@ import torch
 
 from configs.errors import UserError
 from models.backbone import skeleton
-from models.lora import PRESETS, active, add_adapter, targets
+from models.backbones.unet3d import PRESETS
+from models.lora import active, add_adapter, targets
 from models.merge import attach_lora, merge
 from models.training import memory
 from scripts.authors.weights import build_unet

@@ -144,10 +144,10 @@ def test_every_solver_takes_every_noise_the_highway_and_phased_integration(train
 def test_loras_of_two_presets_are_added_into_the_weights(trained, backbone):
     motions = [(load_checkpoint(trained(**LORA)), 0.7), (load_checkpoint(trained(**DIRECTOR)), 0.4)]
     name = "transformer_in.transformer_blocks.0.attn1.to_q"
-    linear = backbone.unet.get_submodule(name)
+    linear = backbone.network.get_submodule(name)
     before = linear.weight.clone()
     deltas = [s * c.motion[f"{name}.lora_B.weight"] @ c.motion[f"{name}.lora_A.weight"] for c, s in motions]
-    with methods.customize(backbone.unet, motions) as customization:
+    with methods.customize(backbone.network, motions) as customization:
         torch.testing.assert_close(linear.weight, before + sum(deltas))
         assert customization.notes == [
             "motion LoRA tap: 68 layers, merged at 0.7",
@@ -159,14 +159,14 @@ def test_loras_of_two_presets_are_added_into_the_weights(trained, backbone):
 def test_embeddings_of_equal_shapes_are_added_up(trained, backbone):
     checkpoint, other = (load_checkpoint(trained(**EMBEDDINGS, seed=seed)) for seed in (0, 5))
     halves = [(checkpoint, 0.5), (checkpoint, 0.25), (checkpoint, 0.25)]
-    with methods.customize(backbone.unet, [(checkpoint, 1.0)]):
-        whole = outcome(backbone.unet)
-    with methods.customize(backbone.unet, halves):
-        torch.testing.assert_close(outcome(backbone.unet), whole, atol=1e-5, rtol=1e-4)
-    with methods.customize(backbone.unet, [(checkpoint, 1.0), (other, 0.0)]):
-        assert torch.equal(outcome(backbone.unet), whole)
-    with methods.customize(backbone.unet, [(checkpoint, 1.0), (other, 1.0)]):
-        assert not torch.allclose(outcome(backbone.unet), whole, atol=1e-5)
+    with methods.customize(backbone.network, [(checkpoint, 1.0)]):
+        whole = outcome(backbone.network)
+    with methods.customize(backbone.network, halves):
+        torch.testing.assert_close(outcome(backbone.network), whole, atol=1e-5, rtol=1e-4)
+    with methods.customize(backbone.network, [(checkpoint, 1.0), (other, 0.0)]):
+        assert torch.equal(outcome(backbone.network), whole)
+    with methods.customize(backbone.network, [(checkpoint, 1.0), (other, 1.0)]):
+        assert not torch.allclose(outcome(backbone.network), whole, atol=1e-5)
 
 
 def test_what_can_not_be_mixed_says_why(trained, sample):
@@ -204,7 +204,7 @@ def test_motiondirectors_mixing_command_takes_looks_from_one_and_motion_from_ano
     trained, sample, backbone, tiny_pipeline, tmp_path, capsys
 ):
     ours, director = trained(**LORA), trained(**DIRECTOR)
-    theirs = positional(director, tmp_path / "director", backbone.unet)
+    theirs = positional(director, tmp_path / "director", backbone.network)
     scales = ("--spatial_path_scale", 0.8, "--temporal_path_scale", 0.9, "-np", 0)
     (expected,) = sample("--spatial_path_folder", director, "--temporal_path_folder", ours, *scales)
     assert "appearance LoRA: 96 layers, merged at 0.8" in capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_motiondirectors_mixing_command_takes_looks_from_one_and_motion_from_ano
 
 def test_a_folder_of_looks_alone_gives_looks_but_no_motion(trained, sample, backbone, tiny_pipeline, tmp_path):
     director = trained(**DIRECTOR)
-    theirs = positional(director, tmp_path / "theirs", backbone.unet)
+    theirs = positional(director, tmp_path / "theirs", backbone.network)
     shutil.rmtree(theirs / "temporal")
     ours = shutil.copytree(director, tmp_path / "ours")
     for folder in ours.glob("checkpoint-*"):
@@ -327,23 +327,23 @@ def test_sampling_strategies_are_one_flag(trained, sample):
 
 @KINDS
 def test_customize_leaves_nothing_behind_after_an_exception(trained, backbone, monkeypatch, kind):
-    checkpoint, base = load_checkpoint(trained(**kind)), outcome(backbone.unet)
+    checkpoint, base = load_checkpoint(trained(**kind)), outcome(backbone.network)
     appearance = load_checkpoint(trained(**LORA))
-    wrappers = [list(vars(module).get("_forward_wrappers", ())) for module in backbone.unet.modules()]
+    wrappers = [list(vars(module).get("_forward_wrappers", ())) for module in backbone.network.modules()]
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(methods, "attach_highway", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        methods.customize(backbone.unet, [(checkpoint, 1.0)], [(appearance, 0, 1.0)], HighwaySettings("all", 1.0))
+        methods.customize(backbone.network, [(checkpoint, 1.0)], [(appearance, 0, 1.0)], HighwaySettings("all", 1.0))
     monkeypatch.undo()
-    assert torch.equal(outcome(backbone.unet), base)
-    assert [list(vars(module).get("_forward_wrappers", ())) for module in backbone.unet.modules()] == wrappers
+    assert torch.equal(outcome(backbone.network), base)
+    assert [list(vars(module).get("_forward_wrappers", ())) for module in backbone.network.modules()] == wrappers
 
 
 def test_a_merge_that_fails_halfway_is_taken_back(trained, backbone, monkeypatch):
-    checkpoint, base, calls = load_checkpoint(trained(**LORA)), outcome(backbone.unet), []
+    checkpoint, base, calls = load_checkpoint(trained(**LORA)), outcome(backbone.network), []
     apply = merge._apply_deltas
 
     def out_of_memory(linear, original, deltas):
@@ -354,8 +354,8 @@ def test_a_merge_that_fails_halfway_is_taken_back(trained, backbone, monkeypatch
 
     monkeypatch.setattr(merge, "_apply_deltas", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        methods.customize(backbone.unet, [(checkpoint, 1.0)])
-    assert torch.equal(outcome(backbone.unet), base)
+        methods.customize(backbone.network, [(checkpoint, 1.0)])
+    assert torch.equal(outcome(backbone.network), base)
 
 
 def test_checkpoints_are_checked_against_their_model_before_it_is_loaded(

@@ -177,4 +177,4 @@ def test_the_base_model_is_named_where_the_hub_knows_it(tiny_config, tmp_path):
 
 def test_a_license_is_a_short_name(tiny_config):
     with pytest.raises(UserError, match="license: .* is no license's short name"):
-        tiny_config(license="do: whatever\nyou like")
+        tiny_config(license="do: whatever you like")

@@ -7,7 +7,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from configs.errors import UserError
-from models.training.objective import check_scheduler, debias, draw_step, spatial_loss, target, temporal_loss
+from models.schedule import target
+from models.training.objective import check_scheduler, debias, draw_step, spatial_loss, temporal_loss
 
 LATENTS = torch.randn(2, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
 

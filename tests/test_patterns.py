@@ -81,7 +81,7 @@ def test_a_pattern_that_takes_too_long_is_stopped(unet, monkeypatch):
     began = time.process_time()
     with pytest.raises(UserError, match="takes too long"):
         choose_layers(unet, "tap", [r"(.*?)(.*?)(.*?)(.*?)(.*?)(.*?)\d\d\d(.*?)"], None)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 4
 
 
 def test_a_training_with_patterns_is_read_back_as_it_is(tiny_config, capsys):

@@ -11,7 +11,8 @@ from configs.errors import UserError
 from infer import generate, options
 from infer.sampler import guide
 from models import methods
-from models.backbone import ZEROSCOPE, Backbone, predictor
+from models.backbone import Backbone, predictor
+from models.backbones.unet3d import ZEROSCOPE
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.lean import attach_lean
@@ -136,7 +137,7 @@ def test_eight_bits_change_a_trained_model_by_no_more_than_bf16_does():
         ("bf16", torch.bfloat16, "default"),
     ):
         backbone = Backbone.load(folder, dtype, CPU, memory)
-        text = random(1, 8, backbone.unet.config.cross_attention_dim, seed=1)
+        text = random(1, 8, backbone.network.config.cross_attention_dim, seed=1)
         with torch.no_grad():
             found[name] = backbone.predict(latents, torch.tensor(400), text)
     assert 1e-4 < error(found["small"], found["exact"]) < 1.5 * error(found["bf16"], found["exact"]) < 0.05

@@ -59,8 +59,8 @@ def test_a_preview_is_what_inference_would_sample(tiny_config, backbone, tmp_pat
     (first, _), sheet = previewed(cfg, backbone, [clip(1), clip(4)], tmp_path, monkeypatch, method)
     assert sheet.is_file() and list(written) == ["a_horse.mp4", "a_car.mp4"]
     assert first[0].solver == "unipc" and method.asked == [(0.5, 1)] * 2 and method.removed == 2
-    assert backbone.unet.training
-    backbone.unet.eval()
+    assert backbone.network.training
+    backbone.network.eval()
     _, text, negative = backbone.encode_text(["a horse", "a car", ""]).split(1)
     (frames,) = sample_videos(backbone, Patch(), of_training(cfg), text, negative, seeds=[cfg.seed])
     assert torch.equal(written["a_car.mp4"][0], frames) and not torch.equal(written["a_horse.mp4"][0], frames)
@@ -95,7 +95,7 @@ def test_phased_integration_takes_the_method_off_before_the_last_steps(tiny_conf
         cfg = tiny_config(validation_data={**VALIDATION, "prompt": ["a horse"]}, pli_threshold=threshold)
         module.preview(cfg, backbone, method, [clip(4)], tmp_path)
     assert seen == [(501, 0), (1, 0), (501, 0), (1, 1)]
-    backbone.unet.eval()
+    backbone.network.eval()
 
 
 def test_a_preview_that_overflows_is_left_out_and_the_training_goes_on(
@@ -119,8 +119,8 @@ def test_a_preview_that_overflows_is_left_out_and_the_training_goes_on(
     monkeypatch.setattr(module, "sample_videos", broken)
     with pytest.raises(KeyboardInterrupt):
         module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path)
-    assert backbone.unet.training, "whatever happens, training goes on in training mode"
-    backbone.unet.eval()
+    assert backbone.network.training, "whatever happens, training goes on in training mode"
+    backbone.network.eval()
 
 
 # ---- around a whole training ----
@@ -146,7 +146,7 @@ def test_a_run_begins_with_the_base_model_and_ends_with_everything_side_by_side(
     said = capfd.readouterr().err
     assert "Does it know this motion already?" in said and said.index("step-0/sheet.png") < said.index("side by side:")
     plain = of_training(tiny_config(validation_data={"noise_prior": 0.0}))
-    backbone.unet.eval()
+    backbone.network.eval()
     _, text, negative = backbone.encode_text(["a horse", "a car", ""]).split(1)
     (frames,) = sample_videos(backbone, Patch(), plain, text, negative, seeds=[0])
     shown = read_frames(run / "previews/step-0/a_car.mp4")
@@ -180,14 +180,16 @@ def test_the_base_model_is_sampled_once_whenever_it_is(tiny_config, backbone, tm
     preview = module.preview
     monkeypatch.setattr(module, "preview", counted)
     cfg = tiny_config(max_train_steps=3, validation_data={**VALIDATION, "sample_at_first": False, "side_by_side": True})
-    late = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path / "late", said.append)
+    method = Untrained()
+    late = module.Previews(cfg, backbone, method, [clip(4)], tmp_path / "late", said.append)
     late.at_first()
     assert bases == [] and late.after(2) == {} and list(late.after(3)) == ["a horse", "a car"]
     assert late.at_last() == tmp_path / "late" / "side_by_side.webp" and bases == [False, True]
+    assert len(method.asked) == 2, "of the four videos the method acts in the customized two"
     cfg.validation_data.sample_at_first = True
     module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path / "late", said.append).at_first()
     assert bases == [False, True] and len(said) == 1
-    backbone.unet.eval()
+    backbone.network.eval()
 
 
 def test_cached_clips_are_shown_as_their_latents_decode(tiny_config, backbone, tmp_path):
@@ -195,7 +197,7 @@ def test_cached_clips_are_shown_as_their_latents_decode(tiny_config, backbone, t
     previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, lambda line: None)
     previews.after(1)
     assert previews.at_last().is_file()
-    backbone.unet.eval()
+    backbone.network.eval()
 
 
 def test_a_picture_that_is_too_large_ends_no_training(tiny_config, backbone, tmp_path, monkeypatch):
@@ -208,4 +210,4 @@ def test_a_picture_that_is_too_large_ends_no_training(tiny_config, backbone, tmp
     previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, said.append)
     previews.after(1)
     assert previews.at_last() is None and said == ["note: side_by_side.webp: too large"]
-    backbone.unet.eval()
+    backbone.network.eval()

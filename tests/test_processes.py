@@ -31,8 +31,8 @@ import train
 
 loop = train.loop
 
-def reporting(cfg, backbone, method, optimizer, clips, folder, start, processes, journal):
-    loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal)
+def reporting(cfg, backbone, method, optimizer, clips, folder, start, processes, *others):
+    loop(cfg, backbone, method, optimizer, clips, folder, start, processes, *others)
     digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in method.state()[0].values()))
     report = {"rank": processes.rank, "count": processes.count, "sha256": digest.hexdigest(), "folder": str(folder)}
     print(f"\\nreport {json.dumps(report)}\\n", end="", file=sys.stderr, flush=True)
@@ -167,6 +167,9 @@ def test_only_the_first_process_prints_what_all_of_them_found(monkeypatch, waits
         assert waits == waited
     with pytest.raises(SystemExit), one_voice():
         raise LostProcess("another printed it", silent=True)
+    with pytest.raises(LostProcess), one_voice():  # the first survivor speaks at once, whatever its rank
+        raise LostProcess("nobody else prints it", silent=False)
+    assert len(waits) == 1
 
 
 @pytest.mark.parametrize("words", [["sed=1"], ["train_batch_size=2", "earlystep=5", "sed=1"]])

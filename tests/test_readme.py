@@ -1,5 +1,7 @@
 """Every command of every page, run as written on the embedded model; only the amount of work is cut."""
 
+import contextlib
+import io
 import json
 import re
 import runpy
@@ -30,24 +32,24 @@ MOST_README_LINES = 170  # what a newcomer finishes
 LESS = ["max_train_steps=2", "inversion_steps=2", "validation_data.sample_preview=false"]
 
 
-def run(words: list[str], capsys) -> list[str]:
+def run(words: list[str]) -> list[str]:
     """Run a Python command in this process (the imports are already paid for); returns stdout's lines."""
     argv, path = sys.argv, list(sys.path)
-    sys.argv = words
-    capsys.readouterr()
+    sys.argv, printed = words, io.StringIO()
     try:
-        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
     except SystemExit as end:
-        assert not end.code, capsys.readouterr().err
+        assert not end.code, printed.getvalue()
     finally:
         sys.argv, sys.path[:] = argv, path
-    return capsys.readouterr().out.splitlines()
+    return printed.getvalue().splitlines()
 
 
-@pytest.fixture
-def folders(tmp_path, capsys):
-    """Two short runs that stand for the RUN and OTHER_RUN of the README."""
-    runs = {}
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two short runs that stand for the RUN and OTHER_RUN of the README; no command changes them."""
+    runs, tmp_path = {}, tmp_path_factory.mktemp("readme")
     for name in ("RUN", "OTHER_RUN"):
         words = [
             "train.py",
@@ -60,7 +62,7 @@ def folders(tmp_path, capsys):
             "--config",
             str(ROOT / "configs/pocket.yaml"),
         ]
-        (runs[name],) = run(words, capsys)
+        (runs[name],) = run(words)
     return runs
 
 
@@ -106,14 +108,14 @@ def test_several_processes_train_together(tmp_path):
 
 
 @pytest.mark.parametrize("words", [w for w in COMMANDS if "train.py" in w and w[0] != "torchrun"], ids=" ".join)
-def test_training_commands(words, tmp_path, capsys, monkeypatch):
+def test_training_commands(words, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    (folder,) = run([*python_words(words), *LESS, f"output_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"], capsys)
+    (folder,) = run([*python_words(words), *LESS, f"output_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"])
     assert list(list_checkpoints(folder)) == [2]
 
 
 @pytest.mark.parametrize("words", [w for w in COMMANDS if "infer/infer.py" in w], ids=" ".join)
-def test_sampling_commands(words, folders, tmp_path, capsys, monkeypatch):
+def test_sampling_commands(words, folders, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     names = {"outputs/train/car/train_TIME": folders["RUN"], **folders}
     words = [names.get(word, word) for word in python_words(words)]
@@ -123,33 +125,33 @@ def test_sampling_commands(words, folders, tmp_path, capsys, monkeypatch):
         few = tmp_path / "few.txt"
         few.write_text("\n".join((ROOT / words[words.index("--prompt_file") + 1]).read_text().splitlines()[-2:]))
         words[words.index("--prompt_file") + 1] = str(few)
-    videos = run([*words, "-s", "2", "--output_dir", str(tmp_path / "out")], capsys)
+    videos = run([*words, "-s", "2", "--output_dir", str(tmp_path / "out")])
     assert videos and all((tmp_path / "out").joinpath(video.split("/")[-1]).stat().st_size for video in videos)
 
 
 @pytest.mark.parametrize("words", [w for w in COMMANDS if "scripts/convert.py" in w], ids=" ".join)
-def test_file_commands(words, folders, tmp_path, capsys):
+def test_file_commands(words, folders, tmp_path):
     words = [folders.get(word, word).replace("outputs/", f"{tmp_path}/") for word in python_words(words)]
-    assert run(words, capsys) or any(tmp_path.rglob("*.safetensors"))
+    assert run(words) or any(tmp_path.rglob("*.safetensors"))
 
 
-def test_measuring_commands(tmp_path, capsys):
+def test_measuring_commands(tmp_path):
     """Videos of a training on the toy world are measured exactly by the command of the README."""
     (evaluate,) = [python_words(words) for words in COMMANDS if "scripts/evaluate.py" in words]
     less = [*LESS, f"output_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"]
-    (trained,) = run(["train.py", "--config", str(ROOT / "configs/quickstart.yaml"), *less], capsys)
+    (trained,) = run(["train.py", "--config", str(ROOT / "configs/quickstart.yaml"), *less])
     few, videos = tmp_path / "few.txt", str(tmp_path / "videos")
     few.write_text("\n".join((ROOT / "data/prompts/pocket.txt").read_text().splitlines()[-2:]))
-    run(["infer/infer.py", "-cf", trained, "--prompt_file", str(few), "-s", "2", "-o", videos], capsys)
-    found = json.loads(run([evaluate[0], videos], capsys)[-1])
+    run(["infer/infer.py", "-cf", trained, "--prompt_file", str(few), "-s", "2", "-o", videos])
+    found = json.loads(run([evaluate[0], videos])[-1])
     assert {"motion_success", "appearance_accuracy", "leakage"} <= set(found) and found["n"] == 2
 
 
-def test_the_list_of_artefacts(capsys):
-    assert len(run(["scripts/reproduce.py", "--list"], capsys)) >= 10
+def test_the_list_of_artefacts():
+    assert len(run(["scripts/reproduce.py", "--list"])) >= 10
 
 
-def test_the_quickstart(tmp_path, capsys):
+def test_the_quickstart(tmp_path):
     """scripts/quickstart.sh is the environment of scripts/setup.sh and then this."""
     assert ["bash", "scripts/quickstart.sh"] in COMMANDS
     told = run(
@@ -159,8 +161,7 @@ def test_the_quickstart(tmp_path, capsys):
             f"output_dir={tmp_path}",
             f"cache_dir={tmp_path / 'cache'}",
             "validation_data.num_inference_steps=2",
-        ],
-        capsys,
+        ]
     )
     named = dict(line.split(": ", 1) for line in told)
     assert list(named) == ["video", "side by side", "loss plot"]

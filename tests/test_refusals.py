@@ -70,8 +70,14 @@ def test_a_sentence_stands_on_a_line_of_its_own_whatever_bar_was_drawn(refusal, 
     assert "not usable here" in refusal(infer.main, *words, "--xformers")
 
 
-def test_a_dry_run_prints_no_character_that_acts_on_a_terminal(tiny_pipeline, monkeypatch, capsys):
-    words = [f"pretrained_model_path={tiny_pipeline}", "train_data.single_video_path=\u202ea\x7f", "--dry-run"]
+def test_a_dry_run_prints_no_character_that_acts_on_a_terminal(tiny_pipeline, clip_file, monkeypatch, capsys):
+    words = [
+        f"pretrained_model_path={tiny_pipeline}",
+        f"train_data.single_video_path={clip_file}",
+        "train_data.single_video_prompt=\u202ea\x7f",
+        "train_data.n_sample_frames=4",
+        "--dry-run",
+    ]
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
     monkeypatch.setattr(memory, "training_bytes", lambda *_: "")
     train.main()

@@ -10,8 +10,9 @@ import torch
 
 from configs.errors import UserError
 from models.backbone import skeleton
+from models.backbones.unet3d import PRESETS
 from models.files import release
-from models.lora import PRESETS, targets
+from models.lora import targets
 
 GOLDEN = Path(__file__).parent / "golden" / "lora_train" / "checkpoint-200"
 TINY = {

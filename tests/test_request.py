@@ -15,8 +15,9 @@ from configs.errors import UserError
 from data.cache import CachedClip
 from infer import generate, options, request
 from infer.noise import STRATEGIES
-from infer.sampler import SOLVERS
+from infer.sampler import FLOW_SOLVERS, SOLVERS
 from infer.settings import CONFIG_KEYS, Settings, resolve
+from models.backbones import unet3d
 from models.files.checkpoint import Checkpoint
 from models.highway import HighwaySettings
 
@@ -182,7 +183,8 @@ def test_no_checkpoint_decides_what_is_fetched(tiny_pipeline):
 
 
 def test_the_flags_choices_are_those_that_exist():
-    assert options.SOLVERS == tuple(SOLVERS) and options.STRATEGIES == tuple(STRATEGIES)
+    assert set(options.SOLVERS) == SOLVERS.keys() | FLOW_SOLVERS.keys()
+    assert options.STRATEGIES == tuple(STRATEGIES)
     assert options.RELEASE.keys() == CONFIG_KEYS.keys()
 
 
@@ -232,14 +234,14 @@ def sized(width, height, guidance=12.0):
 
 
 def test_the_largest_batch_is_the_one_whose_sequences_fit():
-    at_384, size = sized(384, 384), (16, 48, 48)
-    generate.check_batch(14, at_384, size)  # 14 x 2 x 2304 = 64,512
+    at_384, each = sized(384, 384), unet3d.sequences(48, 48)
+    generate.check_batch(14, at_384, each)  # 14 x 2 x 2304 = 64,512
     with pytest.raises(UserError, match="15 of 384 x 384 are 69,120 sequences .* use --batch-size 14"):
-        generate.check_batch(15, at_384, size)
-    generate.check_batch(28, sized(384, 384, guidance=1), size)  # one half
-    generate.check_batch(1, sized(2040, 1024), (16, 255, 128))  # 65,280
+        generate.check_batch(15, at_384, each)
+    generate.check_batch(28, sized(384, 384, guidance=1), each)  # one half
+    generate.check_batch(1, sized(2040, 1024), unet3d.sequences(255, 128))  # 65,280
     with pytest.raises(UserError, match="use a smaller --width and --height"):
-        generate.check_batch(1, sized(2056, 1024), (16, 257, 128))  # 65,792
+        generate.check_batch(1, sized(2056, 1024), unet3d.sequences(257, 128))  # 65,792
 
 
 # ---- the command ----

@@ -125,7 +125,7 @@ def test_a_trained_model_is_freed_with_its_last_name(tiny_config, monkeypatch, c
     monkeypatch.setattr(Backbone, "load", lambda *args: remember(load(*args)))
 
     def remember(backbone):
-        layers.extend(map(weakref.ref, backbone.unet.modules()))
+        layers.extend(map(weakref.ref, backbone.network.modules()))
         return backbone
 
     gc.collect()

@@ -158,7 +158,9 @@ def test_a_solver_starts_anew_and_leaves_the_models_scheduler_alone(unet, solver
 
 def test_an_unknown_solver_and_too_few_steps_are_one_sentence():
     scheduler, (z, _, _) = DDIMScheduler(**SCHEDULE), tensors()
-    with pytest.raises(UserError, match="'euler' is unknown; there are ddim, unipc, dpm"):
+    with pytest.raises(UserError, match="'heun' is unknown; there are ddim, euler, unipc, dpm"):
+        sample(gaussian(scheduler)[0], scheduler, z, steps=5, solver="heun")
+    with pytest.raises(UserError, match="euler follows a flow, and this model is a diffusion; use ddim, unipc, dpm"):
         sample(gaussian(scheduler)[0], scheduler, z, steps=5, solver="euler")
     for solver in ("unipc", "dpm"):
         with pytest.raises(UserError, match=f"{solver} is of order 2 and cannot take 1 step"):

@@ -17,8 +17,8 @@ NAMES = {
     "yaml": "pyyaml",
 }
 OURS = {"configs", "data", "models", "infer", "scripts", "train", "conftest"}
-OPTIONAL = {"bitsandbytes", "hypothesis", "submitit", "xformers"}  # their absence is one sentence
-THROUGH = {"tokenizers": "transformers", "huggingface_hub": "diffusers", "torchvision": "torch"}
+OPTIONAL = {"bitsandbytes", "hypothesis", "selenium", "submitit", "xformers"}  # their absence is one sentence
+THROUGH = {"starlette": "gradio", "tokenizers": "transformers", "huggingface_hub": "diffusers", "torchvision": "torch"}
 
 
 def declared(name):
@@ -44,7 +44,10 @@ def undeclared(paths, names):
 
 def test_every_import_of_the_project_is_declared():
     paths = [p for room in ("configs", "data", "models", "infer", "scripts") for p in (ROOT / room).rglob("*.py")]
-    assert undeclared([*paths, ROOT / "train.py"], declared("requirements.txt")) == set()
+    assert (
+        undeclared([*paths, ROOT / "train.py"], declared("requirements.txt") | declared("requirements-app.txt"))
+        == set()
+    )
 
 
 def test_every_import_of_the_tests_is_declared():

@@ -31,38 +31,32 @@ def test_booleans_are_shares_and_numbers_are_means():
     assert str(share_or_mean([12.0, 14.0])) == "13.0 [0.29, 25.7]"
 
 
-def test_from_four_clips_on_an_interval_covers_the_choice_of_the_clip():
-    values = [float(clip) for clip in range(5) for _ in range(100)]  # the videos of a clip are all alike
-    clips = [clip for clip in range(5) for _ in range(100)]
-    over_videos, over_clips = share_or_mean(values), share_or_mean(values, clips)
+def test_from_three_trainings_on_an_interval_covers_the_choice_of_the_training():
+    values = [float(training) for training in range(5) for _ in range(100)]  # the videos of a training are all alike
+    trainings = [training for training in range(5) for _ in range(100)]
+    over_videos, over_trainings = share_or_mean(values), share_or_mean(values, trainings)
     by_hand = mean([0.0, 1.0, 2.0, 3.0, 4.0])
-    assert (over_clips.low, over_clips.high) == pytest.approx((by_hand.low, by_hand.high))
-    assert over_clips.high > over_videos.high and over_clips.n == 500
-    assert share_or_mean(values[:300], clips[:300]) == share_or_mean(values[:300])  # three are too few to tell
+    assert (over_trainings.low, over_trainings.high) == pytest.approx((by_hand.low, by_hand.high))
+    assert over_trainings.high > over_videos.high and over_trainings.n == 500
+    assert share_or_mean(values[:200], trainings[:200]) == share_or_mean(values[:200])  # two are too few to tell
 
 
-def test_an_interval_over_clips_is_never_narrower_and_stays_a_share():
+def test_an_interval_over_trainings_is_never_narrower_and_stays_a_share():
     alike = [video < 50 for _ in range(5) for video in range(100)]
-    clips = [clip for clip in range(5) for _ in range(100)]
-    assert share_or_mean(alike, clips) == share_or_mean(alike)
-    mixed = share_or_mean([clip > 0 for clip in clips], clips)
+    trainings = [training for training in range(5) for _ in range(100)]
+    assert share_or_mean(alike, trainings) == share_or_mean(alike)
+    mixed = share_or_mean([training > 0 for training in trainings], trainings)
     assert mixed.low < 0.8 - 0.4 and mixed.high == 1.0
 
 
-def test_differences_widen_over_clips_too():
-    one = {(clip, video): clip % 2 == 0 for clip in range(6) for video in range(50)}
-    other = dict.fromkeys(one, False)
-    plain, widened = difference(one, other), difference(one, other, clip_of=lambda key: key[0])
+def test_differences_widen_over_groups_too():
+    one = {(group, video): float(group % 2) for group in range(6) for video in range(50)}
+    other = dict.fromkeys(one, 0.0)
+    plain, widened = difference(one, other), difference(one, other, group_of=lambda key: key[0])
     assert plain.low > 0.4 and widened.low < 0 and widened.value == plain.value == 0.5
 
 
-def test_differences_use_only_pairs_of_the_same_video():
+def test_differences_use_only_pairs():
     found = difference({"a": 3.0, "b": 5.0, "c": 9.0}, {"a": 1.0, "b": 2.0, "d": 7.0})
     assert (found.value, found.n) == (2.5, 2)
     assert difference({"a": 1.0}, {"b": 1.0}) is None
-
-
-def test_pairs_that_all_agree_still_leave_room_for_doubt():
-    same = dict.fromkeys(range(16), True)
-    found = difference(same, same)
-    assert found.value == 0 and found.low == pytest.approx(-1.96 / 18, abs=1e-4) and found.high == -found.low

@@ -1,46 +1,125 @@
-"""What the numbers say about a claim: the ruling of an interval, and the words with their numbers."""
+"""What the numbers say about a claim: rulings over trainings, what is not testable, and the words with numbers."""
 
+import numpy as np
 import pytest
 
-from infer.measure.statistics import Estimate
 from scripts.artefacts.artefact import Claim
-from scripts.artefacts.verdict import Verdict, conclude, judge, rule
+from scripts.artefacts.variants import UNTOUCHED
+from scripts.artefacts.verdict import Role, Verdict, conclude, judge
+
+ROLES = {
+    "motion": Role("correlation", 0.1, ("motion_success",)),
+    "leakage": Role("appearance_pull", 0.1, ("leakage",)),
+    "appearance": Role("appearance_match", 0.1),
+}
+
+
+def rows(metric, level, spread=0.02, trainings=8, seed=0, **also):
+    rng = np.random.default_rng(seed)
+    means = level + spread * rng.standard_normal(trainings)
+    return [
+        {"run": f"clip {t}", "prompt": p, "seed": 0, metric: float(mean), **also}
+        for t, mean in enumerate(means)
+        for p in range(4)
+    ]
+
+
+def ruling(claim, **variants):
+    (verdict,) = judge([(claim, "g", variants)], ROLES)
+    return verdict
 
 
 @pytest.mark.parametrize(
-    ("expect", "low", "high", "ruling"),
+    ("expect", "level", "ruled"),
     [
-        ("more", 0.1, 0.3, "confirmed"),
-        ("more", -0.1, 0.3, "not decided"),
-        ("more", -0.3, -0.1, "refuted"),
-        ("less", -0.3, -0.1, "confirmed"),
-        ("less", 0.1, 0.3, "refuted"),
-        ("not less", -0.05, 0.3, "confirmed"),
-        ("not less", -0.2, 0.3, "not decided"),
-        ("not less", -0.3, -0.2, "refuted"),
-        ("not more", -0.3, 0.05, "confirmed"),
-        ("not more", 0.2, 0.3, "refuted"),
-        ("more", float("nan"), float("nan"), "not decided"),
-        ("more", 0.0, 0.0, "not decided"),
-        ("less", 0.0, 0.0, "not decided"),
+        ("more", 0.8, "confirmed"),
+        ("more", 0.5, "refuted"),  # short of the smallest difference that counts
+        ("more", 0.2, "refuted"),
+        ("less", 0.2, "confirmed"),
+        ("less", 0.8, "refuted"),
+        ("not less", 0.5, "confirmed"),
+        ("not less", 0.8, "confirmed"),
+        ("not less", 0.2, "refuted"),
+        ("not more", 0.5, "confirmed"),
+        ("not more", 0.8, "refuted"),
     ],
 )
-def test_a_ruling_follows_from_the_interval(expect, low, high, ruling):
-    assert rule(expect, Estimate((low + high) / 2, low, high, 9), 0.1) == ruling
+def test_a_ruling_follows_from_the_difference_over_trainings(expect, level, ruled):
+    found = ruling(
+        Claim("c", "appearance", "a", expect, "b"),
+        a=rows("appearance_match", level),
+        b=rows("appearance_match", 0.5, seed=1),
+    )
+    assert found.ruling == ruled and "over 8 trainings with 32 pairs of videos" in found.words
 
 
-def test_a_verdict_is_computed_from_pairs_of_videos():
-    def rows(hits):
-        return [
-            {"reference": "r", "run": "r", "prompt": str(i), "seed": 0, "leakage": hit} for i, hit in enumerate(hits)
-        ]
+def test_what_is_not_decided_names_the_trainings_that_would_decide_it():
+    claim = Claim("c", "appearance", "a", "more", "b")
+    found = ruling(claim, a=rows("appearance_match", 0.54, 0.1), b=rows("appearance_match", 0.5, 0.1, seed=1))
+    assert found.ruling == "not decided"
+    needed = int(found.words.split("; about ")[1].split(" trainings")[0])
+    assert 8 < needed < 200
+    many = ruling(
+        claim,
+        a=rows("appearance_match", 0.54, 0.1, trainings=4 * needed),
+        b=rows("appearance_match", 0.5, 0.1, trainings=4 * needed, seed=1),
+    )
+    assert many.ruling in ("confirmed", "refuted")
 
+
+def test_too_few_trainings_are_one_sentence_and_decide_nothing():
+    found = ruling(
+        Claim("c", "appearance", "a", "more", "b"),
+        a=rows("appearance_match", 0.9, trainings=2),
+        b=rows("appearance_match", 0.1, trainings=2),
+    )
+    assert (
+        found.ruling == "not decided" and "2 trainings of each: too few for an interval, make 3 or more" in found.words
+    )
+
+
+def test_moving_no_worse_than_something_that_stands_still_is_not_testable():
+    claim = Claim("a moves no worse than b", "motion", "a", "not less", "b")
+    still = {UNTOUCHED.name: rows("correlation", 0.3, seed=2)}
+    found = ruling(claim, a=rows("correlation", 0.3), b=rows("correlation", 0.3, seed=1), **still)
+    assert found.ruling == "not testable" and "b does not move like the reference either" in found.words
+    moves = ruling(claim, a=rows("correlation", 0.9), b=rows("correlation", 0.9, seed=1), **still)
+    better = ruling(claim, a=rows("correlation", 0.9), b=rows("correlation", 0.3, seed=1), **still)
+    unknown = ruling(claim, a=rows("correlation", 0.9), b=rows("correlation", 0.9, seed=1))
+    assert (moves.ruling, better.ruling, unknown.ruling) == ("confirmed", "confirmed", "not testable")
+
+
+def test_leaking_less_than_what_does_not_leak_is_not_testable():
     claim = Claim("a leaks less than b", "leakage", "a", "less", "b")
-    verdict = judge(claim, "g", {"a": rows([False] * 16), "b": rows([True] * 16)}, {"leakage": ("leakage", 0.1)})
-    assert verdict.ruling == "confirmed" and "16 pairs" in verdict.words
-    assert "0.00 against 1.00, difference -1.00" in verdict.words
-    assert judge(claim, "g", {"a": []}, {"leakage": ("leakage", 0.1)}).ruling == "not measured"
-    assert judge(claim, "g", {}, {}).ruling == "not measured"
+    found = ruling(claim, a=rows("appearance_pull", 0.0), b=rows("appearance_pull", 0.0, seed=1))
+    assert found.ruling == "not testable" and "b leaks less than 0.1 itself" in found.words
+    leaks = ruling(claim, a=rows("appearance_pull", 0.0), b=rows("appearance_pull", 0.5, seed=1))
+    assert leaks.ruling == "confirmed"
+
+
+def test_a_claim_that_stands_alone_can_fall_among_many():
+    claim = Claim("c", "appearance", "a", "more", "b")
+    sides = {"a": rows("appearance_match", 0.59, 0.06), "b": rows("appearance_match", 0.5, 0.06, seed=1)}
+    weak = {"a": rows("appearance_match", 0.54, 0.2, seed=5), "b": rows("appearance_match", 0.5, 0.2, seed=6)}
+    (alone,) = judge([(claim, "g", sides)], ROLES)
+    first, *others = judge([(claim, "g", sides), *[(claim, f"g{i}", weak) for i in range(30)]], ROLES)
+    assert alone.ruling == "confirmed" and "Holm over 1 claim" in alone.words
+    assert first.ruling == "not decided" and "Holm over 31 claims" in first.words
+    assert {verdict.ruling for verdict in others} == {"not decided"}
+
+
+def test_the_graded_measure_decides_and_the_yes_or_no_stands_beside():
+    claim = Claim("a leaks less than b", "leakage", "a", "less", "b")
+    found = ruling(
+        claim, a=rows("appearance_pull", 0.1, leakage=False), b=rows("appearance_pull", 0.4, seed=1, leakage=False)
+    )
+    assert found.ruling == "confirmed" and "leakage 0.00 against 0.00" in found.words
+
+
+def test_what_has_no_videos_or_no_measure_is_not_measured():
+    claim = Claim("a leaks less than b", "leakage", "a", "less", "b")
+    assert ruling(claim, a=[]).ruling == "not measured"
+    assert judge([(claim, "g", {})], {})[0].ruling == "not measured"
 
 
 def test_the_conclusion_counts_the_rulings():

@@ -21,8 +21,9 @@ from configs.schema import from_dict, locate
 from configs.stored import stored_config
 from data.sources import load_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer
-from infer.measure.statistics import Estimate, share_or_mean
-from infer.measure.world_scores import WORLD_DEFINITIONS, ReferenceClips, speaks_world, world_scores
+from infer.measure.statistics import FEWEST_TRAININGS, Estimate, share_or_mean
+from infer.measure.world_definitions import WORLD_DEFINITIONS
+from infer.measure.world_scores import ReferenceClips, speaks_world, world_scores
 from infer.video import read_frames
 from models.backbone import snap_of
 
@@ -44,11 +45,23 @@ class Sample:
 
 @dataclass
 class Evaluation:
-    """One row per video (video, prompt, seed, then metrics by name) and one sentence for everything left out."""
+    """One row per video (video, prompt, seed, number of its training, then metrics by name) and one sentence for
+    everything left out."""
 
     rows: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def caveat(self) -> str | None:
+        """What the intervals leave out, where the videos are of too few trainings to tell."""
+        trainings = len({row["training"] for row in self.rows})
+        if not 0 < trainings < FEWEST_TRAININGS:
+            return None
+        return (
+            f"the videos are of {trainings} training{'s' * (trainings > 1)}: their intervals cover other prompts and "
+            f"seeds, not another training, for which {FEWEST_TRAININGS} or more are needed"
+        )
 
     def summary(self) -> dict[str, Estimate]:
         """Every metric over all videos that have it, with its 95 % interval."""
@@ -56,11 +69,11 @@ class Evaluation:
 
 
 def summarize(rows: Iterable[dict]) -> dict[str, Estimate]:
-    """Metric -> estimate over the rows that hold it; a row's `reference` names its clip where there are several."""
+    """Metric -> estimate over the rows that hold it; a row's `run`, else its `training`, names what trained it."""
     rows = list(rows)
     having = {name: [row for row in rows if row.get(name) is not None] for name in ALL_DEFINITIONS}
     return {
-        name: share_or_mean([row[name] for row in found], [row.get("reference") for row in found])
+        name: share_or_mean([row[name] for row in found], [row.get("run", row.get("training")) for row in found])
         for name, found in having.items()
         if found
     }
@@ -74,6 +87,7 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
     samples, problems = find_samples(folder)
     result = Evaluation(problems=problems, models=scorer.models)
     references: dict[str, ReferenceClips | None] = {}
+    trainings: dict[str, int] = {}  # by the whole configuration, in which also the seed stands
     lost = set()  # references that a sidecar names but that are not there
     for sample in samples:
         config = sample.sidecar.get("config")
@@ -94,9 +108,9 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
         if key in lost:
             # without its reference it would say whether the motion is the prompt's, which is another question
             scores.pop("motion_success", None)
-        result.rows.append(
-            {"video": sample.video.name, "prompt": sample.sidecar["prompt"], "seed": sample.sidecar["seed"], **scores}
-        )
+        training = trainings.setdefault(json.dumps(config, sort_keys=True, default=str), len(trainings) + 1)
+        facts = {name: sample.sidecar[name] for name in ("prompt", "seed")}
+        result.rows.append({"video": sample.video.name, **facts, "training": training, **scores})
     if samples and not any(references.values()):
         result.problems.append(
             f"{folder}: no sidecar names a reference clip, so motion and leakage were not measured; give "

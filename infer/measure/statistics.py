@@ -1,27 +1,28 @@
 """95 % intervals of what a set of videos was measured to be.
 
 Shares (a property that a video has or lacks) get Wilson's score interval, which stays inside 0..1 and is not empty at
-0 or 1; means get Student's. Differences between two variants are paired: same prompt, same seed, same initial noise.
-Such an interval describes the trainings as they are, over more prompts and seeds. From `FEWEST_CLIPS` reference clips
-on, it also covers what a training on another clip would give.
+0 or 1; means get Student's. Videos of one training resemble each other, so from `FEWEST_TRAININGS` on the interval is
+widened to what the trainings' means say; below, it describes the trainings as they are, over more prompts and seeds.
+Differences between variants are in infer/measure/paired.py.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binomtest, norm, ttest_1samp
+from scipy.stats import binomtest, ttest_1samp
 
 LEVEL = 0.95
 UNLIMITED = (-np.inf, np.inf)
-FEWEST_CLIPS = 4  # an interval over fewer would be too wide to say anything
+FEWEST_TRAININGS = 3  # an interval over fewer would be too wide to say anything
 FORMULAS = (
     "Shares: Wilson's 95 % interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96. Means: "
-    "Student's, m ± t(n−1) s/√n. Differences between variants: Student's on the differences of videos with the same "
-    "reference, prompt and seed; for shares Agresti and Min's, with half a video added to each of the four outcomes of "
-    "a pair. They cover the choice of prompts and seeds, not that of another training. From four reference clips on "
-    "they also cover the choice of the clip: the interval is widened to Student's on the clips' means. The prompts of "
-    "a list start from four draws of noise, the same for every variant."
+    "Student's, m ± t(n−1) s/√n. Videos of one training resemble each other: from three trainings on, the interval is "
+    "widened to Student's on the trainings' means. Differences between variants: pairs of videos with the same "
+    "reference clip, prompt, seed and initial noise; their means in each training; Student's t on these, which is the "
+    "linear mixed model with a random effect of the training. Claims: p values by Holm over all claims of the "
+    "artefact; a claim that something is more (or less) is refuted when the difference is short of the smallest that "
+    "counts. Every four prompts of a clip start from one draw of noise of its own, the same for every variant."
 )
 
 
@@ -57,50 +58,40 @@ def mean(values: Sequence[float]) -> Estimate:
     return Estimate(middle, float(interval.low), float(interval.high), n)
 
 
-def share_or_mean(values: Sequence[bool | float], clips: Sequence[Hashable] | None = None) -> Estimate:
-    """`share` of booleans, `mean` of numbers. `clips` names the reference clip of each value, default one for all."""
+def share_or_mean(values: Sequence[bool | float], trainings: Sequence[Hashable] | None = None) -> Estimate:
+    """`share` of booleans, `mean` of numbers. `trainings` names that of each value, default one for all."""
     shares = all(isinstance(value, bool) for value in values)
-    by_clip = _grouped(values, clips or [None] * len(values))
-    return _over_clips((share if shares else mean)(values), by_clip, (0.0, 1.0) if shares else UNLIMITED)
+    inside = _grouped(values, trainings or [None] * len(values))
+    return _over_trainings((share if shares else mean)(values), inside, (0.0, 1.0) if shares else UNLIMITED)
 
 
 def difference(
-    one: Mapping, other: Mapping, clip_of: Callable[[Hashable], Hashable] = lambda key: None
+    one: Mapping, other: Mapping, group_of: Callable[[Hashable], Hashable] = lambda key: None
 ) -> Estimate | None:
     """Mean of one - other over the keys that both have, with its interval; None without a common key.
 
-    Booleans are paired shares: Agresti and Min 2005, whose interval is not empty even when all pairs agree. `clip_of`
-    names the reference clip of a key, default one for all.
+    `group_of` names what a key's value shares with others, as videos share a training; default one for all.
     """
     keys = [key for key in one if key in other]
     if not keys:
         return None
-    pairs = [(one[key], other[key]) for key in keys]
-    by_clip = _grouped([float(a) - float(b) for a, b in pairs], map(clip_of, keys))
-    if not all(isinstance(value, bool) for pair in pairs for value in pair):
-        return _over_clips(mean([a - b for a, b in pairs]), by_clip, UNLIMITED)
-    n, gained, lost = len(pairs), sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
-    middle = (gained - lost) / (n + 2)
-    half = norm.ppf((1 + LEVEL) / 2) * np.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) / (n + 2)
-    found = Estimate((gained - lost) / n, max(-1.0, middle - half), min(1.0, middle + half), n)
-    return _over_clips(found, by_clip, (-1.0, 1.0))
+    return share_or_mean([float(one[key]) - float(other[key]) for key in keys], list(map(group_of, keys)))
 
 
-def _grouped(values: Iterable[float], clips: Iterable[Hashable]) -> dict[Hashable, list[float]]:
-    by_clip: dict[Hashable, list[float]] = {}
-    for value, clip in zip(values, clips, strict=True):
-        by_clip.setdefault(clip, []).append(value)
-    return by_clip
+def _grouped(values: Iterable[float], trainings: Iterable[Hashable]) -> dict[Hashable, list[float]]:
+    inside: dict[Hashable, list[float]] = {}
+    for value, training in zip(values, trainings, strict=True):
+        inside.setdefault(training, []).append(value)
+    return inside
 
 
-def _over_clips(found: Estimate, by_clip: Mapping[Hashable, Sequence[float]], limits: tuple[float, float]) -> Estimate:
-    """`found`, widened to Student's interval of the clips' means where there are at least `FEWEST_CLIPS` of them.
-
-    The videos learned from one clip succeed or fail together, so they say less than as many independent videos.
-    """
-    if len(by_clip) < FEWEST_CLIPS:
+def _over_trainings(
+    found: Estimate, inside: Mapping[Hashable, Sequence[float]], limits: tuple[float, float]
+) -> Estimate:
+    """`found`, widened to Student's interval of the trainings' means where there are `FEWEST_TRAININGS` of them."""
+    if len(inside) < FEWEST_TRAININGS:
         return found
-    means = mean([float(np.mean(values)) for values in by_clip.values()])
+    means = mean([float(np.mean(values)) for values in inside.values()])
     half, (least, most) = means.high - means.value, limits
     return replace(
         found, low=max(least, min(found.low, found.value - half)), high=min(most, max(found.high, found.value + half))

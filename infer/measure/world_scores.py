@@ -1,7 +1,8 @@
 """Scores of one video of the toy world, exact because the truth is known: motion, appearance and leakage.
 
-Videos are read by the analytic detectors of data/detectors.py. Frames are uint8 [f c h w]; paths are (x, y) in pixels
-of a 64-pixel canvas.
+Videos are taken apart once, then read by the analytic detectors of data/detectors.py (yes or no) and measured by
+data/graded.py (how far). infer/measure/world_definitions.py says what each score means. Frames are uint8 [f c h w];
+paths are (x, y) in pixels of a 64-pixel canvas.
 """
 
 from dataclasses import dataclass
@@ -11,65 +12,11 @@ import numpy as np
 import torch
 
 from configs.errors import UserError
-from data.detectors import SUCCESS_CORRELATION, SUCCESS_RMSE, compare_paths, read_clip
+from data import graded
+from data.detectors import Layers, compare_paths, read_clip, take_apart
 from data.world import known_path, parse_prompt
-from infer.measure.metrics import Definition
 
-WORLD = "analytic detectors"
 APPEARANCE = ("shape", "colour", "background")
-WORLD_DEFINITIONS = {
-    "motion_success": Definition(
-        "motion success",
-        WORLD,
-        f"share of videos whose object's path is within {SUCCESS_RMSE:g} pixels of 64 (root "
-        f"mean square, {SUCCESS_RMSE / 0.64:.1f} % of the canvas) of the reference's, each path around its own mean, "
-        f"correlates with it above {SUCCESS_CORRELATION:g}, and is nearer to it than to the motion that its caption "
-        "names; without a reference, whose motion is the prompt's",
-        "data/detectors.py",
-        "up",
-    ),
-    "correlation": Definition(
-        "path correlation",
-        WORLD,
-        "correlation of the object's path with the reference's, both axes together; 0 where a frame lacks the object",
-        "data/detectors.py",
-        "up",
-    ),
-    "rmse": Definition(
-        "path error",
-        WORLD,
-        "root mean square distance to the reference's path in pixels of 64, each path around its own "
-        "mean; a frame without the object counts as 64",
-        "data/detectors.py",
-        "down",
-    ),
-    "appearance_accuracy": Definition(
-        "appearance accuracy",
-        WORLD,
-        "share of videos with the prompt's shape, colour and background",
-        "data/detectors.py",
-        "up",
-    ),
-    "shape_accuracy": Definition("shape", WORLD, "share with the prompt's shape", "data/detectors.py", "up"),
-    "colour_accuracy": Definition("colour", WORLD, "share with the prompt's colour", "data/detectors.py", "up"),
-    "background_accuracy": Definition(
-        "background", WORLD, "share with the prompt's background", "data/detectors.py", "up"
-    ),
-    "frame_consistency": Definition(
-        "frame consistency",
-        WORLD,
-        "share of neighbouring frames that, each read alone, show the same shape, colour and background",
-        "data/detectors.py",
-        "up",
-    ),
-    "leakage": Definition(
-        "leakage",
-        WORLD,
-        "share of videos that show the reference's colour, background or window where the prompt asks for another",
-        "data/detectors.py",
-        "down",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -94,6 +41,11 @@ class ReferenceClips:
             )
         return np.mean([path - path.mean(0) for path in whole], axis=0)
 
+    @cached_property
+    def layers(self) -> tuple[Layers, ...]:
+        """The toy world's clips, each taken apart into ground and object."""
+        return tuple(map(take_apart, self.frames))
+
     @property
     def is_world(self) -> bool:
         """Are the clips square and captioned in the toy world's words, so that its detectors can read them?"""
@@ -104,22 +56,24 @@ class ReferenceClips:
 def world_scores(frames: torch.Tensor, prompt: str, reference: ReferenceClips | None) -> dict[str, bool | float]:
     """The metrics of `WORLD_DEFINITIONS` for one video; without a reference neither path nor leakage.
 
-    Of several reference clips the path is their mean, and the appearance of any of them counts as leakage.
+    Of several reference clips the path is their mean, the appearance of any of them counts as leakage, and graded
+    leakage is towards the one that the video is drawn to most. A pull that cannot be measured is left out.
     """
-    wanted, seen = parse_prompt(prompt), read_clip(frames)
+    layers, wanted = take_apart(frames), parse_prompt(prompt)
+    seen = read_clip(layers)
     found = {"shape": seen.shape, "colour": seen.colour, "background": seen.background}
     right = {name: found[name] == wanted[name] for name in APPEARANCE}
     scores = {
         "appearance_accuracy": all(right.values()),
         **{f"{name}_accuracy": hit for name, hit in right.items()},
         "frame_consistency": _frame_consistency(frames),
+        **graded.appearance(layers, wanted),
     }
     if reference is None:
         return {"motion_success": seen.motion == wanted["motion"], **scores}
     captions = [parse_prompt(caption) for caption in reference.captions]
-    path = reference.path
-    named = known_path(captions[0]["motion"], len(path))
-    motion = compare_paths(_resampled(seen.trajectory, len(path)), path, named)
+    path, shown = reference.path, _resampled(seen.trajectory, len(reference.path))
+    motion = compare_paths(shown, path, known_path(captions[0]["motion"], len(path)))
     leaked = any(
         found[name] is not None and found[name] != wanted[name] and found[name] == caption[name]
         for caption in captions
@@ -130,9 +84,17 @@ def world_scores(frames: torch.Tensor, prompt: str, reference: ReferenceClips | 
         "motion_success": motion["success"],
         "correlation": motion["correlation"],
         "rmse": motion["rmse"],
+        **graded.timing(shown, path),
         **scores,
         "leakage": bool(leaked),
+        **_strongest_pull([graded.leakage(layers, wanted, clip) for clip in reference.layers]),
     }
+
+
+def _strongest_pull(pulls: list[dict[str, float | None]]) -> dict[str, float]:
+    """Of the pulls to each reference clip the strongest, whole; those that cannot be measured are left out."""
+    strongest = max(pulls, key=lambda pull: -np.inf if (share := pull["appearance_pull"]) is None else share)
+    return {name: share for name, share in strongest.items() if share is not None}
 
 
 def _frame_consistency(frames: torch.Tensor) -> float:

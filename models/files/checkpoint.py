@@ -269,7 +269,9 @@ def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
     fits = all(w is not None and w.shape[axis] == width for w, (_, axis, width) in zip(weights, asked, strict=True))
     if fits and checkpoint.preset is not None:  # a shallower model's layers are all here, but not all that are here
         preset = checkpoint.preset if state is checkpoint.motion else release.APPEARANCE
-        fits = chose_layers(checkpoint) or {layer for layer, _, _ in asked} == set(targets(unet, preset))
+        shares = checkpoint.info.get("block_range") if state is checkpoint.motion else None
+        expected = targets(unet, preset, shares and [float(share) for share in shares.split()])
+        fits = chose_layers(checkpoint) or {layer for layer, _, _ in asked} == set(expected)
     if not fits:
         layer, _, width = asked[0]
         trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")

@@ -1,5 +1,7 @@
 """LoRA files of other libraries: PEFT folders, and diffusers' `pytorch_lora_weights.safetensors`.
 
+The names in a diffusers file begin with the network's folder, `unet.` or `transformer.`.
+
 Both are read into, and written from, the states of models/files/checkpoint.py. What we write carries our header too,
 so that preset and config survive the way there and back. One file holds one adapter: the motion adapter lies in the
 folder itself, the appearance adapters of the reference clips in `spatial/{i}/`.
@@ -14,20 +16,20 @@ A stock pipeline loads the diffusers file once its U-Net can hold adapters, whic
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from configs.checks import checked, flag, maybe, real, text, whole
 from configs.errors import UserError, shown
 from configs.plain import dump_yaml, read_json
+from models.backbones import KINDS
 from models.files.checkpoint import Checkpoint, appearance_states, from_header
 from models.files.header import LAYOUT, MOST_RANK, read_header
 from models.files.modelspec import without_spec
 from models.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, check_pairs, peft_config, read_adapter, write_adapter
 from models.files.release import APPEARANCE
 from models.files.tensors import State, read_tensors, write_tensors
-from models.lora import PRESETS
 
 # of an adapter configuration; no other key of PEFT's changes the effect of a plain LoRA
 ADAPTER = {
@@ -43,7 +45,8 @@ EXPRESSION = re.compile(r"(?!(.*[*+?{]){3})(?!.*\)[*+?{])([\w.\-*+|()\[\]]|\\[.d
 MOST_EXPRESSIONS = 32
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-DIFFUSERS_PREFIX, DIFFUSERS_METADATA = "unet.", "lora_adapter_metadata"
+DIFFUSERS_METADATA = "lora_adapter_metadata"
+PREFIXES = tuple(f"{kind.FOLDER}." for kind in KINDS)
 
 
 def header_of(checkpoint: Checkpoint) -> dict[str, str]:
@@ -61,10 +64,27 @@ def header_of(checkpoint: Checkpoint) -> dict[str, str]:
 
 def preset_of(state: State) -> str | None:
     """The preset whose layer kinds are exactly those of `state`, None where there is none."""
-    parts = {name.split(".transformer_blocks.")[-1].split(".", 1)[1].rsplit(".lora_", 1)[0] for name in state}
-    spatial = not any("temp_attentions" in name or name.startswith("transformer_in") for name in state)
-    presets = (name for name, kinds in PRESETS.items() if set(kinds) == parts and (name == APPEARANCE) == spatial)
-    return next(presets, None)
+    layers = {name.rsplit(".lora_", 1)[0] for name in state}
+    for kind in KINDS:
+        for preset, parts in kind.PRESETS.items():
+            block = kind.APPEARANCE_BLOCK if preset == APPEARANCE else kind.MOTION_BLOCK
+            found = [re.fullmatch(rf"{block.pattern}\.(?P<part>.+)", layer) for layer in layers]
+            if all(found) and {match["part"] for match in found} == set(parts):
+                return preset
+    return None
+
+
+def prefix_of(names: Iterable[str]) -> str:
+    """What diffusers puts before the names of layers: the folder of the network that has them."""
+    first = next(iter(names))
+    return next(
+        (f"{kind.FOLDER}." for kind in KINDS if re.match(rf"{kind.MOTION_BLOCK.pattern}\.", first)), PREFIXES[0]
+    )
+
+
+def without_prefix(name: str) -> str:
+    """The name of a layer in a network, from a diffusers file or its metadata."""
+    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
 
 
 def write_peft(checkpoint: Checkpoint, folder: Path) -> None:
@@ -82,10 +102,10 @@ def read_peft(folder: Path) -> Checkpoint:
     Raises UserError for adapters that are more than a plain LoRA.
     """
     state, header = read_adapter(folder)
-    return _foreign(folder, state, header, read_json(folder / ADAPTER_CONFIG))
+    return foreign(folder, state, header, read_json(folder / ADAPTER_CONFIG))
 
 
-def _foreign(path: Path, state: State, texts: dict[str, str], config: Any) -> Checkpoint:
+def foreign(path: Path, state: State, texts: dict[str, str], config: Any) -> Checkpoint:
     if isinstance(config, Mapping) and (config.get("use_dora") or config.get("peft_type", "LORA") != "LORA"):
         found = f"{shown(config.get('peft_type'))}, DoRA {shown(config.get('use_dora'))}"
         raise UserError(f"{path}: is no plain LoRA (found {found}); only plain ones can be converted")
@@ -159,8 +179,9 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _write_diffusers(state: State, folder: Path, header: Mapping[str, str]) -> None:
     config = peft_config(state, int(header["rank"]), float(header["alpha"]))
-    metadata = json.dumps({DIFFUSERS_PREFIX + key: value for key, value in config.items()}, sort_keys=True)
-    tensors = {DIFFUSERS_PREFIX + name: tensor for name, tensor in state.items()}
+    prefix = prefix_of(state)
+    metadata = json.dumps({prefix + key: value for key, value in config.items()}, sort_keys=True)
+    tensors = {prefix + name: tensor for name, tensor in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / DIFFUSERS_FILE, {**header, DIFFUSERS_METADATA: metadata})
 
@@ -172,7 +193,7 @@ def read_diffusers(path: Path) -> Checkpoint:
     """
     file = path / DIFFUSERS_FILE if path.is_dir() else path
     state, header, config = _read_diffusers(file)
-    checkpoint = _foreign(file, state, header, config)
+    checkpoint = foreign(file, state, header, config)
     clips = range(read_header({"clips": header.get("clips", "0")}, file).clips)
     checkpoint.appearance = [_read_diffusers(file.parent / "spatial" / str(clip) / DIFFUSERS_FILE)[0] for clip in clips]
     return checkpoint
@@ -180,14 +201,14 @@ def read_diffusers(path: Path) -> Checkpoint:
 
 def _read_diffusers(file: Path) -> tuple[State, dict[str, str], dict[str, Any]]:
     tensors, header = read_tensors(file)
-    state = {name.removeprefix(DIFFUSERS_PREFIX): tensor for name, tensor in tensors.items()}
+    state = {without_prefix(name): tensor for name, tensor in tensors.items()}
     check_pairs(state, file)
     metadata = header.pop(DIFFUSERS_METADATA, None)
     if metadata is not None:
         config = read_json(metadata, f"{file}: its {DIFFUSERS_METADATA}")
         if not isinstance(config, dict):
             raise UserError(f"{file}: its {DIFFUSERS_METADATA} is {shown(config)}, no configuration; copy it again")
-        return state, header, {key.removeprefix(DIFFUSERS_PREFIX): value for key, value in config.items()}
+        return state, header, {without_prefix(key): value for key, value in config.items()}
     rank = max(tensor.shape[0] for name, tensor in state.items() if name.endswith("lora_A.weight"))
     # every layer at its own rank: the scale is 1 throughout
     alphas = {name.removesuffix(".lora_A.weight"): t.shape[0] for name, t in state.items() if name.endswith("A.weight")}

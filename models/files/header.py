@@ -14,8 +14,8 @@ import torch
 from configs.checks import checked, real, text, whole, written
 from configs.errors import UserError, shown
 from configs.stored import stored_config
+from models.backbones import PRESETS
 from models.files.tensors import check_real
-from models.lora import PRESETS
 
 LAYOUT = "1"  # of our headers; raise it when a key changes its meaning
 KINDS = ("lora", "embeddings")
@@ -25,9 +25,10 @@ COARSEST = 4096  # positions of the finest grid to one of the coarsest: six halv
 SCHEMA = {
     "layout": text(choices=(LAYOUT,)),
     "kind": text(choices=KINDS),
-    "preset": text(choices=tuple(PRESETS)),
+    "preset": text(choices=PRESETS),
     "rank": written(whole(1, MOST_RANK)),
     "alpha": written(real(above=0, high=1e6)),
+    "block_range": lambda value: [written(real(0, 1))(share) for share in text(100)(value).split()],
     "step": written(whole(0)),
     "clips": written(whole(0, MOST_CLIPS)),
     # Motion Inversion's: length and latent size of the training clip
@@ -45,6 +46,7 @@ class Header:
     preset: str | None = None
     rank: int | None = None
     alpha: float | None = None
+    block_range: list[float] | None = None
     step: int | None = None
     clips: int | None = None
     frames: int | None = None

@@ -121,5 +121,8 @@ def date_of(run: Path) -> datetime | None:
 
 def _family(info: Mapping[str, Any]) -> str:
     """The architecture by name: adapters of one family fit each other's models."""
-    widths = re.match(r"channels ([\d/]+)", str(info.get("architecture", "")))
+    architecture = str(info.get("architecture", ""))
+    if "transformer" in architecture:
+        return "wan"
+    widths = re.search(r"channels ([\d/]+)", architecture)
     return FAMILIES.get(widths[1], f"unet3d-{widths[1].replace('/', '-')}") if widths else "unet3d"

@@ -19,11 +19,11 @@ from torch import nn
 
 from configs.errors import UserError, shown
 from models.backbone import skeleton
+from models.backbones import architecture, kind_of
 from models.files.tensors import State, check_real, read_pickle
-from models.lora import PRESETS, targets
+from models.lora import APPEARANCE, targets
 
 EMBEDDINGS_FILE = "motion_embed.pt"
-APPEARANCE = "appearance"
 EMBEDDING_NAMES = {"pos_embed": "query_key", "vSpatial": "value"}  # Motion Inversion's and ours
 ASSUMED = "release"  # what an un-keyed file of the authors' layout is, where shapes allow several presets
 
@@ -57,7 +57,7 @@ def layer_shapes(unet: nn.Module, preset: str) -> dict[str, tuple[int, int]]:
 def identify(tensors: Sequence[torch.Tensor], unet: nn.Module) -> dict[str, int]:
     """Presets whose count and shapes on `unet` this positional list has, with the number of adapters in it."""
     found = {}
-    for preset in PRESETS:
+    for preset in kind_of(unet).PRESETS:
         shapes = layer_shapes(unet, preset)
         adapters, rest = divmod(len(tensors), 2 * len(shapes))
         several = preset == APPEARANCE  # a run has one motion adapter, and one appearance adapter a reference clip
@@ -134,16 +134,6 @@ def _look_like(tensors: Sequence[torch.Tensor]) -> str:
 def widths(tensors: Sequence[torch.Tensor]) -> str:
     """The layers' input widths in the order met, as a short text."""
     return "/".join(map(str, dict.fromkeys(down.shape[1] for down in tensors[1::2])))
-
-
-def architecture(unet: nn.Module) -> str:
-    """The numbers that decide whether a checkpoint fits a U-Net, as a short text."""
-    config = unet.config
-    channels = "/".join(map(str, config.block_out_channels))
-    return (
-        f"channels {channels}, {config.layers_per_block} layers a block, heads of {config.attention_head_dim},"
-        f" text {config.cross_attention_dim}"
-    )
 
 
 def read_lora(path: Path, unet: nn.Module, preset: str | None) -> tuple[str, State, list[State]]:

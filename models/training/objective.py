@@ -10,15 +10,17 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffusers import SchedulerMixin
 
 from configs.errors import UserError
+from models import schedule
 
 
 class Draw(NamedTuple):
     """The random choices of one training step."""
 
     noise: torch.Tensor  # [b c f h w], on the latents' device and in their dtype
-    timestep: torch.Tensor  # [b] int64, 0..999, shared by both passes
+    timestep: torch.Tensor  # [b], 0..999 int64, of a flow 0..1000 fp32; shared by both passes
     frame: int  # the spatial pass's frame
     anchor: int  # the frame that phi subtracts
     spatial: bool  # False: no spatial pass, and the appearance adapter is off in the temporal pass
@@ -38,15 +40,17 @@ def draw_step(
     spatial_probability: float = 0.8,
     min_timestep: int = 0,
     max_timestep: int = 999,
+    scheduler: SchedulerMixin | None = None,
 ) -> Draw:
     """Draw a step's randomness for `latents` [b c f h w] from (seed, step, micro) alone: no state to save or restore.
 
     `micro` tells apart the draws inside one optimizer step (accumulation, ranks). Timesteps are uniform on
-    min_timestep..max_timestep, both included. The order is the release's: noise, timestep, frame, anchor, spatial.
+    min_timestep..max_timestep, both included, or spread as the flow of `scheduler` says. The order is the release's:
+    noise, timestep, frame, anchor, spatial.
     """
     generator = torch.Generator().manual_seed(seed_of(seed, step, micro))
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    timestep = torch.randint(min_timestep, max_timestep + 1, latents.shape[:1], generator=generator)
+    timestep = schedule.draw_timesteps(scheduler, len(latents), min_timestep, max_timestep, generator)
     frame, anchor = torch.randint(latents.shape[2], (2,), generator=generator).tolist()
     spatial = torch.rand((), generator=generator).item() < spatial_probability
     return Draw(noise, timestep.to(latents.device), frame, anchor, spatial)
@@ -61,23 +65,16 @@ def clip_order(seed: int, position: int, clips: int) -> int:
 
 def check_scheduler(scheduler, max_timestep: int) -> None:
     """Raise UserError, before anything is made, for a noise schedule that this objective cannot train with."""
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+    if (kind := schedule.kind_of(scheduler)) not in ("epsilon", "v_prediction", schedule.FLOW):
         raise UserError(
-            f"scheduler: prediction_type is {scheduler.config.prediction_type!r}: only epsilon and v_prediction models "
-            "can be trained"
+            f"scheduler: prediction_type is {kind!r}: only epsilon, v_prediction and flow_prediction models can be "
+            "trained"
         )
     if max_timestep >= scheduler.config.num_train_timesteps:
         raise UserError(
             f"max_timestep: {max_timestep} is not among the model's {scheduler.config.num_train_timesteps} timesteps; "
             f"set it to {scheduler.config.num_train_timesteps - 1} or less"
         )
-
-
-def target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """What the U-Net should predict, [b c f h w]: the noise, or the velocity of a v-prediction scheduler."""
-    if scheduler.config.prediction_type == "epsilon":
-        return noise
-    return scheduler.get_velocity(latents, noise, timestep)
 
 
 def debias(e: torch.Tensor, anchor: int, beta: float = 1.0) -> torch.Tensor:
@@ -94,9 +91,25 @@ def spatial_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 
 def temporal_loss(
-    prediction: torch.Tensor, target: torch.Tensor, anchor: int, beta: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(MSE, debiased MSE) of the temporal pass, [b c f h w]; the objective is their sum."""
+    prediction: torch.Tensor, target: torch.Tensor, anchor: int, beta: float = 1.0, extra: str | None = "debiased"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(MSE, `extra` loss) of the temporal pass, [b c f h w]; the objective is their sum.
+
+    "debiased" is the MSE in the appearance-debiased space, "difference" EffiVMT's `difference_loss`, None nothing.
+    """
     prediction, target = prediction.float(), target.float()
     mse = F.mse_loss(prediction, target)
+    if extra == "difference":
+        return mse, difference_loss(prediction, target)
+    if extra is None:
+        return mse, None
     return mse, F.mse_loss(debias(prediction, anchor, beta), debias(target, anchor, beta))
+
+
+def difference_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - mean cosine, along time, of the absolute differences of neighbouring frames; both [b c f h w] (EffiVMT).
+
+    As its code has it; its paper takes signed differences.
+    """
+    differences = (x.diff(dim=2).abs() for x in (prediction, target))
+    return 1 - F.cosine_similarity(*differences, dim=2).mean()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from data.world import RETIMINGS
 
 REPORTED = "reported [S]"
-PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference, at most
+PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference clip of a real model, at most
 RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
 
 
@@ -28,6 +28,7 @@ class Claim:
     """`one` against `other` on a role ("motion", "appearance", "leakage", "consistency").
 
     `expect` is "more", "less", "not less" or "not more". `whose` says whether the paper or this project claims it.
+    `least` is the smallest difference that counts and by how much "not" may fail; default the testbed's for the role.
     """
 
     text: str
@@ -36,7 +37,7 @@ class Claim:
     expect: str
     other: str
     whose: str = "paper"
-    margin: float | None = None  # by how much "not" may fail; default the testbed's for the role
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Artefact:
     """A table or figure. `form` says how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid.
 
     `motions` are the toy world's reference motions; with `several`, three clips of each are learned from together.
+    Every motion is learned from `looks` reference clips in different appearances, one training each, and every training
+    is sampled with `prompts` prompts: videos of a training resemble each other, so more clips say more than more
+    prompts. `also` names metrics that stand in the main table beside the testbed's.
     """
 
     title: str
@@ -53,6 +57,9 @@ class Artefact:
     form: str = "rows"
     motions: tuple[str, ...] = RETIMED
     several: bool = False
+    looks: int = 8
+    prompts: int = 8
+    also: tuple[str, ...] = ()
     world: bool = False  # needs a model of the toy world, where the truth is known
     needs: str = "one reference clip for each motion"
     reported: str = ""

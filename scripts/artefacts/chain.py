@@ -21,22 +21,25 @@ from configs.runtime import quiet_threads
 from configs.schema import load
 from scripts.artefacts.provenance import note_commit
 
-SEEDS = 4  # prompt i starts from the noise of seed i mod 4, in every variant alike
+SEEDS = 4  # of noise for each reference clip, the same in every variant ...
+TOGETHER = 4  # ... as many prompts share one and are sampled at once
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Videos of every prompt with these flags of infer/infer.py, in `folder`."""
+    """Videos of every prompt with these flags of infer/infer.py, in `folder`; noise from `SEEDS` seeds on."""
 
     folder: str
     flags: list[str]
     prompts: list[str]
+    first_seed: int = 0
 
     def missing(self) -> Iterator[tuple[int, list[str]]]:
         """(seed, prompts) of the videos that are not in the folder yet."""
         there = {(prompt, seed) for _, prompt, seed in sidecars(Path(self.folder))}
-        for seed in range(SEEDS):
-            prompts = [p for i, p in enumerate(self.prompts) if i % SEEDS == seed and (p, seed) not in there]
+        for start in range(0, len(self.prompts), TOGETHER):
+            seed = self.first_seed + start // TOGETHER % SEEDS
+            prompts = [p for p in self.prompts[start : start + TOGETHER] if (p, seed) not in there]
             if prompts:
                 yield seed, prompts
 
@@ -50,6 +53,14 @@ class Chain:
     run: str
     steps: int
     samples: list[Samples]
+
+    def add(self, samples: Samples) -> None:
+        """Sample these as well; of the same videos asked for twice the longer list of prompts counts."""
+        for index, there in enumerate(self.samples):
+            if there.folder == samples.folder:
+                self.samples[index] = max(there, samples, key=lambda one: len(one.prompts))
+                return
+        self.samples.append(samples)
 
     @property
     def run_folder(self) -> Path | None:
@@ -95,7 +106,7 @@ def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str]) -
         "--output_dir",
         samples.folder,
         "--batch-size",
-        "4",
+        str(TOGETHER),
         "--seed",
         str(seed),
         *samples.flags,

@@ -1,7 +1,8 @@
 """Figure 4: the decoder's hidden states under each customization, and how well motion can be read from them.
 
-The same noised clips go through the untouched model, TAP, the appearance highway, both, and the spatial LoRA. The
-prompt is empty, since words would reveal the motion. A hidden state is the output of an up block, [(b f) c h w].
+The same noised clips go through the untouched model, TAP, the appearance highway, both, and the spatial LoRA, whose
+adapters are those of several trainings. The prompt is empty, since words would reveal the motion. A hidden state is
+what a layer of an up block (its resnet with the attention behind it) gives, [(b f) c h w].
 Similarity is the cosine of a clip's whole state with the untouched model's. The classifier is ridge regression onto
 motions, from states averaged over a 2 x 2 grid per frame, fitted on half of the clips and tested on the other half.
 """
@@ -9,19 +10,20 @@ motions, from states averaged over a 2 x 2 grid per frame, fitted on half of the
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from data.world import MOTIONS, render, sample_scene
-from infer.measure.statistics import Estimate, difference, mean, share
+from infer.measure.statistics import Estimate, share_or_mean
 from models import methods
 from models.backbone import Backbone
 from models.files.checkpoint import Checkpoint
 from models.highway import HighwaySettings
 from scripts.artefacts.artefact import Claim
 from scripts.artefacts.results_file import markdown, markdown_table
-from scripts.artefacts.verdict import Verdict, rule
+from scripts.artefacts.verdict import Role, Verdict, judge
 
 TIMESTEP = 500
 BATCH = 8
@@ -52,9 +54,14 @@ CLAIMS = (
         BASE,
         "ours",
     ),
-    Claim("motion is read as well with AH as without", "classifier", AH, "not less", BASE, "ours"),
+    Claim("motion is read as well with AH as without", "classifier, untrained", AH, "not less", BASE, "ours"),
 )
-MARGIN = 0.1
+ROLES = {
+    "similarity": Role("similarity", 0.01, inside="clips"),
+    "classifier": Role("classifier", 0.1, inside="clips"),
+    "classifier, untrained": Role("classifier", 0.1, unit="clip", inside="values"),
+}
+Values = list[list[float]]  # one list over clips for each training; a single one where no training is involved
 
 
 @dataclass(frozen=True)
@@ -68,63 +75,72 @@ class LabelledClip:
 
 @dataclass(frozen=True)
 class StateComparison:
-    """Per model and up block, one value per clip: cosine with the untouched model, and whether its motion was read.
+    """Per model, layer and training one value a clip: cosine with the untouched model, and whether motion was read.
 
     `read` is empty where a motion has a single clip: recognizing a clip is not reading its motion.
     """
 
     source: str
     models: list[str]
-    blocks: int
-    similarity: dict[tuple[str, int], list[float]]
-    between: torch.Tensor  # [models models], cosine averaged over clips and blocks
-    read: dict[tuple[str, int], list[bool]]
+    layers: list[str]
+    similarity: dict[tuple[str, int], Values]
+    between: torch.Tensor  # [models models], cosine averaged over trainings, clips and layers
+    read: dict[tuple[str, int], Values]
 
     def verdicts(self) -> list[Verdict]:
-        return [self._judge(claim) for claim in CLAIMS]
+        """Trainings are what is compared, or clips where no training is involved."""
+        found = judge([(claim, self.source, self._rows(claim)) for claim in CLAIMS], ROLES)
+        return [
+            Verdict(v.claim, v.group, "not measured", "several clips of each motion are needed")
+            if v.claim.role.startswith("classifier") and not self.read
+            else v
+            for v in found
+        ]
 
-    def _judge(self, claim: Claim) -> Verdict:
-        values = self.similarity if claim.role == "similarity" else self.read
+    def _rows(self, claim: Claim) -> dict[str, list[dict]]:
+        """The values of the claim's two models, mean of the layers, as scripts/artefacts/verdict.py reads them."""
+        role = ROLES[claim.role]
+        values = self.similarity if role.metric == "similarity" else self.read
         if not values:
-            return Verdict(claim, self.source, "not measured", "several clips of each motion are needed")
-        one, other = (
-            {
-                clip: sum(column) / self.blocks
-                for clip, column in enumerate(zip(*(values[name, block] for block in range(self.blocks))))
-            }
+            return {}
+        trainings = max(len(values[name, 0]) for name in (claim.one, claim.other))
+        return {
+            name: [
+                {"run": clip if role.unit == "clip" else training, "prompt": clip, "seed": 0, role.metric: float(value)}
+                for training in range(trainings)
+                for clip, value in enumerate(self._mean_of_layers(values, name, training))
+            ]
             for name in (claim.one, claim.other)
-        )
-        found = difference(one, other)
-        means = [sum(side.values()) / len(side) for side in (one, other)]
-        words = (
-            f"{claim.role} {means[0]:.3f} against {means[1]:.3f}, difference {found.value:+.3f} "
-            f"[{found.low:+.3f}, {found.high:+.3f}] over {found.n} clips, mean of the up blocks"
-        )
-        if claim.expect.startswith("not"):
-            words += f", allowing {MARGIN:g}"
-        return Verdict(claim, self.source, rule(claim.expect, found, MARGIN), words)
+        }
+
+    def _mean_of_layers(self, values: dict[tuple[str, int], Values], name: str, training: int) -> np.ndarray:
+        lists = [values[name, layer] for layer in range(len(self.layers))]
+        return np.mean([of[training if len(of) > 1 else 0] for of in lists], axis=0)
 
     @property
     def caption(self) -> str:
-        return f"Hidden states of {self.source}, noised to timestep {TIMESTEP}, empty prompt."
+        trainings = max(len(values) for values in self.similarity.values())
+        return (
+            f"Hidden states of {self.source}, noised to timestep {TIMESTEP}, empty prompt; adapters of {trainings} "
+            f"training{'s' * (trainings > 1)}."
+        )
+
+    def measured(self) -> list[tuple[str, dict[tuple[str, int], Estimate]]]:
+        """(title, estimates by model and layer) of what could be measured."""
+        found = (("cosine with the untouched model", self.similarity), ("motion classifier, share right", self.read))
+        return [(title, {key: _estimate(of) for key, of in values.items()}) for title, values in found if values]
 
     def tables(self) -> list[tuple[str, list[list[str]]]]:
         """(title, rows of cells as text), the header first."""
-        head = ["model", *(f"up block {block}" for block in range(self.blocks)), "n"]
-        tables = []
-        for title, values, kind in (
-            ("cosine with the untouched model", self.similarity, mean),
-            ("motion classifier, share right", self.read, share),
-        ):
-            if not values:
-                continue
+        head, tables = ["model", *self.layers, "n"], []
+        for title, values in self.measured():
             rows = [
-                [name, *(str(kind(values[name, b])) for b in range(self.blocks)), str(len(values[name, 0]))]
+                [name, *(str(values[name, layer]) for layer in range(len(self.layers))), str(values[name, 0].n)]
                 for name in self.models
             ]
             tables.append((title, [head, *rows]))
         rows = [[name, *(f"{value:.3f}" for value in line)] for name, line in zip(self.models, self.between.tolist())]
-        return [*tables, ("cosine between models, mean of clips and blocks", [["", *self.models], *rows])]
+        return [*tables, ("cosine between models, mean of clips and layers", [["", *self.models], *rows])]
 
     def markdown(self) -> str:
         parts = [markdown(self.caption)]
@@ -135,32 +151,28 @@ class StateComparison:
     def figure(self) -> Figure:
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         matrix, near, reading = figure.subplots(1, 3)
-        image = matrix.imshow(self.between, cmap="viridis", vmax=1)
+        image = matrix.imshow(self.between.numpy(), cmap="viridis", vmax=1)
         matrix.set_xticks(range(len(self.models)), self.models, rotation=30, ha="right", fontsize=8)
         matrix.set_yticks(range(len(self.models)), self.models, fontsize=8)
         matrix.set_title("cosine between models", fontsize=9)
         figure.colorbar(image, ax=matrix, shrink=0.8)
-        for axes, values, kind, title in (
-            (near, self.similarity, mean, "cosine with the untouched model"),
-            (reading, self.read, share, "motion classifier, share right"),
-        ):
-            for name in self.models if values else ():
-                found: list[Estimate] = [kind(values[name, block]) for block in range(self.blocks)]
-                error = [[max(0, e.value - e.low) for e in found], [max(0, e.high - e.value) for e in found]]
-                axes.errorbar(
-                    range(self.blocks),
-                    [e.value for e in found],
-                    yerr=error,
-                    marker="o",
-                    markersize=3,
-                    capsize=2,
-                    label=name,
-                )
-            axes.set_xticks(range(self.blocks), [f"up {block}" for block in range(self.blocks)])
-            axes.set_title(title, fontsize=9)
+        for axes, (title, values) in zip((near, reading), self.measured()):
+            for name in self.models:
+                found = [values[name, layer] for layer in range(len(self.layers))]
+                (line,) = axes.plot([e.value for e in found], marker="o", markersize=3, label=name)
+                band = [e.low for e in found], [e.high for e in found]
+                axes.fill_between(range(len(found)), *band, color=line.get_color(), alpha=0.15, linewidth=0)
+            axes.set_xticks(range(len(self.layers)), self.layers, rotation=45, fontsize=7)
+            axes.set_title(f"{title}, 95 % bands", fontsize=9)
             axes.grid(alpha=0.3)
         near.legend(frameon=False, fontsize=8)
         return figure
+
+
+def _estimate(values: Values) -> Estimate:
+    """Over clips; where there are several trainings, over them."""
+    trainings = [number for number, of in enumerate(values) for _ in of]
+    return share_or_mean([value for of in values for value in of], trainings)
 
 
 def world_clips(each: int) -> list[LabelledClip]:
@@ -175,44 +187,59 @@ def world_clips(each: int) -> list[LabelledClip]:
 
 @torch.no_grad()
 def compare_customizations(
-    backbone: Backbone, checkpoint: Checkpoint, clips: Sequence[LabelledClip], source: str
+    backbone: Backbone, checkpoints: Sequence[Checkpoint], clips: Sequence[LabelledClip], source: str
 ) -> StateComparison:
-    """The decoder's hidden states of `clips` under each customization of `backbone` by `checkpoint`.
+    """The decoder's hidden states of `clips` under each customization of `backbone` by each of `checkpoints`.
 
     Motion is read from them only where every label has different clips. `source` says in words what the clips are.
     """
-    unet, highway = backbone.unet, HighwaySettings()
-    motion, appearance = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
-    customizations = {
-        BASE: ([], [], None),
-        TAP: (motion, [], None),
-        AH: ([], [], highway),
-        BOTH: (motion, [], highway),
-        SPATIAL: ([], appearance, None),
-    }
-    models, blocks = list(customizations), len(unet.up_blocks)
-    similarity = {(name, block): [] for name in models for block in range(blocks)}
-    features = {key: [] for key in similarity}
-    between = torch.zeros(len(models), len(models))
+    unet, highway = backbone.network, HighwaySettings()
+    customizations = {(BASE, 0): ([], [], None), (AH, 0): ([], [], highway)}
+    for number, checkpoint in enumerate(checkpoints):
+        motion, appearance = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
+        customizations[TAP, number] = motion, [], None
+        customizations[BOTH, number] = motion, [], highway
+        customizations[SPATIAL, number] = [], appearance, None
+    models, runs, layers = [BASE, TAP, AH, BOTH, SPATIAL], list(customizations), list(decoder_layers(unet))
+    similarity = {(name, layer): [] for name in models for layer in range(len(layers))}
+    cosines = {(run, layer): [] for run in runs for layer in range(len(layers))}
+    features = {key: [] for key in cosines}
+    between = torch.zeros(len(runs), len(runs))
     empty = backbone.encode_text([""])
     for batch in (clips[start : start + BATCH] for start in range(0, len(clips), BATCH)):
         noised, timestep = _noised(backbone, batch), torch.tensor(TIMESTEP, device=backbone.device)
         text = empty.expand(len(batch), -1, -1).to(backbone.device, unet.dtype)
         states = {}
-        for name, customization in customizations.items():
+        for run, customization in customizations.items():
             with methods.customize(unet, *customization):
-                states[name] = _decoder_states(unet, noised, timestep, text)
-        for block in range(blocks):
-            flat = F.normalize(torch.stack([states[name][block].flatten(1) for name in models], 1), dim=-1)  # [b m d]
-            cosines = torch.einsum("bmd,bnd->bmn", flat, flat)
-            between += cosines.sum(0) / (len(clips) * blocks)
-            for number, name in enumerate(models):
-                similarity[name, block] += cosines[:, 0, number].tolist()
-                features[name, block].append(_pooled(states[name][block]))
+                states[run] = _decoder_states(unet, noised, timestep, text)
+        for layer in range(len(layers)):
+            flat = F.normalize(torch.stack([states[run][layer].flatten(1) for run in runs], 1), dim=-1)  # [b r d]
+            pairs = torch.einsum("brd,bsd->brs", flat, flat)
+            between += pairs.sum(0) / (len(clips) * len(layers))
+            for number, run in enumerate(runs):
+                cosines[run, layer] += pairs[:, 0, number].tolist()
+                features[run, layer].append(_pooled(states[run][layer]))
     labels = [clip.label for clip in clips]
     several = all(any(a.label == b.label and not torch.equal(a.frames, b.frames) for b in clips) for a in clips)
-    read = {key: classify(torch.cat(parts), labels) for key, parts in features.items()} if several else {}
-    return StateComparison(source, models, blocks, similarity, between, read)
+    read = {key: [] for key in similarity} if several else {}
+    for (run, layer), found in cosines.items():
+        similarity[run[0], layer].append(found)
+        if several:
+            read[run[0], layer].append(classify(torch.cat(features[run, layer]), labels))
+    return StateComparison(source, models, layers, similarity, _by_model(between, runs, models), read)
+
+
+def _by_model(between: torch.Tensor, runs: list[tuple[str, int]], models: list[str]) -> torch.Tensor:
+    """[models models] from [runs runs]: the mean over trainings, two models of the same one."""
+
+    places = {name: [place for place, run in enumerate(runs) if run[0] == name] for name in models}
+
+    def cosine(one: str, other: str) -> float:
+        mine, theirs = np.broadcast_arrays(places[one], places[other])  # a model without training meets all
+        return between[mine, theirs].mean().item()
+
+    return torch.tensor([[cosine(one, other) for other in models] for one in models])
 
 
 def classify(features: torch.Tensor, labels: Sequence[str]) -> list[bool]:
@@ -239,13 +266,26 @@ def _noised(backbone: Backbone, batch: Sequence[LabelledClip]) -> torch.Tensor:
         [torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(clip.seed)) for clip in batch]
     )
     timesteps = torch.full((len(batch),), TIMESTEP)
-    return backbone.scheduler.add_noise(latents, noise, timesteps).to(backbone.device, backbone.unet.dtype)
+    return backbone.scheduler.add_noise(latents, noise, timesteps).to(backbone.device, backbone.network.dtype)
+
+
+def decoder_layers(unet) -> dict[str, torch.nn.Module]:
+    """The last module of every layer of the decoder, by a name such as "up 1.2": block 1, layer 2."""
+    layers = {}
+    for number, block in enumerate(unet.up_blocks):
+        last = getattr(block, "temp_attentions", None) or block.temp_convs
+        layers |= {f"up {number}.{layer}": module for layer, module in enumerate(last)}
+    return layers
 
 
 def _decoder_states(unet, noised, timestep, text) -> list[torch.Tensor]:
-    """The output of every up block, fp32 [b f c h w] on the CPU."""
+    """The output of every layer, fp32 [b f c h w] on the CPU."""
     found: list[torch.Tensor] = []
-    hooks = [block.register_forward_hook(lambda _, __, output: found.append(output)) for block in unet.up_blocks]
+
+    def keep(_, __, output) -> None:
+        found.append(output if torch.is_tensor(output) else output[0])  # a transformer gives a tuple
+
+    hooks = [module.register_forward_hook(keep) for module in decoder_layers(unet).values()]
     try:
         unet(noised, timestep, text)
     finally:

@@ -250,7 +250,7 @@ def wrong_shares(rows: list[dict], key: Key) -> dict[tuple[str, str], float]:
 
 def lead(rows: list[dict], one: Key, other: Key) -> Estimate:
     """How much smaller a share `one` orders wrongly than `other`, paired by reference."""
-    return difference(wrong_shares(rows, other), wrong_shares(rows, one), clip_of=lambda name: name[0])
+    return difference(wrong_shares(rows, other), wrong_shares(rows, one), group_of=lambda name: name[0])
 
 
 def grouped(rows: Iterable[dict]) -> dict[str, list[dict]]:

@@ -33,7 +33,7 @@ def write_page(result: Result, folder: Path) -> Path:
         result=result,
         reported=REPORTED,
         formulas=FORMULAS,
-        headings={name: ALL_DEFINITIONS[name].heading for name in result.metrics},
+        headings={name: ALL_DEFINITIONS[name].heading for name in (*result.metrics, *result.details)},
         width=WIDTHS[result.testbed.world],
         plot=embedded(plot) if plot.exists() else None,
         references=_references(result),

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.errors import UserError
 from configs.schema import load
-from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Variant
+from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
-from scripts.artefacts.chain import Chain, Samples, infer_words, train_words
+from scripts.artefacts.chain import SEEDS, Chain, Samples, infer_words, train_words
 from scripts.artefacts.testbed import MotionTask, Testbed
 
 SMOKE = (
@@ -28,6 +28,7 @@ SMOKE = (
     "inversion_steps=2",
     "validation_data.num_inference_steps=2",
 )
+NEXT_REPETITION = 1000  # how far the seeds of two trainings on one clip are apart
 # keys that do not shape a training: paths, whose contents are counted instead, and what the program keeps for itself
 UNCOUNTED = ("pretrained_model_path", "output_dir", "cache_dir", "resume_from_checkpoint", "fallback", "chosen", "base")
 
@@ -38,7 +39,7 @@ class Cell:
 
     variant: Variant
     task: MotionTask
-    run: str  # the motion, and which of its trainings
+    run: str  # the motion, which of its clips, and which of their trainings
     chain: Chain
     samples: Samples
 
@@ -55,15 +56,17 @@ class Plan:
         smoke: bool = False,
         prompts: int | None = None,
         references: int | None = None,
+        looks: int | None = None,
         trainings: int = 1,
     ):
-        """`words` override every training's configuration; `prompts` and `references` are upper limits.
+        """`words` override every training's configuration; `references` is an upper limit of motions.
 
-        `trainings` says how often each training is made, from seeds 0, 1, ...
+        `prompts` (for each training) and `looks` (clips for each motion) replace the artefacts' own numbers;
+        `trainings` says how often a clip is learned, from other seeds.
         """
         self.testbed, self.folder, self.words, self.smoke = testbed, folder, words, smoke
-        self.prompts = prompts or (SMOKE_PROMPTS if smoke else PROMPTS)
-        self.most = 1 if smoke else references
+        self.prompts = prompts or (SMOKE_PROMPTS if smoke else None)
+        self.most, self.looks = (1, 1) if smoke else (references, looks)
         self.trainings = 1 if smoke else trainings
         self.model_key = testbed.fingerprint()
         self.chains: dict[str, Chain] = {}
@@ -77,17 +80,28 @@ class Plan:
             self.problems[name].append(f"{artefact.title} needs a model of the toy world: --model pocket, or --world")
             return
         try:
-            tasks = self.testbed.tasks(artefact.motions, artefact.several, self.most)
+            tasks = self.testbed.tasks(artefact.motions, artefact.several, self.most, self.looks or artefact.looks)
         except UserError as error:
             self.problems[name].append(str(error))
             return
-        for seed in range(self.trainings):
+        for repetition in range(self.trainings):
             for task in tasks:
                 for variant in artefact.variants:
-                    self.cells[name].append(self.cell(variant, task, seed))
+                    self.cells[name].append(self.cell(variant, task, repetition, self.prompts_of(artefact)))
 
-    def cell(self, variant: Variant, task: MotionTask, seed: int) -> Cell:
-        """Plan the videos of one variant learned from one task; its chain also serves the other variants."""
+    def prompts_of(self, artefact: Artefact) -> int:
+        """How many prompts every training of an artefact is sampled with."""
+        return self.prompts or (artefact.prompts if self.testbed.world else PROMPTS)
+
+    def chains_of(self, name: str) -> list[Chain]:
+        """The chains that an artefact needs."""
+        return list({cell.chain.name: cell.chain for cell in self.cells[name]}.values())
+
+    def cell(self, variant: Variant, task: MotionTask, repetition: int, prompts: int = PROMPTS) -> Cell:
+        """Plan the videos of one variant learned from one task; its chain also serves the other variants.
+
+        Every clip, and every repetition of a clip, has a seed of its own for its training.
+        """
         train = [
             "--config",
             str(self.testbed.config),
@@ -95,7 +109,7 @@ class Plan:
             f"cache_dir={self.folder / 'cache'}",
             *task.data,
             *variant.train,
-            f"seed={seed}",
+            f"seed={task.look + NEXT_REPETITION * repetition}",
             *(SMOKE if self.smoke else ()),
             *self.words,
         ]
@@ -105,10 +119,9 @@ class Plan:
             name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, [])
         )
         folder = self.folder / "samples" / f"{name}-{_digest(variant.flags)}"
-        samples = Samples(str(folder), list(variant.flags), list(task.prompts[: self.prompts]))
-        if samples not in chain.samples:
-            chain.samples.append(samples)
-        run = f"{task.name}, training {seed + 1}" if seed else task.name
+        samples = Samples(str(folder), list(variant.flags), list(task.prompts[:prompts]), SEEDS * task.look)
+        chain.add(samples)
+        run = f"{task.reference}, training {repetition + 1}" if repetition else task.reference
         return Cell(variant, task, run, chain, samples)
 
 

@@ -85,10 +85,10 @@ def _sweep(result: Result) -> Figure:
 
 
 def _grid(result: Result) -> Figure:
-    """One row for each reference and prompt, one column for each variant; frames of a video from left to right."""
+    """One row for each motion's first clip and prompt, one column for each variant; frames from left to right."""
     names = [variant.name for variant in result.variants]
     wanted = []
-    for reference in dict.fromkeys(row["reference"] for row in result.rows):
+    for reference in {row["motion"]: row["reference"] for row in reversed(result.rows)}.values():
         prompts = dict.fromkeys(row["prompt"] for row in result.rows if row["reference"] == reference)
         wanted += [(reference, prompt) for prompt in list(prompts)[:GRID_ROWS]]
     figure = Figure(figsize=(2.6 * len(names), 0.4 + 0.95 * len(wanted)), layout="constrained")

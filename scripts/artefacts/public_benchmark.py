@@ -24,13 +24,13 @@ from infer.measure.mtbench import GRID, follow, grid_points, mtbench_code, mtben
 from infer.measure.statistics import mean
 from infer.video import read_frames
 from models.backbone import choose_device
-from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS
-from scripts.artefacts.catalogue import DIRECTOR, INVERSION, TAP, TAP_GUIDANCE, Variant
+from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Variant
 from scripts.artefacts.chain import Samples, sidecars, work
 from scripts.artefacts.plan import Plan
 from scripts.artefacts.provenance import note_commit
 from scripts.artefacts.results_file import markdown, markdown_table
 from scripts.artefacts.testbed import MotionTask, Testbed
+from scripts.artefacts.variants import DIRECTOR, INVERSION, TAP, TAP_GUIDANCE
 
 GUIDANCE = "guidance"
 METHODS = {
@@ -102,7 +102,8 @@ def sample_case(case: Case, args: argparse.Namespace, plan: Plan, folder: Path) 
     """The folder with a case's videos, made where they are missing."""
     if args.method != GUIDANCE:
         data = (f"train_data.single_video_path={case.clip}", f"train_data.single_video_prompt={case.caption}")
-        cell = plan.cell(METHODS[args.method], MotionTask(case.name, case.group, data, case.prompts, case.clip), 0)
+        task = MotionTask(case.name, case.group, data, case.prompts, case.clip)
+        cell = plan.cell(METHODS[args.method], task, 0, plan.prompts or PROMPTS)
         work(cell.chain)
         return Path(cell.samples.folder)
     most = args.prompts or (SMOKE_PROMPTS if args.smoke else PROMPTS)

@@ -1,6 +1,5 @@
 """The files of an artefact beside its page: a Markdown table, CSV of every video and of the table, and the videos."""
 
-import csv
 import re
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from configs.files import atomic_path
 from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.measure.statistics import FORMULAS
+from infer.measure.tables import write_table
 from scripts.artefacts.artefact import REPORTED
 from scripts.artefacts.result import Result
 from scripts.artefacts.results_file import markdown, markdown_code, markdown_table
@@ -27,7 +27,7 @@ def write_files(result: Result, folder: Path) -> None:
             **{
                 f"{metric}{suffix}": getattr(found, part)
                 for metric, found in estimates.items()
-                if metric in result.metrics
+                if metric in (*result.metrics, *result.details)
                 for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
             },
             "smoke": result.smoke,
@@ -35,7 +35,7 @@ def write_files(result: Result, folder: Path) -> None:
         for group in result.groups
         for variant, reported, estimates, n in result.table(group)
     ]
-    _write_csv(folder / "table.csv", table)
+    write_table(folder / "table.csv", table)
     videos = folder / "videos"
     rows = []
     for row in result.rows:
@@ -46,7 +46,7 @@ def write_files(result: Result, folder: Path) -> None:
         rows.append(
             {**{key: value for key, value in row.items() if key != "path"}, "file": path.name, "smoke": result.smoke}
         )
-    _write_csv(folder / "videos.csv", rows)
+    write_table(folder / "videos.csv", rows)
 
 
 def body(result: Result) -> str:
@@ -57,7 +57,9 @@ def body(result: Result) -> str:
     if result.states is not None:
         parts.append(result.states.markdown())
     else:
-        parts += [_table(result, group) for group in result.groups] + [_by_motion(result)]
+        parts += [_table(result, group, result.metrics) for group in result.groups] + [_by_motion(result)]
+        if result.details:
+            parts += ["What they are made of:", *(_table(result, group, result.details) for group in result.groups)]
     if len(result.costs) > 1:
         parts.append(markdown_table(result.costs))
     if result.problems:
@@ -75,12 +77,12 @@ def _verdict_lines(result: Result) -> list[str]:
     ]
 
 
-def _table(result: Result, group: str) -> str:
-    if not result.metrics:
+def _table(result: Result, group: str, metrics: list[str]) -> str:
+    if not metrics:
         return f"{markdown(group)}: nothing could be measured."
-    rows = [[group, REPORTED, *(ALL_DEFINITIONS[m].heading for m in result.metrics), "n"]]
+    rows = [[group, REPORTED, *(ALL_DEFINITIONS[m].heading for m in metrics), "n"]]
     for variant, reported, estimates, n in result.table(group):
-        cells = [str(estimates[m]) if m in estimates else "–" for m in result.metrics]
+        cells = [str(estimates[m]) if m in estimates else "–" for m in metrics]
         rows.append([variant, reported or "–", *cells, str(n)])
     return markdown_table(rows)
 
@@ -96,14 +98,6 @@ def _methods(result: Result) -> str:
         for title, model, formula, source in result.definitions()
     )
     return f"\n## How it was measured\n\n{rows}\n\n{FORMULAS}\n"
-
-
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _slug(text: str) -> str:

@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,12 +12,13 @@ import torch
 from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.measure.statistics import Estimate
 from scripts.artefacts.artefact import Artefact, Variant
-from scripts.artefacts.catalogue import ARTEFACTS, RENDERED
+from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import sidecars
 from scripts.artefacts.hidden_states import StateComparison
 from scripts.artefacts.plan import Cell
 from scripts.artefacts.provenance import COMMITS
 from scripts.artefacts.testbed import Testbed
+from scripts.artefacts.variants import RENDERED
 from scripts.artefacts.verdict import Verdict, conclude, judge
 
 
@@ -38,7 +41,8 @@ class Cost:
 
 @dataclass
 class Result:
-    """What was found for one artefact; a row is a video: group, reference, variant, prompt, seed, path and metrics."""
+    """What was found for one artefact; a row is a video: group, motion, reference, run, variant, prompt, seed, path
+    and metrics."""
 
     name: str
     testbed: Testbed
@@ -79,8 +83,16 @@ class Result:
 
     @property
     def metrics(self) -> list[str]:
-        """The testbed's columns that at least one video has."""
-        return [name for name in self.testbed.columns if any(row.get(name) is not None for row in self.rows)]
+        """The columns of the main table: the artefact's and the testbed's that at least one video has."""
+        return self._measured((*self.artefact.also, *self.testbed.columns))
+
+    @property
+    def details(self) -> list[str]:
+        """The columns of the second table: what the graded measures are made of."""
+        return self._measured(self.testbed.details)
+
+    def _measured(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if any(row.get(name) is not None for row in self.rows)]
 
     def of(self, variant: str, group: str | None = None) -> list[dict]:
         return [row for row in self.rows if row["variant"] == variant and group in (None, row["group"])]
@@ -95,31 +107,25 @@ class Result:
 
     def by_motion(self) -> tuple[str, list[str], list[list[str]]]:
         """(what the cells hold, header, rows): every variant on every motion; no rows for a single motion."""
-        motions = list(dict.fromkeys(row["reference"] for row in self.rows))
-        shown = [
-            m
-            for m in (self.testbed.columns[0], self.testbed.roles["appearance"][0], self.testbed.roles["leakage"][0])
-            if m in self.metrics
-        ]
+        motions = list(dict.fromkeys(row["motion"] for row in self.rows))
+        roles = self.testbed.roles
+        names = (self.testbed.columns[0], roles["appearance"].metric, roles["leakage"].metric)
+        shown = [name for name in names if name in self.metrics]
         rows = []
         for variant in self.variants if len(motions) > 1 else ():
-            found = [
-                summarize(row for row in self.of(variant.name) if row["reference"] == motion) for motion in motions
-            ]
+            found = [summarize(row for row in self.of(variant.name) if row["motion"] == motion) for motion in motions]
             rows.append(
                 [variant.name, *(" / ".join(f"{e[m].value:.2f}" if m in e else "–" for m in shown) for e in found)]
             )
         return " / ".join(ALL_DEFINITIONS[m].title for m in shown), ["each motion", *motions], rows
 
-    @property
+    @cached_property
     def verdicts(self) -> list[Verdict]:
         if self.states is not None:
             return self.states.verdicts()
-        return [
-            judge(claim, group, {v.name: self.of(v.name, group) for v in self.variants}, self.testbed.roles)
-            for group in self.groups
-            for claim in self.artefact.claims
-        ]
+        groups = {group: {v.name: self.of(v.name, group) for v in self.variants} for group in self.groups}
+        asked = [(claim, group, rows) for group, rows in groups.items() for claim in self.artefact.claims]
+        return judge(asked, self.testbed.roles)
 
     @property
     def conclusion(self) -> str:
@@ -128,7 +134,7 @@ class Result:
     def definitions(self) -> list[tuple[str, str, str, str]]:
         """(title, model, formula, source) of the metrics shown."""
         rows = []
-        for name in self.metrics:
+        for name in (*self.metrics, *self.details):
             d = ALL_DEFINITIONS[name]
             model = self.models.get(
                 "motion_fidelity"

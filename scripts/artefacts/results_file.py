@@ -7,6 +7,7 @@ models) is escaped, since Markdown may hold HTML.
 
 import html
 import re
+from collections import Counter
 from pathlib import Path
 
 from configs.files import atomic_path
@@ -18,11 +19,16 @@ VERDICT = re.compile(r"^- \*\*(?P<ruling>.+?)\*\* \((?P<whose>.*?); (?P<group>.*
 HEADER = """# Results
 
 Written by `scripts/reproduce.py`, `scripts/parity.py` and `scripts/bench.py`, never by hand; negative results stay. A
-claim is **confirmed** when the whole 95 % interval of the difference is on its side, **refuted** when none of it is,
-and **not decided** otherwise. "Reported [S]" is a secondary reading of the paper's tables, not checked against the PDF;
-it was measured on ZeroScope with real clips, so only its direction can be compared with the small embedded model.
-Brackets are 95 % intervals; `table.md` beside every page (`outputs/reproduce/ARTEFACT/`) has the formula of each
-metric. There is one training for each variant and reference clip.
+claim is **confirmed** when the difference is decidedly on its side, **refuted** when it decidedly is not, or is short
+of the smallest difference that counts, and **not decided** otherwise; then it says how many trainings would decide it.
+It is **not testable** where there is no room for it: nothing can move worse than what does not move. Trainings are the
+unit, each on a reference clip of its own; graded measures decide, and Holm's correction keeps the chance of any wrong
+ruling in a table at 5 %. "Reported [S]" is a secondary reading of the paper's tables, not checked against the PDF; it
+was measured on ZeroScope with real clips, so only its direction can be compared with the small embedded model. Brackets
+are 95 % intervals; `table.md` beside every page (`outputs/reproduce/ARTEFACT/`) has the formula of each metric.
+
+A section whose verdicts give no p is older than these rules: yes/no measures, and intervals over its videos and clips
+without a correction, decided it, and its videos took 20 sampling steps in place of today's 10.
 
 On PocketScope all methods share one configuration (`configs/reproduce/pocket.yaml`). It was chosen with TAP on three of
 the motions (there and back, late start, back and forth) and these prompts; the other six motions took no part in the
@@ -96,4 +102,15 @@ def _claims(sections: dict[Key, str], order: list[Key]) -> str:
         ]
         if lines:
             lists.append(f"**{ruling.capitalize()}:**\n\n" + "\n".join(lines) + "\n")
-    return "## Claims\n\n" + "\n".join(lists) if lists else ""
+    return "## Claims\n\n" + "\n".join([_share_decided(found), *lists]) if lists else ""
+
+
+def _share_decided(found: list[tuple[re.Match, Key]]) -> str:
+    """How many of the paper's claims are decided, of those that could be."""
+    count = Counter(verdict["ruling"] for verdict, _ in found if verdict["whose"] == "paper")
+    decided, testable = count["confirmed"] + count["refuted"], sum(count[ruling] for ruling in RULINGS[:3])
+    left = count["not testable"] + count["not measured"]
+    return (
+        f"Of the paper's {testable} comparisons that could be tested, {decided} are decided "
+        f"({100 * decided / max(1, testable):.0f} %); {left} could not be tested or measured.\n"
+    )

@@ -17,9 +17,12 @@ from configs.schema import ROOT
 from data.clips import VIDEO_SUFFIXES
 from data.world import PATHS, REFERENCE_SEEDS, Scene, parse_prompt, reference_clip, render
 from infer.video import safe_name, write_video
-from scripts.artefacts.catalogue import TRUE_MOTION, WORDS_ALONE
+from models.backbones import kind_of_model
+from scripts.artefacts.variants import TRUE_MOTION, WORDS_ALONE
+from scripts.artefacts.verdict import Role
 
 POCKET = ROOT / "models" / "pocketscope"
+WORLD_RECIPES = {"unet": "pocket.yaml", "transformer": "pocket_dit.yaml"}  # the network's folder -> configuration
 EXAMPLES = ROOT / "data" / "examples"
 REAL_CLIPS = {  # example clip -> its caption, and the part of data/prompts/real.txt that asks for its kind of motion
     "car_turn": ("A car is running on the road.", "vehicle turning"),
@@ -28,12 +31,62 @@ REAL_CLIPS = {  # example clip -> its caption, and the part of data/prompts/real
     "zoom_out": ("A tent in front of pyramids in the desert.", "camera zooming out"),
 }
 
+WORLD_ROLES = {
+    "motion": Role("correlation", 0.1, ("timing_error", "motion_success")),
+    "appearance": Role("appearance_match", 0.02, ("shape_overlap", "appearance_accuracy")),
+    "leakage": Role("appearance_pull", 0.05, ("leakage",)),
+    "consistency": Role("frame_consistency", 0.05),
+}
+REAL_ROLES = {
+    "motion": Role("motion_fidelity", 0.1),
+    "appearance": Role("text_alignment", 0.5),
+    "leakage": Role("appearance_leakage", 0.5),
+    "consistency": Role("temporal_consistency", 0.5),
+}
+WORLD_COLUMNS = (
+    "motion_success",
+    "correlation",
+    "timing_error",
+    "appearance_match",
+    "appearance_accuracy",
+    "appearance_pull",
+    "leakage",
+    "frame_consistency",
+)
+WORLD_DETAILS = (  # a second table
+    "rmse",
+    "speed_error",
+    "shape_overlap",
+    "colour_error",
+    "background_error",
+    "background_noise",
+    "edge_error",
+    "flicker",
+    "colour_pull",
+    "ground_pull",
+    "pattern_pull",
+    "window_pull",
+)
+REAL_COLUMNS = (
+    "motion_fidelity",
+    "motion_fidelity_dmt_code",
+    "text_alignment",
+    "text_alignment_logits",
+    "viclip",
+    "pickscore",
+    "temporal_consistency",
+    "temporal_consistency_all_pairs",
+    "appearance_leakage",
+)
+NEXT_LOOK = 1000  # how far the seeds of a motion's reference clips are apart
+
 
 @dataclass(frozen=True)
 class MotionTask:
-    """One motion to learn: the configuration's data keys that name its clips, and the prompts it is sampled with.
+    """One motion to learn in one look: the configuration's data keys that name its clips, and prompts to sample.
 
-    `group` is what results are pooled over; `clip` is the first reference clip.
+    `group` is what results are pooled over; `clip` is the first reference clip; `look` counts the appearances in which
+    the motion is learned.
     """
 
     name: str
@@ -42,6 +95,12 @@ class MotionTask:
     prompts: tuple[str, ...]
     clip: Path
     several: bool = False  # the other clips lie beside the first
+    look: int = 0
+
+    @property
+    def reference(self) -> str:
+        """The motion, and which of its looks."""
+        return f"{self.name}, clip {self.look + 1}" if self.look else self.name
 
 
 class Testbed:
@@ -54,41 +113,13 @@ class Testbed:
 
     def __init__(self, model: Path, world: bool, folder: Path, clips: Path | None = None):
         self.model, self.world, self.clips = model, world, clips
-        self.config = ROOT / "configs" / "reproduce" / ("pocket.yaml" if world else "real.yaml")
+        recipe = WORLD_RECIPES[kind_of_model(model).FOLDER] if world else "real.yaml"
+        self.config = ROOT / "configs" / "reproduce" / recipe
         self.folder = folder / "references"
         self._written: list[Path] = []
         self._new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-        # the metric that a claim is decided by here, and by how much "no worse" may be worse
-        self.roles = (
-            {
-                "motion": ("correlation", 0.1),
-                "appearance": ("appearance_accuracy", 0.1),
-                "leakage": ("leakage", 0.1),
-                "consistency": ("frame_consistency", 0.05),
-            }
-            if world
-            else {
-                "motion": ("motion_fidelity", 0.1),
-                "appearance": ("text_alignment", 0.5),
-                "leakage": ("appearance_leakage", 0.5),
-                "consistency": ("temporal_consistency", 0.5),
-            }
-        )
-        self.columns = (
-            ("motion_success", "correlation", "rmse", "appearance_accuracy", "leakage", "frame_consistency")
-            if world
-            else (
-                "motion_fidelity",
-                "motion_fidelity_dmt_code",
-                "text_alignment",
-                "text_alignment_logits",
-                "viclip",
-                "pickscore",
-                "temporal_consistency",
-                "temporal_consistency_all_pairs",
-                "appearance_leakage",
-            )
-        )
+        self.roles = WORLD_ROLES if world else REAL_ROLES
+        self.columns, self.details = (WORLD_COLUMNS, WORLD_DETAILS) if world else (REAL_COLUMNS, ())
 
     @property
     def name(self) -> str:
@@ -112,21 +143,21 @@ class Testbed:
                 digest.update(file.read(edge))
         return digest.hexdigest()[:12]
 
-    def tasks(self, names: Sequence[str], several: bool, most: int | None = None) -> list[MotionTask]:
-        """The motions called `names` (of the toy world), or those of the example clips; at most `most`.
+    def tasks(self, names: Sequence[str], several: bool, most: int | None = None, looks: int = 1) -> list[MotionTask]:
+        """The motions called `names` (of the toy world) in `looks` appearances each, or those of the example clips.
 
-        With `several` every motion is learned from several clips. Raises UserError where there are none.
+        At most `most` motions; look by look, so that what is made first has a bit of everything. With `several` every
+        motion is learned from several clips. Raises UserError where there are none.
         """
         if self.world:
-            return [self._world(name, several) for name in names[:most]]
+            return [self._world(name, several, look) for look in range(looks) for name in names[:most]]
         found = self._several_real() if several else self._real()
         return found[:most]
 
-    def _world(self, motion: str, several: bool) -> MotionTask:
-        seeds = (
-            (1, 3, 6) if several else (REFERENCE_SEEDS[motion],)  # 1, 3, 6: window, pattern, three colours and shapes
-        )
-        folder = self.folder / (f"{motion}_few" if several else motion)
+    def _world(self, motion: str, several: bool, look: int) -> MotionTask:
+        first = (1, 3, 6) if several else (REFERENCE_SEEDS[motion],)  # 1, 3, 6: window, pattern, three colours, shapes
+        seeds = [seed + NEXT_LOOK * look for seed in first]
+        folder = self.folder / (f"{motion}_few{look or ''}" if several else motion)
         clips = [reference_clip(motion, seed) for seed in seeds]
         paths = []
         for seed, clip in zip(seeds, clips):
@@ -139,7 +170,9 @@ class Testbed:
                     unfinished.write_text(clip.prompt)
             paths.append(path)
         group, prompts = ("path", "pocket_paths.txt") if motion in PATHS else ("re-timing", "pocket.txt")
-        return MotionTask(motion, group, _data(paths, folder), prompt_list(prompts), paths[0], several)
+        listed = prompt_list(prompts)
+        turn = 5 * look % len(listed)  # other prompts come first in every look
+        return MotionTask(motion, group, _data(paths, folder), listed[turn:] + listed[:turn], paths[0], several, look)
 
     def discard(self) -> None:
         """Delete the reference clips that this testbed wrote, and the folders that held nothing else."""

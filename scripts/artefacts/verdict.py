@@ -1,12 +1,36 @@
-"""What the numbers say about a claim: a paired difference of two variants with its interval, and a ruling on it."""
+"""What the numbers say about claims: paired differences over trainings, and a ruling on each.
 
+All claims of an artefact are one family: Holm's correction keeps the chance of any wrong ruling at 5 %. A claim that
+the testbed leaves no room for is not testable: "moves no worse" than something that does not move, "leaks less" than
+something that does not leak.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from infer.measure.evaluation import ALL_DEFINITIONS
-from infer.measure.statistics import Estimate, difference
-from scripts.artefacts.catalogue import Claim
+from infer.measure.paired import MOST, PairedDifference, holm, paired_difference, trainings_needed
+from infer.measure.statistics import FEWEST_TRAININGS, LEVEL
+from scripts.artefacts.artefact import Claim
+from scripts.artefacts.variants import UNTOUCHED
 
-RULINGS = ("confirmed", "refuted", "not decided", "not measured")
+RULINGS = ("confirmed", "refuted", "not decided", "not testable", "not measured")
+Rows = Mapping[str, list[dict]]  # the measured videos of each variant
+
+
+@dataclass(frozen=True)
+class Role:
+    """What decides a claim about motion, appearance, leakage or consistency.
+
+    `metric` decides; `least` is the smallest difference that counts, and by how much "no worse" may be worse; the
+    metrics `beside` are printed with it.
+    """
+
+    metric: str
+    least: float
+    beside: tuple[str, ...] = ()
+    unit: str = "training"
+    inside: str = "videos"
 
 
 @dataclass(frozen=True)
@@ -19,42 +43,123 @@ class Verdict:
     words: str
 
 
-def rule(expect: str, found: Estimate, margin: float) -> str:
-    """The ruling on an expectation "more", "less", "not less" or "not more" of the difference `found`.
+@dataclass(frozen=True)
+class Question:
+    """A claim with the difference that was found for it, turned so that the claim says "above the edge"."""
 
-    "more" and "less" are confirmed when the whole interval is on that side of 0, and refuted when none of it is. The
-    other two allow `margin`: they are confirmed when the whole interval is above -margin (below +margin), and refuted
-    when none of it is.
-    """
-    sign = 1 if expect in ("more", "not less") else -1
-    low, high = sorted((sign * found.low, sign * found.high))
-    edge = -margin if expect.startswith("not") else 0.0
-    if not low < high:  # a single video has no interval, and videos that are all alike have an empty one
-        return "not decided"
-    if low > edge:
-        return "confirmed"
-    return "refuted" if high <= edge else "not decided"
+    claim: Claim
+    group: str
+    role: Role
+    found: PairedDifference
+    without_room: str | None = None  # why the testbed cannot decide it
+
+    @property
+    def least(self) -> float:
+        return self.role.least if self.claim.least is None else self.claim.least
+
+    @property
+    def edges(self) -> tuple[float, float]:
+        """The claim is confirmed above the first and refuted below the second."""
+        return (-self.least, -self.least) if self.claim.expect.startswith("not") else (0.0, self.least)
+
+    @property
+    def turned(self) -> PairedDifference:
+        return self.found if self.claim.expect in ("more", "not less") else self.found.turned()
+
+    @property
+    def chances(self) -> tuple[float, float]:
+        """p of confirming and of refuting it."""
+        confirm, refute = self.edges
+        return self.turned.p_above(confirm), self.turned.turned().p_above(-refute)
+
+    def needed(self, level: float) -> str:
+        """In words, how many trainings would decide it at this level, by the difference and the spread seen."""
+        confirm, refute = self.edges
+        reach = max(self.turned.value - confirm, refute - self.turned.value)  # to the nearer ruling
+        found = trainings_needed(self.turned.spread, reach, level) if reach > 0 else None
+        unit = f"{self.role.unit}s"
+        return f"about {max(found, self.found.trainings + 1)} {unit}" if found else f"more than {MOST} {unit}"
 
 
-def judge(claim: Claim, group: str, rows: dict[str, list[dict]], roles: dict[str, tuple[str, float]]) -> Verdict:
-    """`rows` are the measured videos of each variant; `roles` maps a claim's role to (metric, margin)."""
-    if claim.role not in roles:
+def judge(asked: Iterable[tuple[Claim, str, Rows]], roles: Mapping[str, Role]) -> list[Verdict]:
+    """The verdicts of one artefact, corrected for their number: every (claim, group of videos, its rows) asked."""
+    found = [(_question(claim, group, rows, roles), rows) for claim, group, rows in asked]
+    family = [one for one, _ in found if isinstance(one, Question) and one.without_room is None]
+    thresholds = dict(zip(map(id, family), holm([min(one.chances) for one in family])))
+    return [
+        one if isinstance(one, Verdict) else _verdict(one, rows, thresholds.get(id(one)), len(family))
+        for one, rows in found
+    ]
+
+
+def _question(claim: Claim, group: str, rows: Rows, roles: Mapping[str, Role]) -> Question | Verdict:
+    role = roles.get(claim.role)
+    if role is None:
         return Verdict(claim, group, "not measured", f"{claim.role} has no measure on this testbed")
-    metric, margin = roles[claim.role]
-    one, other = (_by_video(rows.get(name, []), metric) for name in (claim.one, claim.other))
-    found = difference(one, other, clip_of=lambda video: video[0])
+    found = _difference(rows, claim.one, claim.other, role.metric)
     if found is None:
-        return Verdict(claim, group, "not measured", f"no {ALL_DEFINITIONS[metric].title} of both variants")
-    means = [sum(values.values()) / len(values) for values in (one, other)]
-    margin = margin if claim.margin is None else claim.margin
-    ruling = rule(claim.expect, found, margin)
-    allowed = f", allowing {margin:g}" if claim.expect.startswith("not") else ""
-    words = (
-        f"{ALL_DEFINITIONS[metric].title} {means[0]:.2f} against {means[1]:.2f}, difference {found.value:+.2f} "
-        f"[{found.low:+.2f}, {found.high:+.2f}] over {found.n} pairs of videos, "
-        f"{_counted(len({video[0] for video in one}), 'reference clip')}{allowed}"
+        return Verdict(claim, group, "not measured", f"no {_title(role.metric)} of both variants")
+    question = Question(claim, group, role, found)
+    if found.trainings < FEWEST_TRAININGS:
+        words = (
+            f"{_numbers(question, rows)}; {_counted(found.trainings, 'training')} of each: too few for an interval, "
+            f"make {FEWEST_TRAININGS} or more (--looks, --trainings)"
+        )
+        return Verdict(claim, group, "not decided", words)
+    return Question(claim, group, role, found, _without_room(question, rows))
+
+
+def _without_room(question: Question, rows: Rows) -> str | None:
+    """Why the claim cannot be tested: what it compares with does not move, or does not leak."""
+    claim, metric = question.claim, question.role.metric
+    if question.turned.p_above(max(0.0, question.edges[0])) < 1 - LEVEL:
+        return None  # better by itself, whatever the other does
+    if claim.role == "motion" and claim.expect == "not less" and claim.other != UNTOUCHED.name:
+        moved = _difference(rows, claim.other, UNTOUCHED.name, metric)
+        if moved is None or moved.p_above(0.0) >= 1 - LEVEL:
+            seen = "has no videos" if moved is None else f"differs by {_interval(moved)}"
+            return f"{claim.other} does not move like the reference either: the {UNTOUCHED.name} {seen}"
+    if claim.role == "leakage" and claim.expect == "less":
+        values = _by_video(rows[claim.other], metric)
+        level = paired_difference(values, dict.fromkeys(values, 0.0), _training_of)
+        if level.interval()[1] < question.least:
+            return f"{claim.other} leaks less than {question.least:g} itself, {_interval(level)}"
+    return None
+
+
+def _verdict(question: Question, rows: Rows, threshold: float | None, family: int) -> Verdict:
+    claim, words = question.claim, _numbers(question, rows)
+    if threshold is None:
+        return Verdict(claim, question.group, "not testable", f"{words}; {question.without_room}")
+    confirm, refute = question.chances
+    words += f"; p {min(confirm, refute):.2g}, Holm over {_counted(family, 'claim')}"
+    if confirm < threshold:
+        small = not claim.expect.startswith("not") and question.turned.interval()[1] < question.least
+        words += f"; smaller than {question.least:g}, the least that counts" if small else ""
+        return Verdict(claim, question.group, "confirmed", words)
+    if refute < threshold:
+        if not claim.expect.startswith("not"):
+            words += f"; less than {question.least:g} that way"
+        return Verdict(claim, question.group, "refuted", words)
+    needed = question.needed(1 - (1 - LEVEL) / family)  # whatever Holm's rank of the claim
+    return Verdict(claim, question.group, "not decided", f"{words}; {needed} of each would decide it")
+
+
+def _numbers(question: Question, rows: Rows) -> str:
+    claim, role, found = question.claim, question.role, question.found
+    allowed = f", allowing {question.least:g}" if claim.expect.startswith("not") else ""
+    beside = [
+        f"{_title(name)} {also.one:.2f} against {also.other:.2f}"
+        for name in role.beside
+        if (also := _difference(rows, claim.one, claim.other, name))
+    ]
+    return "; ".join(
+        [
+            f"{_title(role.metric)} {found.one:.3f} against {found.other:.3f}, difference {_interval(found)} over "
+            f"{_counted(found.trainings, role.unit)} with {found.pairs} pairs of {role.inside}{allowed}",
+            *beside,
+        ]
     )
-    return Verdict(claim, group, ruling, words)
 
 
 def conclude(verdicts: list[Verdict], smoke: bool) -> str:
@@ -67,13 +172,27 @@ def conclude(verdicts: list[Verdict], smoke: bool) -> str:
     return f"SMOKE RUN, its numbers say nothing. {sentence}" if smoke else sentence
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _interval(found: PairedDifference) -> str:
+    low, high = found.interval()
+    return f"{found.value:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low == low else "")
+
+
+def _difference(rows: Rows, one: str, other: str, metric: str) -> PairedDifference | None:
+    return paired_difference(_by_video(rows.get(one, []), metric), _by_video(rows.get(other, []), metric), _training_of)
+
+
+def _training_of(video: tuple) -> str:
+    return video[0]
 
 
 def _by_video(rows: list[dict], metric: str) -> dict[tuple, float]:
-    return {
-        (row["reference"], row["run"], row["prompt"], row["seed"]): row[metric]
-        for row in rows
-        if row.get(metric) is not None
-    }
+    """(run, prompt, seed) -> value; a run is a training's reference clip and seed, the same for every variant."""
+    return {(row["run"], row["prompt"], row["seed"]): row[metric] for row in rows if row.get(metric) is not None}
+
+
+def _title(metric: str) -> str:
+    return ALL_DEFINITIONS[metric].title if metric in ALL_DEFINITIONS else metric
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

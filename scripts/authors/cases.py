@@ -20,10 +20,11 @@ from infer.inversion import ddim_invert, make_inverse
 from infer.noise import blend
 from infer.sampler import guide, sample
 from models import methods
+from models.backbones.unet3d import PRESETS
 from models.files.checkpoint import load_checkpoint
 from models.highway import HighwaySettings, attach_highway
 from models.hooks import bypass_single_frames
-from models.lora import PRESETS, active, add_adapter, targets
+from models.lora import active, add_adapter, targets
 from models.merge import merge
 from scripts.authors.reference import ReferenceFile, Row
 
@@ -161,7 +162,7 @@ def inversion_case(ref: ReferenceFile) -> Iterator[Row]:
             ours = blend(data[f"inv{lengths[-1]}"], data["mix_noise"], prior=float(match[1]))
             yield ref.row(key, ours, EXACT, relative=True)
         elif match := re.fullmatch(r"inv(\d+)_infer_unet_ah", key):
-            with attach_highway(backbone.unet, "release", beta=1.0):
+            with attach_highway(backbone.network, "release", beta=1.0):
                 yield ref.row(key, invert(int(match[1])), LATENTS, relative=True)
 
 
@@ -179,7 +180,7 @@ def infer_case(ref: ReferenceFile) -> Iterator[Row]:
     wanted, data = SimpleNamespace(**ref.settings()["defaults"]), ref.data
     backbone = ref.backbone(ref.pipeline(wanted.model))
     folder = ref.find(wanted.checkpoint_folder, Path(wanted.checkpoint_folder).name)
-    checkpoint = load_checkpoint(folder, wanted.checkpoint_index, unet=backbone.unet)
+    checkpoint = load_checkpoint(folder, wanted.checkpoint_index, unet=backbone.network)
     guided = wanted.guidance_scale > 1  # as in diffusers; without guidance there is no half for the negative prompt
     text = data["prompt_embeds"]
     negative, text = text.chunk(2) if guided else (text, text)
@@ -194,10 +195,10 @@ def infer_case(ref: ReferenceFile) -> Iterator[Row]:
     seen, first = [], []
     freeu = [float(s) for s in wanted.freeu.strip("[]").split(",")] if isinstance(wanted.freeu, str) else wanted.freeu
     with methods.customize(
-        backbone.unet, [(checkpoint, wanted.lora_scale)], highway=HighwaySettings("release", 1.0, tuple(freeu))
+        backbone.network, [(checkpoint, wanted.lora_scale)], highway=HighwaySettings("release", 1.0, tuple(freeu))
     ):
         denoise = guide(backbone.predict, text, negative, scale=wanted.guidance_scale if guided else 1.0)
-        hook = backbone.unet.register_forward_pre_hook(lambda _, args: first.append(args[0]))
+        hook = backbone.network.register_forward_pre_hook(lambda _, args: first.append(args[0]))
         latents = sample(denoise, backbone.scheduler, start, steps=wanted.num_steps, on_timestep=seen.append)
         hook.remove()
     if "timesteps" in data:

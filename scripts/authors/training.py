@@ -13,9 +13,10 @@ from diffusers import DDIMScheduler
 from configs.errors import UserError
 from models import methods
 from models.backbone import predictor
+from models.backbones.unet3d import PRESETS
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames
-from models.lora import PRESETS, add_adapter, targets
+from models.lora import add_adapter, targets
 from models.training.objective import Draw
 from models.training.optimizer import DualPathOptimizer
 from scripts.authors.cases import UNGUARDED, adapt
@@ -90,7 +91,7 @@ def trace_case(ref: ReferenceFile) -> Iterator[Row]:
     """A short training run: the losses of every step, then the weights at the stored checkpoints."""
     wanted, data = ref.settings(), ref.data
     backbone = ref.backbone(ref.pipeline(fits=lambda unet: bool(fitting_presets(ref, unet, "temporal"))))
-    unet = backbone.unet.train(not wanted.get("eval_train", True))
+    unet = backbone.network.train(not wanted.get("eval_train", True))
     bypass_single_frames(unet, () if wanted.get("gradient_checkpointing", False) else UNGUARDED)
     method = methods.Method(unet, starting_adapter(ref, unet, "temporal"), [starting_adapter(ref, unet, "spatial")])
     beta1, beta2 = wanted["betas"]

@@ -27,6 +27,7 @@ WHEN = {
     "value": "a probe, likewise",
     "out": "a probe, likewise",
     "ff": "a probe, likewise",
+    "value_out_ff": "a probe: all that SMRABooth adapts on a transformer",
     "qk_out": "what tap and release adapt, together, where either is too weak",
 }
 HEADER = [

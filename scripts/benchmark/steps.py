@@ -14,7 +14,8 @@ from configs import schema
 from infer.inversion import ddim_invert
 from infer.sampler import guide, sample
 from models import lora, methods
-from models.backbone import ZEROSCOPE, Backbone, predictor
+from models.backbone import Backbone, predictor
+from models.backbones.unet3d import ZEROSCOPE
 from models.compiled import compile_layers
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.lean import attach_lean

@@ -8,6 +8,7 @@ from configs.errors import UserError, printable, shown
 from models.backbone import skeleton
 from models.files import release
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from models.files.dialects import FILE as DIALECT_FILE
 from models.files.diffusers import DIFFUSERS_FILE
 from models.files.modelspec import PREFIXES, THUMBNAIL
 from models.files.peft import ADAPTER_FILE
@@ -28,10 +29,10 @@ def _facts(path: Path, model: str | None) -> list[str]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if (path / "model_index.json").is_file():
-        return ["pipeline folder", f"U-Net: {release.architecture(skeleton(path))}"]
+        return ["pipeline folder", release.architecture(skeleton(path))]
     if path.suffix == ".pt" and path.name != release.EMBEDDINGS_FILE:
         return _inspect_pickle(path, model)
-    if path.is_file() or (path / ADAPTER_FILE).is_file() or (path / DIFFUSERS_FILE).is_file():
+    if path.is_file() or any((path / name).is_file() for name in (ADAPTER_FILE, DIFFUSERS_FILE, DIALECT_FILE)):
         return _describe(read(path, None, model))
     found = list_checkpoints(path)
     if not found:

@@ -1,4 +1,4 @@
-"""Any adapter file or folder as one Checkpoint: ours, PEFT's, diffusers', and those of three releases."""
+"""Any adapter file or folder as one Checkpoint: ours, PEFT's, diffusers', Wan's dialects, and three releases'."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from models import lora
 from models.backbone import skeleton
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint
+from models.files.dialects import FILE as DIALECT_FILE
+from models.files.dialects import read_dialect
 from models.files.diffusers import DIFFUSERS_FILE, read_diffusers, read_peft
 from models.files.peft import ADAPTER_FILE
 
@@ -21,8 +23,13 @@ def read(source: Path, index: int | None = None, model: str | None = None, prese
         return read_diffusers(source)
     if source.name == ADAPTER_FILE or (source / ADAPTER_FILE).is_file():
         return read_peft(source.parent if source.is_file() else source)
+    if source.suffix == ".safetensors" or (source / DIALECT_FILE).is_file():
+        if (checkpoint := read_dialect(source)) is not None:
+            return checkpoint
     if source.is_file():
-        raise UserError(f"{source}: expected a .pt, {ADAPTER_FILE} or {DIFFUSERS_FILE}")
+        raise UserError(
+            f"{source}: expected a .pt, {ADAPTER_FILE}, {DIFFUSERS_FILE}, or a LoRA file of ComfyUI or musubi-tuner"
+        )
     nameless = any(source.glob("**/lora/*_unet.pt"))
     unet = skeleton(model) if nameless or model else None
     return load_checkpoint(source, index, preset=preset, unet=unet)

@@ -15,8 +15,10 @@ from configs.files import atomic_path, check_writable, sweep
 from configs.plain import dump_yaml, shown_error
 from data.cache import read_cached
 from models.backbone import UNLOADABLE, Backbone, skeleton
+from models.backbones import kind_of_model
 from models.files import release
 from models.files.checkpoint import Checkpoint, save_checkpoint
+from models.files.dialects import DIALECTS, write_dialect
 from models.files.diffusers import header_of, write_diffusers, write_peft
 from models.files.pipeline import check_pipeline
 from models.files.tensors import REAL, read_pickle
@@ -37,6 +39,8 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
             f"{source}: its layers have no names and release and tap have the same shapes: name it with"
             " --preset release (what the authors' code trains) or --preset tap"
         )
+    if checkpoint.preset == "tap_pure" and kind in ("diffusers", "comfyui", "musubi", "merged"):
+        _note("tap_pure takes QK-norm from the base model, which other programs do not: there it acts as tap_temporal")
     _refuse_existing(out)
     check_writable(out.parent)
     sweep(out.parent)
@@ -55,9 +59,9 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
         else:
             part.mkdir()
             folder = part / f"checkpoint-{checkpoint.index}" if kind == "release" else part
-            {"peft": write_peft, "diffusers": write_diffusers, "release": partial(_write_release, model)}[kind](
-                checkpoint, folder
-            )
+            writers = {name: partial(write_dialect, name) for name in DIALECTS}
+            writers |= {"peft": write_peft, "diffusers": write_diffusers, "release": partial(_write_release, model)}
+            writers[kind](checkpoint, folder)
         _write_cache(cache, part / CACHE)
     return out / f"checkpoint-{checkpoint.index}" if run else out
 
@@ -154,15 +158,16 @@ def _write_merged(checkpoint: Checkpoint, part: Path, model: str | None) -> None
     folder = _model_of(checkpoint, model)
     if folder is None or not Path(folder).is_dir():
         raise UserError("merged: needs the folder of the pipeline to merge into: give it with --model")
-    backbone = Backbone.load(folder, _stored_dtype(Path(folder) / "unet"))
-    merge(backbone.unet, checkpoint.motion, 1.0, checkpoint.scale)
-    shutil.copytree(folder, part, ignore=lambda path, names: ["unet"] if Path(path) == Path(folder) else [])
-    backbone.unet.save_pretrained(part / "unet")
+    network = kind_of_model(folder).FOLDER
+    backbone = Backbone.load(folder, _stored_dtype(Path(folder) / network))
+    merge(backbone.network, checkpoint.motion, 1.0, checkpoint.scale)
+    shutil.copytree(folder, part, ignore=lambda path, names: [network] if Path(path) == Path(folder) else [])
+    backbone.network.save_pretrained(part / network)
 
 
-def _stored_dtype(unet: Path) -> torch.dtype:
-    """The type the U-Net's weights have on disk, which a merged model keeps."""
-    for path in [*unet.glob("*.safetensors"), *unet.glob("*.bin")]:
+def _stored_dtype(network: Path) -> torch.dtype:
+    """The type the network's weights have on disk, which a merged model keeps."""
+    for path in [*network.glob("*.safetensors"), *network.glob("*.bin")]:
         if path.suffix == ".bin":
             content = read_pickle(path)
             first = next(iter(content.values()), None) if isinstance(content, dict) else None
@@ -176,7 +181,7 @@ def _stored_dtype(unet: Path) -> torch.dtype:
         if not isinstance(first, torch.Tensor) or first.dtype not in REAL:
             raise UserError(f"{path}: holds no weights of real numbers; give the folder of a complete pipeline")
         return first.dtype
-    raise UserError(f"{unet}: no weights there; give the folder of a complete pipeline")
+    raise UserError(f"{network}: no weights there; give the folder of a complete pipeline")
 
 
 def _note(text: str) -> None:

@@ -1,0 +1,71 @@
+"""The kinds of backbone: all that tells a 3-D U-Net from a diffusion transformer, one file each with the same names.
+
+    NAME, PIPELINE           words for messages; the class that a folder's model_index.json names
+    NETWORK, FOLDER, SECOND  class of the denoising network, its folder, and that of a second one (Wan 2.2)
+    PARTS                    folder -> class of every part of the pipeline
+    SETTINGS                 folder -> file with its settings and what they must be
+    PRESETS, MOTION_BLOCK, APPEARANCE_BLOCK    layers that a preset adapts in a block; which blocks learn what
+    MOTION, APPEARANCE, EXPECTED, WORDS        those blocks and such a model in words
+    NATIVE, defaults         how the model samples, and configuration values, where nobody says otherwise
+    ATTENTION                diffusers' processor for PyTorch's own attention
+    HEAD_PRESETS, PURE_NORM, SPATIAL_APPEARANCE, DIFFERENCE_LOSS    presets with a behaviour of their own
+    IN_PLACE_OF_SKIPS        what a network without skip connections has in place of the highway, in words
+    parts, load_options, boundary_of, contradiction, prepare, predictor, architecture, count_blocks, in_range
+    text_width, text_length, vae_factor, sides, snap, sequences, latent_frames
+    encode_video, encode_stills, decode_video, encode_text, clean
+
+Everything else asks here and does not know which kind it has. Latents are [b c f h w], videos uint8 [f c h w].
+"""
+
+from pathlib import Path
+from types import ModuleType
+
+from diffusers import DiffusionPipeline
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from configs.layers import is_hub_id
+from configs.plain import read_json
+from models.backbones import unet3d, wan
+
+KINDS = (unet3d, wan)
+PRESETS = tuple(dict.fromkeys(name for kind in KINDS for name in kind.PRESETS))  # of any kind
+
+
+def kind_of(network: nn.Module) -> ModuleType:
+    """The kind of a denoising network; the U-Net's, whose messages say what is missing, for anything else."""
+    return next((kind for kind in KINDS if isinstance(network, kind.NETWORK)), unet3d)
+
+
+def kind_of_model(model: str | Path | None) -> ModuleType:
+    """The kind of a pipeline folder, of a network's own folder, or of a hub id; the U-Net's where nothing says."""
+    if model is None:
+        return unet3d
+    folder = Path(model)
+    if folder.is_dir():
+        files = (folder / "model_index.json", folder / "config.json")
+        found = next((read_json(file) for file in files if file.is_file()), {})
+    elif is_hub_id(str(model)):
+        try:
+            found = DiffusionPipeline.load_config(str(model))
+        except (OSError, ValueError):  # whoever loads it words this
+            found = {}
+    else:
+        found = {}
+    name = found.get("_class_name") if isinstance(found, dict) else None
+    return next((kind for kind in KINDS if name in (kind.PIPELINE, kind.NETWORK.__name__)), unet3d)
+
+
+def architecture(network: nn.Module) -> str:
+    """The numbers that decide whether a checkpoint fits a network, as a short text that opens with its kind."""
+    kind = kind_of(network)
+    return f"{kind.NAME} of {kind.architecture(network)}"
+
+
+def settled(cfg: DictConfig, model: str | Path) -> DictConfig:
+    """`cfg` with the model's own values for keys that nobody chose; the configuration passed in is not changed."""
+    cfg = OmegaConf.create(cfg)
+    for key, value in kind_of_model(model).defaults(model).items():
+        if key not in cfg.chosen:
+            OmegaConf.update(cfg, key, value)
+    return cfg

@@ -1,0 +1,336 @@
+"""Wan's diffusion transformer, with its causal VAE and UMT5's text encoder; also PocketScope-DiT, which has its layout.
+
+A clip is one sequence of tokens [f h w], and every block attends over all of it: self-attention `attn1` carries both
+appearance and motion, `attn2` reads the prompt. A clip of one latent frame is the appearance pass; nothing has to be
+bypassed. Wan's VAE turns 4n+1 frames into n+1 latents; one without temporal compression (PocketScope-DiT's) codes each
+frame on its own. Wan 2.2 has two experts: `transformer` for high noise, which decides the motion, and `transformer_2`
+below the timestep that `boundary_ratio` names.
+"""
+
+import html
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import nn
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from configs.checks import flag, listed, maybe, real, text, whole
+from configs.errors import UserError
+from configs.plain import read_json
+
+NAME, PIPELINE = "diffusion transformer", "WanPipeline"
+NETWORK, FOLDER, SECOND = WanTransformer3DModel, "transformer", "transformer_2"
+WORDS = "a Wan folder (WanPipeline)"
+SCHEDULERS = (UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler)
+PARTS = {
+    "transformer": WanTransformer3DModel,
+    "vae": AutoencoderKLWan,
+    "text_encoder": UMT5EncoderModel,
+    "tokenizer": AutoTokenizer,
+    "scheduler": UniPCMultistepScheduler,
+}
+ATTENTION = WanAttnProcessor
+IN_PLACE_OF_SKIPS = (
+    "appearance_highway.scope=value (Values from the model without its LoRAs), block_range (motion in the first blocks"
+    " only), pli_threshold (the plain model finishes the sampling)"
+)
+LONGEST_PROMPT = 512  # tokens, of every published Wan
+NATIVE = {  # Wan 2.1's own example
+    "width": 832,
+    "height": 480,
+    "num_frames": 81,
+    "num_steps": 50,
+    "solver": "unipc",
+    "guidance_scale": 5.0,
+    "noise_prior": 0.0,
+    "fps": 16,
+    "precision": "bf16",
+}
+DEFAULTS = {"validation_data.solver": "unipc", "validation_data.noise_prior": 0.0, "appearance_highway.use": "off"}
+
+_QUERY_KEY, _VALUE, _OUT = ("attn1.to_q", "attn1.to_k"), ("attn1.to_v",), ("attn1.to_out.0",)
+_FEED_FORWARD = ("ffn.net.0.proj", "ffn.net.2")
+
+# What each preset adapts inside one block. The cross-attention to the prompt is left alone by all of them.
+PRESETS: dict[str, tuple[str, ...]] = {
+    "tap": _QUERY_KEY,
+    "tap_key": _QUERY_KEY[1:],
+    "release": (*_QUERY_KEY[1:], *_OUT),
+    "motiondirector": (*_QUERY_KEY, *_VALUE, *_OUT, *_FEED_FORWARD),
+    "query": _QUERY_KEY[:1],
+    "value": _VALUE,
+    "out": _OUT,
+    "ff": _FEED_FORWARD,
+    "qk_out": (*_QUERY_KEY, *_OUT),
+    "value_out_ff": (*_VALUE, *_OUT, *_FEED_FORWARD),  # where SMRABooth says that motion lives
+    "tap_temporal": _QUERY_KEY,
+    "tap_pure": _QUERY_KEY,
+    "effivmt": (*_QUERY_KEY, *_VALUE),
+    "appearance": (*_QUERY_KEY, *_VALUE, *_OUT, *_FEED_FORWARD),
+}
+HEAD_PRESETS = ("tap_temporal", "tap_pure", "effivmt")  # adapt the rows of temporal heads only (models/heads.py)
+PURE_NORM = ("tap_pure",)  # ... with QK-norm taken from the base model's queries and keys
+SPATIAL_APPEARANCE = DIFFERENCE_LOSS = ("effivmt",)  # appearance in spatial heads; the frame-difference loss
+MOTION = APPEARANCE = "blocks"
+EXPECTED = "blocks.0.attn1"
+MOTION_BLOCK = APPEARANCE_BLOCK = re.compile(r"blocks\.\d+")
+
+_size, _count, _timesteps = whole(1, 65_536), whole(1, 256), 1000
+_numbers = listed(real(-1e3, 1e3), 1, 1024)
+SETTINGS = {  # part -> the file with its settings, and what they must be
+    "transformer": (
+        "config.json",
+        {
+            "patch_size": listed(whole(1, 16), 3, 3),
+            "num_attention_heads": _count,
+            "attention_head_dim": whole(2, 4096, 2),
+            "in_channels": _size,
+            "out_channels": _size,
+            "text_dim": _size,
+            "freq_dim": _size,
+            "ffn_dim": whole(1, 10**6),
+            "num_layers": _count,
+            "cross_attn_norm": flag,
+            "qk_norm": text(choices=("rms_norm_across_heads",)),
+            "eps": real(above=0, high=1),
+            "added_kv_proj_dim": maybe(_size),
+            "image_dim": maybe(_size),
+            "rope_max_seq_len": _size,
+        },
+    ),
+    "vae": (
+        "config.json",
+        {
+            "base_dim": _size,
+            "z_dim": _size,
+            "dim_mult": listed(whole(1, 64), 1, 8),
+            "num_res_blocks": whole(1, 64),
+            "temperal_downsample": listed(flag, 0, 8),
+            "latents_mean": _numbers,
+            "latents_std": listed(real(above=0, high=1e3), 1, 1024),
+            "in_channels": whole(3, 12),
+            "out_channels": whole(3, 12),
+            "patch_size": maybe(whole(1, 16)),
+            "scale_factor_temporal": whole(1, 64),
+            "scale_factor_spatial": whole(1, 64),
+        },
+    ),
+    "text_encoder": (
+        "config.json",
+        {
+            "d_model": _size,
+            "d_kv": _size,
+            "d_ff": whole(1, 10**6),
+            "num_layers": _count,
+            "num_heads": _count,
+            "vocab_size": whole(1, 10**7),
+        },
+    ),
+    "tokenizer": ("tokenizer_config.json", {"model_max_length": real(2, 1e31)}),
+    "scheduler": (
+        "scheduler_config.json",
+        {
+            "_class_name": text(choices=tuple(kind.__name__ for kind in SCHEDULERS)),
+            "num_train_timesteps": whole(_timesteps, _timesteps),
+            "flow_shift": real(above=0, high=1000),
+            "shift": real(above=0, high=1000),
+            "prediction_type": text(choices=("flow_prediction",)),
+            "use_flow_sigmas": flag,
+        },
+    ),
+}
+NEEDED = {"transformer": ("num_attention_heads", "attention_head_dim", "num_layers"), "vae": ("z_dim",)}
+
+
+def contradiction(settings: dict) -> str | None:
+    """What is wrong with settings of the network that are fine alone and not together, None when nothing is."""
+    if settings.get("image_dim") is not None or settings.get("added_kv_proj_dim") is not None:
+        return "image_dim is set, so it is an image-to-video model, and only text-to-video models are read"
+    return None
+
+
+def load_options(dtype: torch.dtype) -> dict[str, dict]:
+    """What each part's `from_pretrained` gets; the VAE stays in fp32, as Wan's authors run it."""
+    network = {"torch_dtype": dtype}
+    return {
+        "transformer": network,
+        SECOND: network,
+        "vae": {"torch_dtype": torch.float32},
+        "text_encoder": {"dtype": dtype, "ignore_mismatched_sizes": True},  # whoever loads it sees the sizes
+    }
+
+
+def parts(path: str | Path) -> dict[str, type]:
+    """Part -> class, of this folder: with Wan 2.2's second expert, and the scheduler that its settings name.
+
+    Raises UserError where the index names a boundary between two experts and the second is not there.
+    """
+    folder, found = Path(path), dict(PARTS)
+    settings = folder / "scheduler" / "scheduler_config.json"
+    if settings.is_file():
+        name = read_json(settings).get("_class_name")
+        found["scheduler"] = next((kind for kind in SCHEDULERS if kind.__name__ == name), UniPCMultistepScheduler)
+    if (boundary := boundary_of(path)) is not None:
+        if not (folder / SECOND).is_dir():
+            raise UserError(
+                f"model: {path} has no {SECOND}, the expert for timesteps below {1000 * boundary:g} that its index "
+                "asks for; download the whole folder again"
+            )
+        found[SECOND] = WanTransformer3DModel
+    return found
+
+
+def defaults(path: str | Path) -> dict[str, object]:
+    """Configuration values of such a model where nobody chose others; Wan 2.2 learns in its first expert's range."""
+    boundary = boundary_of(path)
+    return DEFAULTS if boundary is None else DEFAULTS | {"min_timestep": round(1000 * boundary)}
+
+
+def boundary_of(path: str | Path) -> float | None:
+    """Wan 2.2's boundary between its experts, as a share of the timesteps; None for a model with one expert."""
+    index = Path(path) / "model_index.json"
+    found = read_json(index).get("boundary_ratio") if index.is_file() else None
+    return float(found) if isinstance(found, int | float) and 0 < found < 1 else None
+
+
+def prepare(network: nn.Module, vae: nn.Module | None = None) -> None:
+    """Tiles for the VAE of a large model; nothing to bypass, since a single frame is a clip of one latent."""
+    if vae is not None and vae.config.scale_factor_temporal > 1:
+        vae.enable_tiling()
+
+
+def predictor(network: nn.Module, second: nn.Module | None = None, boundary: float | None = None):
+    """See `models.backbone.predictor`. `second` is the expert for timesteps below 1000 * `boundary`."""
+    dtype = network.dtype
+
+    def predict(z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        timestep = timestep.expand(len(z_t))
+        expert = network if second is None or timestep[0] >= 1000 * boundary else second
+        return expert(z_t.to(dtype), timestep, text.to(dtype)).sample.float()
+
+    return predict
+
+
+def architecture(network: nn.Module) -> str:
+    """The numbers that decide whether a checkpoint fits."""
+    config = network.config
+    return (
+        f"{config.num_layers} layers, {config.num_attention_heads} heads of {config.attention_head_dim}, feed-forward"
+        f" {config.ffn_dim}, text {config.text_dim}"
+    )
+
+
+def count_blocks(layers: Iterable[str]) -> int:
+    """How many blocks the named layers lie in."""
+    return len({".".join(name.split(".")[:2]) for name in layers})
+
+
+def in_range(network: nn.Module, name: str, block_range: Sequence[float]) -> bool:
+    """Whether a layer lies in the blocks between two shares of the depth, [first, last]."""
+    place, first, last = int(name.split(".")[1]), *(share * network.config.num_layers for share in block_range)
+    return int(first) <= place < math.ceil(last)
+
+
+def text_width(network: nn.Module) -> int:
+    return network.config.text_dim
+
+
+def text_length(tokenizer=None) -> int:
+    """Tokens of every prompt, at most Wan's 512."""
+    return min(LONGEST_PROMPT, tokenizer.model_max_length) if tokenizer else LONGEST_PROMPT
+
+
+def sequences(height: int, width: int) -> int:
+    """How many sequences attention takes for one video: the video is one."""
+    return 1
+
+
+def vae_factor(vae_config) -> int:
+    """Pixels per latent pixel."""
+    return vae_config["scale_factor_spatial"]
+
+
+def sides(network_config, vae_config) -> int:
+    """What width and height in pixels must be multiples of: a patch of latents."""
+    return vae_factor(vae_config) * max(network_config["patch_size"][1:])
+
+
+snap = sides
+
+
+def latent_frames(frames: int, vae_config) -> int:
+    """Latents of a clip of so many frames, 1 + (frames - 1) / 4 for Wan. Raises UserError for a length in between."""
+    factor = vae_config["scale_factor_temporal"]
+    if (frames - 1) % factor:
+        lower = (frames - 1) // factor * factor + 1
+        nearest = lower if frames - lower < factor / 2 else lower + factor
+        raise UserError(
+            f"frames: {frames} cannot be encoded, this model's VAE takes {factor}n+1; use {nearest} frames "
+            "(train_data.n_sample_frames, or --num-frames)"
+        )
+    return 1 + (frames - 1) // factor
+
+
+def _normal(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation [1 c 1 1 1] of the latents, from the VAE's configuration."""
+    mean, std = (torch.tensor(vae.config[f"latents_{name}"]).to(latents) for name in ("mean", "std"))
+    return mean[None, :, None, None, None], std[None, :, None, None, None]
+
+
+def _encode(vae: nn.Module, clips: torch.Tensor) -> torch.Tensor:
+    """-1..1 [b c f h w] -> normal latents fp32 [b c f h w], the mode of the posterior."""
+    latents = vae.encode(clips.to(vae.dtype)).latent_dist.mode().float()
+    mean, std = _normal(vae, latents)
+    return (latents - mean) / std
+
+
+@torch.no_grad()
+def encode_video(vae: nn.Module, frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 [f c h w] -> normal latents fp32 [1 c f h/8 w/8]; see `latent_frames` for the length.
+
+    Without temporal compression frames are encoded one by one: the stock class reads one frame and then fours, and
+    would drop what is left over.
+    """
+    pixels = frames.to(device).float() / 127.5 - 1
+    latent_frames(len(frames), vae.config)
+    if vae.config.scale_factor_temporal == 1:
+        latents = torch.cat([_encode(vae, frame[None, :, None]) for frame in pixels], dim=2)
+    else:
+        latents = _encode(vae, pixels.movedim(0, 1)[None])
+    return latents
+
+
+@torch.no_grad()
+def encode_stills(vae: nn.Module, frames: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+    """Single frames as latents of their own [1 c f h w], one for each latent of the clip; None where those are it.
+
+    A latent of Wan's VAE holds four frames and means little alone, while a single frame is what the first one holds.
+    """
+    factor = vae.config.scale_factor_temporal
+    if factor == 1:
+        return None
+    return torch.cat([encode_video(vae, frame[None], device) for frame in frames[::factor]], dim=2)
+
+
+@torch.no_grad()
+def decode_video(vae: nn.Module, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Normal latents [1 c f h w] -> fp32 [f c h w] in -1..1."""
+    latents = latents.to(device).float()
+    mean, std = _normal(vae, latents)
+    return vae.decode((latents * std + mean).to(vae.dtype)).sample[0].float().movedim(1, 0)
+
+
+@torch.no_grad()
+def encode_text(text_encoder: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Token ids and mask [1 n] of one prompt -> embedding fp32 [1 n d], zero at the padding as stock WanPipeline's."""
+    return text_encoder(ids, mask).last_hidden_state.float() * mask.unsqueeze(-1)
+
+
+def clean(prompt: str) -> str:
+    """The prompt as the tokenizer gets it: HTML's escapes undone and blanks made single, as WanPipeline does."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()

@@ -1,0 +1,333 @@
+"""The diffusion transformer as a backbone: the same commands, on a random model of exactly Wan's layout."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+
+import train
+from configs.errors import UserError
+from configs.schema import from_dict, load
+from data.cache import read_folder
+from infer import options
+from infer.generate import generate
+from infer.inversion import ddim_invert
+from infer.sampler import guide, make_solver, sample
+from models import backbones
+from models.backbone import Backbone, latent_size_of, predictor, skeleton
+from models.backbones import unet3d, wan
+from models.files.checkpoint import load_checkpoint
+from models.hooks import checkpoint_activations
+from models.lora import add_adapter, targets
+from models.schedule import draw_timesteps, noised
+from models.training.objective import draw_step
+
+from conftest import WAN, config_of
+
+PROMPT, NEGATIVE = "a car is running", "a horse"
+
+
+WAN_13B = {  # transformer/config.json and vae/config.json of Wan2.1-T2V-1.3B-Diffusers
+    "_class_name": "WanTransformer3DModel",
+    "num_attention_heads": 12,
+    "attention_head_dim": 128,
+    "num_layers": 30,
+    "ffn_dim": 8960,
+    "freq_dim": 256,
+    "text_dim": 4096,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "qk_norm": "rms_norm_across_heads",
+    "cross_attn_norm": True,
+    "rope_max_seq_len": 1024,
+}
+WAN_VAE = {"_class_name": "AutoencoderKLWan", "z_dim": 16, "scale_factor_temporal": 4, "scale_factor_spatial": 8}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_wan):
+    return Backbone.load(tiny_wan)
+
+
+@pytest.fixture
+def wan_config(tiny_wan, clip_file, tmp_path):
+    """A function of overrides giving a configuration that trains two steps on five frames."""
+    return lambda **given: config_of(tiny_wan, clip_file, tmp_path, {"train_data": {"n_sample_frames": 5}, **given})
+
+
+@pytest.fixture(scope="module")
+def wan_run(tiny_wan, clip_file, tmp_path_factory):
+    """The run folder of such a training."""
+    given = {"train_data": {"n_sample_frames": 5}}
+    return train.run(config_of(tiny_wan, clip_file, tmp_path_factory.mktemp("run"), given))
+
+
+def pipeline(folder) -> WanPipeline:
+    pipe = WanPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stock(pipe, noise, steps, output="latent"):
+    frames = pipe(
+        PROMPT,
+        NEGATIVE,
+        latents=noise,
+        height=8 * noise.shape[3],
+        width=8 * noise.shape[4],
+        num_inference_steps=steps,
+        guidance_scale=4,
+        max_sequence_length=24,
+        output_type=output,
+    )
+    return frames.frames
+
+
+def ours(backbone, noise, steps, solver="unipc"):
+    text, negative = backbone.encode_text([PROMPT, NEGATIVE]).split(1)
+    return sample(
+        guide(backbone.predict, text, negative, scale=4), backbone.scheduler, noise, steps=steps, solver=solver
+    )
+
+
+def test_both_kinds_answer_to_the_same_names():
+    names = {name for name in vars(unet3d) if not name.startswith("_")}
+    known = {name for name in vars(wan) if not name.startswith("_")}
+    documented = backbones.__doc__.split("\n\n")[1].replace(",", " ").split()
+    assert documented.count("PRESETS") and all(
+        name in names & known for name in documented if name.isidentifier() and name in names | known
+    )
+
+
+def test_the_sampler_gives_the_stock_pipelines_latents_and_pixels(backbone, tiny_wan):
+    noise, pipe = normal(1, 4, 2, 8, 8), pipeline(tiny_wan)
+    latents = ours(backbone, noise, steps=5)
+    assert (latents - stock(pipe, noise, steps=5)).abs().max() < 1e-5
+    frames = torch.from_numpy(stock(pipe, noise, steps=5, output="np")[0]).movedim(-1, 1)
+    assert (backbone.decode_video(latents) / 255 - frames).abs().max() < 1.001 / 255  # integer part against rounding
+
+
+def test_eulers_solver_is_the_stock_one(backbone, tiny_wan):
+    pipe = pipeline(tiny_wan)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    noise = normal(1, 4, 2, 8, 8)
+    assert (ours(backbone, noise, 4, "euler") - stock(pipe, noise, 4)).abs().max() < 1e-5
+
+
+def test_the_flow_loss_is_that_of_diffusers_training_examples(backbone):
+    """sigma looked up by index in a FlowMatchEulerDiscreteScheduler, x_t by its scale_noise, target noise - x."""
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    clean, noise, places = normal(4, 4, 2, 4, 4), normal(4, 4, 2, 4, 4, seed=1), torch.tensor([0, 300, 700, 999])
+    timesteps = theirs.timesteps[places]
+    z_t, target = noised(backbone.scheduler, clean, noise, timesteps)
+    assert torch.allclose(z_t, theirs.scale_noise(clean, timesteps, noise), atol=1e-6)
+    assert torch.equal(target, noise - clean)
+
+
+def test_timesteps_of_a_flow_lie_within_the_limits_and_lean_to_much_noise(backbone):
+    draw = lambda low, high: draw_timesteps(backbone.scheduler, 4000, low, high, torch.Generator().manual_seed(0))
+    assert draw(667, 899).min() >= 667 and draw(667, 899).max() <= 900
+    everywhere = draw(0, 999)
+    assert 0 <= everywhere.min() < 5 and 995 < everywhere.max() <= 1000
+    assert (everywhere.median() - 750).abs() < 15  # u = 1/2 is sigma = 3/4 with a shift of 3
+    step = draw_step(0, 1, normal(2, 4, 2, 4, 4), min_timestep=500, scheduler=backbone.scheduler)
+    assert step.timestep.is_floating_point() and (step.timestep >= 500).all()
+
+
+def test_an_inverted_flow_samples_its_clip_again(backbone):
+    clip, empty = 0.5 * normal(1, 4, 2, 8, 8), backbone.encode_text([""])
+    denoise = guide(backbone.predict, empty)
+    inverted = ddim_invert(denoise, backbone.scheduler, clip, 50)
+    again = sample(denoise, backbone.scheduler, inverted, steps=50, solver="euler")
+    assert (again - clip).abs().mean() < 0.02 < (inverted - clip).abs().mean()
+
+
+def test_a_diffusions_solver_on_a_flow_names_the_flows(backbone):
+    with pytest.raises(UserError, match="ddim solves a diffusion, and this model is a flow; use euler, unipc, dpm"):
+        make_solver(backbone.scheduler, "ddim", 4)
+
+
+def test_frames_become_latents_by_wans_rule(backbone):
+    frames = torch.randint(0, 256, (9, 3, 32, 48), dtype=torch.uint8)
+    latents, stills = backbone.encode_video(frames), backbone.encode_stills(frames)
+    assert latents.shape == stills.shape == (1, 4, 3, 4, 6)
+    assert torch.allclose(latents[:, :, 0], stills[:, :, 0], atol=1e-5) and not torch.allclose(latents, stills)
+    assert backbone.decode_video(latents).shape == frames.shape
+    assert backbone.snap == backbone.sides == 16
+
+
+@pytest.mark.parametrize(("frames", "nearest"), [(16, 17), (6, 5), (3, 5)])
+def test_a_length_that_the_vae_cannot_take_names_the_nearest(tiny_wan, backbone, frames, nearest):
+    with pytest.raises(UserError, match=rf"frames: {frames} cannot be encoded.* takes 4n\+1; use {nearest} frames"):
+        latent_size_of(tiny_wan, frames, 32, 32)
+    with pytest.raises(UserError, match=f"use {nearest} frames"):
+        backbone.encode_video(torch.zeros(frames, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("preset", wan.PRESETS)
+def test_a_preset_adapts_self_attention_and_feed_forward_alone(backbone, preset):
+    names = targets(skeleton(backbone.path), preset)
+    assert len(names) == WAN["num_layers"] * len(wan.PRESETS[preset])
+    assert all(".attn1." in name or ".ffn." in name for name in names)
+
+
+def test_a_fresh_adapter_changes_nothing_and_leaves_nothing(tiny_wan):
+    network = Backbone.load(tiny_wan).network
+    given = normal(1, 4, 2, 4, 4), torch.tensor([500.0]), normal(1, 5, 64)
+    before = network(*given).sample
+    adapter = add_adapter(network, "motion", "tap", 4)
+    with adapter.acting():
+        assert torch.equal(network(*given).sample, before)
+    for parameter in adapter.parameters():
+        parameter.data.normal_()
+    with adapter.acting():
+        assert not torch.allclose(network(*given).sample, before)
+    adapter.remove()
+    assert torch.equal(network(*given).sample, before)
+
+
+def test_checkpointed_activations_give_the_same_gradients(tiny_wan):
+    network = Backbone.load(tiny_wan).network
+    adapter, calls = add_adapter(network, "motion", "motiondirector", 4), []
+    network.blocks[0].attn1.register_forward_hook(lambda *_: calls.append(1))
+
+    def gradients():
+        with adapter.training():
+            predictor(network)(normal(1, 4, 2, 4, 4), torch.tensor([500.0]), normal(1, 5, 64)).square().sum().backward()
+        found = [p.grad for p in adapter.parameters()]
+        for parameter in adapter.parameters():
+            parameter.grad = None
+        return found
+
+    plain, once = gradients(), len(calls)
+    with checkpoint_activations(network):
+        again = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert (once, len(calls)) == (1, 3), "the block was computed again in the backward pass"
+
+
+def test_training_and_sampling_are_the_same_commands(wan_run, tmp_path):
+    checkpoint = load_checkpoint(wan_run)
+    assert checkpoint.preset == "tap" and len(checkpoint.motion) == 2 * 2 * WAN["num_layers"]
+    assert len(checkpoint.appearance) == 1 and any(".attn1.to_v." in name for name in checkpoint.appearance[0])
+    assert checkpoint.config["appearance_highway"]["use"] == "off"
+    assert checkpoint.config["validation_data"]["solver"] == "unipc"
+    (clip,) = read_folder(wan_run / "cached_latents")
+    assert clip.latents.shape == clip.stills.shape == clip.inversion.shape == (1, 4, 2, 8, 8)
+    words = [
+        "-cf",
+        wan_run,
+        "-p",
+        "a horse",
+        "-s",
+        2,
+        "-g",
+        2,
+        "-o",
+        tmp_path / "out",
+        "--seed",
+        1,
+        "--noise_prior",
+        0.5,
+    ]
+    (video,) = generate(options.parse([str(word) for word in words]))
+    record = json.loads(video.with_suffix(".json").read_text())
+    assert record["settings"]["solver"] == "unipc" and record["settings"]["num_frames"] == 5
+
+
+def test_the_appearance_pass_sees_single_frames(wan_config, tiny_wan, monkeypatch):
+    seen = []
+    inner = WanTransformer3DModel.forward
+    monkeypatch.setattr(
+        WanTransformer3DModel, "forward", lambda self, x, *a, **k: (seen.append(x.shape[2]), inner(self, x, *a, **k))[1]
+    )
+    train.run(wan_config(max_train_steps=1, spatial_path_probability=1.0, inversion_steps=1))
+    assert seen == [2, 1, 2]  # inversion, appearance, motion
+
+
+def test_a_dry_run_counts_memory_without_weights(wan_config):
+    text = train.dry_run(wan_config(gradient_checkpointing=True))
+    assert "tap: 4 layers, 2 blocks" in text and "GB for a training step" in text and "highway     off" in text
+
+
+def test_motion_inversion_is_refused(wan_config):
+    with pytest.raises(UserError, match="needs temporal transformers, and WanTransformer3DModel has none"):
+        train.run(wan_config(method="motion_inversion", inversion_steps=1))
+
+
+def test_a_highway_that_was_asked_for_says_what_there_is_in_its_place(wan_config, tmp_path):
+    with pytest.raises(UserError, match="diffusion transformer has no skip connections to move; .*pli_threshold"):
+        train.run(wan_config(appearance_highway={"use": "sampling"}))
+
+
+def test_an_adapter_of_the_other_kind_names_both(trained, tiny_wan, tiny_pipeline, wan_run):
+    with pytest.raises(
+        UserError, match="trained on U-Net of channels .* the model has diffusion transformer of 2 layers"
+    ):
+        load_checkpoint(trained(), unet=skeleton(tiny_wan))
+    with pytest.raises(UserError, match="trained on diffusion transformer of .* the model has U-Net of channels"):
+        load_checkpoint(wan_run, unet=skeleton(tiny_pipeline))
+
+
+def test_another_wans_width_names_both(wan_run, tiny_wan, tmp_path):
+    other = tmp_path / "other" / "transformer"
+    shutil.copytree(tiny_wan / "transformer", other)
+    shutil.copy(tiny_wan / "model_index.json", other.parent)
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(settings | {"num_attention_heads": 3}))
+    with pytest.raises(UserError, match="2 heads of 12.* the model has .* 3 heads of 12"):
+        load_checkpoint(wan_run, unet=skeleton(other.parent))
+
+
+def test_two_experts_predict_on_either_side_of_their_boundary(tiny_wan, tmp_path):
+    folder = tmp_path / "experts"
+    torch.manual_seed(1)
+    pipe = pipeline(tiny_wan)
+    second = WanTransformer3DModel(**WAN)
+    both = WanPipeline(**{**pipe.components, "transformer_2": second}, boundary_ratio=0.875)
+    both.set_progress_bar_config(disable=True)
+    both.save_pretrained(folder)
+    backbone, noise = Backbone.load(folder), normal(1, 4, 2, 8, 8)
+    assert backbone.boundary == 0.875
+    latents = ours(backbone, noise, steps=5)
+    assert (latents - stock(both, noise, steps=5)).abs().max() < 1e-5
+    assert (latents - ours(Backbone.load(tiny_wan), noise, steps=5)).abs().max() > 1e-3
+
+    cfg = from_dict({"pretrained_model_path": str(folder), "train_data": {"single_video_path": "clip.mp4"}})
+    assert backbones.settled(cfg, folder).min_timestep == 875 and cfg.min_timestep == 0
+
+    shutil.rmtree(folder / "transformer_2")
+    with pytest.raises(UserError, match="has no transformer_2, the expert for timesteps below 875 that its index asks"):
+        Backbone.load(folder)
+
+
+def test_the_real_architecture_needs_less_than_ten_gigabytes(tmp_path, clip_file, monkeypatch):
+    """Wan 2.1's 1.3 B on the meta device: 33 frames of 480x272 in bf16, every layer counted."""
+    for part, settings in {"transformer": WAN_13B, "vae": WAN_VAE}.items():
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", "boundary_ratio": None}))
+    monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.bfloat16)  # what a GPU would be given
+    monkeypatch.setattr(train, "plan", lambda cfg: [])
+    words = [f"pretrained_model_path={tmp_path}", f"train_data.single_video_path={clip_file}"]
+    cfg, _ = load(["--config", "configs/car.yaml", "--config", "configs/wan.yaml", *words], description="")
+    text = train.dry_run(cfg)
+    assert "tap: 60 layers, 30 blocks, 5,898,240 parameters" in text
+    assert 4 < float(re.search(r"memory +([\d.]+) GB", text)[1]) < 5
+
+
+def test_an_image_to_video_model_is_refused(tiny_wan, tmp_path):
+    folder = tmp_path / "i2v"
+    shutil.copytree(tiny_wan, folder)
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_dim": 1280}))
+    with pytest.raises(UserError, match="image-to-video"):
+        Backbone.load(folder)
