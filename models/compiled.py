@@ -6,6 +6,10 @@ that the one-frame bypass, the highway and the recomputation of activations act 
 dropout masks are drawn by torch's own generator, as without. Adapters are inside: a region has a graph for each state
 in which training calls it, three at most with one appearance adapter (one frame; all frames with and without the
 appearance), and each further appearance adapter adds its own.
+
+A graph takes 6 CPU seconds to compile on a CPU, forward and backward together (23 graphs of the smallest U-Net that has
+every kind of layer: 136 s), so compiling pays in long trainings alone and is off unless asked for. It has not been
+timed on a GPU yet.
 """
 
 import weakref

@@ -24,7 +24,7 @@ class EightBits(nn.Module):
     def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The nearest numbers on the grid of the scale as it is stored, so that rounding the scale costs nothing."""
         scale = weight.float().abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / LARGEST
-        scale = torch.where(scale == 0, 1, scale).to(weight.dtype)
+        scale = scale.to(weight.dtype)  # 0 for a channel of zeros, which stays zero whatever numbers it gets
         whole = (weight.float() / scale.float()).round().clamp(-LARGEST, LARGEST)
         return whole.to(torch.int8), scale
 
