@@ -371,7 +371,7 @@ def test_damaged_native_values_and_a_strength_that_is_no_number_are_one_sentence
         ('{"width": "wide"}', "width is 'wide', no whole number"),
         ('{"num_steps": -3}', "num_steps is -3, no whole number from 1"),
         ('{"guidance_scale": 1e999}', "guidance_scale is inf, no finite number"),
-        ('{"solver": "euler"}', "solver is 'euler', none of ddim, unipc, dpm"),
+        ('{"solver": "heun"}', "solver is 'heun', none of ddim, euler, unipc, dpm"),
     ):
         (tmp_path / "sampling.json").write_text(text)
         with pytest.raises(UserError, match=re.escape(sentence)):
@@ -416,10 +416,13 @@ def test_a_loaded_model_serves_many_requests_and_is_left_as_it_was(trained, back
 
 def test_another_model_than_the_one_asked_for_is_refused(trained, backbone, tiny_pipeline, tmp_path):
     elsewhere = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
-    with pytest.raises(UserError, match="pipeline float32 cpu, and the request asks for .*pipeline float32 cpu; load"):
+    with pytest.raises(
+        UserError,
+        match="float32 cpu memory default, and the request asks for .*pipeline float32 cpu memory default; load",
+    ):
         list(generate(asked(trained, tmp_path / "out", "-p", "x", "-m", str(elsewhere)), backbone))
     backbone.network.half()
-    with pytest.raises(UserError, match="float16 cpu, and the request asks for .* float32 cpu"):
+    with pytest.raises(UserError, match="float16 cpu memory default, and the request asks for .* float32 cpu"):
         list(generate(asked(trained, tmp_path / "out", "-p", "x"), backbone))
     assert not (tmp_path / "out").exists()
 

@@ -64,7 +64,7 @@ WORDS = [
     ("validation_data.guidance_interval=[-1, 2]", "at least 0"),
     ("validation_data.guidance_interval=[0, 1001]", "at most 1000"),
     ("validation_data.guidance_interval=[0, .nan]", "finite"),
-    ("validation_data.solver=euler", "ddim | unipc | dpm"),
+    ("validation_data.solver=heun", "ddim | euler | unipc | dpm"),
     ("train_data.width=8000000000000000000000000000000", "at most 8192"),
     ("train_data.n_sample_frames=1e30", "cannot be read as int"),
     ("timesteps_per_step=1000000000", "at most 1000"),
@@ -99,7 +99,13 @@ def test_the_largest_seed_and_the_edges_of_limits_are_accepted():
     for name, entry in KEYS.items():
         edges = [entry.metadata[edge] for edge in ("low", "high") if edge in entry.metadata]
         for edge in edges:
-            value = [0, edge] if "guidance_interval" in name else [edge] if "list" in kind_of(entry) else edge
+            value = (
+                [0, edge]
+                if name == "block_range" or "guidance_interval" in name
+                else [edge]
+                if "list" in kind_of(entry)
+                else edge
+            )
             others = {"max_timestep": 999} if name == "min_timestep" else {}
             if not (value == [0, 0]):
                 schema.from_dict({**DATA, **others, name: value})

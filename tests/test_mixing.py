@@ -365,7 +365,7 @@ def test_checkpoints_are_checked_against_their_model_before_it_is_loaded(
     config = UNet3DConditionModel.load_config(tiny_pipeline, subfolder="unet")
     wide = UNet3DConditionModel.from_config({**config, "block_out_channels": [32, 32, 64, 64], "layers_per_block": 1})
     monkeypatch.setattr(UNet3DConditionModel, "load_config", lambda name, **_: dict(wide.config))
-    with pytest.raises(UserError, match="does not fit this model: trained on channels 32/64/96/96, 2 layers"):
+    with pytest.raises(UserError, match="does not fit this model: trained on U-Net of channels 32/64/96/96, 2 layers"):
         sample("-cf", run, "--model", "somebody/on_the_hub")
     moved = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
     wide.save_config(moved / "unet")

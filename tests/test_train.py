@@ -14,7 +14,7 @@ import train
 from configs.errors import UserError
 from configs.schema import to_yaml
 from infer.video import read_frames
-from models import methods
+from models import methods, schedule
 from models.backbone import Backbone
 from models.files.checkpoint import list_checkpoints, load_checkpoint
 from models.files.training_state import load_training_state
@@ -298,6 +298,6 @@ def test_every_clip_comes_once_in_an_epoch():
 
 def test_the_scheduler_decides_what_is_predicted():
     z, noise, t = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 4, 2, 8, 8), torch.tensor([300])
-    assert objective.target(DDIMScheduler(), z, noise, t) is noise
-    velocity = objective.target(DDIMScheduler(prediction_type="v_prediction"), z, noise, t)
+    assert schedule.target(DDIMScheduler(), z, noise, t) is noise
+    velocity = schedule.target(DDIMScheduler(prediction_type="v_prediction"), z, noise, t)
     assert not torch.equal(velocity, noise)
