@@ -10,8 +10,8 @@ from configs.errors import UserError, shown
 from configs.schema import locate
 from data.cache import CachedClip, primary, read_folder
 from infer.settings import UNCHOSEN, Settings, resolve
-from models import methods
 from models.backbone import skeleton
+from models.customization import Customization, customize
 from models.files.checkpoint import Checkpoint, check_fit, list_checkpoints, load_checkpoint
 
 PARTS_OF_A_CHECKPOINT = ("lora", "spatial", "temporal")
@@ -54,14 +54,12 @@ class Request:
     settings: Settings
     reference: CachedClip | None
 
-    def customize(self, network, latent_size: tuple[int, int, int]) -> methods.Customization:
+    def customize(self, network, latent_size: tuple[int, int, int]) -> Customization:
         """The adapters of all sources on the plain network, until the patch is removed."""
         motions = [(s.checkpoint, s.strength) for s in self.sources if s.part == "motion"]
         appearances = [(s.checkpoint, s.clip, s.strength) for s in self.sources if s.part == "appearance"]
         settings = self.settings
-        return methods.customize(
-            network, motions, appearances, settings.highway(), settings.embedding_sampling, latent_size
-        )
+        return customize(network, motions, appearances, settings.highway(), settings.embedding_sampling, latent_size)
 
     def report(self) -> None:
         """Print on stderr what will be used, grouped by origin, and every override."""

@@ -12,8 +12,9 @@ from diffusers import UNet3DConditionModel
 from configs.errors import UserError
 from infer import generate, options, request
 from infer.video import read_frames
-from models import merge, methods
+from models import customization, merge
 from models.backbone import Backbone
+from models.customization import customize
 from models.files import release
 from models.files.checkpoint import load_checkpoint
 from models.highway import HighwaySettings
@@ -147,9 +148,9 @@ def test_loras_of_two_presets_are_added_into_the_weights(trained, backbone):
     linear = backbone.network.get_submodule(name)
     before = linear.weight.clone()
     deltas = [s * c.motion[f"{name}.lora_B.weight"] @ c.motion[f"{name}.lora_A.weight"] for c, s in motions]
-    with methods.customize(backbone.network, motions) as customization:
+    with customize(backbone.network, motions) as patch:
         torch.testing.assert_close(linear.weight, before + sum(deltas))
-        assert customization.notes == [
+        assert patch.notes == [
             "motion LoRA tap: 68 layers, merged at 0.7",
             "motion LoRA motiondirector: 170 layers, merged at 0.4",
         ]
@@ -159,13 +160,13 @@ def test_loras_of_two_presets_are_added_into_the_weights(trained, backbone):
 def test_embeddings_of_equal_shapes_are_added_up(trained, backbone):
     checkpoint, other = (load_checkpoint(trained(**EMBEDDINGS, seed=seed)) for seed in (0, 5))
     halves = [(checkpoint, 0.5), (checkpoint, 0.25), (checkpoint, 0.25)]
-    with methods.customize(backbone.network, [(checkpoint, 1.0)]):
+    with customize(backbone.network, [(checkpoint, 1.0)]):
         whole = outcome(backbone.network)
-    with methods.customize(backbone.network, halves):
+    with customize(backbone.network, halves):
         torch.testing.assert_close(outcome(backbone.network), whole, atol=1e-5, rtol=1e-4)
-    with methods.customize(backbone.network, [(checkpoint, 1.0), (other, 0.0)]):
+    with customize(backbone.network, [(checkpoint, 1.0), (other, 0.0)]):
         assert torch.equal(outcome(backbone.network), whole)
-    with methods.customize(backbone.network, [(checkpoint, 1.0), (other, 1.0)]):
+    with customize(backbone.network, [(checkpoint, 1.0), (other, 1.0)]):
         assert not torch.allclose(outcome(backbone.network), whole, atol=1e-5)
 
 
@@ -334,9 +335,9 @@ def test_customize_leaves_nothing_behind_after_an_exception(trained, backbone, m
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(methods, "attach_highway", interrupted)
+    monkeypatch.setattr(customization, "attach_highway", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        methods.customize(backbone.network, [(checkpoint, 1.0)], [(appearance, 0, 1.0)], HighwaySettings("all", 1.0))
+        customize(backbone.network, [(checkpoint, 1.0)], [(appearance, 0, 1.0)], HighwaySettings("all", 1.0))
     monkeypatch.undo()
     assert torch.equal(outcome(backbone.network), base)
     assert [list(vars(module).get("_forward_wrappers", ())) for module in backbone.network.modules()] == wrappers
@@ -354,7 +355,7 @@ def test_a_merge_that_fails_halfway_is_taken_back(trained, backbone, monkeypatch
 
     monkeypatch.setattr(merge, "_apply_deltas", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        methods.customize(backbone.network, [(checkpoint, 1.0)])
+        customize(backbone.network, [(checkpoint, 1.0)])
     assert torch.equal(outcome(backbone.network), base)
 
 

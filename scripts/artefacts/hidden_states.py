@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from data.world import MOTIONS, render, sample_scene
 from infer.measure.statistics import Estimate, share_or_mean
-from models import methods
 from models.backbone import Backbone
+from models.customization import customize
 from models.files.checkpoint import Checkpoint
 from models.highway import HighwaySettings
 from scripts.artefacts.artefact import Claim
@@ -211,7 +211,7 @@ def compare_customizations(
         text = empty.expand(len(batch), -1, -1).to(backbone.device, unet.dtype)
         states = {}
         for run, customization in customizations.items():
-            with methods.customize(unet, *customization):
+            with customize(unet, *customization):
                 states[run] = _decoder_states(unet, noised, timestep, text)
         for layer in range(len(layers)):
             flat = F.normalize(torch.stack([states[run][layer].flatten(1) for run in runs], 1), dim=-1)  # [b r d]

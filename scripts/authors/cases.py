@@ -19,8 +19,8 @@ from data.cache import read_folder
 from infer.inversion import ddim_invert, make_inverse
 from infer.noise import blend
 from infer.sampler import guide, sample
-from models import methods
 from models.backbones.unet3d import PRESETS
+from models.customization import customize
 from models.files.checkpoint import load_checkpoint
 from models.highway import HighwaySettings, attach_highway
 from models.hooks import bypass_single_frames
@@ -100,9 +100,7 @@ def lora_case(ref: ReferenceFile) -> Iterator[Row]:
     for key in ref.data:
         if match := INFER_KEY.fullmatch(key):
             scales = (1.0 if match[1] == "noscale" else digits(match[1]), 1.0, 1.0, 1.0)
-            with methods.customize(
-                unet, [(checkpoint, digits(match[2]))], highway=HighwaySettings("release", 1.0, scales)
-            ):
+            with customize(unet, [(checkpoint, digits(match[2]))], highway=HighwaySettings("release", 1.0, scales)):
                 yield ref.row(key, ref.forward(unet))
     if "temporal_half" in ref.data:
         with merge(unet, checkpoint.motion, 0.5):
@@ -194,7 +192,7 @@ def infer_case(ref: ReferenceFile) -> Iterator[Row]:
         raise UserError(f"{ref.path.name}: has neither init_latents nor the noise that they are mixed from")
     seen, first = [], []
     freeu = [float(s) for s in wanted.freeu.strip("[]").split(",")] if isinstance(wanted.freeu, str) else wanted.freeu
-    with methods.customize(
+    with customize(
         backbone.network, [(checkpoint, wanted.lora_scale)], highway=HighwaySettings("release", 1.0, tuple(freeu))
     ):
         denoise = guide(backbone.predict, text, negative, scale=wanted.guidance_scale if guided else 1.0)
