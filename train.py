@@ -54,14 +54,13 @@ from infer.preview import Previews
 from infer.references import prepare_clips
 from models import backbones, methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
-from models.compiled import compile_layers
+from models.compiled import attach_quicker
 from models.files.card import write_card
 from models.files.checkpoint import save_checkpoint
 from models.files.modelspec import model_spec
 from models.heads import find_heads, write_heads
 from models.highway import attach_highway
 from models.hooks import checkpoint_activations
-from models.lean import attach_lean
 from models.placement import place
 from models.schedule import noised
 from models.threads import use_threads
@@ -151,11 +150,9 @@ def _train(cfg, processes: Processes) -> Path:
     heads = find_heads(cfg, backbone, clips)
     method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size, heads=heads)
     processes.say("\n".join(method.describe()))
-    compile_layers(backbone.network, cfg.compile, device, training=True)
+    attach_quicker(backbone.network, cfg.compile, device, training=True)
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.network)
-    if cfg.compile == "off":
-        attach_lean(backbone.network)
     optimizer = DualPathOptimizer(
         cfg,
         method.motion_parameters,

@@ -32,9 +32,8 @@ from infer.sampler import guide, sample, within
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
-from models.compiled import compile_layers
+from models.compiled import attach_quicker
 from models.hooks import Patch
-from models.lean import attach_lean
 from models.threads import use_threads
 
 ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings, 0.3 MB each for ZeroScope
@@ -69,7 +68,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     rows: list[tuple[str, Image.Image]] = []
     total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))
     bar = tqdm(total=total, desc="sample", unit="step", dynamic_ncols=True)
-    with bar, _attention(backbone, args), _quicker(backbone.network, args.compile, device):
+    with bar, _attention(backbone, args), attach_quicker(backbone.network, args.compile, device, training=False):
         for number, (part, each, clip) in enumerate(zip(parts, requests, towards)):
             if number:
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
@@ -257,11 +256,6 @@ def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: 
             f"model: the loaded one is {' '.join(held)}, and the request asks for {' '.join(asked)}; load that one, or "
             "give --model, --precision, --device and --memory as loaded"
         )
-
-
-def _quicker(network, compile: str, device: torch.device) -> Patch:
-    """The layers compiled if that was asked for, else lean where that pays: one replaces what the other changes."""
-    return attach_lean(network) if compile == "off" else compile_layers(network, compile, device, training=False)
 
 
 @contextmanager

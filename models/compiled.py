@@ -21,8 +21,14 @@ from torch import nn
 from configs.errors import UserError
 from configs.plain import shown_error
 from models.hooks import CHECKPOINTED_LAYERS, Patch, wrap_forward
+from models.lean import attach_lean
 
 MOST_GRAPHS = 32  # of one kind; beyond, torch runs the layer uncompiled and says so
+
+
+def attach_quicker(network: nn.Module, mode: str, device: torch.device, *, training: bool) -> Patch:
+    """The layers compiled if `mode` asks for that, else lean where that pays: one replaces what the other changes."""
+    return attach_lean(network) if mode == "off" else compile_layers(network, mode, device, training=training)
 
 
 def compile_layers(

@@ -181,7 +181,9 @@ def test_a_lora_runs_beside_weights_that_cannot_be_changed(memory):
 
 def test_a_whole_training_with_streamed_weights_is_the_same_training(tiny_config, tmp_path, monkeypatch):
     """Backbone, cache, inversion, steps and checkpoint; and sampling through the same key's flag."""
-    monkeypatch.setattr(train, "attach_lean", lambda unet: None)  # it adds in another order, and leaves such weights
+    monkeypatch.setattr(
+        train, "attach_quicker", lambda *_, **__: None
+    )  # it adds in another order, and leaves such weights
     settings = {"gradient_checkpointing": True, "validation_data": {"sample_preview": False}}
     exact, run = (train.run(tiny_config(memory=memory, **settings)) for memory in ("default", "smallest"))
     for a, b in zip(load_checkpoint(exact).motion.values(), load_checkpoint(run).motion.values(), strict=True):
