@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--plan", action="store_true", help="print what is needed and what it costs, then stop; writes nothing")
     add("--prompts", type=_count, help="prompts for each training (default the artefact's; real models at most 16)")
     add("--references", type=_count, help="reference motions at most (default all of the artefact)")
-    add("--looks", type=_count, help="toy world: reference clips of each motion, each in another appearance")
+    add("--appearances", type=_count, help="toy world: reference clips of each motion, each in another appearance")
     add("--trainings", type=_count, default=1, help="trainings on each clip, from other seeds (default %(default)s)")
     add(
         "--clips",
@@ -99,7 +99,7 @@ def listing() -> str:
         lines += [f"{name}  {artefact.title}", f"    shows {artefact.shows}", f"    needs {artefact.needs}"]
         for world in (True,) if artefact.world else (True, False):
             prices, trained = stored_prices(world), len({v.train for v in artefact.variants})
-            clips, prompts = (len(artefact.motions) * artefact.looks, artefact.prompts) if world else REAL
+            clips, prompts = (len(artefact.motions) * artefact.appearances, artefact.prompts) if world else REAL
             clips = 1 if artefact.several and not world else clips
             seconds = clips * trained * (prices.start + prices.training)
             seconds += sum(clips * prices.of_videos(prompts, v.flags) for v in artefact.variants)

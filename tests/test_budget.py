@@ -88,9 +88,9 @@ def test_the_default_plan_of_the_paper_fits_in_four_hours_on_two_cores():
             for variant in artefact.variants:
                 where = motion, artefact.several, variant.train
                 if where not in seen:
-                    seconds += artefact.looks * (prices.start + prices.training)
+                    seconds += artefact.appearances * (prices.start + prices.training)
                 if (*where, variant.flags) not in seen:
-                    seconds += artefact.looks * prices.of_videos(artefact.prompts, variant.flags)
+                    seconds += artefact.appearances * prices.of_videos(artefact.prompts, variant.flags)
                 seen |= {where, (*where, variant.flags)}
     assert seconds / 2 < 4 * 3600
 

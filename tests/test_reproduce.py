@@ -125,7 +125,7 @@ def test_prompts_ask_for_a_new_appearance_under_the_references_verb(world_model,
 
 def test_trainings_from_several_seeds_are_runs_of_their_own(world_model, tmp_path):
     bed = beds.Testbed(world_model, True, tmp_path)
-    several = Plan(bed, tmp_path, FEW, references=1, prompts=4, looks=2, trainings=2)
+    several = Plan(bed, tmp_path, FEW, references=1, prompts=4, appearances=2, trainings=2)
     several.add("table5")
     cells = several.cells["table5"]
     assert len(several.chains) == 8 and len({cell.samples.folder for cell in cells}) == len(cells) == 16
@@ -141,7 +141,7 @@ def test_trainings_from_several_seeds_are_runs_of_their_own(world_model, tmp_pat
 
 def test_every_clip_of_a_motion_has_another_look_other_prompts_and_other_noise(world_model, tmp_path):
     bed = beds.Testbed(world_model, True, tmp_path)
-    clips = bed.tasks(["late_start"], several=False, looks=8)
+    clips = bed.tasks(["late_start"], several=False, appearances=8)
     captions = [task.clip.with_suffix(".txt").read_text() for task in clips]
     assert len(set(captions)) == 8 and all("moves right" in caption for caption in captions)
     assert len({task.prompts[:8] for task in clips}) == 8 and {len(set(task.prompts)) for task in clips} == {16}
@@ -149,7 +149,7 @@ def test_every_clip_of_a_motion_has_another_look_other_prompts_and_other_noise(w
     for task in clips:
         seen = ReferenceClips((read_frames(task.clip),), (task.clip.with_suffix(".txt").read_text(),))
         assert np.corrcoef(seen.path[:, 0], drawn[:, 0])[0, 1] > 0.99
-    plan = Plan(bed, tmp_path, FEW, references=1, looks=3, prompts=4)
+    plan = Plan(bed, tmp_path, FEW, references=1, appearances=3, prompts=4)
     plan.add("figure4")
     seeds = [{seed for seed, _ in cell.samples.missing()} for cell in plan.cells["figure4"][::2]]
     assert seeds == [{0}, {4}, {8}]
@@ -157,14 +157,14 @@ def test_every_clip_of_a_motion_has_another_look_other_prompts_and_other_noise(w
 
 def test_artefacts_share_trainings_and_videos(tmp_path):
     """All ten together take ten trainings on a clip of a re-timing, four on one of a path, three on several clips."""
-    plan = Plan(beds.Testbed(beds.POCKET, True, tmp_path), tmp_path, [], looks=1)
+    plan = Plan(beds.Testbed(beds.POCKET, True, tmp_path), tmp_path, [], appearances=1)
     for name in PAPER:
         plan.add(name)
     assert len(plan.chains) == 10 + 10 + 4 + 3
     folders = [samples.folder for chain in plan.chains.values() for samples in chain.samples]
     assert len(folders) == len(set(folders)) < sum(map(len, plan.cells.values()))
     before = [chain.name for chain in plan.chains.values()]
-    other = Plan(beds.Testbed(beds.POCKET, True, tmp_path), tmp_path, [], looks=1, prompts=2)
+    other = Plan(beds.Testbed(beds.POCKET, True, tmp_path), tmp_path, [], appearances=1, prompts=2)
     other.add("figure3")
     assert set(other.chains) <= set(before)  # alone, with fewer prompts: the same trainings
 

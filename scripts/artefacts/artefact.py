@@ -45,9 +45,9 @@ class Artefact:
     """A table or figure. `form` says how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid.
 
     `motions` are the toy world's reference motions; with `several`, three clips of each are learned from together.
-    Every motion is learned from `looks` reference clips in different appearances, one training each, and every training
-    is sampled with `prompts` prompts: videos of a training resemble each other, so more clips say more than more
-    prompts. `also` names metrics that stand in the main table beside the testbed's.
+    Every motion is learned from as many reference clips as there are `appearances`, one training each, and every
+    training is sampled with `prompts` prompts: videos of a training resemble each other, so more clips say more than
+    more prompts. `also` names metrics that stand in the main table beside the testbed's.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Artefact:
     form: str = "rows"
     motions: tuple[str, ...] = RETIMED
     several: bool = False
-    looks: int = 8
+    appearances: int = 8
     prompts: int = 8
     also: tuple[str, ...] = ()
     world: bool = False  # needs a model of the toy world, where the truth is known

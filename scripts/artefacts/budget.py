@@ -76,7 +76,7 @@ def describe(plan: Plan, names: list[str], jobs: int) -> str:
         lines += [f"    lacks: {problem}" for problem in plan.problems[name]]
         if not cells:
             continue
-        tasks = {(cell.task.name, cell.task.look) for cell in cells}
+        tasks = {(cell.task.name, cell.task.appearance) for cell in cells}
         motions = {motion for motion, _ in tasks}
         lines += [
             f"    {len(artefact.variants)} variants x {len(motions)} motions x {len(tasks) // len(motions)} clips x "

@@ -1,9 +1,9 @@
 """What the graded measures give where the answer is known: floor, ceiling and repeatability, before and after the VAE.
 
 The floor is a clip that the world draws exactly as its prompt asks, against a reference clip of the same motion in
-another look. The ceiling of appearance and leakage is the reference clip itself under that prompt, that of timing the
-motion which the words alone name, that of noise, edges and flicker a grain of `GRAIN` levels on the floor's clip. The
-repeatability is the standard deviation over drawings of one prompt that differ in size, place and tint.
+another appearance. The ceiling of appearance and leakage is the reference clip itself under that prompt, that of timing
+the motion which the words alone name, that of noise, edges and flicker a grain of `GRAIN` levels on the floor's clip.
+The repeatability is the standard deviation over drawings of one prompt that differ in size, place and tint.
 """
 
 import time
@@ -38,11 +38,11 @@ def scenes(smoke: bool) -> list[tuple[Scene, WorldClip]]:
     for number, motion in enumerate(MOTIONS[: 2 if smoke else None]):
         reference = reference_clip(motion)
         there = reference.scene.shape, reference.scene.colour, reference.scene.background
-        look = [
+        appearance = [
             [name for name in names if name != shown][number % (len(names) - 1)]
             for names, shown in zip((SHAPES, COLOURS, BACKGROUNDS), there)
         ]
-        found.append((Scene(*look, motion), reference))
+        found.append((Scene(*appearance, motion), reference))
     return found
 
 
@@ -110,9 +110,9 @@ def body(found: tuple, smoke: bool, provenance: str) -> str:
     lines = [
         "SMOKE RUN, the numbers mean nothing." if smoke else "",
         f"{len(found[0][0]['flicker'])} prompts, one for each held-out motion, {REPEATS} drawings each. Floor: a clip "
-        "drawn as its prompt asks, against a reference clip of the same motion in another look. Ceiling: of appearance "
-        "and leakage the reference clip itself under that prompt; of motion what the words alone name; of noise, edges "
-        f"and flicker a grain of {GRAIN:g} levels. Repeatability: standard deviation over drawings of one prompt. "
+        "drawn as its prompt asks, against a reference clip of the same motion in another appearance. Ceiling: of "
+        "appearance and leakage the reference clip itself under that prompt; of motion what the words alone name; of "
+        f"noise, edges and flicker a grain of {GRAIN:g} levels. Repeatability: standard deviation over drawings of one prompt. "
         f"Brackets are 95 % intervals over prompts. All scores of a video take {cost:.0f} ms of CPU.",
         markdown_table(rows),
         provenance,

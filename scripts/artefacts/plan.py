@@ -56,17 +56,17 @@ class Plan:
         smoke: bool = False,
         prompts: int | None = None,
         references: int | None = None,
-        looks: int | None = None,
+        appearances: int | None = None,
         trainings: int = 1,
     ):
         """`words` override every training's configuration; `references` is an upper limit of motions.
 
-        `prompts` (for each training) and `looks` (clips for each motion) replace the artefacts' own numbers;
+        `prompts` (for each training) and `appearances` (clips for each motion) replace the artefacts' own numbers;
         `trainings` says how often a clip is learned, from other seeds.
         """
         self.testbed, self.folder, self.words, self.smoke = testbed, folder, words, smoke
         self.prompts = prompts or (SMOKE_PROMPTS if smoke else None)
-        self.most, self.looks = (1, 1) if smoke else (references, looks)
+        self.most, self.appearances = (1, 1) if smoke else (references, appearances)
         self.trainings = 1 if smoke else trainings
         self.model_key = testbed.fingerprint()
         self.chains: dict[str, Chain] = {}
@@ -80,7 +80,9 @@ class Plan:
             self.problems[name].append(f"{artefact.title} needs a model of the toy world: --model pocket, or --world")
             return
         try:
-            tasks = self.testbed.tasks(artefact.motions, artefact.several, self.most, self.looks or artefact.looks)
+            tasks = self.testbed.tasks(
+                artefact.motions, artefact.several, self.most, self.appearances or artefact.appearances
+            )
         except UserError as error:
             self.problems[name].append(str(error))
             return
@@ -109,7 +111,7 @@ class Plan:
             f"cache_dir={self.folder / 'cache'}",
             *task.data,
             *variant.train,
-            f"seed={task.look + NEXT_REPETITION * repetition}",
+            f"seed={task.appearance + NEXT_REPETITION * repetition}",
             *(SMOKE if self.smoke else ()),
             *self.words,
         ]
@@ -119,7 +121,7 @@ class Plan:
             name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, [])
         )
         folder = self.folder / "samples" / f"{name}-{_digest(variant.flags)}"
-        samples = Samples(str(folder), list(variant.flags), list(task.prompts[:prompts]), SEEDS * task.look)
+        samples = Samples(str(folder), list(variant.flags), list(task.prompts[:prompts]), SEEDS * task.appearance)
         chain.add(samples)
         run = f"{task.reference}, training {repetition + 1}" if repetition else task.reference
         return Cell(variant, task, run, chain, samples)

@@ -57,7 +57,7 @@ def reproduce(
             smoke=args.smoke,
             prompts=args.prompts,
             references=args.references,
-            looks=args.looks,
+            appearances=args.appearances,
             trainings=args.trainings,
         )
         for name in names:

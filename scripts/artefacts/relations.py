@@ -76,14 +76,14 @@ def pairs(motion: str, seed: int, relations: tuple[str, ...] = tuple(RELATIONS))
     other_motion = MOTIONS[(MOTIONS.index(motion) + 1 + seed % (len(MOTIONS) - 1)) % len(MOTIONS)]
     reference = _shown(scene, _at(dense, np.linspace(0, 1, FRAMES)), radius[0])
     for relation in relations:
-        path, camera, look = _partner(relation, dense, seed), None, partner
+        path, camera, appearance = _partner(relation, dense, seed), None, partner
         if relation == "another path":
-            look = scene
+            appearance = scene
             path = trajectory_of(replace(scene, motion=other_motion), FRAMES)[0]
         elif relation == "camera pan":
             middle = reference.path.mean(0, keepdims=True)
             path, camera = np.repeat(middle, FRAMES, 0), reference.path - middle
-        shown = _shown(look, path, trajectory_of(look, FRAMES)[1][0], camera)
+        shown = _shown(appearance, path, trajectory_of(appearance, FRAMES)[1][0], camera)
         yield Pair(motion, seed, relation, reference, shown, *truth(reference.path, shown.path))
 
 

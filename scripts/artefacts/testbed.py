@@ -78,15 +78,15 @@ REAL_COLUMNS = (
     "temporal_consistency_all_pairs",
     "appearance_leakage",
 )
-NEXT_LOOK = 1000  # how far the seeds of a motion's reference clips are apart
+NEXT_APPEARANCE = 1000  # how far the seeds of a motion's reference clips are apart
 
 
 @dataclass(frozen=True)
 class MotionTask:
-    """One motion to learn in one look: the configuration's data keys that name its clips, and prompts to sample.
+    """One motion to learn in one appearance: the configuration's data keys that name its clips, and prompts to sample.
 
-    `group` is what results are pooled over; `clip` is the first reference clip; `look` counts the appearances in which
-    the motion is learned.
+    `group` is what results are pooled over; `clip` is the first reference clip; `appearance` counts those in which the
+    motion is learned.
     """
 
     name: str
@@ -95,12 +95,12 @@ class MotionTask:
     prompts: tuple[str, ...]
     clip: Path
     several: bool = False  # the other clips lie beside the first
-    look: int = 0
+    appearance: int = 0
 
     @property
     def reference(self) -> str:
-        """The motion, and which of its looks."""
-        return f"{self.name}, clip {self.look + 1}" if self.look else self.name
+        """The motion, and which of its appearances."""
+        return f"{self.name}, clip {self.appearance + 1}" if self.appearance else self.name
 
 
 class Testbed:
@@ -143,21 +143,25 @@ class Testbed:
                 digest.update(file.read(edge))
         return digest.hexdigest()[:12]
 
-    def tasks(self, names: Sequence[str], several: bool, most: int | None = None, looks: int = 1) -> list[MotionTask]:
-        """The motions called `names` (of the toy world) in `looks` appearances each, or those of the example clips.
+    def tasks(
+        self, names: Sequence[str], several: bool, most: int | None = None, appearances: int = 1
+    ) -> list[MotionTask]:
+        """The motions called `names` (of the toy world) in that many appearances each, or those of the examples.
 
-        At most `most` motions; look by look, so that what is made first has a bit of everything. With `several` every
-        motion is learned from several clips. Raises UserError where there are none.
+        At most `most` motions; appearance by appearance, so that what is made first has a bit of everything. With
+        `several` every motion is learned from several clips. Raises UserError where there are none.
         """
         if self.world:
-            return [self._world(name, several, look) for look in range(looks) for name in names[:most]]
+            return [
+                self._world(name, several, appearance) for appearance in range(appearances) for name in names[:most]
+            ]
         found = self._several_real() if several else self._real()
         return found[:most]
 
-    def _world(self, motion: str, several: bool, look: int) -> MotionTask:
+    def _world(self, motion: str, several: bool, appearance: int) -> MotionTask:
         first = (1, 3, 6) if several else (REFERENCE_SEEDS[motion],)  # 1, 3, 6: window, pattern, three colours, shapes
-        seeds = [seed + NEXT_LOOK * look for seed in first]
-        folder = self.folder / (f"{motion}_few{look or ''}" if several else motion)
+        seeds = [seed + NEXT_APPEARANCE * appearance for seed in first]
+        folder = self.folder / (f"{motion}_few{appearance or ''}" if several else motion)
         clips = [reference_clip(motion, seed) for seed in seeds]
         paths = []
         for seed, clip in zip(seeds, clips):
@@ -171,8 +175,10 @@ class Testbed:
             paths.append(path)
         group, prompts = ("path", "pocket_paths.txt") if motion in PATHS else ("re-timing", "pocket.txt")
         listed = prompt_list(prompts)
-        turn = 5 * look % len(listed)  # other prompts come first in every look
-        return MotionTask(motion, group, _data(paths, folder), listed[turn:] + listed[:turn], paths[0], several, look)
+        turn = 5 * appearance % len(listed)  # other prompts come first in every appearance
+        return MotionTask(
+            motion, group, _data(paths, folder), listed[turn:] + listed[:turn], paths[0], several, appearance
+        )
 
     def discard(self) -> None:
         """Delete the reference clips that this testbed wrote, and the folders that held nothing else."""

@@ -75,7 +75,7 @@ TRANSFORMER = {
         LADDER,
         CLAIMS,
         motions=(*RETIMINGS, *PATHS),
-        looks=2,
+        appearances=2,
         world=True,
         needs="PocketScope-DiT: --model models/pocketscope_dit --world",
     )

@@ -103,7 +103,7 @@ def _question(claim: Claim, group: str, rows: Rows, roles: Mapping[str, Role]) -
     if found.trainings < FEWEST_TRAININGS:
         words = (
             f"{_numbers(question, rows)}; {_counted(found.trainings, 'training')} of each: too few for an interval, "
-            f"make {FEWEST_TRAININGS} or more (--looks, --trainings)"
+            f"make {FEWEST_TRAININGS} or more (--appearances, --trainings)"
         )
         return Verdict(claim, group, "not decided", words)
     return Question(claim, group, role, found, _without_room(question, rows))
