@@ -112,8 +112,8 @@ def body(found: tuple, smoke: bool, provenance: str) -> str:
         f"{len(found[0][0]['flicker'])} prompts, one for each held-out motion, {REPEATS} drawings each. Floor: a clip "
         "drawn as its prompt asks, against a reference clip of the same motion in another appearance. Ceiling: of "
         "appearance and leakage the reference clip itself under that prompt; of motion what the words alone name; of "
-        f"noise, edges and flicker a grain of {GRAIN:g} levels. Repeatability: standard deviation over drawings of one prompt. "
-        f"Brackets are 95 % intervals over prompts. All scores of a video take {cost:.0f} ms of CPU.",
+        f"noise, edges and flicker a grain of {GRAIN:g} levels. Repeatability: standard deviation over drawings of one "
+        f"prompt. Brackets are 95 % intervals over prompts. All scores of a video take {cost:.0f} ms of CPU.",
         markdown_table(rows),
         provenance,
     ]
