@@ -8,33 +8,26 @@ and the text encoder only visit a small GPU while they are needed.
 
 import hashlib
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 
 import torch
 from diffusers import SchedulerMixin
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from configs.archives import AGAIN, check_pickle, check_safetensors
-from configs.errors import UserError, is_out_of_memory, shown
+from configs.errors import UserError
 from configs.plain import shown_error
 from models import backbones
+from models.files.parts import UNLOADABLE, load_part, quiet
 from models.files.pipeline import check_folder, check_pipeline, settings_of
 from models.placement import place
 
-# what diffusers, transformers, safetensors and torch raise for files that are cut short or of another model
-UNLOADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
-UNLOADABLE += (AssertionError, SafetensorError, UnpicklingError, StrictDataclassError)
 ROOM = 12e9  # bytes free beside all parts of the model, twice what training and sampling need: then no part is moved
 
 # (z_t [b c f h w], timestep [] or [b], text [b n d]) -> prediction, fp32 [b c f h w]
@@ -114,7 +107,7 @@ class Backbone:
         device, kind = torch.device(device), backbones.kind_of_model(path)
         options = kind.load_options(dtype)
         parts = kind.parts(path)
-        loaded = {name: _load_part(path, name, part, options.get(name, {})) for name, part in parts.items()}
+        loaded = {name: load_part(path, name, part, options.get(name, {})) for name, part in parts.items()}
         if loaded["tokenizer"].pad_token is None:
             raise UserError(f"model: the tokenizer of {path} has no padding token; download the whole folder again")
         for part in loaded.values():
@@ -202,7 +195,7 @@ class Backbone:
             return torch.cat([self.kind.encode_text(self.text_encoder, *row) for row in rows])
 
     def _report_cut(self, prompt: str, length: int) -> None:
-        with _quiet("transformers.tokenization_utils_base"):
+        with quiet("transformers.tokenization_utils_base"):
             ids = self.tokenizer(prompt).input_ids
         if len(ids) > length:
             cut = self.tokenizer.decode(ids[length - 1 : -1])
@@ -252,17 +245,6 @@ def _visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
             module.to("cpu")
 
 
-@contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Keep a library from warning of what this file words better, or of what is in order."""
-    level = logging.getLogger(logger).level
-    logging.getLogger(logger).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.getLogger(logger).setLevel(level)
-
-
 def skeleton(model: str | Path | None = None) -> nn.Module:
     """The network of a pipeline folder, a network's folder or a hub id without its weights; ZeroScope's when None.
 
@@ -278,47 +260,3 @@ def skeleton(model: str | Path | None = None) -> nn.Module:
         raise UserError(
             f"model: the settings of the {kind.NAME} of {model} make no model ({shown_error(error)}); download it again"
         ) from error
-
-
-def _check_weights(file: Path) -> None:
-    """Raise UserError for a damaged file of weights; diffusers would read it whole, however large, to say so."""
-    if file.suffix == ".bin":
-        check_pickle(file)
-    if file.suffix == ".safetensors":
-        check_safetensors(file)
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: truncated, or no safetensors file ({shown_error(error)}): {AGAIN}") from None
-
-
-def _load_part(path: str, name: str, part: type, options: dict):
-    """One part; a module with every weight that it has, none of them made up by a library for one that is missing."""
-    folder, is_module = Path(path) / name, issubclass(part, nn.Module)
-    if folder.is_dir() and is_module:
-        for file in sorted(folder.iterdir()):
-            _check_weights(file)
-        weights = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors")]
-        if weights and all(".fp16." in file for file in weights):
-            options = {**options, "variant": "fp16"}
-    try:
-        # diffusers calls .bin weights unsafe; they are opened so that nothing in them executes
-        with _quiet("diffusers.models.modeling_utils"), _quiet("transformers"):
-            if not is_module:
-                return part.from_pretrained(path, subfolder=name, **options)
-            module, found = part.from_pretrained(path, subfolder=name, output_loading_info=True, **options)
-    except UNLOADABLE as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"model: {name} of {path} cannot be loaded ({shown_error(error)}); check that the download is complete and "
-            f"is {backbones.kind_of_model(path).WORDS}"
-        ) from error
-    wrong = [*sorted(found["missing_keys"]), *(key for key, *_ in found["mismatched_keys"])]
-    if wrong:
-        raise UserError(
-            f"model: {name} of {path} lacks {len(wrong)} of its weights, or they have other shapes "
-            f"({shown(wrong[0])}); check that the download is complete and is {backbones.kind_of_model(path).WORDS}"
-        )
-    return module

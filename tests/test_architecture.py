@@ -27,7 +27,7 @@ def room_of(path):
 
 def test_every_file_of_every_room_is_looked_at():
     seen = Counter(map(room_of, FILES))
-    assert seen == {"configs": 14, "data": 11, "models": 44, "infer": 31, "scripts": 100, "train": 1}
+    assert seen == {"configs": 14, "data": 11, "models": 45, "infer": 31, "scripts": 100, "train": 1}
 
 
 def imports(path):
@@ -50,6 +50,7 @@ WALLS = [  # (files in here, must not import what is in there): rooms inside roo
     ("infer", "infer.measure"),
     ("models", "models.training"),
     ("models.files", "models.methods"),
+    ("models.files", "models.customization"),
     *(
         (f"scripts.{here}", f"scripts.{there}")
         for here, there in permutations(("artefacts", "authors", "pocket", "studio"), 2)

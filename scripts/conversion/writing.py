@@ -14,12 +14,13 @@ from configs.errors import UserError, printable
 from configs.files import atomic_path, check_writable, sweep
 from configs.plain import dump_yaml, shown_error
 from data.cache import read_cached
-from models.backbone import UNLOADABLE, Backbone, skeleton
+from models.backbone import Backbone, skeleton
 from models.backbones import kind_of_model
 from models.files import release
 from models.files.checkpoint import Checkpoint, save_checkpoint
 from models.files.dialects import DIALECTS, write_dialect
 from models.files.diffusers import header_of, write_diffusers, write_peft
+from models.files.parts import UNLOADABLE
 from models.files.pipeline import check_pipeline
 from models.files.tensors import REAL, read_pickle
 from models.merge import merge
