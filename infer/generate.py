@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from configs.errors import UserError, shown
 from configs.files import check_writable, sweep
-from infer import options
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.guide_clip import guide_latents
+from infer.jobs import Part, read_parts
 from infer.noise import initial_noise
 from infer.pictures import MOST_ROWS, contact_sheet, strip
 from infer.request import Request, read_request
@@ -47,7 +47,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     as it was. Raises UserError, before sampling, for anything in the request, the checkpoint or the model folder that
     cannot work, and for a `backbone` other than the one that the request asks for.
     """
-    parts, device, folder = options.read_parts(args), choose_device(args.device), Path(args.output_dir)
+    parts, device, folder = read_parts(args), choose_device(args.device), Path(args.output_dir)
     check_writable(folder)
     sweep(folder)
     request = read_request(parts[0].args)
@@ -89,7 +89,7 @@ def _changed(request: Request, first: Request) -> str:
 
 
 def _sample_part(
-    part: options.Part, request: Request, backbone: Backbone, towards, folder: Path, rows: list, bar: tqdm, first: bool
+    part: Part, request: Request, backbone: Backbone, towards, folder: Path, rows: list, bar: tqdm, first: bool
 ) -> Iterator[Path]:
     """Sample and write the videos of one part; their strips go into `rows`."""
     settings, size = request.settings, latent_size(request.settings, backbone)

@@ -17,10 +17,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a s
 
 @command
 def main() -> None:
-    from infer import options
+    from infer import jobs, options
 
     args = options.parse(sys.argv[1:])
-    options.read_jobs(args)  # --help and a wrong request answer at once, before the slow imports
+    jobs.read_jobs(args)  # --help and a wrong request answer at once, before the slow imports
 
     from infer.generate import generate
 

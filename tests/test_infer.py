@@ -14,6 +14,7 @@ from configs.files import atomic_path
 from infer import generate as sampling
 from infer import options, request, settings, sidecar
 from infer.generate import generate, load_backbone
+from infer.jobs import read_jobs
 from infer.video import read_frames, safe_name, write_video
 from models.backbone import Backbone
 
@@ -357,10 +358,10 @@ def test_a_wrong_flag_ends_in_one_line(words, sentence, capsys):
 
 def test_empty_prompts_are_refused(tmp_path):
     with pytest.raises(UserError, match="one is empty"):
-        options.read_prompts(options.parse(["--prompt", "a cat", " "]))
+        read_jobs(options.parse(["--prompt", "a cat", " "]))
     (tmp_path / "none.txt").write_text("# nothing yet\n\n")
     with pytest.raises(UserError, match="holds no prompt"):
-        options.read_prompts(options.parse(["--prompt_file", str(tmp_path / "none.txt")]))
+        read_jobs(options.parse(["--prompt_file", str(tmp_path / "none.txt")]))
 
 
 def test_damaged_native_values_and_a_strength_that_is_no_number_are_one_sentence(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from configs.errors import UserError
 from infer import options
 from infer.generate import generate, load_backbone
+from infer.jobs import read_parts
 from infer.prompt_file import OPTIONS, Line, grouped, read_prompt_file
 from infer.video import read_frames
 
@@ -73,10 +74,10 @@ def test_a_line_stands_over_the_flags_and_repeats_and_seeds_are_counted(tmp_path
     path = tmp_path / "p.txt"
     path.write_text("a --d 7\nb --w 16\nc\n")
     words = ["--prompt_file", str(path), "--prompt", "x", "-W", "8", "-r", "1", "2", "-rn", "2"]
-    parts = options.read_parts(options.parse(words))
+    parts = read_parts(options.parse(words))
     assert [part.args.width for part in parts] == [8, 16, 8]
     assert parts[0].jobs == [("x", 1), ("x", 2), ("x", 2), ("x", 3), ("a", 7), ("a", 8)]
-    drawn = options.read_parts(options.parse(["--prompt_file", str(path)]))
+    drawn = read_parts(options.parse(["--prompt_file", str(path)]))
     assert drawn[1].jobs[0][1] == drawn[2].jobs[0][1], "one random seed for a command"
 
 

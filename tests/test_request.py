@@ -14,6 +14,7 @@ import torch
 from configs.errors import UserError
 from data.cache import CachedClip
 from infer import generate, options, request
+from infer.jobs import read_jobs
 from infer.noise import STRATEGIES
 from infer.sampler import FLOW_SOLVERS, SOLVERS
 from infer.settings import CONFIG_KEYS, Settings, resolve
@@ -210,9 +211,9 @@ def test_an_interval_upside_down_is_one_line(capsys):
 def test_videos_are_counted_before_they_are_listed():
     began = time.process_time()
     with pytest.raises(UserError, match="2,147,483,648 videos, more than 100,000; ask for fewer at a time"):
-        options.read_jobs(parse("--repeat_num", 2**31))
+        read_jobs(parse("--repeat_num", 2**31))
     assert time.process_time() - began < 1
-    assert options.read_jobs(parse("y", "-r", 3, 9, "-rn", 2)) == [(p, s) for p in "xy" for s in (3, 4, 9, 10)]
+    assert read_jobs(parse("y", "-r", 3, 9, "-rn", 2)) == [(p, s) for p in "xy" for s in (3, 4, 9, 10)]
 
 
 def test_a_prompt_that_is_no_text_is_one_sentence(tmp_path):
@@ -220,7 +221,7 @@ def test_a_prompt_that_is_no_text_is_one_sentence(tmp_path):
     file.write_bytes(b"\xff\xfe a cat")
     for words in (["-p", "\udcff"], ["-p", "x", "-n", "\udcff"], ["--prompt_file", str(file)]):
         with pytest.raises(UserError, match="UTF-8"):
-            options.read_jobs(options.parse(words))
+            read_jobs(options.parse(words))
 
 
 # ---- attention ----

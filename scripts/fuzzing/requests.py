@@ -10,6 +10,7 @@ from configs.fields import KEYS, SECTIONS
 from configs.plain import read_yaml
 from data.sources import load_clips
 from infer import options, pictures, video
+from infer.jobs import read_jobs
 from infer.measure.evaluation import find_samples
 from infer.request import read_request
 from scripts.fuzzing.ground import Ground
@@ -53,7 +54,7 @@ def clip_lists(ground: Ground, case: tuple[str, str]) -> None:
 
 def prompts(ground: Ground, case: str) -> None:
     args = options.parse(["--prompt", case, "--model", "x", "--output_dir", str(ground.out)])
-    ((prompt, _),) = options.read_jobs(args)
+    ((prompt, _),) = read_jobs(args)
     path = ground.out / f"{video.safe_name(prompt)}.gif"
     frames = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     video.write_video(path, frames, fps=8)
@@ -74,7 +75,7 @@ def flags(ground: Ground, case: list[tuple[str, str]]) -> None:
     run, model = ground.whole / "run", ground.model
     fixed = ["--checkpoint_folder", str(run), "--prompt", "x", "--model", model, "--output_dir", str(ground.out)]
     args = options.parse([*fixed, *words])
-    jobs = options.read_jobs(args)
+    jobs = read_jobs(args)
     request = read_request(args)
     assert jobs and all(0 <= seed < 2**64 for _, seed in jobs) and request.settings.num_frames >= 1
 
