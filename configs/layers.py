@@ -43,8 +43,8 @@ def is_hub_id(model: str) -> bool:
 
 
 def brief(name: str) -> str:
-    """A file's or a key's name in a message: its first 80 characters, without quotes."""
-    return printable(name if len(name) <= 80 else f"{name[:77]}...")
+    """A file's name in a message, without quotes: the end of a long one, which tells it from others."""
+    return printable(name if len(name) <= 80 else f"...{name[-77:]}")
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
