@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -100,7 +101,12 @@ def test_a_signal_ends_a_command_in_one_line_with_nothing_half_made(number, code
 
 
 @SIGNALS
-def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_still_a_signal(number, code, line, capsys):
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_still_a_signal(number, code, line, capsys, request):
+    # a shell's background jobs ignore Ctrl-C, the tests' own process perhaps among them
+    request.addfinalizer(
+        partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+    )
+
     def main():
         try:
             os.kill(os.getpid(), number)
