@@ -200,3 +200,11 @@ def test_a_fallback_without_a_model_of_its_own_is_a_sentence(tmp_path):
 def test_a_missing_fallback_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="big.yaml: fallback: none.yaml: no such configuration file"):
         load(write(tmp_path, "big.yaml", "pretrained_model_path: ./big\nfallback: none.yaml\n"))
+
+
+def test_the_name_of_a_file_far_down_is_seen_in_messages(tmp_path):
+    folder = tmp_path / ("deep" * 30)
+    folder.mkdir()
+    (folder / "wrong.yaml").write_text("- seed\n")
+    with pytest.raises(UserError, match="wrong.yaml: holds a list"):
+        load(str(folder / "wrong.yaml"))
