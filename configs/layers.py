@@ -107,7 +107,7 @@ def _read(
         values = read_yaml(path, brief(name))
         if not isinstance(values, dict | type(None)):  # None: nothing but comments
             kind = type(values).__name__
-            raise UserError(f"{brief(name)}: holds {kind} in place of keys and values; write `key: value` lines")
+            raise UserError(f"{brief(name)}: holds a {kind} in place of keys and values; write `key: value` lines")
         layer = Layer(name, path, leaves(values or {}), chain)
         base = layer.values.pop(BASE, None)
         if base is None:
