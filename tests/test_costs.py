@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scripts.artefacts.artefact import Variant
 from scripts.artefacts.chain import Chain, Samples
-from scripts.artefacts.costs import HEADER, cost_rows
+from scripts.artefacts.costs import HEADER, cost_table, variant_costs
 from scripts.artefacts.plan import Cell
 from scripts.artefacts.testbed import MotionTask
 
@@ -13,16 +13,19 @@ SETTINGS = {"num_frames": 4, "height": 64, "width": 64, "guidance_scale": 3.0}
 GUIDED = SETTINGS | {"guide": "clip.mp4", "guide_updates": 3, "guide_target": "predicted"}
 
 
-def cell(folder: Path, model: Path, name: str, strength: float, settings: dict, costs: list[dict]) -> Cell:
-    """A variant's cell with one run of two steps and a video for each of `costs`."""
+def cell(
+    folder: Path, model: Path, name: str, strength: float, settings: dict, costs: list[dict], index: int = 2
+) -> Cell:
+    """A variant's cell with one run of three steps and a video for each of `costs`, sampled at step `index`."""
     run, samples = folder / "run" / "train_1", folder / name
     (run / "checkpoint-2").mkdir(parents=True, exist_ok=True)
-    (run / "log.jsonl").write_text('{"seconds": 3}\n{"seconds": 4}\n')
+    log = [{"step": 1, "seconds": 9, "cpu_seconds": 3}, {"step": 2, "seconds": 4}, {"step": 3, "seconds": 100}]
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
     samples.mkdir()
     for number, cost in enumerate(costs):
         (samples / f"{number}.mp4").write_bytes(b"x")
         notes = {"video": f"{number}.mp4", "prompt": "a", "seed": number, "model": str(model), "settings": settings}
-        notes["sources"] = [{"strength": strength}]
+        notes["sources"] = [{"strength": strength, "index": index}]
         (samples / f"{number}.json").write_text(json.dumps(notes | cost))
     chain = Chain("run", [], str(folder / "run"), 2, [])
     return Cell(Variant(name), MotionTask("m", "g", (), (), folder), "m", chain, Samples(str(samples), [], []))
@@ -30,16 +33,19 @@ def cell(folder: Path, model: Path, name: str, strength: float, settings: dict, 
 
 def test_training_counts_where_the_adapter_acts_and_memory_grows_little(tiny_pipeline, tmp_path):
     noted = [{"cpu_seconds": 1.0, "forwards": 40}, {"cpu_seconds": 2.0, "forwards": 40}]
-    rows = cost_rows(
+    costs = variant_costs(
         [
             cell(tmp_path, tiny_pipeline, "plain", 0, SETTINGS, [{}]),
             cell(tmp_path, tiny_pipeline, "guided", 0, GUIDED, noted),
             cell(tmp_path, tiny_pipeline, "trained", 1, SETTINGS, noted),
+            cell(tmp_path, tiny_pipeline, "earlier", 1, SETTINGS, noted, index=1),
             cell(tmp_path, tiny_pipeline, "without videos", 1, SETTINGS, []),
         ]
     )
-    assert rows[0] == HEADER and [row[0] for row in rows[1:]] == ["plain", "guided", "trained"]
+    rows = cost_table(costs)
+    assert rows[0] == HEADER and [row[0] for row in rows[1:]] == ["plain", "guided", "trained", "earlier"]
     assert rows[1][1:4] == ["none", "–", "–"]
     assert rows[2][1:4] == ["none", "40", "1.50"] and rows[3][1:4] == ["7", "40", "1.50"]
-    plain, guided, trained = (float(row[4]) for row in rows[1:])
+    assert rows[4][1] == "3" and cost_table({}) == []  # CPU seconds until the checkpoint that was sampled
+    plain, guided, trained, _ = (float(row[4]) for row in rows[1:])
     assert plain == trained <= guided < 1.05 * plain

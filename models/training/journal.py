@@ -56,10 +56,10 @@ class Journal:
         self.bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self.skipped = 0
         memory_gb(device)  # encoding and inversion are not the first step's
-        self._last = time.perf_counter()
+        self.pause()
 
     def log(self, step: int, losses: dict[str, float], moved: Moved, *, timestep: int, learning_rate: float) -> None:
-        now = time.perf_counter()
+        now, cpu_now = time.perf_counter(), time.process_time()
         norms = {path: norm if math.isfinite(norm) else None for path, norm in moved.norms.items()}  # None: overflowed
         half = {} if moved.scale is None else {"fp16_scale": moved.scale, "fp16_skipped": moved.skipped}
         self.skipped += moved.skipped
@@ -71,9 +71,10 @@ class Journal:
             "timestep": timestep,
             "lr": learning_rate,
             "seconds": round(now - self._last, 4),
+            "cpu_seconds": round(cpu_now - self._cpu_last, 4),  # of all threads: says more on a busy machine
             "memory_gb": round(memory_gb(self.device), 3),
         }
-        self._last = now
+        self._last, self._cpu_last = now, cpu_now
         self._stream.write(json.dumps(record) + "\n")
         self._stream.flush()
         if self.tracker:
@@ -94,8 +95,8 @@ class Journal:
             self.tracker.videos(step, videos)
 
     def pause(self) -> None:
-        """Do not count what follows (a preview, a checkpoint) as part of the next step's time."""
-        self._last = time.perf_counter()
+        """Do not count what came before (a preview, a checkpoint) as part of the next step's time."""
+        self._last, self._cpu_last = time.perf_counter(), time.process_time()
 
     def measures(self) -> dict[str, str]:
         """What a model card says of the training, by name: the losses of its last tenth, and what a step costs."""

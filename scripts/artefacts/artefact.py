@@ -10,6 +10,7 @@ from data.world import RETIMINGS
 
 REPORTED = "reported [S]"
 PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference clip of a real model, at most
+COSTS = ("training", "sampling")  # forms whose picture has CPU seconds on its horizontal axis
 RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
 
 
@@ -42,7 +43,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A table or figure. `form` says how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid.
+    """A table or figure. `form` says how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid, or
+    what its variants cost: training or sampling (scripts/artefacts/tradeoff.py).
 
     `motions` are the toy world's reference motions; with `several`, three clips of each are learned from together.
     Every motion is learned from as many reference clips as there are `appearances`, one training each, and every
@@ -63,3 +65,8 @@ class Artefact:
     world: bool = False  # needs a model of the toy world, where the truth is known
     needs: str = "one reference clip for each motion"
     reported: str = ""
+
+    @property
+    def compares_costs(self) -> bool:
+        """Whether costs belong to what it shows: its form is one, or guidance without training is among the rows."""
+        return self.form in COSTS or any("--guide" in variant.flags for variant in self.variants)

@@ -6,11 +6,12 @@ an `Artefact` in the dictionary of one of these files, and nothing else has to k
 
 from scripts.artefacts.figures import FIGURES
 from scripts.artefacts.own import OWN
+from scripts.artefacts.speed import SPEED
 from scripts.artefacts.tables import TABLES
 from scripts.artefacts.transformer import TRANSFORMER
 
 PAPER = TABLES | FIGURES
-ARTEFACTS = PAPER | OWN | TRANSFORMER
+ARTEFACTS = PAPER | OWN | SPEED | TRANSFORMER
 STUDIES = {  # name -> (title, what it needs)
     "metrics": ("Motion metrics against the truth (toy world)", "no model; about three minutes of CPU"),
     "measures": ("Graded measures: floor, ceiling, repeatability (toy world)", "a model of the toy world; a minute"),

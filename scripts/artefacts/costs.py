@@ -1,6 +1,7 @@
 """What each variant of an artefact costs beside what it reaches: training, forwards and CPU seconds a video, memory."""
 
 import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -16,41 +17,71 @@ from models.training.memory import PeakBytes
 from scripts.artefacts.chain import sidecars
 from scripts.artefacts.plan import Cell
 
-HEADER = ["cost", "training, s a clip", "forwards a video", "CPU s a video", "memory of a sampling step, MB"]
+HEADER = ["cost", "training, CPU s a clip", "forwards a video", "CPU s a video", "memory of a sampling step, MB"]
 GUIDED = ("updates", "target")  # of the settings of guidance, those that the memory of a step depends on
 
 
-def cost_rows(cells: list[Cell]) -> list[list[str]]:
-    """A table, the header first, of every variant that has videos; a number that was not noted is a dash.
+@dataclass(frozen=True)
+class VariantCost:
+    """What a variant costs, as means over its clips and videos; None where it is nothing or was not noted.
 
-    Training is wall time and belongs to all variants of a run; memory is counted (models/training/memory.py).
+    `training` counts CPU seconds up to the checkpoint that was sampled and belongs to all variants of a run; `sampling`
+    is CPU seconds of a video, `memory` the counted bytes of a sampling step (models/training/memory.py).
     """
-    rows = [HEADER]
+
+    training: float | None
+    forwards: float | None
+    sampling: float | None
+    memory: int
+
+
+def variant_costs(cells: list[Cell]) -> dict[str, VariantCost]:
+    """Variant -> its cost, for every variant that has videos."""
+    costs = {}
     for name in dict.fromkeys(cell.variant.name for cell in cells):
-        mine = [cell for cell in cells if cell.variant.name == name]
-        notes = [found for folder in {cell.samples.folder for cell in mine} for found, *_ in sidecars(Path(folder))]
+        folders = {cell.samples.folder: cell.chain.run_folder for cell in cells if cell.variant.name == name}
+        noted = {folder: [found for found, *_ in sidecars(Path(folder))] for folder in folders}
+        notes = [found for each in noted.values() for found in each]
         if not notes:
             continue
-        used = any(source["strength"] for source in notes[0].get("sources", []))
-        runs = {cell.chain.run_folder for cell in mine if cell.chain.run_folder and used}
-        trained = [
-            sum(json.loads(line)["seconds"] for line in (run / "log.jsonl").read_text().splitlines()) for run in runs
-        ]
-        rows.append(
-            [
-                name,
-                f"{mean(trained):.0f}" if trained else "none",
-                _mean([found.get("forwards") for found in notes], ".0f"),
-                _mean([found.get("cpu_seconds") for found in notes], ".2f"),
-                f"{_step_bytes(notes[0]['model'], *_shape(notes[0]['settings'])) / 1e6:.1f}",
-            ]
+        trained = [_training(run, noted[folder][0]) for folder, run in folders.items() if run and noted[folder]]
+        costs[name] = VariantCost(
+            _mean(trained),
+            _mean([found.get("forwards") for found in notes]),
+            _mean([found.get("cpu_seconds") for found in notes]),
+            _step_bytes(notes[0]["model"], *_shape(notes[0]["settings"])),
         )
-    return rows
+    return costs
 
 
-def _mean(values: list[float | None], digits: str) -> str:
+def cost_table(costs: dict[str, VariantCost]) -> list[list[str]]:
+    """The costs as a table of words, the header first; none without costs."""
+    rows = [
+        [
+            name,
+            "none" if cost.training is None else f"{cost.training:.0f}",
+            "–" if cost.forwards is None else f"{cost.forwards:.0f}",
+            "–" if cost.sampling is None else f"{cost.sampling:.2f}",
+            f"{cost.memory / 1e6:.1f}",
+        ]
+        for name, cost in costs.items()
+    ]
+    return [HEADER, *rows] if rows else []
+
+
+def _training(run: Path, notes: dict) -> float | None:
+    """CPU seconds of a run until the checkpoint that a video was sampled from; None where its adapter was off."""
+    used = [source for source in notes.get("sources", []) if source["strength"]]
+    if not used:
+        return None
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    until = used[0]["index"]
+    return sum(found.get("cpu_seconds", found["seconds"]) for found in records if found["step"] <= until)
+
+
+def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return format(mean(known), digits) if known else "–"
+    return mean(known) if known else None
 
 
 def _shape(settings: dict) -> tuple:

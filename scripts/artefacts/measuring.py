@@ -14,11 +14,10 @@ from infer.video import read_frames
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.files.checkpoint import load_checkpoint
 from scripts.artefacts.catalogue import ARTEFACTS
-from scripts.artefacts.costs import cost_rows
+from scripts.artefacts.costs import variant_costs
 from scripts.artefacts.hidden_states import LabelledClip, StateComparison, compare_customizations, world_clips
 from scripts.artefacts.plan import Cell, Plan
 from scripts.artefacts.result import Result, made_at, total_cost
-from scripts.artefacts.variants import GUIDANCE
 
 
 class Measurer:
@@ -86,7 +85,7 @@ def make_result(
         rows,
         list(dict.fromkeys(problems)),
         measure.scorer.models,
-        costs=cost_rows(cells) if GUIDANCE in ARTEFACTS[name].variants else [],
+        costs=variant_costs(cells) if ARTEFACTS[name].compares_costs else {},
     )
     if result.artefact.form == "states" and rows:
         try:

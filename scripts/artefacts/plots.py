@@ -1,4 +1,4 @@
-"""An artefact's picture as PNG and SVG: estimates with intervals, a sweep over beta, hidden states, or frames."""
+"""An artefact's picture as PNG and SVG: estimates with intervals, a sweep, quality over cost, hidden states, frames."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 from configs.files import atomic_path
 from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.video import read_frames
+from scripts.artefacts.artefact import COSTS
 from scripts.artefacts.result import Result
+from scripts.artefacts.tradeoff import front
 
 GRID_ROWS, GRID_FRAMES = 3, 4  # prompts for each reference and frames for each video in a picture
 
@@ -21,7 +23,7 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
     elif form == "grid" and result.rows:
         figure = _grid(result)
     elif result.metrics:
-        figure = (_sweep if form == "sweep" else _rows)(result)
+        figure = (_costs if form in COSTS else _sweep if form == "sweep" else _rows)(result)
     else:
         return []
     figure.suptitle(result.title, fontsize=11)
@@ -81,6 +83,26 @@ def _sweep(result: Result) -> Figure:
         axes.set_title(ALL_DEFINITIONS[metric].heading, fontsize=9)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return figure
+
+
+def _costs(result: Result) -> Figure:
+    """Success and appearance of every variant over the CPU seconds it takes; what no cheaper one reaches is ringed."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    shortcuts = [point for point in result.points if " @ " in point.name]
+    curves = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(p.curve for p in shortcuts))}
+    for axes, quality in zip(figure.subplots(1, 2, sharex=True), ("success", "appearance")):
+        for level in (point for point in result.points if " @ " not in point.name):
+            axes.axhline(getattr(level, quality), color="grey", linestyle="--", label=level.name)
+        for curve, colour in curves.items():
+            points = sorted((p for p in shortcuts if p.curve == curve), key=lambda point: point.cost)
+            axes.plot([p.cost for p in points], [getattr(p, quality) for p in points], "o-", color=colour, label=curve)
+        axes.set(xlabel=f"CPU seconds of {result.artefact.form}", ylabel=quality, ylim=(-0.03, 1.05))
+        axes.grid(alpha=0.3)
+    best = front(shortcuts)
+    axes = figure.axes[0]
+    axes.plot([p.cost for p in best], [p.success for p in best], "o", color="black", fillstyle="none", markersize=11)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 

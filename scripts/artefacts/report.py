@@ -60,8 +60,11 @@ def body(result: Result) -> str:
         parts += [_table(result, group, result.metrics) for group in result.groups] + [_by_motion(result)]
         if result.details:
             parts += ["What they are made of:", *(_table(result, group, result.details) for group in result.groups)]
-    if len(result.costs) > 1:
-        parts.append(markdown_table(result.costs))
+    if result.costs:
+        parts += [
+            "\n".join(f"- {markdown(sentence)}" for sentence in result.tradeoff),
+            markdown_table(result.cost_rows),
+        ]
     if result.problems:
         parts.append("Missing:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in result.problems))
     parts.append(f"{markdown(result.provenance)} Command: {markdown_code(result.command)}")

@@ -11,13 +11,15 @@ import torch
 
 from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.measure.statistics import Estimate
-from scripts.artefacts.artefact import Artefact, Variant
+from scripts.artefacts.artefact import COSTS, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import sidecars
+from scripts.artefacts.costs import VariantCost, cost_table
 from scripts.artefacts.hidden_states import StateComparison
 from scripts.artefacts.plan import Cell
 from scripts.artefacts.provenance import COMMITS
 from scripts.artefacts.testbed import Testbed
+from scripts.artefacts.tradeoff import Point, in_words
 from scripts.artefacts.variants import RENDERED
 from scripts.artefacts.verdict import Verdict, conclude, judge
 
@@ -56,7 +58,7 @@ class Result:
     problems: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     clips: dict[str, Path] = field(default_factory=dict)  # reference -> a video of it
-    costs: list[list[str]] = field(default_factory=list)  # a table, the header first: scripts/artefacts/costs.py
+    costs: dict[str, VariantCost] = field(default_factory=dict)  # of each variant, where costs are compared
     states: StateComparison | None = None  # figure 4 alone: scripts/artefacts/hidden_states.py
 
     @property
@@ -118,6 +120,27 @@ class Result:
                 [variant.name, *(" / ".join(f"{e[m].value:.2f}" if m in e else "–" for m in shown) for e in found)]
             )
         return " / ".join(ALL_DEFINITIONS[m].title for m in shown), ["each motion", *motions], rows
+
+    @property
+    def cost_rows(self) -> list[list[str]]:
+        """The table of costs, the header first; empty where costs are not compared."""
+        return cost_table(self.costs)
+
+    @property
+    def points(self) -> list[Point]:
+        """Where the variants stand between cost and quality; none for an artefact that does not compare these."""
+        found = []
+        for name, cost in self.costs.items() if self.artefact.form in COSTS else ():
+            mean = {metric: estimate.value for metric, estimate in summarize(self.of(name)).items()}
+            if {"motion_success", "appearance_accuracy"} <= mean.keys():
+                seconds = getattr(cost, self.artefact.form) or 0.0
+                found.append(Point(name, seconds, mean["motion_success"], mean["appearance_accuracy"]))
+        return found
+
+    @property
+    def tradeoff(self) -> list[str]:
+        """Sentences on what the points say."""
+        return in_words(self.points, self.artefact.form)
 
     @cached_property
     def verdicts(self) -> list[Verdict]:

@@ -7,6 +7,7 @@ import copy
 import json
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,9 +30,10 @@ from scripts.pocket.abilities import (
     token_ids,
 )
 from scripts.pocket.architecture import build, write_slow_tokenizer
+from scripts.pocket.phases import Phases
 from scripts.pocket.probe import motion_probe
-from scripts.pocket.trainer import Phase, Trainer
-from scripts.pocket.world_data import draw_clips, encode_world, render_frames, vae_loss
+from scripts.pocket.trainer import Phase
+from scripts.pocket.world_data import draw_clips, encode_world
 
 FADE_TO = 0.03  # at 0.12 the convolutions still carried three motions in four by themselves
 PHASES = {
@@ -134,59 +136,32 @@ def write_pipeline(parts: dict, folder: Path) -> None:
 
 def pretrain(args) -> bool:
     """All phases; False when a signal ended it early, with the state saved."""
-    args.out.mkdir(parents=True, exist_ok=True)
+    run = Phases(args, PHASES, clips=10_000, frames=6_000, save_every=150)
     parts = build(vocabulary(), args.seed)
     for name in ("vae", "unet", "text_encoder"):
         parts[name].to(args.device)
-    vae, unet, trainer = parts["vae"], parts["unet"], Trainer(args.out, args.seed, save_every=150)
-    phases, clips, frames, checks, prompts = PHASES, 10_000, 6_000, 64, fresh_prompts(24, args.seed)
-    if args.smoke:
-        phases = {key: Phase(3, 4, phase.lr, phase.ema, warmup=1) for key, phase in PHASES.items()}
-        clips, frames, checks, prompts = 48, 32, 2, prompts[:2]
-
-    def log(name, step, facts):
-        print(json.dumps({"phase": name, "step": step} | facts), flush=True)
-
-    def train_vae() -> bool:
-        images, masks = (None, None) if trainer.done("vae", phases["vae"]) else render_frames(frames, args.seed)
-
-        def loss(rng):
-            rows = torch.randint(len(images), (phases["vae"].batch * args.batch,), generator=rng)
-            noise = torch.randn((len(rows), 4, 8, 8), generator=rng)
-            return vae_loss(vae, *(x.to(args.device) for x in (images[rows] / 127.5 - 1, masks[rows] / 255, noise)))
-
-        report = lambda step: log("vae", step, measure_detectors(vae, args.seed, checks))
-        return trainer.run("vae", phases["vae"], vae, loss, report=report, every=250)
+    vae, unet = parts["vae"], parts["unet"]
 
     def train_unet(name, diffusion, single=False, before=lambda step: None) -> bool:
-        def report(step):
-            if single:
-                return  # there is no video to look at yet
-            facts, made = measure_samples(parts, prompts, args.seed, steps=2 if args.smoke else 12)
-            contact_sheet(
-                args.out / f"{name}_{step:05d}.png",
-                [(p, strip(video, height=64)) for p, video in zip(prompts, made)][:8],
-            )
-            log(name, step, facts | {"probe": round(diffusion.probe(), 4)})
+        loss = lambda rng: diffusion.loss(run.phases[name], run.batch(name), single, rng)
+        sample = partial(measure_samples, parts)
+        return run.train_network(name, unet, loss, sample, diffusion.probe, single=single, before=before)
 
-        loss = lambda rng: diffusion.loss(phases[name], phases[name].batch * args.batch, single, rng)
-        return trainer.run(name, phases[name], unet, loss, before, report=report, every=250)
-
-    if not train_vae():
+    if not run.train_vae(vae, vae):
         return False
     vae.requires_grad_(False).eval()
-    normalise_latents(vae, render_frames(min(frames, 512), args.seed)[0].to(args.device) / 127.5 - 1)
-    world = encode_world(parts, clips, args.seed, args.out / "latents.safetensors")
+    normalise_latents(vae, run.some_frames())
+    world = encode_world(parts, run.clips, args.seed, args.out / "latents.safetensors")
     diffusion = Diffusion(parts, world, args.dtype, args.compile)
     with bypass_single_frames(unet):
         if not train_unet("frames", diffusion, single=True):
             return False
     if not train_unet("video", diffusion):
         return False
-    if not trainer.done("fade", phases["fade"]):
+    if not run.trainer.done("fade", run.phases["fade"]):
         write_pipeline(parts, args.export)  # usable while the last phase goes on
-    fade = Fade(unet)
-    if not train_unet("fade", diffusion, before=lambda step: fade.set(fade_factor(step, phases["fade"].steps))):
+    fade, steps = Fade(unet), run.phases["fade"].steps
+    if not train_unet("fade", diffusion, before=lambda step: fade.set(fade_factor(step, steps))):
         return False
     write_pipeline(parts, args.export)
     return True

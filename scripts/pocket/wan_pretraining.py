@@ -10,6 +10,7 @@ import copy
 import json
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,9 +22,10 @@ from infer.pictures import contact_sheet, strip
 from scripts.pocket import wan_abilities as abilities
 from scripts.pocket.abilities import fresh_prompts, measure_detectors
 from scripts.pocket.flow import FlowMatching
-from scripts.pocket.trainer import Phase, Trainer
+from scripts.pocket.phases import Phases
+from scripts.pocket.trainer import Phase
 from scripts.pocket.wan_parts import FrameCodec, build, skip_earlier_frames
-from scripts.pocket.world_data import encode_world, render_frames, vae_loss
+from scripts.pocket.world_data import encode_world
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "pocketscope_dit"
 PHASES = {
@@ -58,52 +60,24 @@ def export(parts: dict, folder: Path) -> None:
 
 def pretrain(args: Namespace) -> bool:
     """All phases; False when a signal ended it early, with the state saved."""
-    args.out.mkdir(parents=True, exist_ok=True)
+    run = Phases(args, PHASES, clips=8_000, frames=6_000, save_every=100)
     parts = build(vocabulary(), args.seed)
     for name in ("vae", "transformer", "text_encoder"):
         parts[name].to(args.device)
-    vae, trainer = parts["vae"], Trainer(args.out, args.seed, save_every=100)
-    phases, clips, frames, checks, prompts = PHASES, 8_000, 6_000, 64, fresh_prompts(24, args.seed)
-    if args.smoke:
-        phases = {key: Phase(3, 4, phase.lr, phase.ema, warmup=1) for key, phase in PHASES.items()}
-        clips, frames, checks, prompts = 48, 32, 2, prompts[:2]
-
-    def log(name, step, facts):
-        print(json.dumps({"phase": name, "step": step} | facts), flush=True)
-
-    def train_vae() -> bool:
-        images, masks = (None, None) if trainer.done("vae", phases["vae"]) else render_frames(frames, args.seed)
-
-        def loss(rng):
-            rows = torch.randint(len(images), (phases["vae"].batch * args.batch,), generator=rng)
-            noise = torch.randn((len(rows), 4, 8, 8), generator=rng)
-            batch = (x.to(args.device) for x in (images[rows] / 127.5 - 1, masks[rows] / 255, noise))
-            return vae_loss(FrameCodec(vae), *batch)
-
-        report = lambda step: log("vae", step, measure_detectors(FrameCodec(vae), args.seed, checks))
-        return trainer.run("vae", phases["vae"], vae, loss, report=report, every=250)
+    vae = parts["vae"]
 
     def train_transformer(name, flow, single=False) -> bool:
-        def report(step):
-            if single:
-                return  # there is no video to look at yet
-            facts, made = abilities.measure(parts, prompts, args.seed, steps=2 if args.smoke else 12)
-            contact_sheet(
-                args.out / f"{name}_{step:05d}.png",
-                [(p, strip(video, height=64)) for p, video in zip(prompts, made)][:8],
-            )
-            log(name, step, facts | {"probe": round(flow.probe(), 4)})
-
-        loss = lambda rng: flow.loss(phases[name].batch * args.batch, single, rng)
-        return trainer.run(name, phases[name], parts["transformer"], loss, report=report, every=250)
+        loss = lambda rng: flow.loss(run.batch(name), single, rng)
+        sample = partial(abilities.measure, parts)
+        return run.train_network(name, parts["transformer"], loss, sample, flow.probe, single=single)
 
     with skip_earlier_frames(vae):
-        if not train_vae():
+        if not run.train_vae(vae, FrameCodec(vae)):
             return False
         vae.requires_grad_(False).eval()
-        measure_latents(vae, render_frames(min(frames, 512), args.seed)[0].to(args.device) / 127.5 - 1)
+        measure_latents(vae, run.some_frames())
         coded = parts | {"vae": FrameCodec(vae)}
-        world = encode_world(coded, clips, args.seed, args.out / "latents.safetensors")
+        world = encode_world(coded, run.clips, args.seed, args.out / "latents.safetensors")
     flow = FlowMatching(parts, world, args.dtype, args.compile)
     with flow.padding:
         done = train_transformer("frames", flow, single=True) and train_transformer("video", flow)

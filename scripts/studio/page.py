@@ -1,4 +1,4 @@
-"""The page itself: one column of numbered steps in Gradio, wired to the desk."""
+"""The page itself: one column of numbered steps in Gradio (steps.py), wired to the desk."""
 
 import functools
 from collections.abc import Callable
@@ -7,16 +7,12 @@ from html import escape
 import gradio as gr
 
 from scripts.studio.desk import QUEUED, Choice, Desk, sentence
-from scripts.studio.recipe import METHODS, SPEEDS
-from scripts.studio.takeaway import KINDS, LORAS
+from scripts.studio.steps import NOBODY, ClipStep, GalleryStep, LearnStep, SampleStep, TakeStep, WatchStep
 
 TICK = 1.0  # seconds between looks at a training
-DIALS = ("noise_prior", "pli_threshold", "highway", "beta", "solver", "num_steps", "guidance_scale")
-NOBODY = ""  # of a list of other runs: none
-QUIET = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-SHELL = {"interactive": False, "lines": 3, "max_lines": 40, "buttons": ["copy"]}
-GROWING = {"interactive": True, "allow_custom_value": True}  # a list that grows: the desk checks what is chosen
 PRIVATE = {"api_visibility": "private"}
+QUIET = {**PRIVATE, "show_progress": "hidden", "queue": False}
+MODEL = {**PRIVATE, "concurrency_id": "model"}  # one at a time: the model is loaded once
 
 
 def told(handler: Callable) -> Callable:
@@ -46,236 +42,155 @@ def told(handler: Callable) -> Callable:
     return run
 
 
-def heading(number: int, title: str, hint: str) -> None:
-    gr.HTML(f'<h2><b>{number}</b>{escape(title)}</h2><p class="hint">{escape(hint)}</p>')
-
-
 def build(desk: Desk) -> gr.Blocks:
     """The page of a desk, not yet served."""
-    problem = desk.model_problem()
-    with gr.Blocks(title="Motion customization", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+    with gr.Blocks(title="Motion customization", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as blocks:
+        page = Page(desk)
+        page.wire_clip()
+        page.wire_training(blocks)
+        page.wire_sampling(blocks)
+    return blocks
+
+
+class Page:
+    """The steps of one page and what happens in them; made inside its Blocks.
+
+    A handler takes the values of its inputs and returns those of its outputs, or a dictionary of the outputs that
+    change.
+    """
+
+    def __init__(self, desk: Desk):
+        self.desk, problem = desk, desk.model_problem()
         gr.HTML(
             '<div class="title"><h1>Give a video model your motion</h1><p class="lead">One clip of a motion in, new '
             "videos with that motion out, without the clip's appearance. Everything runs on this machine, and every "
             f"step is a command that you can take along. Model: <code>{escape(desk.model)}</code></p></div>"
         )
         gr.HTML(f'<p class="note bad">{escape(problem)}</p>' if problem else "", visible=bool(problem))
+        self.clip, self.learn, self.watch = ClipStep(desk), LearnStep(desk, can_train=not problem), WatchStep()
+        self.draw, self.take, self.shown = SampleStep(), TakeStep(), GalleryStep()
+        self.last = gr.State({})  # what the last look saw
+        clip = self.clip  # what opening a clip fills in:
+        self.opened = [clip.first, clip.seconds, clip.caption, self.learn.previewed, self.draw.prompts, clip.seen]
 
-        with gr.Column(elem_classes="step"):
-            heading(1, "Choose a clip", "Two seconds of one clear motion are enough. Take an example, or your own.")
-            with gr.Row():
-                clip = gr.Dropdown(
-                    desk.clips(), value=desk.clips()[0][1], label="Clip", elem_id="clip", scale=2, **GROWING
-                )
-                upload = gr.UploadButton(
-                    "Upload your own clip", file_count="single", elem_id="upload", scale=1, min_width=200
-                )
-            with gr.Row():
-                first = gr.Slider(0, 10, 0, step=0.1, label="From second", elem_id="first")
-                seconds = gr.Slider(0.1, 10, 1, step=0.1, label="Seconds taken", elem_id="seconds")
-            seen = gr.HTML(elem_id="seen", min_height=200)
-            caption = gr.Textbox(
-                label="Caption: what is seen in the clip (the motion itself needs no words)",
-                placeholder="A car is driving on a road.",
-                elem_id="caption",
-            )
+    def wire_clip(self) -> None:
+        """Step 1: a chosen or uploaded clip is opened, and a moved slider shows its part of the clip."""
+        step = self.clip
+        step.clip.input(self.open_clip, step.clip, self.opened, **PRIVATE)
+        uploaded = step.upload.upload(self.keep_upload, step.upload, step.clip, **PRIVATE)
+        uploaded.success(self.open_clip, step.clip, self.opened, **PRIVATE)
+        for slider in (step.first, step.seconds):
+            slider.release(told(self.desk.see), [step.clip, step.first, step.seconds], step.seen, **PRIVATE)
 
-        with gr.Column(elem_classes="step"):
-            heading(2, "Choose how to learn", "The first method is right for most clips. Quick shows where it goes.")
-            method = gr.Radio(
-                [(f"{title}: {advice}", name) for name, (title, advice) in METHODS.items()],
-                value="tap",
-                label="Method",
-                elem_id="method",
-            )
-            speed = gr.Radio(
-                [(f"{name} ({desk.steps(name)} steps)", name) for name in SPEEDS],
-                value="quick",
-                label="Speed",
-                elem_id="speed",
-            )
-            previewed = gr.Textbox(
-                label="Prompts of the previews, one a line (the first two are drawn while it learns)",
-                lines=2,
-                elem_id="previewed",
-            )
-            with gr.Accordion("More, and the command", open=False, elem_id="more"):
-                with gr.Row():
-                    steps = gr.Number(desk.steps("quick"), label="Steps", precision=0, elem_id="steps")
-                    seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
-                command = gr.Textbox(label="The command of this training", elem_id="command", **SHELL)
-            train = gr.Button("Train", variant="primary", interactive=not problem, elem_id="train")
+    def wire_training(self, blocks: gr.Blocks) -> None:
+        """Steps 2 and 3: every choice is told as a command, and a clock looks at the training."""
+        clip, learn, watch, draw = self.clip, self.learn, self.watch, self.draw
+        choices = [clip.clip, clip.first, clip.seconds, clip.caption]
+        choices += [learn.method, learn.steps, learn.previewed, learn.seed]
+        learn.speed.input(told(self.desk.steps), learn.speed, learn.steps, **PRIVATE)
+        gr.on([each.change for each in choices], self.command_of, choices, learn.command, **QUIET)
+        learn.train.click(self.start, choices, watch.run, **PRIVATE)
+        watch.stop.click(self.stop, watch.run, None, **PRIVATE)
+        watch.go_on.click(self.go_on, watch.run, watch.run, **PRIVATE)
 
-        with gr.Column(elem_classes="step"):
-            heading(
-                3, "Watch it learn", "A closed tab harms nothing. Stop keeps a checkpoint, Go on continues from it."
-            )
-            run = gr.Dropdown([], label="Training or run (all of outputs/train)", elem_id="run", **GROWING)
-            status = gr.HTML(elem_id="status")
-            curve = gr.HTML(elem_id="curve")
-            previews = gr.HTML(elem_id="previews")
-            with gr.Row():
-                stop = gr.Button("Stop", interactive=False, elem_id="stop")
-                go_on = gr.Button("Go on", interactive=False, elem_id="go_on")
+        changing = [watch.run, watch.status, watch.curve, watch.previews, watch.stop, watch.go_on]
+        changing += [draw.checkpoint, draw.mixed, draw.other, *draw.dials.values(), self.take.commands, self.last]
+        blocks.load(lambda: gr.update(choices=self.desk.clips()), None, clip.clip, **QUIET)
+        blocks.load(self.open_clip, clip.clip, self.opened, **QUIET)
+        blocks.load(self.look, [watch.run, self.last], changing, **QUIET)
+        gr.Timer(TICK).tick(self.look, [watch.run, self.last], changing, **QUIET)
 
-        with gr.Column(elem_classes="step"):
-            heading(4, "Sample", "New prompts, with the motion. The dials act at once, without training again.")
-            prompts = gr.Textbox(label="Prompts, one a line", lines=3, elem_id="prompts")
-            with gr.Row():
-                strength = gr.Slider(
-                    0, 2, 1, step=0.05, label="Motion strength", info="0 is the base model", elem_id="strength"
-                )
-                prior = gr.Slider(0, 1, 0, step=0.05, label="Noise prior", info="start nearer to the clip's layout")
-            with gr.Accordion("More dials", open=False, elem_id="dials"):
-                with gr.Row():
-                    pli = gr.Slider(
-                        0, 1000, 0, step=10, label="Phased integration", info="the base model below this timestep"
-                    )
-                    highway = gr.Radio(["off", "all", "release", "plain"], value="all", label="Appearance highway")
-                    beta = gr.Slider(0.5, 2, 1.1, step=0.05, label="Its scale")
-                with gr.Row():
-                    solver = gr.Dropdown(["ddim", "unipc", "dpm"], value="ddim", label="Solver")
-                    number = gr.Slider(1, 100, 20, step=1, label="Its steps")
-                    guidance = gr.Slider(0, 20, 4, step=0.5, label="Guidance scale")
-                with gr.Row():
-                    noise = gr.Number(1, label="Seed", precision=0, elem_id="noise")
-                    checkpoint = gr.Dropdown([], label="Checkpoint", elem_id="checkpoint", **GROWING)
-            with gr.Accordion("Mix with another run", open=False, elem_id="mix"):
-                with gr.Row():
-                    mixed = gr.Dropdown([("none", NOBODY)], value=NOBODY, label="Second motion", **GROWING)
-                    share = gr.Slider(0, 2, 0.5, step=0.05, label="Its strength")
-                with gr.Row():
-                    other = gr.Dropdown([("none", NOBODY)], value=NOBODY, label="Appearance of", **GROWING)
-                    likeness = gr.Slider(0, 2, 1, step=0.05, label="Its strength")
-            sample = gr.Button("Sample", variant="primary", elem_id="sample")
-            result = gr.HTML(elem_id="result")
-
-        with gr.Column(elem_classes="step"):
-            heading(5, "Take it with you", "Files for other programs, and the commands that do the same in a terminal.")
-            kinds = gr.CheckboxGroup(
-                [(title, kind) for kind, title in KINDS.items()], value=[*LORAS][:1], label="Files", elem_id="kinds"
-            )
-            prepare = gr.Button("Prepare the files", elem_id="prepare")
-            files = gr.File(label="Ready to download", file_count="multiple", interactive=False, elem_id="files")
-            commands = gr.Textbox(label="The commands", elem_id="commands", **SHELL)
-
-        with gr.Column(elem_classes="step"):
-            heading(6, "Gallery", "What was sampled here, the newest first.")
-            gallery = gr.HTML(elem_id="gallery")
-
-        state, dials = gr.State({}), [prior, pli, highway, beta, solver, number, guidance]
-        choices = [clip, first, seconds, caption, method, steps, previewed, seed]
-
-        @told
-        def open_clip(name):
-            length, taken, proposed, lines = desk.open_clip(name)
-            length = round(length, 1)
-            return (
-                gr.update(maximum=max(0.1, length), value=0),
-                gr.update(maximum=max(0.2, length), value=round(taken, 1)),
-                proposed,
-                lines,
-                lines,
-                desk.see(name, 0, taken),
-            )
-
-        @told
-        def keep_upload(path):
-            return gr.update(choices=desk.clips(), value=desk.upload(path))
-
-        def command_of(*values):
-            return desk.command(Choice(*values))
-
-        @told
-        def start(*values):
-            key = desk.train(Choice(*values))
-            return gr.update(choices=desk.entries(), value=key)
-
-        @told
-        def end(key):
-            desk.stop(key)
-
-        @told
-        def continue_run(key):
-            key = desk.go_on(key)
-            return gr.update(choices=desk.entries(), value=key)
-
-        @told
-        def look(key, last):
-            """Everything that a tick may change; what is as it was is left alone."""
-            entries = desk.entries()
-            keys = [name for _, name in entries]
-            if not key or not (key in keys or key.startswith(QUEUED)):
-                key = desk.first_key()
-            view = desk.view(key)
-            trained = [("none", NOBODY), *(entry for entry in entries if not entry[1].startswith(QUEUED))]
-            now = {
-                "run": (entries, view.key),
-                "status": view.status,
-                "curve": view.curve,
-                "previews": view.previews,
-                "buttons": (view.can_stop, view.can_go_on),
-                "checkpoints": (view.key, view.checkpoints),
-                "dials": (view.key, bool(view.checkpoints)),
-                "others": trained,
-            }
-
-            def changed(*names):
-                return any(now[name] != last.get(name) for name in names)
-
-            own = desk.own_dials(view.key) if changed("dials") and view.checkpoints else None
-            return [
-                gr.update(choices=entries, value=view.key or None) if changed("run") else gr.skip(),
-                view.status if changed("status") else gr.skip(),
-                view.curve if changed("curve") else gr.skip(),
-                view.previews if changed("previews") else gr.skip(),
-                gr.update(interactive=view.can_stop) if changed("buttons") else gr.skip(),
-                gr.update(interactive=view.can_go_on) if changed("buttons") else gr.skip(),
-                gr.update(choices=[(str(n), n) for n in view.checkpoints], value=max(view.checkpoints, default=None))
-                if changed("checkpoints")
-                else gr.skip(),
-                *(gr.update(choices=trained) if changed("others") else gr.skip() for _ in range(2)),
-                *([own[name] for name in DIALS] if own else [gr.skip()] * len(DIALS)),
-                desk.commands(view.key) if changed("checkpoints") else gr.skip(),
-                now,
-            ]
-
-        @told
-        def draw(key, lines, noise, index, strength, mixed, share, other, likeness, *values):
-            wish = desk.wish(
-                key, lines, noise, index, strength, dict(zip(DIALS, values)), (mixed, share), (other, likeness)
-            )
-            for html in desk.sample(wish):
-                yield html, gr.skip(), gr.skip()
-            yield html, desk.commands(key), desk.gallery()
-
-        @told
-        def make_files(key, wanted, index):
-            return desk.files(key, wanted, index)
-
-        watched = [run, status, curve, previews, stop, go_on, checkpoint, mixed, other, *dials, commands, state]
-        opened = [first, seconds, caption, previewed, prompts, seen]
-        page.load(lambda: gr.update(choices=desk.clips()), None, clip, **QUIET)
-        page.load(open_clip, clip, opened, **QUIET)
-        page.load(look, [run, state], watched, **QUIET)
-        page.load(desk.gallery, None, gallery, **QUIET)
-        gr.Timer(TICK).tick(look, [run, state], watched, **QUIET)
-        clip.input(open_clip, clip, opened, **PRIVATE)
-        upload.upload(keep_upload, upload, clip, **PRIVATE).success(open_clip, clip, opened, **PRIVATE)
-        for slider in (first, seconds):
-            slider.release(told(desk.see), [clip, first, seconds], seen, **PRIVATE)
-        speed.input(told(desk.steps), speed, steps, **PRIVATE)
-        gr.on([each.change for each in choices], command_of, choices, command, **QUIET)
-        train.click(start, choices, run, **PRIVATE)
-        stop.click(end, run, None, **PRIVATE)
-        go_on.click(continue_run, run, run, **PRIVATE)
-        sample.click(
-            draw,
-            [run, prompts, noise, checkpoint, strength, mixed, share, other, likeness, *dials],
-            [result, commands, gallery],
-            concurrency_limit=1,
-            concurrency_id="model",
-            **PRIVATE,
+    def wire_sampling(self, blocks: gr.Blocks) -> None:
+        """Steps 4 to 6."""
+        run, draw, take = self.watch.run, self.draw, self.take
+        asked = [run, draw.prompts, draw.noise, draw.checkpoint, draw.strength]
+        asked += [draw.mixed, draw.share, draw.other, draw.likeness, *draw.dials.values()]
+        draw.sample.click(
+            self.sample, asked, [draw.result, take.commands, self.shown.gallery], concurrency_limit=1, **MODEL
         )
-        prepare.click(make_files, [run, kinds, checkpoint], files, concurrency_id="model", **PRIVATE)
-    return page
+        take.prepare.click(self.make_files, [run, take.kinds, draw.checkpoint], take.files, **MODEL)
+        blocks.load(self.desk.gallery, None, self.shown.gallery, **QUIET)
+
+    @told
+    def open_clip(self, name):
+        length, taken, proposed, lines = self.desk.open_clip(name)
+        length = round(length, 1)
+        return (
+            gr.update(maximum=max(0.1, length), value=0),
+            gr.update(maximum=max(0.2, length), value=round(taken, 1)),
+            proposed,
+            lines,
+            lines,
+            self.desk.see(name, 0, taken),
+        )
+
+    @told
+    def keep_upload(self, path):
+        return gr.update(choices=self.desk.clips(), value=self.desk.upload(path))
+
+    def command_of(self, *values):
+        return self.desk.command(Choice(*values))
+
+    @told
+    def start(self, *values):
+        key = self.desk.train(Choice(*values))
+        return gr.update(choices=self.desk.entries(), value=key)
+
+    @told
+    def stop(self, key):
+        self.desk.stop(key)
+
+    @told
+    def go_on(self, key):
+        key = self.desk.go_on(key)
+        return gr.update(choices=self.desk.entries(), value=key)
+
+    @told
+    def look(self, key, last):
+        """Everything that a tick of the clock may change; what is as it was is left alone."""
+        desk, watch, draw = self.desk, self.watch, self.draw
+        entries = desk.entries()
+        if not key or not (key.startswith(QUEUED) or key in [name for _, name in entries]):
+            key = desk.first_key()
+        view = desk.view(key)
+        trained = [NOBODY, *(entry for entry in entries if not entry[1].startswith(QUEUED))]
+        now = {
+            "run": (entries, view.key),
+            "status": view.status,
+            "curve": view.curve,
+            "previews": view.previews,
+            "buttons": (view.can_stop, view.can_go_on),
+            "checkpoints": (view.key, view.checkpoints),
+            "others": trained,
+        }
+        changed = {name for name in now if now[name] != last.get(name)}
+        updates = {self.last: now}
+        updates |= {getattr(watch, name): now[name] for name in changed & {"status", "curve", "previews"}}
+        if "run" in changed:
+            updates[watch.run] = gr.update(choices=entries, value=view.key or None)
+        if "buttons" in changed:
+            updates[watch.stop] = gr.update(interactive=view.can_stop)
+            updates[watch.go_on] = gr.update(interactive=view.can_go_on)
+        if "others" in changed:
+            updates |= {draw.mixed: gr.update(choices=trained), draw.other: gr.update(choices=trained)}
+        if "checkpoints" in changed:
+            numbers = [(str(number), number) for number in view.checkpoints]
+            updates[draw.checkpoint] = gr.update(choices=numbers, value=max(view.checkpoints, default=None))
+            updates[self.take.commands] = desk.commands(view.key)
+            before, had = last.get("checkpoints", ("", ()))
+            if view.checkpoints and (view.key != before or not had):  # a run's own values, once it can be sampled
+                own = desk.own_dials(view.key)
+                updates |= {dial: own[name] for name, dial in draw.dials.items()}
+        return updates
+
+    @told
+    def sample(self, key, lines, noise, index, strength, mixed, share, other, likeness, *dials):
+        dials = dict(zip(self.draw.dials, dials, strict=True))
+        wish = self.desk.wish(key, lines, noise, index, strength, dials, (mixed, share), (other, likeness))
+        for html in self.desk.sample(wish):
+            yield html, gr.skip(), gr.skip()
+        yield html, self.desk.commands(key), self.desk.gallery()
+
+    @told
+    def make_files(self, key, wanted, index):
+        return self.desk.files(key, wanted, index)

@@ -1,0 +1,112 @@
+"""What a shortcut costs in quality, as data: the solvers and steps of a sampling, and the recipes of a training.
+
+    python scripts/reproduce.py speed
+    python scripts/reproduce.py time_to_motion
+
+Every variant stands at what it costs in CPU seconds. A variant "CURVE @ x" is a point of a curve: a sampling of x
+steps, or the checkpoint of step x.
+"""
+
+from data.world import PATHS, RETIMINGS
+from scripts.artefacts.artefact import Artefact, Claim, Variant
+from scripts.artefacts.variants import TAP, UNTOUCHED
+
+ABOVE, BELOW = ("--guidance_interval", "300", "1000"), ("--guidance_interval", "0", "800")
+
+
+def _sampling(name: str, solver: str, steps: int, *flags: str) -> Variant:
+    return Variant(f"{name} @ {steps}", TAP, ("--solver", solver, "--num-steps", str(steps), *flags))
+
+
+def _training(name: str, steps: int, *, middle: bool = False, **changed: float) -> tuple[Variant, ...]:
+    """The rows of a recipe: its last step, and with `middle` also the middle of its cosine schedule.
+
+    All keys that make a recipe are named, so that a row stays what it was when the defaults change.
+    """
+    keys = {"timesteps_per_step": 2, "learning_rate": 2e-3, "adam_beta2": 0.99, "lr_warmup_steps": 10} | {
+        "min_timestep": 500,
+        "spatial_path_probability": 0.8,
+        "lora_rank": 32,
+        **changed,
+    }
+    train = (
+        *TAP,
+        f"max_train_steps={steps}",
+        f"checkpointing_steps={steps // 2}",
+        "checkpoints_total_limit=2",
+        *(f"{key}={value:g}" for key, value in keys.items()),
+    )
+    points = (steps // 2, steps) if middle else (steps,)
+    return tuple(Variant(f"{name} @ {step}", train, ("--checkpoint_index", str(step))) for step in points)
+
+
+FORMER, SHORTER, HALVED = "4 timesteps, rate 2.5e-3, beta2 0.999", "4 timesteps", "2 timesteps"
+RECIPES = (
+    *_training(
+        FORMER, 300, middle=True, timesteps_per_step=4, learning_rate=2.5e-3, adam_beta2=0.999, lr_warmup_steps=20
+    ),
+    *_training(SHORTER, 200, middle=True, timesteps_per_step=4),
+    *_training(HALVED, 200, middle=True),
+    *_training("2 timesteps, rate 3e-3", 120, learning_rate=3e-3),
+    *_training("2 timesteps, from 700", 200, min_timestep=700),
+    *_training("2 timesteps, half the appearance passes", 200, spatial_path_probability=0.4),
+)
+
+SAMPLINGS = (
+    *(_sampling("ddim", "ddim", steps) for steps in (4, 6, 8, 10, 15, 20, 30)),
+    *(_sampling("unipc", "unipc", steps) for steps in (4, 6, 8, 10)),
+    *(_sampling("dpm", "dpm", steps) for steps in (4, 6, 8, 10)),
+    *(_sampling("ddim, guided above 300", "ddim", steps, *ABOVE) for steps in (10, 15)),
+    *(_sampling("ddim, guided below 800", "ddim", steps, *BELOW) for steps in (10, 15)),
+)
+
+
+def _no_worse(one: str, other: str, what: str) -> tuple[Claim, Claim]:
+    return (
+        Claim(f"{what} moves no worse", "motion", one, "not less", other, "ours"),
+        Claim(f"{what} keeps the appearance no worse", "appearance", one, "not less", other, "ours"),
+    )
+
+
+SPEED = {
+    "speed": Artefact(
+        "Speed: solvers and steps of a sampling",
+        "how few CPU seconds a video takes at the same motion and appearance",
+        (UNTOUCHED, *SAMPLINGS),
+        (
+            *_no_worse("ddim @ 10", "ddim @ 30", "DDIM in a third of the release's 30 steps"),
+            *_no_worse("ddim @ 6", "ddim @ 10", "DDIM in 6 steps, against 10,"),
+            *_no_worse("unipc @ 6", "ddim @ 10", "UniPC in 6 steps, against DDIM in 10,"),
+            *_no_worse("dpm @ 6", "ddim @ 10", "DPM-Solver++ in 6 steps, against DDIM in 10,"),
+            *_no_worse("ddim, guided above 300 @ 10", "ddim @ 10", "guidance above timestep 300 alone"),
+            *_no_worse("ddim, guided below 800 @ 10", "ddim @ 10", "guidance below timestep 800 alone"),
+        ),
+        form="sampling",
+        motions=(*RETIMINGS, *PATHS),
+        appearances=1,
+        prompts=4,
+        world=True,
+        needs="a model of the toy world",
+    ),
+    "time_to_motion": Artefact(
+        "Time to motion: recipes of a training",
+        "how few CPU seconds of training teach a re-timing, at the appearance of the untouched model",
+        (Variant(UNTOUCHED.name, RECIPES[1].train, UNTOUCHED.flags), *RECIPES),
+        (
+            *_no_worse(f"{SHORTER} @ 200", f"{FORMER} @ 300", "a shorter training at a lower rate and beta2"),
+            *_no_worse(f"{HALVED} @ 200", f"{SHORTER} @ 200", "half as many timesteps a step"),
+            *_no_worse(
+                "2 timesteps, rate 3e-3 @ 120", f"{HALVED} @ 200", "120 steps in place of 200, at a higher rate"
+            ),
+            *_no_worse("2 timesteps, from 700 @ 200", f"{HALVED} @ 200", "training above timestep 700 alone"),
+            *_no_worse(
+                "2 timesteps, half the appearance passes @ 200", f"{HALVED} @ 200", "half as many appearance passes"
+            ),
+        ),
+        form="training",
+        motions=tuple(RETIMINGS),
+        appearances=2,
+        world=True,
+        needs="a model of the toy world",
+    ),
+}

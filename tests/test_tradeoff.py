@@ -1,0 +1,79 @@
+"""Quality over cost: the front, the cheapest variant that loses nothing, when a recipe is there, and its picture."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from scripts.artefacts import plots
+from scripts.artefacts.catalogue import ARTEFACTS
+from scripts.artefacts.costs import VariantCost
+from scripts.artefacts.result import Cost, Result
+from scripts.artefacts.tradeoff import Point, cheapest, front, in_words, reached
+
+POINTS = [
+    Point("untouched model", 0, 0.0, 1.0),
+    Point("long @ 300", 90, 1.0, 1.0),
+    Point("long @ 150", 45, 0.75, 1.0),
+    Point("short @ 200", 60, 0.98, 0.98),
+    Point("short @ 100", 30, 0.85, 0.98),
+    Point("rash @ 60", 20, 0.9, 0.9),
+    Point("idle @ 60", 25, 0.9, 0.9),
+]
+SHORTCUTS = POINTS[1:]
+
+
+def test_the_front_holds_what_no_cheaper_point_reaches():
+    assert [p.name for p in front(SHORTCUTS)] == ["rash @ 60", "short @ 200", "long @ 300"]
+    assert front([Point("a @ 1", 1, 0.2, 1), Point("b @ 1", 1, 0.4, 1)]) == [Point("b @ 1", 1, 0.4, 1)]
+
+
+def test_the_cheapest_point_loses_neither_motion_nor_appearance():
+    assert cheapest(SHORTCUTS).name == "short @ 200"
+    without = [p for p in SHORTCUTS if p.curve != "short"]
+    assert cheapest(without).name == "long @ 300"  # the rash one is cheaper, and its appearance has suffered
+
+
+def test_a_curve_is_there_at_its_first_point_with_motion_and_the_base_models_appearance():
+    found = reached(SHORTCUTS, appearance=1.0)
+    assert {curve: point and point.cost for curve, point in found.items()} == {
+        "long": 90,  # at 150 steps it moves too little
+        "short": 30,
+        "rash": None,
+        "idle": None,
+    }
+
+
+def test_the_sentences_name_the_cheapest_and_when_each_recipe_is_there():
+    best, on_front, there = in_words(POINTS, "training")
+    assert "short @ 200, 60 CPU seconds a clip, success 0.98, appearance 0.98" in best
+    assert on_front.endswith("rash @ 60 (0.90), short @ 200 (0.98), long @ 300 (1.00).")
+    assert "short 30, long 90, rash never, idle never" in there
+    assert len(in_words(POINTS, "sampling")) == 2 and "60.00 CPU seconds a video" in in_words(POINTS, "sampling")[0]
+    assert in_words(POINTS[:1], "training") == []
+
+
+@pytest.mark.parametrize(("name", "form"), [("speed", "sampling"), ("time_to_motion", "training")])
+def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(name, form):
+    """From videos' measures and costs: a variant's place, the sentences, and a picture with every curve."""
+    variants = [variant.name for variant in ARTEFACTS[name].variants]
+    rows, costs = [], {}
+    for number, variant in enumerate(variants):
+        right = {
+            "motion_success": float(number > 0),
+            "appearance_accuracy": 1.0,
+            "motion": "pause",
+            "group": "re-timing",
+        }
+        rows += [{"variant": variant, "reference": "pause", "run": "pause", "prompt": "a", "seed": 0, **right}]
+        costs[variant] = VariantCost(10.0 * number, 20.0, 2.0 * number, 10**6)
+    nothing = Cost(0, 0, 0, 0, ())
+    result = Result(name, SimpleNamespace(name="x", world=True), False, "", "", "", [], nothing, rows, costs=costs)
+    per = {"training": 10.0, "sampling": 2.0}[form]
+    assert [(p.name, p.cost, p.success) for p in result.points[:2]] == [(variants[0], 0, 0), (variants[1], per, 1)]
+    assert variants[1] in result.tradeoff[0]
+    figure = plots._costs(result)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "untouched model",
+        *(point.curve for point in result.points[1:]),
+    }
+    assert figure.axes[0].get_xlabel() == f"CPU seconds of {form}"
