@@ -198,7 +198,7 @@ def attach(
     highway = None if use == "off" else HighwaySettings(scope, beta)
     in_training = use == "training"
     if highway:
-        check_highway(network, scope, in_training)
+        check_highway(network, scope, in_training, motion.kind)
     return Method(
         network,
         motion,
