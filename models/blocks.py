@@ -1,6 +1,7 @@
-"""The temporal transformers of a U-Net: which there are, on which side, how wide, at which resolution.
+"""The blocks of a network that can carry Motion Inversion's embeddings, and which of them a U-Net's training takes.
 
-Motion Inversion chooses among them by side and width. A level counts downsamplings: 0 is the latents' own size.
+On a U-Net they are its temporal transformers, chosen by side and width; a level counts downsamplings, 0 is the latents'
+own size. A diffusion transformer's blocks are alike: models/backbones/wan.py lists them.
 """
 
 from collections.abc import Sequence
@@ -12,24 +13,31 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from configs.errors import UserError
 
 SIDES = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks."}
+DEFAULT_SIDES = ("down", "up")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One temporal transformer: module name, side of the U-Net, channels, and its resolution level (0 = full size)."""
+    """One transformer block: module name, where it lies, channels, and how many latent pixels (height, width) one
+    token covers.
+
+    `attentions` are its self-attentions over frames. A Value embedding is `still` where it is the same in every frame.
+    """
 
     name: str
     side: str
     channels: int
-    level: int
+    cell: tuple[int, int]
+    attentions: tuple[str, ...]
+    still: bool = False
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Latent pixels at this level: every downsampler halves, rounding up."""
-        return -(-height // 2**self.level), -(-width // 2**self.level)
+        """Tokens of one frame: every downsampler of a U-Net halves, rounding up."""
+        return -(-height // self.cell[0]), -(-width // self.cell[1])
 
 
 def temporal_blocks(unet: UNet3DConditionModel) -> list[Block]:
-    """The temporal transformers that can carry embeddings (all but the stem), in module order.
+    """The blocks of the temporal transformers that can carry embeddings (all but the stem), in module order.
 
     Raises UserError for a network that has none.
     """
@@ -44,16 +52,20 @@ def temporal_blocks(unet: UNet3DConditionModel) -> list[Block]:
         if isinstance(module, TransformerTemporalModel) and side:
             level = deepest if side == "mid" else int(name.split(".")[1])
             level = deepest - level if side == "up" else level
-            found.append(Block(name, side, module.transformer_blocks[0].attn1.to_q.in_features, level))
+            for i, block in enumerate(module.transformer_blocks):
+                channels, cell = block.attn1.to_q.in_features, (2**level, 2**level)
+                found.append(Block(f"{name}.transformer_blocks.{i}", side, channels, cell, ("attn1", "attn2")))
     return found
 
 
-def choose_blocks(unet: UNet3DConditionModel, sides: Sequence[str], widths: Sequence[int] | None) -> list[Block]:
+def choose_temporal_blocks(
+    unet: UNet3DConditionModel, sides: Sequence[str] | None = None, widths: Sequence[int] | None = None
+) -> list[Block]:
     """Blocks on these sides with these channel widths; by default the widest there are (1280 in ZeroScope).
 
     Raises UserError naming the sides and widths that exist when one of those asked for does not.
     """
-    present = temporal_blocks(unet)
+    present, sides = temporal_blocks(unet), DEFAULT_SIDES if sides is None else sides
     if unknown := [side for side in sides if side not in SIDES]:
         raise UserError(f"embeddings.blocks: {unknown[0]!r} is unknown; there are {', '.join(SIDES)}")
     if not sides:

@@ -10,7 +10,7 @@ from configs.errors import UserError
 from models import lora
 from models.embeddings import MotionEmbeddings, attach_trained, mix
 from models.files.checkpoint import Checkpoint
-from models.highway import HighwaySettings, attach_highway
+from models.highway import HighwaySettings, attach_highway, check_highway
 from models.hooks import Patch
 
 State = dict[str, torch.Tensor]
@@ -49,6 +49,8 @@ def customize(
     acting = [(checkpoint, strength) for checkpoint, strength in motions if strength]
     notes = []
     with ExitStack() as patches:
+        if acting and highway is not None:
+            check_highway(network, highway.scope, motion=acting[0][0].kind)
         if acting:
             put = {"lora": _put_loras, "embeddings": _put_embeddings}[acting[0][0].kind]
             notes += put(patches, network, acting, sampling, latent_size)

@@ -1,40 +1,40 @@
-"""Motion Inversion (Wang et al. 2024): motion learned as embeddings added to the inputs of temporal attention.
+"""Motion Inversion (Wang et al. 2024): motion learned as embeddings added to the inputs of self-attention.
 
-Each chosen temporal transformer block owns one Query-Key embedding, shared by its two self-attentions, and one Value
-embedding per attention. After the norm, with x the hidden states [(b h w) f c]:
+On a U-Net each chosen temporal transformer block owns one Query-Key embedding, shared by its two self-attentions, and
+one Value embedding per attention. After the norm, with x the hidden states [(b h w) f c]:
 
     q = Wq (x + e_qk)    k = Wk (x + e_qk)    v = Wv (x + e_v)        e_qk [1 F c], e_v [(h w) F c], zero at the start
 
 A Query-Key embedding says how frames attend to each other, the same for every pixel; a Value embedding says what moves
-where. Both hold F = 32 frames. The model itself stays frozen; nothing but the embeddings gets a gradient.
+where. Both hold F = 32 frames. On a diffusion transformer the same is done to the self-attention of every block, and a
+Value embedding is the same in every frame, e_v [(h w) 1 c] (DeT's port). The model itself stays frozen; nothing but the
+embeddings gets a gradient. Blocks and layouts are the backbone's: `carriers`, `choose_carriers`, `shift`.
 """
 
 import math
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet3DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from configs.errors import UserError
-from models.blocks import Block, choose_blocks, temporal_blocks
-from models.hooks import Patch, wrap_forward
+from models import backbones
+from models.blocks import Block
+from models.hooks import Patch
 
 LARGEST_SIDE = 512  # latent pixels, 4096 pixels of video
 SAMPLING = ("none", "difference", "drop_value")
-GRID = "latent_grid"  # how the attention learns its (height, width): only the transformer around it still sees them
 
 
 class MotionEmbeddings(Patch):
-    """The attached embeddings. `remove()` restores the U-Net bit for bit; `strength` 0 is the base model, exactly.
+    """The attached embeddings. `remove()` restores the network bit for bit; `strength` 0 is the base model, exactly.
 
     `strength` scales what is added (1 as trained). `sampling_mode` says what happens to the Value embeddings (Motion
     Inversion): "none" leaves them, "difference" replaces frame j > 0 by the change since frame j - 1 (object motion),
-    "drop_value" leaves them out (camera motion). Query-Key embeddings stay as they are.
+    "drop_value" leaves them out (camera motion). Query-Key embeddings stay as they are. A transformer's Value embedding
+    has no frames to take the difference of, so that mode is refused there.
     """
 
     kind = "embeddings"
@@ -47,19 +47,36 @@ class MotionEmbeddings(Patch):
         width: int,
         max_frames: int,
         frames: int | None,
+        sampling: str = "none",
     ):
         super().__init__()
         self.blocks = blocks
         self.height, self.width, self.max_frames, self.frames = height, width, max_frames, frames
         self.strength = 1.0
-        self.sampling_mode = "none"
+        self.sampling_mode = sampling
         self._parameters = parameters
+
+    @property
+    def sampling_mode(self) -> str:
+        return self._sampling_mode
+
+    @sampling_mode.setter
+    def sampling_mode(self, mode: str) -> None:
+        """Raises UserError for a mode that does not exist, or not for these blocks."""
+        if mode not in SAMPLING:
+            raise UserError(f"embeddings.sampling: {mode!r} is unknown; there are {', '.join(SAMPLING)}")
+        if mode == "difference" and any(block.still for block in self.blocks):
+            raise UserError(
+                "embeddings.sampling: difference is the change of a Value embedding from frame to frame, and on a "
+                "diffusion transformer it is the same in every frame; use none or drop_value (--embedding_sampling)"
+            )
+        self._sampling_mode = mode
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(self._parameters.values())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """`<block>.query_key` [1 F c], `<block>.attn1.value` and `<block>.attn2.value` [(h w) F c], fp32."""
+        """`<block>.query_key` [1 F c] and `<block>.<attention>.value` [(h w) F c], or [(h w) 1 c] where still, fp32."""
         return {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
@@ -84,10 +101,8 @@ class MotionEmbeddings(Patch):
     def at(self, strength: float | None = None, sampling: str | None = None) -> Iterator["MotionEmbeddings"]:
         """Within this `with`, another strength or sampling mode; a backward pass belongs inside it, too."""
         before = self.strength, self.sampling_mode
-        if sampling is not None and sampling not in SAMPLING:
-            raise UserError(f"embeddings.sampling: {sampling!r} is unknown; there are {', '.join(SAMPLING)}")
+        self.sampling_mode = before[1] if sampling is None else sampling
         self.strength = before[0] if strength is None else strength
-        self.sampling_mode = sampling or before[1]
         try:
             yield self
         finally:
@@ -127,12 +142,18 @@ class MotionEmbeddings(Patch):
         """[1 f c], scaled by `strength`."""
         return self.strength * self._fit_time(self._parameters[f"{block}.query_key"], frames)
 
-    def value(self, attention: str, trained_grid: tuple[int, int], grid: tuple[int, int], frames: int) -> torch.Tensor:
-        """[(h w) f c] for the running grid (h, w), scaled by `strength` and debiased as `sampling_mode` says."""
-        embedding = self._parameters[f"{attention}.value"][:, : self._trained(frames)]
+    def value(self, block: Block, attention: str, grid: tuple[int, int], frames: int) -> torch.Tensor | None:
+        """[(h w) f c] for the running grid (h, w), [(h w) 1 c] where it is still, scaled by `strength` and debiased as
+        `sampling_mode` says; None where that drops it.
+        """
+        if self.sampling_mode == "drop_value":
+            return None
+        embedding = self._parameters[f"{block.name}.{attention}.value"][:, : self._trained(frames)]
         if self.sampling_mode == "difference":
             embedding = torch.cat([embedding[:, :1], embedding.diff(dim=1)], dim=1)
-        embedding = self._fit_time(embedding, frames)
+        if not block.still:
+            embedding = self._fit_time(embedding, frames)
+        trained_grid = block.grid(self.height, self.width)
         if grid != trained_grid:
             image = embedding.unflatten(0, trained_grid).permute(2, 3, 0, 1)  # [(h w) f c] -> [f c h w]
             image = F.interpolate(image, size=grid, mode="bilinear")
@@ -152,31 +173,39 @@ class MotionEmbeddings(Patch):
 
 
 def attach_embeddings(
-    unet: UNet3DConditionModel,
-    blocks: Sequence[str] = ("down", "up"),
+    network: nn.Module,
+    blocks: Sequence[str] | None = None,
     widths: Sequence[int] | None = None,
     *,
     height: int,
     width: int,
     max_frames: int = 32,
     frames: int | None = None,
+    block_range: Sequence[float] | None = None,
+    sampling: str = "none",
 ) -> MotionEmbeddings:
-    """Add zero embeddings to the temporal transformers on these sides (`blocks`) with these channel `widths`.
+    """Add zero embeddings to the temporal transformers of a U-Net, or to the blocks of a diffusion transformer.
 
-    `height` and `width` are the latent size in training, which the Value embeddings are made for; the U-Net may run at
-    another size (bilinear interpolation over the latent grid) or length. `frames` is the training's clip length: its
-    embeddings are stretched linearly to other lengths. Without it a clip takes the first of the `max_frames` frames,
-    and only one longer than that stretches them. One-frame passes with the temporal layers bypassed are untouched.
-    Raises UserError on an unknown side or width, or more frames than `max_frames` (5 blocks and
-    59 M parameters on ZeroScope at 384x384).
+    `blocks` are sides of the U-Net (default down and up), `widths` channels there (default the widest); `block_range`
+    [first, last] are shares of a transformer's depth (default all of it). `height` and `width` are the latent size in
+    training, which the Value embeddings are made for; the network may run at another size (bilinear interpolation over
+    the tokens of a frame) or length. `frames` is the training's clip length in latents: its embeddings are stretched
+    linearly to other lengths. Without it a clip takes the first of the `max_frames` frames, and only one longer than
+    that stretches them. `sampling` is the mode that they sample in. One-frame passes with the temporal layers bypassed
+    are untouched. Raises UserError for blocks or a mode that the network does not have, and for more frames than
+    `max_frames` (5 blocks and 59 M parameters on ZeroScope at 384x384).
     """
     if frames is not None and frames > max_frames:
         raise UserError(f"embeddings.max_frames: {max_frames} frames are too few for clips of {frames}; raise it")
-    return _attach(unet, choose_blocks(unet, blocks, widths), height, width, max_frames, frames)
+    kind = backbones.kind_of(network)
+    chosen = kind.choose_carriers(network, blocks, widths)
+    if block_range is not None:
+        chosen = [block for block in chosen if kind.in_range(network, block.name, block_range)]
+    return _attach(network, chosen, height, width, max_frames, frames, sampling)
 
 
 def attach_trained(
-    unet: UNet3DConditionModel,
+    network: nn.Module,
     state: dict[str, torch.Tensor],
     *,
     size: tuple[int, int] | None,
@@ -188,12 +217,13 @@ def attach_trained(
     `size` (height, width in latents) and `frames` are those of the training. The files of Motion Inversion's authors
     hold neither: without a size a square is assumed where the Value embeddings can be one, else the size `sampled`;
     without frames, the first of those the embeddings hold are used. Raises UserError when no such size fits, and when
-    names or shapes are not those of this U-Net.
+    names or shapes are not those of this network.
     """
-    names = {name.split(".transformer_blocks.")[0] for name in state}
-    chosen = [block for block in temporal_blocks(unet) if block.name in names]
+    carriers = backbones.kind_of(network).carriers(network)
+    chosen = [block for block in carriers if any(name.startswith(f"{block.name}.") for name in state)]
     height, width = size or _guess_size(chosen, state, sampled)
-    embeddings = _attach(unet, chosen, height, width, next(iter(state.values())).shape[1], frames)
+    held = max(tensor.shape[1] for tensor in state.values())
+    embeddings = _attach(network, chosen, height, width, held, frames)
     try:
         embeddings.load_state_dict(state)
     except UserError:
@@ -220,27 +250,28 @@ def _guess_size(
 
 
 def _attach(
-    unet: UNet3DConditionModel, chosen: list[Block], height: int, width: int, max_frames: int, frames: int | None
+    network: nn.Module,
+    chosen: list[Block],
+    height: int,
+    width: int,
+    max_frames: int,
+    frames: int | None,
+    sampling: str = "none",
 ) -> MotionEmbeddings:
-    device = next(unet.parameters()).device
+    device = next(network.parameters()).device
     parameters: dict[str, nn.Parameter] = {}
 
     def zeros(name: str, *shape: int) -> None:
         parameters[name] = nn.Parameter(torch.zeros(shape, device=device))
 
-    embeddings = MotionEmbeddings(chosen, parameters, height, width, max_frames, frames)
+    for block in chosen:
+        zeros(f"{block.name}.query_key", 1, max_frames, block.channels)
+        for kind in block.attentions:
+            tokens = math.prod(block.grid(height, width))
+            zeros(f"{block.name}.{kind}.value", tokens, 1 if block.still else max_frames, block.channels)
+    embeddings = MotionEmbeddings(chosen, parameters, height, width, max_frames, frames, sampling)
     try:
-        for block in chosen:
-            transformer = unet.get_submodule(block.name)
-            grid = block.grid(height, width)
-            embeddings._undo.append(wrap_forward(transformer, _tell_grid))
-            for i, layer in enumerate(transformer.transformer_blocks):
-                name = f"{block.name}.transformer_blocks.{i}"
-                zeros(f"{name}.query_key", 1, max_frames, block.channels)
-                for kind in ("attn1", "attn2"):
-                    zeros(f"{name}.{kind}.value", grid[0] * grid[1], max_frames, block.channels)
-                    attention = getattr(layer, kind)
-                    embeddings._undo.append(wrap_forward(attention, _shifted(embeddings, attention, name, kind, grid)))
+        backbones.kind_of(network).shift(network, embeddings)
     except BaseException:  # out of memory, Ctrl-C
         embeddings.remove()
         raise
@@ -258,36 +289,3 @@ def mix(states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float]) -> 
                 "train both with the same blocks, widths, size and max_frames"
             )
     return {name: sum(weight * state[name] for weight, state in zip(weights, states, strict=True)) for name in first}
-
-
-def _tell_grid(forward, hidden_states: torch.Tensor, *args, cross_attention_kwargs: dict | None = None, **kwargs):
-    grid = tuple(hidden_states.shape[-2:])
-    return forward(
-        hidden_states, *args, cross_attention_kwargs={**(cross_attention_kwargs or {}), GRID: grid}, **kwargs
-    )
-
-
-def _shifted(embeddings: MotionEmbeddings, attn: Attention, block: str, kind: str, trained_grid: tuple[int, int]):
-    """The attention with shifted inputs, as a wrapper of its forward."""
-    reference = weakref.ref(attn)  # the attention holds this wrapper: a strong reference would keep a dropped model
-
-    def wrapper(forward, hidden_states: torch.Tensor, *args, **kwargs):
-        grid = kwargs.pop(GRID)
-        if embeddings.strength == 0:
-            return forward(hidden_states, *args, **kwargs)
-        frames = hidden_states.shape[1]  # [(b h w) f c]
-        pattern = hidden_states + embeddings.query_key(block, frames).to(hidden_states.dtype)
-        value = hidden_states
-        if embeddings.sampling_mode != "drop_value":
-            shift = embeddings.value(f"{block}.{kind}", trained_grid, grid, frames).to(hidden_states.dtype)
-            value = (hidden_states.unflatten(0, (-1, len(shift))) + shift).flatten(0, 1)
-        attn = reference()
-        query, key, value = (
-            project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [(b h w) f c] -> [(b h w) heads f d]
-            for project, x in ((attn.to_q, pattern), (attn.to_k, pattern), (attn.to_v, value))
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        mixed = mixed.transpose(1, 2).flatten(2)
-        return attn.to_out[1](attn.to_out[0](mixed))
-
-    return wrapper

@@ -105,13 +105,20 @@ def attach_highway(
     return Highway(skips, undo)
 
 
-def check_highway(network: nn.Module, scope: str, in_training: bool = False) -> None:
-    """Raise UserError for a scope that this kind of network does not have, saying what it has in its place."""
+def check_highway(network: nn.Module, scope: str, in_training: bool = False, motion: str = "lora") -> None:
+    """Raise UserError for a scope that this kind of network, or this kind of `motion`, does not have, saying what there
+    is in its place.
+    """
     kind = backbones.kind_of(network)
     if scope == "value" and not kind.IN_PLACE_OF_SKIPS:
         raise UserError(f"appearance_highway.scope: value belongs to diffusion transformers; a {kind.NAME} has all")
     if scope == "value" and in_training:
         raise UserError("appearance_highway.use: the scope value acts in sampling only; set use=sampling")
+    if scope == "value" and motion == "embeddings":
+        raise UserError(
+            "appearance_highway.scope: value takes Values past LoRAs, and Motion Inversion's embeddings are none; set"
+            " appearance_highway.use=off (--highway off), and embeddings.sampling=drop_value leaves their Values out"
+        )
     if scope != "value" and kind.IN_PLACE_OF_SKIPS:
         raise UserError(
             f"appearance_highway: a {kind.NAME} has no skip connections to move; what there is in its place:"

@@ -198,7 +198,7 @@ def attach(
     highway = None if use == "off" else HighwaySettings(scope, beta)
     in_training = use == "training"
     if highway:
-        check_highway(network, scope, in_training)
+        check_highway(network, scope, in_training, motion.kind)
     return Method(
         network,
         motion,
@@ -222,12 +222,14 @@ def _motion_inversion(network: nn.Module, cfg, latent_size: tuple[int, int, int]
         )
     motion = attach_embeddings(
         network,
-        blocks=settings.blocks,
+        blocks=settings.blocks if "embeddings.blocks" in cfg.chosen else None,  # each kind has its own default
         widths=settings.widths,
         height=height,
         width=width,
         max_frames=settings.max_frames,
         frames=frames,
+        block_range=cfg.block_range,
+        sampling=settings.sampling,
     )
-    motion.strength, motion.sampling_mode = 0.0, settings.sampling
+    motion.strength = 0.0
     return motion

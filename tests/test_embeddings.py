@@ -201,7 +201,8 @@ def test_other_sizes_run_and_a_smooth_embedding_is_resampled_as_an_image(unet):
         name = f"{DEEPEST_UP}.attn1"
         ramp = torch.linspace(0, 1, 8)[:, None] + torch.zeros(8, 8)  # rises downwards, constant across
         embeddings._parameters[f"{name}.value"].copy_(ramp.flatten()[:, None, None].expand(64, 32, 64))
-        resampled = embeddings.value(name, (8, 8), (4, 2), 4).view(4, 2, 4, 64)
+        block = next(block for block in embeddings.blocks if block.name == DEEPEST_UP)
+        resampled = embeddings.value(block, "attn1", (4, 2), 4).view(4, 2, 4, 64)
         assert (resampled.diff(dim=0) > 0).all() and (resampled.diff(dim=1) == 0).all()
         assert resampled.mean().item() == pytest.approx(0.5)
     assert embeddings.interpolation(4, 32, 32) is None
@@ -225,11 +226,12 @@ def test_other_lengths_stretch_the_trained_frames(unet):
 
 
 def test_sampling_modes_change_the_value_embedding_only_as_the_paper_says(unet):
-    name, grid = f"{DEEPEST_UP}.attn1", (2, 3)
     with randomize(attach_embeddings(unet, height=8, width=12)) as embeddings:
-        plain, pattern = embeddings.value(name, grid, grid, 4), embeddings.query_key(DEEPEST_UP, 4)
+        block = next(block for block in embeddings.blocks if block.name == DEEPEST_UP)
+        given = block, "attn1", (2, 3), 4
+        plain, pattern = embeddings.value(*given), embeddings.query_key(DEEPEST_UP, 4)
         with embeddings.at(sampling="difference"):
-            changed = embeddings.value(name, grid, grid, 4)
+            changed = embeddings.value(*given)
             assert torch.equal(changed[:, 0], plain[:, 0])
             assert torch.equal(changed[:, 1:], plain[:, 1:] - plain[:, :-1])
             assert torch.equal(embeddings.query_key(DEEPEST_UP, 4), pattern)

@@ -31,6 +31,7 @@ from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import Variant
 from scripts.artefacts.catalogue import ARTEFACTS, PAPER
 from scripts.artefacts.chain import work
+from scripts.artefacts.claims import LEARNED
 from scripts.artefacts.hidden_states import LabelledClip, compare_customizations, world_clips
 from scripts.artefacts.plan import Plan, commands
 from scripts.artefacts.results_file import markdown, markdown_code, put_section, read_sections, write_sections
@@ -99,7 +100,8 @@ def test_every_claim_compares_variants_that_exist():
     for artefact in ARTEFACTS.values():
         names = [variant.name for variant in artefact.variants]
         assert len(set(names)) == len(names)
-        assert all({claim.one, claim.other} <= set(names) for claim in artefact.claims)
+        compared = {side for claim in artefact.claims for side in (claim.one, claim.other)}
+        assert compared - set(names) <= {LEARNED}
 
 
 def test_an_unknown_artefact_gets_a_suggestion():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scripts.artefacts.artefact import Claim
+from scripts.artefacts.artefact import Artefact, Bound, Claim
 from scripts.artefacts.variants import UNTOUCHED
 from scripts.artefacts.verdict import Role, Verdict, conclude, judge
 
@@ -51,6 +51,28 @@ def test_a_ruling_follows_from_the_difference_over_trainings(expect, level, rule
         b=rows("appearance_match", 0.5, seed=1),
     )
     assert found.ruling == ruled and "over 8 trainings with 32 pairs of videos" in found.words
+
+
+@pytest.mark.parametrize(
+    ("expect", "level", "ruled"),
+    [("not less", 0.6, "confirmed"), ("not less", 0.4, "refuted"), ("not more", 0.4, "confirmed")]
+    + [("not more", 0.6, "refuted"), ("not less", 0.5, "not decided")],
+)
+def test_a_bound_stands_where_another_variant_could(expect, level, ruled):
+    """Its own metric decides, whatever the role's is; there is no allowance, and nothing has to move beside it."""
+    claim = Claim("c", "motion", "a", expect, Bound("motion_success", 0.5))
+    found = ruling(claim, a=rows("motion_success", level, 0.05, correlation=0.0))
+    assert found.ruling == ruled
+    assert f"against 0.500, difference {'+' if level > 0.5 else '-'}" in found.words or level == 0.5
+    assert "over 8 trainings with 32 videos;" in found.words and "of each" not in found.words
+    few = ruling(claim, a=rows("motion_success", level, trainings=2))
+    assert few.ruling == "not decided" and "2 trainings: too few" in few.words
+
+
+def test_a_claim_about_one_group_is_asked_there_alone():
+    everywhere, paths = Claim("c", "motion", "a", "more", "b"), Claim("c", "motion", "a", "more", "b", group="path")
+    asked = Artefact("x", "x", (), (everywhere, paths)).asked(["re-timing", "path"])
+    assert asked == [(everywhere, "re-timing"), (everywhere, "path"), (paths, "path")]
 
 
 def test_what_is_not_decided_names_the_trainings_that_would_decide_it():

@@ -258,11 +258,6 @@ def test_a_dry_run_counts_memory_without_weights(wan_config):
     assert "tap: 4 layers, 2 blocks" in text and "GB for a training step" in text and "highway     off" in text
 
 
-def test_motion_inversion_is_refused(wan_config):
-    with pytest.raises(UserError, match="needs temporal transformers, and WanTransformer3DModel has none"):
-        train.run(wan_config(method="motion_inversion", inversion_steps=1))
-
-
 def test_a_highway_that_was_asked_for_says_what_there_is_in_its_place(wan_config, tmp_path):
     with pytest.raises(UserError, match="diffusion transformer has no skip connections to move; .*pli_threshold"):
         train.run(wan_config(appearance_highway={"use": "sampling"}))

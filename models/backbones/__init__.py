@@ -10,6 +10,7 @@
     ATTENTION                diffusers' processor for PyTorch's own attention
     HEAD_PRESETS, PURE_NORM, SPATIAL_APPEARANCE, DIFFERENCE_LOSS    presets with a behaviour of their own
     IN_PLACE_OF_SKIPS        what a network without skip connections has in place of the highway, in words
+    carriers, choose_carriers, shift           blocks for Motion Inversion's embeddings, and how those act in them
     parts, load_options, boundary_of, contradiction, prepare, predictor, architecture, count_blocks, in_range
     text_width, text_length, vae_factor, sides, snap, sequences, latent_frames
     encode_video, encode_stills, decode_video, encode_text, clean

@@ -18,7 +18,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from configs.checks import flag, listed, maybe, real, text, whole
 from configs.errors import UserError
+from models.blocks import choose_temporal_blocks, temporal_blocks
 from models.hooks import bypass_single_frames
+from models.shifted import shift_temporal
 
 NAME, PIPELINE = "U-Net", "TextToVideoSDPipeline"
 NETWORK, FOLDER, SECOND = UNet3DConditionModel, "unet", None
@@ -203,6 +205,9 @@ def count_blocks(layers: Iterable[str]) -> int:
 def in_range(network: nn.Module, name: str, block_range: Sequence[float]) -> bool:
     """Raises UserError: a U-Net's blocks are no row in which some come first."""
     raise UserError("block_range: belongs to diffusion transformers, whose blocks are alike; on a U-Net leave it out")
+
+
+carriers, choose_carriers, shift = temporal_blocks, choose_temporal_blocks, shift_temporal
 
 
 def text_width(network: nn.Module) -> int:

@@ -81,7 +81,8 @@ def check_rank(path: Path, header: Header, state: Mapping[str, torch.Tensor]) ->
 def check_embeddings(path: Path, header: Header, state: Mapping[str, torch.Tensor]) -> None:
     """Raise UserError unless `state` is Motion Inversion's, each [1 or h*w, F, C], and the header's sizes go with it.
 
-    A header that claims another size would make room for embeddings of that size before they are compared.
+    A Value embedding may hold one frame, as a transformer's does. A header that claims another size would make room
+    for embeddings of that size before they are compared.
     """
     damaged = "the file is damaged: use another"
     if not state:
@@ -90,7 +91,7 @@ def check_embeddings(path: Path, header: Header, state: Mapping[str, torch.Tenso
         if not name.endswith((".query_key", ".value")):
             raise UserError(f"{path}: {shown(name)} is no embedding of Motion Inversion; {damaged}")
         check_real(tensor, name, path, axes=3)
-    held = min(tensor.shape[1] for tensor in state.values())
+    held = min((tensor.shape[1] for name, tensor in state.items() if name.endswith(".query_key")), default=0)
     if header.frames is not None and header.frames > held:
         raise UserError(f"{path}: its header names {header.frames} frames, its embeddings hold {held}; {damaged}")
     if header.latent_height is None or header.latent_width is None:

@@ -218,7 +218,12 @@ def read_embeddings(path: Path) -> State:
 
 
 def write_embeddings(state: State, path: Path) -> None:
-    """The inverse of `read_embeddings`, as Motion Inversion pickles it."""
+    """The inverse of `read_embeddings`, as Motion Inversion pickles it. Raises UserError for another network's."""
+    if other := next((name for name in state if ".transformer_blocks." not in name), None):
+        raise UserError(
+            f"{path}: such a file holds embeddings of a U-Net's temporal transformers, and {other} belongs to another"
+            " network; write them as ours"
+        )
     theirs = {ours: kind for kind, ours in EMBEDDING_NAMES.items()}
     names = {name: name.rpartition(".") for name in state}
     torch.save({f"{names[n][0]}.{theirs[names[n][2]]}": nn.Parameter(state[n].float().clone()) for n in state}, path)

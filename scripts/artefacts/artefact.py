@@ -4,6 +4,7 @@ A variant is a training (overrides of the configuration's keys) and a way of sam
 infer/infer.py). Equal trainings are made once, whichever artefact asks for them. A claim compares two variants.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data.world import RETIMINGS
@@ -25,20 +26,30 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """A number that stands where another variant could: means of `metric` are held against it, with no allowance."""
+
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Claim:
-    """`one` against `other` on a role ("motion", "appearance", "leakage", "consistency").
+    """`one` against `other`, a variant or a Bound, on a role ("motion", "appearance", "leakage", "consistency").
 
     `expect` is "more", "less", "not less" or "not more". `whose` says whether the paper or this project claims it.
     `least` is the smallest difference that counts and by how much "not" may fail; default the testbed's for the role.
+    `group` is the only group of motions that it is about; default every group.
     """
 
     text: str
     role: str
     one: str
     expect: str
-    other: str
+    other: str | Bound
     whose: str = "paper"
     least: float | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,3 +81,7 @@ class Artefact:
     def compares_costs(self) -> bool:
         """Whether costs belong to what it shows: its form is one, or guidance without training is among the rows."""
         return self.form in COSTS or any("--guide" in variant.flags for variant in self.variants)
+
+    def asked(self, groups: Iterable[str]) -> list[tuple[Claim, str]]:
+        """What is judged: every claim in every group of motions that it is about."""
+        return [(claim, group) for group in groups for claim in self.claims if claim.group in (None, group)]

@@ -93,7 +93,7 @@ def _needs(plan: Plan, name: str) -> list[str]:
     """For each role of an artefact's claims: the smallest difference that counts, and the trainings it asks for."""
     artefact, cells, lines = ARTEFACTS[name], plan.cells[name], []
     groups = dict.fromkeys(cell.task.group for cell in cells)
-    level = 1 - (1 - LEVEL) / max(1, len(artefact.claims) * len(groups))
+    level = 1 - (1 - LEVEL) / max(1, len(artefact.asked(groups)))
     found = measured_spread(name, plan.folder / name / "videos.csv", plan.testbed.roles)
     for role in dict.fromkeys(claim.role for claim in artefact.claims):
         if role not in plan.testbed.roles:

@@ -1,6 +1,8 @@
 """Claims that several tables make in the same words."""
 
-from scripts.artefacts.artefact import Claim
+from scripts.artefacts.artefact import Bound, Claim
+
+LEARNED = Bound("motion_success", 0.5)  # what counts as learning a path: every second video at least
 
 
 def against_director(one: str) -> tuple[Claim, ...]:

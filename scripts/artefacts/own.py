@@ -2,7 +2,7 @@
 
 from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import RETIMED, Artefact, Claim, Variant
-from scripts.artefacts.claims import about_guidance, against_director
+from scripts.artefacts.claims import LEARNED, about_guidance, against_director
 from scripts.artefacts.variants import (
     GUIDANCE,
     MOTION_DIRECTOR,
@@ -75,6 +75,15 @@ OWN = {
             ),
             Claim("AH keeps appearance better than TAP alone", "appearance", DEFAULT, "more", "TAP (q + k)"),
             Claim("AH costs no motion", "motion", DEFAULT, "not less", "TAP (q + k)", "ours"),
+            Claim(
+                "q + k learns no new path: at most every second video",
+                "motion",
+                "TAP (q + k)",
+                "not more",
+                LEARNED,
+                "ours",
+                group="path",
+            ),
             Claim("q + k moves better than k alone", "motion", "TAP (q + k)", "more", "TAP-key (k)", "ours"),
             Claim(
                 "the release's k + out moves better than q + k",

@@ -147,8 +147,8 @@ class Result:
         if self.states is not None:
             return self.states.verdicts()
         groups = {group: {v.name: self.of(v.name, group) for v in self.variants} for group in self.groups}
-        asked = [(claim, group, rows) for group, rows in groups.items() for claim in self.artefact.claims]
-        return judge(asked, self.testbed.roles)
+        asked = self.artefact.asked(groups)
+        return judge([(claim, group, groups[group]) for claim, group in asked], self.testbed.roles)
 
     @property
     def conclusion(self) -> str:

@@ -2,7 +2,7 @@
 
 All claims of an artefact are one family: Holm's correction keeps the chance of any wrong ruling at 5 %. A claim that
 the testbed leaves no room for is not testable: "moves no worse" than something that does not move, "leaks less" than
-something that does not leak.
+something that does not leak. A claim about a bound asks on which side of it the trainings' own means lie.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.measure.paired import MOST, PairedDifference, holm, paired_difference, trainings_needed
 from infer.measure.statistics import FEWEST_TRAININGS, LEVEL
-from scripts.artefacts.artefact import Claim
+from scripts.artefacts.artefact import Bound, Claim
 from scripts.artefacts.variants import UNTOUCHED
 
 RULINGS = ("confirmed", "refuted", "not decided", "not testable", "not measured")
@@ -93,7 +93,7 @@ def judge(asked: Iterable[tuple[Claim, str, Rows]], roles: Mapping[str, Role]) -
 
 
 def _question(claim: Claim, group: str, rows: Rows, roles: Mapping[str, Role]) -> Question | Verdict:
-    role = roles.get(claim.role)
+    role = Role(claim.other.metric, 0.0) if isinstance(claim.other, Bound) else roles.get(claim.role)
     if role is None:
         return Verdict(claim, group, "not measured", f"{claim.role} has no measure on this testbed")
     found = _difference(rows, claim.one, claim.other, role.metric)
@@ -102,8 +102,8 @@ def _question(claim: Claim, group: str, rows: Rows, roles: Mapping[str, Role]) -
     question = Question(claim, group, role, found)
     if found.trainings < FEWEST_TRAININGS:
         words = (
-            f"{_numbers(question, rows)}; {_counted(found.trainings, 'training')} of each: too few for an interval, "
-            f"make {FEWEST_TRAININGS} or more (--appearances, --trainings)"
+            f"{_numbers(question, rows)}; {_counted(found.trainings, 'training')}{_each(claim)}: too few for an "
+            f"interval, make {FEWEST_TRAININGS} or more (--appearances, --trainings)"
         )
         return Verdict(claim, group, "not decided", words)
     return Question(claim, group, role, found, _without_room(question, rows))
@@ -112,6 +112,8 @@ def _question(claim: Claim, group: str, rows: Rows, roles: Mapping[str, Role]) -
 def _without_room(question: Question, rows: Rows) -> str | None:
     """Why the claim cannot be tested: what it compares with does not move, or does not leak."""
     claim, metric = question.claim, question.role.metric
+    if isinstance(claim.other, Bound):
+        return None  # a number leaves room on both sides
     if question.turned.p_above(max(0.0, question.edges[0])) < 1 - LEVEL:
         return None  # better by itself, whatever the other does
     if claim.role == "motion" and claim.expect == "not less" and claim.other != UNTOUCHED.name:
@@ -120,8 +122,7 @@ def _without_room(question: Question, rows: Rows) -> str | None:
             seen = "has no videos" if moved is None else f"differs by {_interval(moved)}"
             return f"{claim.other} does not move like the reference either: the {UNTOUCHED.name} {seen}"
     if claim.role == "leakage" and claim.expect == "less":
-        values = _by_video(rows[claim.other], metric)
-        level = paired_difference(values, dict.fromkeys(values, 0.0), _training_of)
+        level = _difference(rows, claim.other, Bound(metric, 0.0), metric)
         if level.interval()[1] < question.least:
             return f"{claim.other} leaks less than {question.least:g} itself, {_interval(level)}"
     return None
@@ -138,16 +139,17 @@ def _verdict(question: Question, rows: Rows, threshold: float | None, family: in
         words += f"; smaller than {question.least:g}, the least that counts" if small else ""
         return Verdict(claim, question.group, "confirmed", words)
     if refute < threshold:
-        if not claim.expect.startswith("not"):
+        if not claim.expect.startswith("not") and question.least:
             words += f"; less than {question.least:g} that way"
         return Verdict(claim, question.group, "refuted", words)
     needed = question.needed(1 - (1 - LEVEL) / family)  # whatever Holm's rank of the claim
-    return Verdict(claim, question.group, "not decided", f"{words}; {needed} of each would decide it")
+    return Verdict(claim, question.group, "not decided", f"{words}; {needed}{_each(claim)} would decide it")
 
 
 def _numbers(question: Question, rows: Rows) -> str:
     claim, role, found = question.claim, question.role, question.found
-    allowed = f", allowing {question.least:g}" if claim.expect.startswith("not") else ""
+    allowed = f", allowing {question.least:g}" if claim.expect.startswith("not") and question.least else ""
+    pairs = "" if isinstance(claim.other, Bound) else "pairs of "
     beside = [
         f"{_title(name)} {also.one:.2f} against {also.other:.2f}"
         for name in role.beside
@@ -156,7 +158,7 @@ def _numbers(question: Question, rows: Rows) -> str:
     return "; ".join(
         [
             f"{_title(role.metric)} {found.one:.3f} against {found.other:.3f}, difference {_interval(found)} over "
-            f"{_counted(found.trainings, role.unit)} with {found.pairs} pairs of {role.inside}{allowed}",
+            f"{_counted(found.trainings, role.unit)} with {found.pairs} {pairs}{role.inside}{allowed}",
             *beside,
         ]
     )
@@ -177,8 +179,15 @@ def _interval(found: PairedDifference) -> str:
     return f"{found.value:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low == low else "")
 
 
-def _difference(rows: Rows, one: str, other: str, metric: str) -> PairedDifference | None:
-    return paired_difference(_by_video(rows.get(one, []), metric), _by_video(rows.get(other, []), metric), _training_of)
+def _difference(rows: Rows, one: str, other: str | Bound, metric: str) -> PairedDifference | None:
+    found = _by_video(rows.get(one, []), metric)
+    bounded = isinstance(other, Bound)
+    against = dict.fromkeys(found, other.value) if bounded else _by_video(rows.get(other, []), metric)
+    return paired_difference(found, against, _training_of)
+
+
+def _each(claim: Claim) -> str:
+    return "" if isinstance(claim.other, Bound) else " of each"
 
 
 def _training_of(video: tuple) -> str:
