@@ -14,7 +14,7 @@ from infer.video import write_video
 from scripts.studio import library, markup, uploads
 from scripts.studio.excerpt import Length, choose, measure
 from scripts.studio.places import ROUTE, Places, short
-from scripts.studio.recipe import Recipe, configuration, is_small
+from scripts.studio.recipe import Recipe, configuration, is_small, preset
 from scripts.studio.runs import find_run, find_runs
 from scripts.studio.server import allowed, choose_port
 from scripts.studio.takeaway import keep_command, line, train_words
@@ -22,7 +22,7 @@ from scripts.studio.takeaway import keep_command, line, train_words
 from conftest import ROOT
 from scenes import square
 
-MODEL = str(ROOT / "models/pocketscope")
+MODEL, TRANSFORMER = (str(ROOT / "models" / name) for name in ("pocketscope", "pocketscope_dit"))
 CLIP = ROOT / "data/examples/pocket_there_and_back.mp4"
 
 
@@ -248,6 +248,15 @@ def test_a_model_of_its_own_size_takes_the_defaults_of_the_keys(tiny_pipeline, t
     assert cfg.pretrained_model_path == str(tiny_pipeline) and cfg.max_train_steps == 1000
     shutil.copytree(MODEL, tmp_path / "copy")
     assert configuration(str(tmp_path / "copy")).max_train_steps == 300
+
+
+def test_a_transformer_takes_its_own_recipe_and_its_own_files_of_methods(tmp_path):
+    words = recipe(model=TRANSFORMER, method="motion_inversion").words(tmp_path / "run", tmp_path / "cache")
+    cfg, _ = load(words[1:], description="")
+    assert locate(cfg.pretrained_model_path).samefile(TRANSFORMER) and cfg.validation_data.solver == "unipc"
+    assert preset(TRANSFORMER, "motion_inversion") == "configs/methods/transformer/motion_inversion.yaml" in words
+    assert preset(MODEL, "motion_inversion") == "configs/methods/motion_inversion.yaml"
+    assert preset(TRANSFORMER, "tap") == "configs/methods/tap.yaml"  # one file serves both
 
 
 def test_every_example_has_a_caption_and_prompts(places):

@@ -6,10 +6,16 @@ from pathlib import Path
 
 from configs.plain import read_json
 from configs.schema import ROOT, load, locate
+from models.backbones import kind_of_model
 from scripts.studio.excerpt import Excerpt
 from scripts.studio.places import script, short
 
-POCKET, POCKET_RECIPE = ROOT / "models/pocketscope", "configs/pocket.yaml"
+POCKET = ROOT / "models/pocketscope"
+RECIPES = {  # (the network's folder, whether the model is a toy): its recipe; else the keys' defaults, ZeroScope's
+    ("unet", True): "configs/pocket.yaml",
+    ("transformer", True): "configs/pocket_dit.yaml",
+    ("transformer", False): "configs/wan.yaml",
+}
 SMALL = 128  # pixels; a model whose own videos are smaller is a toy and learns by the toy's recipe
 METHODS = {  # preset of configs/methods: its title, and when to take it
     "tap": ("TAP, the paper's method", "first; the appearance of the prompt is kept best"),
@@ -41,7 +47,7 @@ class Recipe:
         return [
             script("train.py"),
             *base_words(self.model),
-            *("--config", f"configs/methods/{self.method}.yaml"),
+            *("--config", preset(self.model, self.method)),
             f"output_dir={short(output_dir)}",
             f"cache_dir={short(cache_dir)}",
             f"train_data.single_video_path={short(self.clip)}",
@@ -61,10 +67,18 @@ class Recipe:
 
 
 def base_words(model: str) -> list[str]:
-    """What comes first for a model: the toy's recipe for a toy, the keys' defaults (ZeroScope's) for any other."""
-    embedded = locate(model).resolve() == POCKET
-    config = ["--config", POCKET_RECIPE] if embedded or is_small(model) else []
-    return config if embedded else [*config, f"pretrained_model_path={short(locate(model))}"]
+    """What comes first for a model: the recipe for its kind and size, and the model where the recipe has another."""
+    folder = locate(model)
+    embedded = folder.resolve() == POCKET
+    recipe = RECIPES.get((kind_of_model(folder).FOLDER, embedded or is_small(model)))
+    config = ["--config", recipe] if recipe else []
+    return config if embedded else [*config, f"pretrained_model_path={short(folder)}"]
+
+
+def preset(model: str, method: str) -> str:
+    """The file of a method for a model: some methods have one of their own for a transformer."""
+    own = f"configs/methods/{kind_of_model(locate(model)).FOLDER}/{method}.yaml"
+    return own if (ROOT / own).is_file() else f"configs/methods/{method}.yaml"
 
 
 def is_small(model: str) -> bool:
