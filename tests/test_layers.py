@@ -52,7 +52,7 @@ def test_a_base_is_found_beside_its_file_and_else_in_the_repository(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "inner/own.yaml", "lora_rank: 7\n")
     assert load(write(tmp_path, "inner/a.yaml", "base: own.yaml\n")).lora_rank == 7
-    assert load(write(tmp_path, "inner/b.yaml", "base: configs/pocket.yaml\n")).timesteps_per_step == 4
+    assert load(write(tmp_path, "inner/b.yaml", "base: configs/pocket.yaml\n")).timesteps_per_step == 2
     write(tmp_path, "inner/configs/pocket.yaml", "lora_rank: 9\n")
     assert load(str(tmp_path / "inner/b.yaml")).lora_rank == 9
 

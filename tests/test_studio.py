@@ -247,7 +247,7 @@ def test_a_model_of_its_own_size_takes_the_defaults_of_the_keys(tiny_pipeline, t
     cfg = configuration(str(tiny_pipeline))
     assert cfg.pretrained_model_path == str(tiny_pipeline) and cfg.max_train_steps == 1000
     shutil.copytree(MODEL, tmp_path / "copy")
-    assert configuration(str(tmp_path / "copy")).max_train_steps == 300
+    assert configuration(str(tmp_path / "copy")).max_train_steps == 200
 
 
 def test_a_transformer_takes_its_own_recipe_and_its_own_files_of_methods(tmp_path):

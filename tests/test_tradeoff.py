@@ -4,12 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from configs.schema import ROOT, load
 from scripts.artefacts import plots
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.costs import VariantCost
 from scripts.artefacts.result import Cost, Result
+from scripts.artefacts.speed import RECIPE
 from scripts.artefacts.tradeoff import Point, cheapest, front, in_words, reached
 
+POCKET, CLIP = ROOT / "configs/reproduce/pocket.yaml", "train_data.single_video_path=data/examples/pocket_orbit.mp4"
 POINTS = [
     Point("untouched model", 0, 0.0, 1.0),
     Point("long @ 300", 90, 1.0, 1.0),
@@ -77,3 +80,11 @@ def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(name, for
         *(point.curve for point in result.points[1:]),
     }
     assert figure.axes[0].get_xlabel() == f"CPU seconds of {form}"
+
+
+def test_the_recipe_that_samplings_are_compared_with_is_the_toys():
+    recipe, ours = (load(["--config", str(POCKET), CLIP, *words], description="")[0] for words in (RECIPE, ()))
+    keys = [word.partition("=")[0] for word in RECIPE]
+    assert {"timesteps_per_step", "learning_rate", "adam_beta2", "max_train_steps"} <= set(keys)
+    keys = set(keys) - {"checkpoints_total_limit"}  # both checkpoints of a curve are kept
+    assert {key: recipe[key] for key in keys} == {key: ours[key] for key in keys}

@@ -37,7 +37,7 @@ OWN = {
             PRIOR,
             GUIDANCE,
             Variant("MotionDirector", MOTION_DIRECTOR),
-            Variant("MotionDirector, half the rate", (*MOTION_DIRECTOR, "learning_rate=1.25e-3")),
+            Variant("MotionDirector, half the rate", (*MOTION_DIRECTOR, "learning_rate=1e-3")),
             Variant("release (k + out)", preset("release")),
             Variant("TAP-key (k)", preset("tap_key")),
             Variant("TAP (q + k)", TAP),

@@ -11,12 +11,6 @@ from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import Artefact, Claim, Variant
 from scripts.artefacts.variants import TAP, UNTOUCHED
 
-ABOVE, BELOW = ("--guidance_interval", "300", "1000"), ("--guidance_interval", "0", "800")
-
-
-def _sampling(name: str, solver: str, steps: int, *flags: str) -> Variant:
-    return Variant(f"{name} @ {steps}", TAP, ("--solver", solver, "--num-steps", str(steps), *flags))
-
 
 def _training(name: str, steps: int, *, middle: bool = False, **changed: float) -> tuple[Variant, ...]:
     """The rows of a recipe: its last step, and with `middle` also the middle of its cosine schedule.
@@ -52,6 +46,15 @@ RECIPES = (
     *_training("2 timesteps, half the appearance passes", 200, spatial_path_probability=0.4),
 )
 
+RECIPE = next(row.train for row in RECIPES if row.name == f"{HALVED} @ 200")  # what configs/pocket.yaml says
+UNTRAINED = Variant(UNTOUCHED.name, RECIPE, UNTOUCHED.flags)
+ABOVE, BELOW = ("--guidance_interval", "300", "1000"), ("--guidance_interval", "0", "800")
+
+
+def _sampling(name: str, solver: str, steps: int, *flags: str) -> Variant:
+    return Variant(f"{name} @ {steps}", RECIPE, ("--solver", solver, "--num-steps", str(steps), *flags))
+
+
 SAMPLINGS = (
     *(_sampling("ddim", "ddim", steps) for steps in (4, 6, 8, 10, 15, 20, 30)),
     *(_sampling("unipc", "unipc", steps) for steps in (4, 6, 8, 10)),
@@ -72,7 +75,7 @@ SPEED = {
     "speed": Artefact(
         "Speed: solvers and steps of a sampling",
         "how few CPU seconds a video takes at the same motion and appearance",
-        (UNTOUCHED, *SAMPLINGS),
+        (UNTRAINED, *SAMPLINGS),
         (
             *_no_worse("ddim @ 10", "ddim @ 30", "DDIM in a third of the release's 30 steps"),
             *_no_worse("ddim @ 6", "ddim @ 10", "DDIM in 6 steps, against 10,"),
@@ -91,7 +94,7 @@ SPEED = {
     "time_to_motion": Artefact(
         "Time to motion: recipes of a training",
         "how few CPU seconds of training teach a re-timing, at the appearance of the untouched model",
-        (Variant(UNTOUCHED.name, RECIPES[1].train, UNTOUCHED.flags), *RECIPES),
+        (UNTRAINED, *RECIPES),
         (
             *_no_worse(f"{SHORTER} @ 200", f"{FORMER} @ 300", "a shorter training at a lower rate and beta2"),
             *_no_worse(f"{HALVED} @ 200", f"{SHORTER} @ 200", "half as many timesteps a step"),
