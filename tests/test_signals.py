@@ -185,26 +185,51 @@ def test_another_thread_holds_nothing():
     assert signals._waiting == []
 
 
-@pytest.mark.parametrize("moment", ["made its folder", "wrote", "renamed"])
-def test_a_signal_at_any_moment_of_writing_leaves_nothing(moment, tmp_path, monkeypatch):
-    def arrives(function, *arguments):
-        found = function(*arguments)
-        monkeypatch.undo()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0)
-        return found
+@pytest.fixture
+def signal_after(monkeypatch):
+    """SIGTERM arrives as soon as a method of paths has done its work for the first time."""
 
+    def set_up(name):
+        original = getattr(Path, name)
+
+        def method(*arguments, **options):
+            found = original(*arguments, **options)
+            monkeypatch.undo()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+            return found
+
+        monkeypatch.setattr(Path, name, method)
+
+    return set_up
+
+
+@pytest.mark.parametrize("moment", ["mkdir", "write_text", "rename"])
+def test_a_signal_at_any_moment_of_writing_leaves_nothing(moment, tmp_path, signal_after):
     def main():
         with atomic_path(tmp_path / "new" / "file") as part:
             part.write_text("whole")
 
-    name = {"made its folder": "mkdir", "wrote": "write_text", "renamed": "rename"}[moment]
-    original = getattr(Path, name)
-    monkeypatch.setattr(Path, name, lambda *a, **k: arrives(partial(original, *a, **k)))
+    signal_after(moment)
     with pytest.raises(SystemExit) as ended:
         command(main)()
     left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
-    assert ended.value.code == 143 and left == (["new", "new/file"] if moment == "renamed" else [])
+    assert ended.value.code == 143 and left == (["new", "new/file"] if moment == "rename" else [])
+
+
+def test_a_folder_is_replaced_in_one_go_whenever_a_signal_arrives(tmp_path, signal_after):
+    (tmp_path / "run").mkdir()
+
+    def main():
+        with atomic_path(tmp_path / "run") as part:
+            part.mkdir()
+            (part / "new").touch()
+            signal_after("rename")  # the old one was moved aside, and the new one has not its name yet
+
+    with pytest.raises(SystemExit) as ended:
+        command(main)()
+    left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
+    assert ended.value.code == 143 and left == ["run", "run/new"]
 
 
 def test_of_two_requests_to_stop_a_training_only_a_second_ctrl_c_insists(usual):

@@ -120,9 +120,10 @@ import torch
 from configs.errors import command
 from infer.video import write_video
 execute = subprocess.Popen._execute_child
-def signalled(process, *arguments):
-    execute(process, *arguments)
-    os.kill(os.getpid(), signal.SIGINT)  # ffmpeg runs, and nobody but this frame knows it
+def signalled(process, words, *arguments):
+    execute(process, words, *arguments)
+    if "-y" in words:  # the encoder runs, and nobody but this frame knows it
+        os.kill(os.getpid(), signal.SIGINT)
 subprocess.Popen._execute_child = signalled
 @command
 def main():
@@ -137,7 +138,7 @@ def test_a_signal_in_the_first_moments_of_ffmpeg_leaves_nothing_that_it_would_ma
         [sys.executable, "-c", WRITING, tmp_path], cwd=ROOT, capture_output=True, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    time.sleep(0.5)  # an ffmpeg that was left alone notices that nothing comes, and writes an empty video
+    time.sleep(1)  # an ffmpeg that was left alone notices that nothing comes, and writes an empty video
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
     assert list((tmp_path / "new").iterdir()) == []
 
