@@ -91,7 +91,7 @@ class Stop:
         for number, usual in self._found.items():
             signal.signal(number, usual)
         if self._found:
-            _end_quietly()
+            _end_quietly(self.number)
 
     def _arrive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a copy that a library forked, between its start and its own program
@@ -141,9 +141,13 @@ def at_once(number: int, frame: FrameType | None = None) -> None:
 
 
 @functools.cache
-def _end_quietly() -> None:
-    """While the interpreter closes, after the command, a signal would be a traceback of somebody's exit function."""
-    atexit.register(lambda: [signal.signal(number, at_once) for number in ENDINGS])
+def _end_quietly(stopped: int | None) -> None:
+    """While the interpreter closes, after the command, a signal would be a traceback of somebody's exit function.
+
+    Closing may take seconds. A command that a signal has `stopped` has said so: another one only ends the waiting.
+    """
+    handler = at_once if stopped is None else lambda *_: os._exit(ENDINGS[stopped][1])
+    atexit.register(lambda: [signal.signal(number, handler) for number in ENDINGS])
 
 
 def _is_starting(frame: FrameType | None, main: CodeType) -> bool:

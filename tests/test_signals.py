@@ -309,12 +309,13 @@ def main():
 main()
 """
 CLOSING = """
-import atexit, time
+import atexit, os, sys, time
 from configs.errors import command
 atexit.register(lambda: (print("closing", flush=True), time.sleep(30)))
 @command
 def main():
-    pass
+    for number in map(int, sys.argv[1:]):
+        os.kill(os.getpid(), number)
 main()
 """
 
@@ -337,8 +338,9 @@ def test_a_forked_copy_ends_without_a_word(number, code, line):
 
 
 @SIGNALS
-def test_a_signal_while_the_interpreter_closes_is_one_line(number, code, line):
-    process = started(CLOSING)
+@pytest.mark.parametrize("before", [False, True])
+def test_a_signal_while_the_interpreter_closes_is_one_line(number, code, line, before):
+    process = started(CLOSING, *[int(number)] * before)
     process.stdout.readline()
     process.send_signal(number)
     _, told = process.communicate(timeout=20)
