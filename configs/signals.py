@@ -150,6 +150,14 @@ def _end_quietly(stopped: int | None) -> None:
     atexit.register(lambda: [signal.signal(number, handler) for number in ENDINGS])
 
 
+@atexit.register  # before anybody else does, so that it comes last
+def _deafen() -> None:
+    """What follows is the interpreter's own end, in which no handler runs: the exit code is the command's."""
+    if _end_quietly.cache_info().currsize:
+        for number in ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _is_starting(frame: FrameType | None, main: CodeType) -> bool:
     """Is this inside an import that stands in the function `main` itself?"""
     while frame is not None and frame.f_back is not None:

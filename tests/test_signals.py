@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C: one line and the right code wherever they arrive, nothing half-made left, and none is lost."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import train
 from configs import signals
 from configs.errors import command
 from configs.files import atomic_path
 from configs.signals import held
+from models.files.checkpoint import list_checkpoints
+from models.training.journal import Journal
 from models.training.stopping import StopSignals
 
 from conftest import ROOT
@@ -279,6 +283,28 @@ def test_a_signal_in_an_import_ends_in_one_line_whatever_the_library_makes_of_it
     assert (process.returncode, told.strip()) == (code, line)
 
 
+@SIGNALS
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_training_that_is_stopped_ends_with_its_step_also_when_it_is_the_last(
+    steps, number, code, line, tiny_config, monkeypatch, capsys, usual
+):
+    def log(journal, step, *arguments, **values):
+        if step == 1:
+            signal.raise_signal(number)
+        return original(journal, step, *arguments, **values)
+
+    original = Journal.log
+    monkeypatch.setattr(Journal, "log", log)
+    with pytest.raises(SystemExit) as ended:
+        train.run(tiny_config(max_train_steps=steps))
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped after step ")]
+    folder = re.search(r"(?:resume_from_checkpoint=|side_by_side.py )(\S+)$", said)[1]
+    reached = min(2, steps)  # the signal arrives after the first step was settled
+    assert ended.value.code == code and list(list_checkpoints(folder)) == [reached]
+    assert ("side_by_side.py" in said) == (reached == steps)
+    assert not (Path(folder) / "README.md").exists()
+
+
 DEEPER = """
 import sys
 from pathlib import Path
@@ -306,6 +332,20 @@ def main():
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     os.kill(os.getpid(), signal.{name})
     time.sleep(30)
+main()
+"""
+CLOSED = """
+import atexit, os, signal
+from configs import signals
+from configs.errors import command
+class Late:
+    def __del__(self):
+        kill(pid, number)
+@command
+def main():
+    pass
+kill, pid, number = os.kill, os.getpid(), signal.{name}
+signals.late = Late()  # goes with the modules, after every exit function and every handler
 main()
 """
 CLOSING = """
@@ -345,3 +385,9 @@ def test_a_signal_while_the_interpreter_closes_is_one_line(number, code, line, b
     process.send_signal(number)
     _, told = process.communicate(timeout=20)
     assert (process.returncode, told.strip()) == (code, line)
+
+
+@SIGNALS
+def test_a_signal_after_the_last_exit_function_does_not_change_the_exit_code(number, code, line):
+    process = started(CLOSED.format(name=number.name))
+    assert (*process.communicate(timeout=20), process.returncode) == ("", "", 0)
