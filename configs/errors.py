@@ -17,6 +17,7 @@ import signal
 import struct
 import sys
 import tarfile
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -175,7 +176,17 @@ def command(main: Callable) -> Callable:
                 sys.exit(141)  # 128 + SIGPIPE
             if (how := ENDINGS[stop.number] if stop.number else ending(error)) is None:
                 raise
+            _let_go(error)
             print(how[0], file=sys.stderr)
             sys.exit(how[1])
 
     return run
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Close what the frames of an error still hold before its line is printed: generators, files, progress bars."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

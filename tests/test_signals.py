@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 import train
 from configs import signals
@@ -149,6 +150,21 @@ def test_a_signal_that_was_swallowed_at_the_very_end_decides_it(where, number, c
         command(partial(where, number))()
     assert (ended.value.code, capfd.readouterr().err.strip()) == (code, line)
     time.sleep(3 * signals.AGAIN)  # and it does not come once more, after the command
+
+
+@SIGNALS
+def test_the_line_stands_below_a_bar_that_was_running(number, code, line, capsys, usual):
+    def steps():
+        yield from tqdm(range(4), mininterval=0)  # closed with this generator, which only the error's frames hold
+
+    def main():
+        for step in steps():
+            if step == 2:
+                signal.raise_signal(number)
+
+    with pytest.raises(SystemExit):
+        command(main)()
+    assert re.search(rf"\] ?\n{line}\n$", capsys.readouterr().err)
 
 
 def test_what_others_cannot_raise_is_still_printed(monkeypatch):
