@@ -115,6 +115,8 @@ def read_frames(path: Path) -> torch.Tensor:
     """uint8 [f c h w] of an mp4, gif or folder of PNG files written by `write_video`. Raises UserError."""
     if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
         raise UserError(f"{path}: is an image where a video is needed; point at a video or a folder of frames")
+    if path.exists() and not path.is_dir() and not path.is_file():  # ffmpeg would wait for somebody to write into it
+        raise UserError(f"{path}: neither a file nor a folder; point at a video or a folder of frames")
     try:
         if path.is_dir():
             if not (files := sorted(path.glob("*.png"))):

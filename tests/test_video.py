@@ -113,6 +113,13 @@ def test_pictures_and_cut_files_are_no_videos(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_pipe_is_refused_and_nobody_waits_for_what_it_may_bring(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "a.mp4")
+    monkeypatch.setattr(video.iio, "imread", None)  # which would wait for ever
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        read_frames(tmp_path / "a.mp4")
+
+
 WRITING = """
 import os, signal, subprocess, sys
 from pathlib import Path
