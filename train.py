@@ -226,8 +226,12 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
                     save(cfg, method, optimizer, folder, step, previews)
                 journal.previews(step, made)
                 journal.pause()
-            if stopped and step < cfg.max_train_steps:
-                processes.say(f"stopped after step {step}; go on with: resume_from_checkpoint={folder}")
+            if step == cfg.max_train_steps:  # nobody waits for this process any more
+                stopped = stopped or stop.requested
+            if stopped:
+                more = f"go on with: resume_from_checkpoint={folder}"
+                last = f"it was the last, and the picture is left out: python scripts/side_by_side.py {folder}"
+                processes.say(f"stopped after step {step}; {more if step < cfg.max_train_steps else last}")
                 raise SystemExit(128 + stopped)
 
 

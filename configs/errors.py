@@ -3,8 +3,8 @@
 Every check that guards against bad input raises `UserError` with one sentence: what was wrong, what was found, what
 to do. Commands wrap their main function in `command`, which prints that sentence and exits with code 2. A full disk,
 missing rights and exhausted memory are recognized in the words of every library that reports them; SIGTERM and Ctrl-C
-unwind like exceptions, so that files being written are cleared away. Anything else is a defect of this project and
-keeps its traceback.
+unwind like exceptions (configs/signals.py), so that files being written are cleared away. Anything else is a defect of
+this project and keeps its traceback.
 """
 
 import errno
@@ -17,10 +17,11 @@ import signal
 import struct
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+import traceback
+from collections.abc import Callable
 from typing import Any
+
+from configs.signals import ENDINGS, Stop, Terminated
 
 # What torch.load raises, opening with weights_only, for a file that is cut short, altered, or no pickle at all: its
 # unpickler trusts lengths, indices and shapes that damage can make anything.
@@ -88,10 +89,6 @@ class UserError(Exception):
     silent: bool | None = None
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived: not an Exception, so that nothing but context managers acts on it."""
-
-
 def printable(text: str) -> str:
     """`text` on one line with every control character, lone surrogate and invisible sign written as an escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
@@ -132,9 +129,9 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, UserError):
         return "error: " + "\n".join(map(printable, str(error).split("\n"))), 2
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130
+        return ENDINGS[signal.SIGINT]
     if isinstance(error, Terminated):
-        return "terminated", 143
+        return ENDINGS[signal.SIGTERM]
     if is_out_of_memory(error):
         asked = re.search(r"tried to allocate (\d[\d.]* ?\w*)", str(error), re.IGNORECASE)
         amount = f" ({printable(asked[1])} more were needed at once)" if asked else ""
@@ -159,70 +156,37 @@ def command(main: Callable) -> Callable:
 
     The exit code is 2 on bad input, a full disk or exhausted memory, 130 on Ctrl-C, 143 on SIGTERM, and 141 without a
     line where nobody reads the output any more. Slow imports belong inside `main`, so that a signal during them ends
-    the same way.
+    the same way. A signal that arrived decides the end, also where the last thing that it could stop was done.
     """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
-        arrived: list[BaseException] = []
+        stop = Stop(getattr(main, "__code__", None))
         try:
-            with terminating(arrived):
+            with stop:
                 result = main(*args, **kwargs)
                 sys.stdout.flush()  # here, where a full disk is one line
+            if stop.number is None:
                 return result
-        except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)  # 128 + SIGPIPE
+            raise SystemExit  # somebody swallowed what the signal raised, at the very end
         except BaseException as error:
             # a signal goes first: libraries turn what is raised in the middle of them into errors of their own
-            if (how := ending(arrived[0] if arrived else error)) is None:
+            if stop.number is None and isinstance(error, BrokenPipeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # they have seen enough, as `head` does
+                sys.exit(141)  # 128 + SIGPIPE
+            if (how := ENDINGS[stop.number] if stop.number else ending(error)) is None:
                 raise
+            _let_go(error)
             print(how[0], file=sys.stderr)
             sys.exit(how[1])
 
     return run
 
 
-@contextmanager
-def terminating(arrived: list[BaseException]) -> Iterator[None]:
-    """Within the block the first SIGTERM raises `Terminated`, once, and Ctrl-C raises KeyboardInterrupt as ever.
-
-    What was raised is added to `arrived`.
-
-    During an import both end the process at once: libraries turn what is raised in the middle of their imports into
-    errors of their own, and nothing is there yet to be cleared away. Does nothing where somebody handles the signals.
-    """
-
-    def arrive(number: int, frame: FrameType | None) -> None:
-        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
-        if _is_importing(frame):
-            line, code = ending(error)
-            os.write(2, f"{line}\n".encode())
-            os._exit(code)
-        arrived.append(error)
-        if number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)  # a second one must not break the clearing away
-        raise error
-
-    ours = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    found: dict[int, Any] = {}
-    try:
-        for number, usual in ours.items():
-            if signal.getsignal(number) is usual:
-                signal.signal(number, arrive)
-                found[number] = usual
-    except ValueError:  # not the main thread: signals are none of its business
-        pass
-    try:
-        yield
-    finally:
-        for number, usual in found.items():
-            signal.signal(number, usual)
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
+def _let_go(error: BaseException | None) -> None:
+    """Close what the frames of an error still hold before its line is printed: generators, files, progress bars."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import FULL, UserError, errno_of, printable
+from configs.signals import held
 
 BLOCK = 64 * 1024  # bytes; with less than this left, a failed write that gives no reason failed for want of space
 ABANDONED = 24 * 3600  # seconds; what another machine has not touched for so long is nobody's
@@ -84,29 +85,32 @@ def atomic_path(path: str | Path, needs: int | None = None) -> Iterator[Path]:
     if needs and shutil.disk_usage(_nearest(path)).free < needs:
         raise NoSpace(path, needs=needs)
     made = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     part, old = (path.with_name(f".{name}.{_place()}-{os.getpid()}.{end}") for name, end in _names(path))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _remove(part)
         yield part
-        if path.is_dir():  # a folder cannot be replaced in one go: move the old one aside first
-            path.rename(old)
-        try:
-            part.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
-        _remove(old)
+        with held():
+            if path.is_dir():  # a folder cannot be replaced in one go: move the old one aside first
+                path.rename(old)
+            try:
+                part.rename(path)
+            except BaseException:
+                if old.exists():
+                    old.rename(path)
+                raise
+            _remove(old)
     except BaseException as error:
         number = errno_of(error) if isinstance(error, Exception) and not isinstance(error, UserError) else None
         if number is None and isinstance(error, Exception) and shutil.disk_usage(path.parent).free < BLOCK:
             number = errno.ENOSPC
         full = NoSpace(path, number, needs) if number in FULL else None
-        _remove(part)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        with held():
+            if path.parent.is_dir():
+                _remove(part)
+            for folder in made:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
         if full:
             raise full from error
         raise
@@ -115,9 +119,10 @@ def atomic_path(path: str | Path, needs: int | None = None) -> Iterator[Path]:
 def remove(path: Path) -> None:
     """Remove a folder or file that others may be looking at: gone at once, not file by file."""
     aside = path.with_name(f".{path.name}.{_place()}-{os.getpid()}.part")
-    _remove(aside)
-    path.rename(aside)
-    _remove(aside)
+    with held():
+        _remove(aside)
+        path.rename(aside)
+        _remove(aside)
 
 
 def sweep(folder: str | Path) -> list[Path]:

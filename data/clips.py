@@ -181,6 +181,8 @@ def read_image(path: str | Path, cut: Cut, prompt: str) -> Clip:
 
 
 def _present(path: Path) -> Path:
+    if not str(path).isprintable():  # decoders print the names of what they cannot open, as they are
+        raise UserError(f"{path}: holds a character that acts on a terminal; rename the file or its folder")
     if not path.is_file():
         raise UserError(
             f"{path}: {'a folder where a file is needed' if path.is_dir() else 'no such file'}; point it at a clip"

@@ -8,6 +8,7 @@ import diffusers
 import torch
 
 from configs.files import atomic_path
+from configs.signals import held
 from infer.request import Request
 from infer.video import safe_name, write_video
 from models.backbone import Backbone
@@ -51,7 +52,7 @@ def write(folder: Path, prompt: str, seed: int, frames: torch.Tensor, record: di
         if not notes.exists() or _same(notes, sidecar):
             break
         number += 1
-    with atomic_path(notes) as unfinished:  # it takes its name only after the video has
+    with held(), atomic_path(notes) as unfinished:  # it takes its name only after the video has, and no signal between
         unfinished.write_text(json.dumps({"video": path.name, **sidecar, **cost}, indent=2))
         write_video(path, frames, fps=record["settings"]["fps"], quality=record["file"]["quality"])
     return path

@@ -18,6 +18,7 @@ from PIL import Image
 
 from configs.errors import UserError, printable
 from configs.files import atomic_path
+from configs.signals import held
 from data.clips import IMAGE_SUFFIXES, UNREADABLE
 
 
@@ -62,7 +63,8 @@ def _encode(path: Path, images: np.ndarray, fps: int, quality: float) -> None:
                 else {"quality": quality, "macro_block_size": 2, "output_params": ["-movflags", "+faststart"]}
             )
             options["ffmpeg_log_level"] = "fatal"  # of a full disk it would print six lines beside our one
-            iio.imwrite(path, _even(images), extension=".mp4", plugin="FFMPEG", fps=fps, **options)
+            with held():  # an ffmpeg that is left in its first moments makes the file anew after it was removed
+                iio.imwrite(path, _even(images), extension=".mp4", plugin="FFMPEG", fps=fps, **options)
         elif path.suffix == ".gif":
             first, *others = map(Image.fromarray, images)  # imageio would print the traceback of a full disk
             first.save(path, format="GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0)
@@ -113,6 +115,8 @@ def read_frames(path: Path) -> torch.Tensor:
     """uint8 [f c h w] of an mp4, gif or folder of PNG files written by `write_video`. Raises UserError."""
     if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
         raise UserError(f"{path}: is an image where a video is needed; point at a video or a folder of frames")
+    if path.exists() and not path.is_dir() and not path.is_file():  # ffmpeg would wait for somebody to write into it
+        raise UserError(f"{path}: neither a file nor a folder; point at a video or a folder of frames")
     try:
         if path.is_dir():
             if not (files := sorted(path.glob("*.png"))):

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
 from configs.runtime import quiet_threads
-from configs.schema import ROOT, load
 
-METHODS = sorted(path.stem for path in (ROOT / "configs/methods").glob("*.yaml"))
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
 
 
 @command
@@ -33,17 +33,13 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{unknown[0]}: no method has this name; there are {', '.join(METHODS)}")
     quiet_threads()
     import train
+    from configs.schema import load
     from infer.pictures import contact_sheet, strip
     from scripts.showcase.samples import clip_of, sample_run
 
     rows = []
     for name in names:
-        files = [
-            "--config",
-            str(ROOT / "configs/quickstart.yaml"),
-            "--config",
-            str(ROOT / f"configs/methods/{name}.yaml"),
-        ]
+        files = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(CONFIGS / f"methods/{name}.yaml")]
         kept = [f"output_dir={args.output_dir / name}", "validation_data.sample_preview=false"]
         cfg, _ = load([*files, *kept, *overrides], description=__doc__)
         run, prompt = train.run(cfg), cfg.validation_data.prompt[0]

@@ -18,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
 from configs.runtime import quiet_threads
-from configs.schema import ROOT
 
-FOLDER = ROOT / "configs/methods"
+FOLDER = Path(__file__).resolve().parents[1] / "configs/methods"
 METHODS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
 
 

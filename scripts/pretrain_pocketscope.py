@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
 from configs.runtime import quiet_threads
-from configs.schema import ROOT
 
-SHIPPED = {"unet": ROOT / "models" / "pocketscope", "dit": ROOT / "models" / "pocketscope_dit"}
+MODELS = Path(__file__).resolve().parents[1] / "models"
+SHIPPED = {"unet": MODELS / "pocketscope", "dit": MODELS / "pocketscope_dit"}
 
 
 @command

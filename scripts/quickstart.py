@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import command
 from configs.runtime import quiet_threads
-from configs.schema import ROOT, load
 
 SEED = 1
 MOST_ROWS = 2  # of the playing picture
@@ -20,6 +19,8 @@ MOST_ROWS = 2  # of the playing picture
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    from configs.schema import ROOT, load
+
     words = sys.argv[1:] if argv is None else argv
     cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *words], description=__doc__)
     cfg.validation_data.side_by_side = False  # this command makes a picture of its own, from new noise

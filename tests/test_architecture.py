@@ -1,6 +1,8 @@
 """The arrows between the rooms: configs <- data, models <- infer <- train.py <- scripts."""
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from itertools import permutations
 
@@ -27,7 +29,7 @@ def room_of(path):
 
 def test_every_file_of_every_room_is_looked_at():
     seen = Counter(map(room_of, FILES))
-    assert seen == {"configs": 14, "data": 11, "models": 47, "infer": 32, "scripts": 104, "train": 1}
+    assert seen == {"configs": 15, "data": 11, "models": 47, "infer": 32, "scripts": 104, "train": 1}
 
 
 def imports(path):
@@ -80,6 +82,18 @@ def test_configuration_needs_neither_torch_nor_diffusers():
     heavy = {"torch", "diffusers", "transformers", "peft", "accelerate"}
     found = {name.split(".")[0] for path in (ROOT / "configs").rglob("*.py") for name in imports(path)}
     assert not found & heavy
+
+
+# train.py has its slow imports below the command, which has ended the process by then
+COMMANDS = [path for path in FILES if "\n@command\n" in path.read_text() and path.name != "train.py"]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_command_begins_before_its_slow_imports(path):
+    """Ctrl-C while they last is then one line, not a traceback."""
+    code = f"import runpy, sys; runpy.run_path({str(path)!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"numpy", "omegaconf", "torch", "diffusers"} & set(done.stdout.split())
 
 
 def test_no_file_executes_what_it_loads():

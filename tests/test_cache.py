@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from configs import files
-from configs.errors import Terminated, UserError
+from configs.errors import UserError
+from configs.signals import Terminated
 from data import cache
 from data.clips import Clip
 from models.files import release

@@ -115,6 +115,14 @@ def test_files_that_are_no_video_get_one_sentence(video, tmp_path):
         read_image(tmp_path / "text.mp4", Cut(64, 64, 1), "x")
 
 
+def test_a_name_that_acts_on_a_terminal_reaches_no_decoder(tmp_path, capfd):
+    path = tmp_path / "a\u202eb\x1b[31m.mp4"
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match="acts on a terminal; rename"):
+        read_video(path, Cut(64, 64, 8, fps=8, snap=64), "")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_gif_and_image_are_clips_too(tmp_path):
     frames = np.stack([np.full((16, 16, 3), 40 * number, np.uint8) for number in range(6)])
     imageio.imwrite(tmp_path / "a.gif", frames, duration=125, loop=0)

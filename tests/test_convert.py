@@ -17,7 +17,8 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from configs.errors import Terminated, UserError
+from configs.errors import UserError
+from configs.signals import Terminated
 from data.cache import CachedClip, export_clips, read_cached
 from models import lora
 from models.backbone import skeleton

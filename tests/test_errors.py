@@ -2,11 +2,9 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -62,67 +60,6 @@ def test_a_defect_keeps_its_traceback(error):
 
 def test_out_of_memory_is_told_from_a_defect():
     assert not is_out_of_memory(ValueError("out of memory")) and not is_out_of_memory(RuntimeError("x"))
-
-
-SIGNALS = pytest.mark.parametrize(
-    "number, code, line", [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
-)
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from configs.errors import command
-from configs import files
-from configs.files import atomic_path
-remove, files._remove = files._remove, lambda path: (path.exists() and time.sleep(1), remove(path))  # a slow disk
-@command
-def main():
-    with atomic_path(Path(sys.argv[1]) / "new" / "video.mp4") as part:
-        part.write_text("half")
-        print("writing", flush=True)
-        time.sleep(30)
-main()
-"""
-
-
-@SIGNALS
-def test_a_signal_ends_a_command_in_one_line_with_nothing_half_made(number, code, line, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, stdout=-1, stderr=-1, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    process.stdout.readline()
-    process.send_signal(number)
-    if number == signal.SIGTERM:  # a second one does not disturb the clearing away
-        time.sleep(0.3)
-        process.send_signal(number)
-    _, told = process.communicate(timeout=20)
-    assert (process.returncode, told.strip()) == (code, line)
-    assert list(tmp_path.iterdir()) == []
-
-
-@SIGNALS
-def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_still_a_signal(number, code, line, capsys, request):
-    # a shell's background jobs ignore Ctrl-C, the tests' own process perhaps among them
-    request.addfinalizer(
-        partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
-    )
-
-    def main():
-        try:
-            os.kill(os.getpid(), number)
-            time.sleep(5)
-        except BaseException as error:
-            raise AttributeError("a part is missing") from error
-
-    with pytest.raises(SystemExit) as ended:
-        command(main)()
-    assert (ended.value.code, capsys.readouterr().err.strip()) == (code, line)
-
-
-def test_signal_handling_is_given_back():
-    before = signal.getsignal(signal.SIGTERM)
-    assert command(lambda: signal.getsignal(signal.SIGTERM))() != before
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("error", [
@@ -228,33 +165,3 @@ def test_what_atomic_path_writes_is_what_sweep_recognizes(tmp_path):
             found = files.LEFTOVER.fullmatch(part.name)
             assert int(found["pid"]) == os.getpid() and found["place"] == files._place() and found["kind"] == "part"
             part.touch()
-
-
-IMPORTER = """
-from configs.errors import command
-@command
-def main():
-    import slow
-main()
-"""
-SLOW = """
-import time
-try:
-    print("importing", flush=True)
-    time.sleep(30)
-except BaseException as error:  # as libraries do around their parts
-    raise RuntimeError("a part is missing") from error
-"""
-
-
-@SIGNALS
-def test_a_signal_in_an_import_ends_in_one_line_whatever_the_library_makes_of_it(number, code, line, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
-    process = subprocess.Popen(
-        [sys.executable, "-c", IMPORTER], env={"PYTHONPATH": f"{ROOT}:{tmp_path}"}, stdout=-1, stderr=-1, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    process.stdout.readline()
-    process.send_signal(number)
-    _, told = process.communicate(timeout=20)
-    assert (process.returncode, told.strip()) == (code, line)

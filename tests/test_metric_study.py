@@ -120,10 +120,13 @@ def test_the_study_goes_on_where_it_stopped_and_reports_itself(tmp_path, monkeyp
     (kept,) = (tmp_path / "metrics" / "rows").glob("*.json")
     rows = json.loads(kept.read_text())
     rows[0]["path_error"] = 0.25  # what is kept is read, not made again
+    rows[0]["problems"] = ["CLIP: no model in <img src=x>|"]  # as somebody may call a folder
     kept.write_text(json.dumps(rows))
     metric_report.make(tmp_path / "metrics", results, **made)
     assert len(told) == 1 and "0.25" in (tmp_path / "metrics" / "pairs.csv").read_text()
     assert worth(rows, ("paper", EXACT)).unmeasured == 0
+    for file in (results, tmp_path / "metrics" / "table.md"):
+        assert "- CLIP: no model in &lt;img src=x&gt;\\|\n" in file.read_text()
 
 
 def test_a_clip_that_is_not_there_is_named_before_anything_is_measured(tmp_path):

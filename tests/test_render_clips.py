@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
+from configs.signals import Terminated
 from data.clips import Cut, read_video
 from data.world import reference_clip
 from scripts.pocket.scenes import CLIPS, render_clip
 from scripts.pocket.tracer import FAR, SUN, Solid, View, trace
-from scripts.render_clips import FOLDER, TOYS, main
+from scripts.render_clips import FOLDER, main, toys, write_toy
+
+TOYS = toys()
 
 
 def rays(*directions):
@@ -74,3 +77,17 @@ def test_a_toy_in_another_appearance_and_a_name_that_is_none(tmp_path, monkeypat
     with pytest.raises(SystemExit):
         main()
     assert "pocket_circle: no such clip; there are" in capsys.readouterr().err
+
+
+def test_a_clip_that_is_broken_off_leaves_the_one_that_was_there(tmp_path, monkeypatch):
+    main(["pocket_orbit", "--output_dir", str(tmp_path)])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def broken_off(path, *_, **__):
+        path.write_bytes(b"half")
+        raise Terminated
+
+    monkeypatch.setattr("imageio.v3.imwrite", broken_off)
+    with pytest.raises(Terminated):
+        write_toy(tmp_path / "pocket_orbit.mp4", "orbit", seed=6)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -19,6 +19,7 @@ from diffusers import TextToVideoSDPipeline
 
 import train
 from configs.errors import UserError
+from configs.signals import Terminated
 from data.world import BACKGROUNDS, COLOURS, SHAPES, Scene, parse_prompt, trajectory_of, vocabulary
 from infer import generate as generating
 from infer.measure.world_scores import ReferenceClips
@@ -34,6 +35,7 @@ from scripts.artefacts.chain import work
 from scripts.artefacts.claims import LEARNED
 from scripts.artefacts.hidden_states import LabelledClip, compare_customizations, world_clips
 from scripts.artefacts.plan import Plan, commands
+from scripts.artefacts.report import bring
 from scripts.artefacts.results_file import markdown, markdown_code, put_section, read_sections, write_sections
 from scripts.artefacts.testbed import prompt_list
 from scripts.pocket.architecture import build, untrained_unet
@@ -219,6 +221,22 @@ def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for
     results = (plan.folder / "RESULTS.md").read_text()
     assert results.index("## Table 5") < results.index("## Figure 4") and "## Claims" not in results
     assert "cosine with the untouched model" in results.lower()
+
+
+def test_a_copy_of_a_video_that_was_broken_off_is_not_taken_for_the_video(tmp_path, monkeypatch):
+    source, copy = tmp_path / "a.mp4", tmp_path / "videos" / "a.mp4"
+    source.write_bytes(b"whole")
+
+    def broken_off(_, target):
+        target.write_bytes(b"wh")
+        raise Terminated
+
+    with monkeypatch.context() as patched, pytest.raises(Terminated):
+        patched.setattr("shutil.copyfile", broken_off)
+        bring(source, copy)
+    assert not copy.parent.exists()
+    bring(source, copy)
+    assert copy.read_bytes() == b"whole"
 
 
 PROBE = """<script>setTimeout(() => { const all = [...document.querySelectorAll('video')];

@@ -1,5 +1,11 @@
 """Chains side by side, as processes and as jobs: what is done is not run again, and failures leave a sentence."""
 
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from configs.errors import UserError
@@ -24,6 +30,32 @@ def test_chains_run_side_by_side_and_failures_do_not_stop_the_others(done, tmp_p
 
     assert schedule.run_all([done, *chains], 2, launch, printed.append) == {"c2": "broke"}
     assert workers <= {0, 1} and printed[0].startswith("1 of 5") and sum("to go" in line for line in printed) == 4
+
+
+def test_nothing_is_started_once_chains_were_told_to_stop(done, tmp_path, monkeypatch):
+    """A worker that was about to start one must not leave it running behind the command that has ended."""
+    launch = schedule.ChainProcesses(tmp_path)
+    launch.stop()
+    monkeypatch.setattr(schedule.subprocess, "Popen", None)
+    assert launch(done, 0) == "stopped before it began"
+
+
+def test_a_chain_that_is_being_started_is_stopped_too(done, tmp_path, monkeypatch):
+    launch, original, stopping = schedule.ChainProcesses(tmp_path), subprocess.Popen, threading.Event()
+
+    def popen(*_, **options):
+        process = original([sys.executable, "-c", "import time; time.sleep(30)"])
+        stopping.set()
+        time.sleep(0.3)  # until it is known, it runs unseen
+        return process
+
+    monkeypatch.setattr(schedule.subprocess, "Popen", popen)
+    monkeypatch.setattr(schedule, "reason", lambda *_: "stopped")
+    with ThreadPoolExecutor(1) as pool:
+        worker = pool.submit(launch, done, 0)
+        stopping.wait()
+        launch.stop()
+        assert worker.result(timeout=5) == "stopped"
 
 
 def test_a_failed_process_leaves_its_last_sentence(tmp_path):

@@ -3,7 +3,9 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -15,6 +17,8 @@ from configs.errors import UserError, ending
 from configs.files import NoSpace
 from infer import pictures, video
 from infer.video import read_frames, write_video
+
+from conftest import ROOT
 
 FRAMES = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -107,6 +111,43 @@ def test_pictures_and_cut_files_are_no_videos(tmp_path):
         with pytest.raises(UserError) as error:
             read_frames(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_a_pipe_is_refused_and_nobody_waits_for_what_it_may_bring(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "a.mp4")
+    monkeypatch.setattr(video.iio, "imread", None)  # which would wait for ever
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        read_frames(tmp_path / "a.mp4")
+
+
+WRITING = """
+import os, signal, subprocess, sys
+from pathlib import Path
+import torch
+from configs.errors import command
+from infer.video import write_video
+execute = subprocess.Popen._execute_child
+def signalled(process, words, *arguments):
+    execute(process, words, *arguments)
+    if "-y" in words:  # the encoder runs, and nobody but this frame knows it
+        os.kill(os.getpid(), signal.SIGINT)
+subprocess.Popen._execute_child = signalled
+@command
+def main():
+    write_video(Path(sys.argv[1]) / "new" / "a.mp4", torch.zeros(6, 3, 32, 32, dtype=torch.uint8), fps=8)
+main()
+"""
+
+
+def test_a_signal_in_the_first_moments_of_ffmpeg_leaves_nothing_that_it_would_make_anew(tmp_path):
+    (tmp_path / "new").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", WRITING, tmp_path], cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    time.sleep(1)  # an ffmpeg that was left alone notices that nothing comes, and writes an empty video
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_long_caption_is_cut_in_no_time(tmp_path):

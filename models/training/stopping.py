@@ -3,12 +3,15 @@
 import os
 import signal
 
+from configs.signals import waits
+
 
 class StopSignals:
     """Inside the block Ctrl-C and SIGTERM only ask: `requested` becomes the signal's number.
 
-    A second Ctrl-C insists. Processes that train together compare their `requested` in every step (train.py), so that
-    all leave the loop at the same one; otherwise the next exchange between them would wait for ever.
+    A second Ctrl-C insists; a second SIGTERM, which launchers send to all that they started, does not. Processes that
+    train together compare their `requested` in every step (train.py), so that all leave the loop at the same one;
+    otherwise the next exchange between them would wait for ever.
     """
 
     def __enter__(self) -> "StopSignals":
@@ -23,7 +26,9 @@ class StopSignals:
 
     def _ask(self, number: int, _frame) -> None:
         if self.requested:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT and not waits(number):
+                raise KeyboardInterrupt
+            return
         self.requested = number
         if number == signal.SIGINT:
             os.write(2, b"\nfinishing this step, then saving (Ctrl-C again to stop at once)\n")

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configs.errors import command
 from configs.files import atomic_path
 from configs.runtime import quiet_threads
-from configs.schema import load
 from scripts.artefacts.provenance import note_commit
 
 SEEDS = 4  # of noise for each reference clip, the same in every variant ...
@@ -118,6 +117,7 @@ def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str]) -
 def work(chain: Chain) -> None:
     """Do what is left of the chain in this process. Raises UserError as training and sampling do."""
     quiet_threads()
+    from configs.schema import load
     from infer import options  # slow imports only where there is something to do
     from infer.generate import generate, load_backbone
     from train import run

@@ -31,7 +31,7 @@ from scripts.artefacts.metric_study import (
     worth,
 )
 from scripts.artefacts.relations import RELATIONS
-from scripts.artefacts.results_file import put_section
+from scripts.artefacts.results_file import markdown, put_section
 
 NAME = "metrics"
 TITLE = "Motion metrics against the truth (toy world)"
@@ -182,7 +182,7 @@ def body(rows: list[dict], smoke: bool, provenance: str) -> str:
     ]
     problems = list(dict.fromkeys(problem for row in rows for problem in row["problems"]))
     if problems:
-        lines.append("Not measured:\n\n" + "\n".join(f"- {problem}" for problem in problems))
+        lines.append("Not measured:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in problems))
     lines.append(provenance)
     return "\n\n".join(lines) + "\n"
 

@@ -40,13 +40,18 @@ def write_files(result: Result, folder: Path) -> None:
     rows = []
     for row in result.rows:
         path = videos / f"{_slug(row['variant'])}__{_slug(row['run'])}__{row['path'].name}"
-        videos.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.stat().st_mtime < row["path"].stat().st_mtime:
-            shutil.copy(row["path"], path)
+        bring(row["path"], path)
         rows.append(
             {**{key: value for key, value in row.items() if key != "path"}, "file": path.name, "smoke": result.smoke}
         )
     write_table(folder / "videos.csv", rows)
+
+
+def bring(source: Path, path: Path) -> None:
+    """Copy a video to `path`, unless it is there and no older."""
+    if not path.exists() or path.stat().st_mtime < source.stat().st_mtime:
+        with atomic_path(path) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def body(result: Result) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 
 import torch
 
@@ -29,6 +30,7 @@ class ChainProcesses:
 
     def __init__(self, folder: Path, jobs: int = 1):
         self.folder, self.jobs, self.running = folder, jobs, set()
+        self._starting, self._stopped = Lock(), False
 
     def __call__(self, chain: Chain, worker: int) -> str | None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -38,17 +40,21 @@ class ChainProcesses:
             environment["CUDA_VISIBLE_DEVICES"] = visible[worker % gpus]
         log = self.folder / f"{chain.name}.log"
         start = log.stat().st_size if log.exists() else 0
+        words = command_of(chain, self.folder)
         with log.open("a") as stream:
-            # a session of its own: Ctrl-C must reach it once, through `stop`; twice would mean "without saving"
-            process = subprocess.Popen(
-                command_of(chain, self.folder), stdout=stream, stderr=stream, env=environment, start_new_session=True
-            )
-            self.running.add(process)
+            with self._starting:  # so that `stop` finds every process that was started
+                if self._stopped:
+                    return "stopped before it began"
+                # a session of its own: Ctrl-C must reach it once, through `stop`; twice would mean "without saving"
+                process = subprocess.Popen(words, stdout=stream, stderr=stream, env=environment, start_new_session=True)
+                self.running.add(process)
             process.wait()
             self.running.discard(process)
         return None if process.returncode == 0 else reason(log, process.returncode, start)
 
     def stop(self) -> None:
+        with self._starting:
+            self._stopped = True
         for process in list(self.running):
             process.send_signal(signal.SIGTERM)
         for process in list(self.running):
