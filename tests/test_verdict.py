@@ -111,6 +111,20 @@ def test_moving_no_worse_than_something_that_stands_still_is_not_testable():
     assert (moves.ruling, better.ruling, unknown.ruling) == ("confirmed", "confirmed", "not testable")
 
 
+def test_whether_there_is_a_motion_to_be_worse_than_is_read_from_the_roles_sign():
+    """A re-timed path correlates with what the words say, so that correlation alone would find no motion in it."""
+    claim = Claim("a moves no worse than b", "motion", "a", "not less", "b")
+    role = {"motion": Role("correlation", 0.1, sign="motion_success")}
+
+    def found(success: float) -> str:
+        learned = {"a": rows("correlation", 0.9, motion_success=success)}
+        learned["b"] = rows("correlation", 0.9, seed=1, motion_success=success)
+        words = {UNTOUCHED.name: rows("correlation", 0.9, seed=2, motion_success=0.0)}
+        return judge([(claim, "g", learned | words)], role)[0].ruling
+
+    assert (found(1.0), found(0.0)) == ("confirmed", "not testable")
+
+
 def test_leaking_less_than_what_does_not_leak_is_not_testable():
     claim = Claim("a leaks less than b", "leakage", "a", "less", "b")
     found = ruling(claim, a=rows("appearance_pull", 0.0), b=rows("appearance_pull", 0.0, seed=1))

@@ -32,7 +32,7 @@ REAL_CLIPS = {  # example clip -> its caption, and the part of data/prompts/real
 }
 
 WORLD_ROLES = {
-    "motion": Role("correlation", 0.1, ("timing_error", "motion_success")),
+    "motion": Role("correlation", 0.1, ("timing_error", "motion_success"), sign="motion_success"),
     "appearance": Role("appearance_match", 0.02, ("shape_overlap", "appearance_accuracy")),
     "leakage": Role("appearance_pull", 0.05, ("leakage",)),
     "consistency": Role("frame_consistency", 0.05),

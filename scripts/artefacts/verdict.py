@@ -23,12 +23,14 @@ class Role:
     """What decides a claim about motion, appearance, leakage or consistency.
 
     `metric` decides; `least` is the smallest difference that counts, and by how much "no worse" may be worse; the
-    metrics `beside` are printed with it.
+    metrics `beside` are printed with it. `sign` is the metric that says whether there is anything to be worse than, by
+    default the same: a path that is only re-timed correlates with what the words say before anything is learned.
     """
 
     metric: str
     least: float
     beside: tuple[str, ...] = ()
+    sign: str | None = None
     unit: str = "training"
     inside: str = "videos"
 
@@ -117,7 +119,7 @@ def _without_room(question: Question, rows: Rows) -> str | None:
     if question.turned.p_above(max(0.0, question.edges[0])) < 1 - LEVEL:
         return None  # better by itself, whatever the other does
     if claim.role == "motion" and claim.expect == "not less" and claim.other != UNTOUCHED.name:
-        moved = _difference(rows, claim.other, UNTOUCHED.name, metric)
+        moved = _difference(rows, claim.other, UNTOUCHED.name, question.role.sign or metric)
         if moved is None or moved.p_above(0.0) >= 1 - LEVEL:
             seen = "has no videos" if moved is None else f"differs by {_interval(moved)}"
             return f"{claim.other} does not move like the reference either: the {UNTOUCHED.name} {seen}"
