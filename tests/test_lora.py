@@ -193,10 +193,10 @@ def test_merged_equals_injected_and_removing_restores_the_tensors(unet, inputs, 
     with active([adapter], on=[adapter]):
         injected = outcome(unet, inputs)
     with merge(unet, adapter.state_dict(), 1.0, adapter.scale):  # into the base of layers that carry peft adapters
-        torch.testing.assert_close(outcome(unet, inputs), injected, rtol=0, atol=5e-6)
+        torch.testing.assert_close(outcome(unet, inputs), injected, rtol=0, atol=2e-5)
     adapter.remove()
     with merge(unet, adapter.state_dict(), 1.0, adapter.scale):
-        torch.testing.assert_close(outcome(unet, inputs), injected, rtol=0, atol=5e-6)
+        torch.testing.assert_close(outcome(unet, inputs), injected, rtol=0, atol=2e-5)
     assert torch.equal(outcome(unet, inputs), base)
     assert all(p.data_ptr() == t.data_ptr() and torch.equal(p, t) for p, t in zip(unet.parameters(), tensors))
 

@@ -284,7 +284,9 @@ def test_a_run_in_pieces_ends_in_the_same_weights(smoke, tmp_path, monkeypatch):
     pretraining.main(command)
     assert steps == [0, 1, 2, 0, 1, 2]
     whole, pieces = (load_file(folder / "video.safetensors") for folder in (smoke, tmp_path))
-    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    # Not to the bit: on some CPUs a product rounds by where its operands lie, and Adam enlarges what is near zero.
+    apart = {name: (whole[name] - pieces[name]).abs().mean().item() for name in whole}
+    assert max(apart.values()) < 1e-6  # without its moments it is 2e-3
 
 
 def test_measuring_needs_a_model(tmp_path, capsys):
