@@ -27,7 +27,7 @@ def test_the_log_tells_the_gradient_norm_of_each_path_and_the_memory(tiny_config
     first, second = records(train.run(tiny_config(**quick)))
     for record in (first, second):
         assert record["grad_norm_motion"] > 0 and record["grad_norm_appearance"] > 0 and record["memory_gb"] > 0.05
-        assert "fp16_scale" not in record
+        assert "fp16_scale" not in record and record["cpu_seconds"] > 0
     (clipped, _) = records(train.run(tiny_config(**quick, max_grad_norm=1e-9)))
     assert clipped["grad_norm_motion"] == first["grad_norm_motion"], "before clipping"
     (without, _) = records(train.run(tiny_config(**{**quick, "spatial_path_probability": 0.0})))
