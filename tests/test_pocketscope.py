@@ -142,7 +142,7 @@ def test_the_shipped_temporal_convolutions_are_nearly_silent(shipped_parts):
 
 @shipped
 def test_the_shipped_model_draws_what_the_prompt_says(shipped_parts):
-    """The model card says 98.8 % of 256 prompts with all right: of 16, more than one wrong has a chance of 2 %."""
+    """The model card says 98.4 % of 256 prompts with all right: of 16, more than one wrong has a chance of 2 %."""
     facts, _ = abilities.measure_samples(shipped_parts, abilities.fresh_prompts(16, seed=3), seed=3)
     assert facts["n"] == 16 and facts["all"] >= 15 / 16 - 1e-4
 
@@ -151,7 +151,7 @@ def test_the_shipped_model_draws_what_the_prompt_says(shipped_parts):
 def test_the_shipped_folder_states_its_native_sampling():
     native = json.loads((SHIPPED / "sampling.json").read_text())
     assert native["num_steps"] == abilities.SAMPLE_STEPS and native["guidance_scale"] == abilities.GUIDANCE
-    assert native["guide_steps"] == abilities.SAMPLE_STEPS and native["guide_target"] == "clean_latent"
+    assert native["guide_steps"] < abilities.SAMPLE_STEPS and native["guide_target"] == "clean_latent"
 
 
 def test_the_tokenizer_reads_the_same_from_the_files_of_2023(tmp_path):

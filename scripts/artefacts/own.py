@@ -21,7 +21,7 @@ OWN = {
     "guidance": Artefact(
         "Guidance: what training buys over steering a sampling",
         "motion guidance without training, TAP, and both together, on a re-timing and on two new paths (the setting of "
-        "guidance was chosen on there and back and the orbit, with the first four prompts)",
+        "guidance was chosen on the orbit, with the first eight of its prompts)",
         (UNTOUCHED, PRIOR, GUIDANCE, Variant("TAP", TAP), TAP_GUIDANCE),
         about_guidance("TAP"),
         motions=(RETIMED[0], "orbit", "spiral"),

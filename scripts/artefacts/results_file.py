@@ -28,13 +28,13 @@ was measured on ZeroScope with real clips, so only its direction can be compared
 are 95 % intervals; `table.md` beside every page (`outputs/reproduce/ARTEFACT/`) has the formula of each metric.
 
 A section whose verdicts give no p is older than these rules: yes/no measures, and intervals over its videos and clips
-without a correction, decided it, its videos took 20 sampling steps in place of today's 10, and its trainings 300 steps
+without a correction, decided it, its videos took 20 sampling steps in place of today's 6, and its trainings 300 steps
 of four timesteps at 2.5e-3 in place of today's recipe (Time to motion compares the two).
 
 On PocketScope all methods share one configuration (`configs/reproduce/pocket.yaml`). It was chosen with TAP on the five
 re-timings, with a clip of each and these prompts; the four new paths took no part in the choice. MotionDirector also
 has a row at half the learning rate. The setting of motion guidance
-(`models/pocketscope/sampling.json`) was chosen on there and back and on the orbit, with the first four prompts of each.
+(`models/pocketscope/sampling.json`) was chosen on the orbit, with the first eight of its prompts.
 """
 
 Key = tuple[str, str]  # what was measured, on what

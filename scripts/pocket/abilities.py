@@ -20,7 +20,7 @@ from infer.sampler import guide, sample
 from models.backbone import predictor
 from models.hooks import Patch, wrap_forward
 
-SAMPLE_STEPS, GUIDANCE = 10, 4.0
+SAMPLE_STEPS, GUIDANCE = 6, 4.0
 FRAMES, LATENT_SIDE = 8, 8
 TEMPORAL_PARTS = {"temporal attention": TransformerTemporalModel, "temporal convolutions": TemporalConvLayer}
 
