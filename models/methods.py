@@ -116,7 +116,8 @@ class Method:
 
     def info(self) -> dict[str, str | int | float | None]:
         """What a checkpoint's header must hold for these states to be read."""
-        facts = {"architecture": backbones.architecture(self.network)}
+        carriers = backbones.kind_of(self.network).carriers(self.network)
+        facts = {"architecture": backbones.architecture(self.network), "carriers": len(carriers)}
         for adapter in self.appearance[:1]:
             facts |= {"rank": adapter.rank, "alpha": adapter.alpha}
         if self.heads:

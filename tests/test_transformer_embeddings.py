@@ -1,6 +1,7 @@
 """Motion Inversion's embeddings on a diffusion transformer: identities, the slow formula, gradients, commands."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -236,6 +237,16 @@ def test_a_run_is_saved_and_sampled_with_and_without_its_values(runs, sample, ti
     sample("-cf", runs[0], "-W", 96, "-T", 9)
     told = capsys.readouterr().err
     assert "interpolated in space from 8x8 to 12x8 latents and in time from 2 to 3 frames" in told
+
+
+def test_a_deeper_or_shallower_model_of_the_same_width_is_not_the_one_trained_on(runs, tiny_wan, tmp_path):
+    for layers in (1, 3):
+        other = tmp_path / str(layers)
+        shutil.copytree(tiny_wan, other)
+        config = other / "transformer" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": layers}))
+        with pytest.raises(UserError, match=f"does not fit this model: .* 2 layers, .* has .* {layers} layers"):
+            load_checkpoint(runs[0], unet=skeleton(other))
 
 
 def test_motions_are_mixed_as_their_weighted_sum(runs, network, sample):

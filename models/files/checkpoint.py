@@ -21,6 +21,7 @@ from torch import nn
 
 from configs.errors import UserError, shown
 from configs.files import atomic_path, remove
+from models.backbones import kind_of
 from models.files import release
 from models.files.header import LAYOUT, Header, check_embeddings, check_rank, read_header
 from models.files.modelspec import LARGEST_THUMBNAIL, without_spec
@@ -272,6 +273,9 @@ def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
         shares = checkpoint.info.get("block_range") if state is checkpoint.motion else None
         expected = targets(unet, preset, shares and [float(share) for share in shares.split()])
         fits = chose_layers(checkpoint) or {layer for layer, _, _ in asked} == set(expected)
+    if fits and checkpoint.kind == "embeddings":  # likewise, and which of them were chosen is known to the file alone
+        carriers = len(kind_of(unet).carriers(unet))
+        fits = checkpoint.info.get("carriers", str(carriers)) == str(carriers)
     if not fits:
         layer, _, width = asked[0]
         trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
