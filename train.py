@@ -158,6 +158,7 @@ def _train(cfg, processes: Processes) -> Path:
         method.motion_parameters,
         method.appearance_parameters,
         device=device,
+        second_factors=method.second_factors,
         motion_lr=cfg.learning_rate if cfg.method == "lora" else cfg.embeddings.learning_rate,
         half=backbone.dtype == torch.float16,
         processes=processes,

@@ -212,6 +212,9 @@ class Config:
 
     max_train_steps: int = key(1000, "optimizer steps", **EVERY)
     learning_rate: float = key(5e-4, "learning rate of the LoRAs", above=0)
+    lora_plus_ratio: float = key(
+        1.0, "LoRA+: learning rate of each LoRA's second factor B, as a multiple of A's", low=1, high=1000
+    )
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = key("constant", "learning-rate schedule")

@@ -126,6 +126,10 @@ class LoraAdapter(Patch):
         """The fp32 masters, down then up for each layer, in file order."""
         return self._parameters
 
+    def second_factors(self) -> list[nn.Parameter]:
+        """B of every layer's B A: the masters that start at zero."""
+        return self._parameters[1::2]
+
     def training(self) -> contextlib.AbstractContextManager:
         """Inside the block the adapter acts and its parameters collect gradients."""
         return active([self], on=[self], trainable=[self])

@@ -79,6 +79,12 @@ class Method:
     def appearance_parameters(self) -> list[torch.nn.Parameter]:
         return [p for adapter in self.appearance for p in adapter.parameters()]
 
+    @property
+    def second_factors(self) -> list[torch.nn.Parameter]:
+        """B of every LoRA, whose learning rate `lora_plus_ratio` raises."""
+        loras = [adapter for adapter in (self.motion, *self.appearance) if adapter.kind == "lora"]
+        return [p for adapter in loras for p in adapter.second_factors()]
+
     @contextmanager
     def spatial_pass(self, clip: int) -> Iterator[None]:
         """The appearance LoRA of this clip acts and is trained; everything that learns motion is off."""

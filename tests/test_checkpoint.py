@@ -324,8 +324,8 @@ def test_a_damaged_training_state_is_one_sentence(unet, tmp_path, state):
 
 def test_the_moments_of_another_training_are_one_sentence(unet, tmp_path):
     folder, weights = save(unet, tmp_path, clips=0), [torch.ones(2)]
-    assert load_training_state(folder, [weights])["step"] == 5
-    for others in ([], [[]], [[torch.ones(3)]], [weights, weights], [weights * 2]):
+    assert load_training_state(folder, [[weights]])["step"] == 5
+    for others in ([], [[[]]], [[[torch.ones(3)]]], [[weights], [weights]], [[weights * 2]], [[weights, weights]]):
         with pytest.raises(UserError, match="training_state.pt"):
             load_training_state(folder, others)
     for name, value in (("exp_avg", float("nan")), ("exp_avg_sq", -1.0), ("step", -1.0)):
@@ -415,6 +415,6 @@ def test_the_state_of_every_schedule_is_taken_over(unet, tmp_path, name):
         schedule.step()
     parts = {"optimizers": [optimizer.state_dict()], "schedules": [schedule.state_dict()], "scaler": {}}
     folder = save(unet, tmp_path, clips=0, training_state={"step": 4, "optimizer": parts})
-    loaded = load_training_state(folder, [[weight]])["optimizer"]
+    loaded = load_training_state(folder, [[[weight]]])["optimizer"]
     assert loaded["schedules"][0] == schedule.state_dict()
     assert torch.equal(loaded["optimizers"][0]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])

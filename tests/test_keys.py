@@ -86,6 +86,7 @@ CASES: dict[str, Case | list[Case]] = {
     "inversion_steps": Case(3, "latents"),
     "max_train_steps": Case(2, "log"),
     "learning_rate": Case(0.01),
+    "lora_plus_ratio": Case(4.0),
     "lr_scheduler": Case("linear", "log", TWO),
     "lr_warmup_steps": Case(2, given={"lr_scheduler": "constant_with_warmup", **TWO}),
     "gradient_accumulation_steps": Case(2),

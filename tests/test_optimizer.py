@@ -147,3 +147,56 @@ def test_a_resumed_run_takes_its_rates_from_its_own_configuration(tiny_config):
         0.5001
     )
     assert second.scaler.get_scale() > 1
+
+
+def steps_of(optimizer, parameters, gradients):
+    """What each of the steps with these gradients moves every parameter by."""
+    moved = []
+    for gradient in gradients:
+        before = [p.detach().clone() for p in parameters]
+        for p in parameters:
+            p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+        moved.append([p.detach() - old for p, old in zip(parameters, before)])
+    return moved
+
+
+def pair():
+    return [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.zeros(3, 2))]
+
+
+def test_lora_plus_moves_the_second_factors_alone_further_by_its_ratio(tiny_config):
+    made, settings = [], dict(adam_weight_decay=0.0, lr_scheduler="linear", max_train_steps=10, max_grad_norm=0.1)
+    for ratio in (1.0, 8.0):
+        motion, appearance = pair(), pair()
+        cfg = tiny_config(lora_plus_ratio=ratio, learning_rate=0.01, **settings)
+        optimizer = DualPathOptimizer(
+            cfg,
+            motion,
+            appearance,
+            second_factors=[motion[1], appearance[1]],
+            motion_lr=0.01,
+            half=False,
+            device=torch.device("cpu"),
+        )
+        made.append(steps_of(optimizer, [*motion, *appearance], (1.0, 0.5, -0.25)))
+        assert optimizer.learning_rate == pytest.approx(0.01 * 0.7), "the first factors' rate, after three of ten steps"
+    for plain, raised in zip(*made):
+        for factor, (a, b) in enumerate(zip(plain, raised)):
+            assert a.abs().min() > 0 and torch.allclose(b, a * (8 if factor % 2 else 1), rtol=1e-5)
+
+
+def test_a_training_raises_the_rate_of_every_b_and_goes_on_with_it_to_the_bit(tiny_config):
+    quick = dict(spatial_path_probability=1.0, validation_data={"sample_preview": False}, checkpointing_steps=1)
+    plain = load_checkpoint(train.run(tiny_config(**quick, max_train_steps=1, adam_weight_decay=0.0)), 1)
+    folder = train.run(tiny_config(**quick, lora_plus_ratio=4.0, adam_weight_decay=0.0))
+    raised = load_checkpoint(folder, 1)
+    for one, other in ((plain.motion, raised.motion), (plain.appearance[0], raised.appearance[0])):
+        for name in one:  # B starts at zero, so its first step is all there is of it; A's gradient is then still zero
+            factor = 4 if name.endswith("lora_B.weight") else 1
+            assert torch.allclose(other[name], factor * one[name], rtol=1e-5), name
+    words = dict(quick, lora_plus_ratio=4.0, adam_weight_decay=0.0)
+    resumed = train.run(tiny_config(**words, resume_from_checkpoint=str(folder / "checkpoint-1")))
+    assert all(torch.equal(a, b) for a, b in zip(weights(folder, 2).values(), weights(resumed, 2).values()))
+    with pytest.raises(UserError, match="^lora_plus_ratio: .*resume with the value that it was trained with"):
+        train.run(tiny_config(**quick, resume_from_checkpoint=str(folder / "checkpoint-1")))

@@ -5,6 +5,7 @@ in place of a dict, moments of another model or a negative step end in one sente
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from models.files.tensors import read_pickle
 
 TRAINING_STATE = "training_state.pt"
 ADVICE = "the file is damaged: resume from an earlier checkpoint"
+MOST_GROUPS = 2  # learning rates of an optimizer: LoRA+ has one for each factor
 
 
 def _nothing(value: Any) -> None:
@@ -26,9 +28,9 @@ def _nothing(value: Any) -> None:
 SCHEDULE = {  # of a LambdaLR; other keys would be set as attributes of the schedule, so they are left out
     "last_epoch": whole(0),
     "_step_count": whole(0),
-    "base_lrs": listed(real(0), 1, 1),
-    "_last_lr": listed(real(0), 1, 1),
-    "lr_lambdas": listed(_nothing, 1, 1),  # functions are not stored, so there is nothing to take over
+    "base_lrs": listed(real(0), 1, MOST_GROUPS),
+    "_last_lr": listed(real(0), 1, MOST_GROUPS),
+    "lr_lambdas": listed(_nothing, 1, MOST_GROUPS),  # functions are not stored, so there is nothing to take over
     "_get_lr_called_within_step": flag,
     "_is_initial": flag,
 }
@@ -43,12 +45,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def load_training_state(
-    folder: str | Path, parameters: Sequence[Sequence[torch.Tensor]] | None = None
+    folder: str | Path, parameters: Sequence[Sequence[Sequence[torch.Tensor]]] | None = None
 ) -> dict[str, Any]:
     """{"step": int, "optimizer": {"optimizers", "schedules", "scaler"}} of the checkpoint `folder`.
 
-    `parameters` are those of each optimizer that is to take the state over; moments must have their shapes. Raises
-    UserError where the file is missing, damaged, or another training's.
+    `parameters` are those of each optimizer that is to take the state over, by its groups; moments must have their
+    shapes. Raises UserError where the file is missing, damaged, or another training's.
     """
     file = Path(folder) / TRAINING_STATE
     if not file.is_file():
@@ -76,14 +78,21 @@ def load_training_state(
     return {"step": state["step"], "optimizer": optimizer}
 
 
-def _check_optimizer(state: Any, parameters: Sequence[torch.Tensor] | None, file: Path) -> None:
-    shape = {"state": _anything, "param_groups": listed(_anything, 1, 1)}
+def _check_optimizer(state: Any, groups: Sequence[Sequence[torch.Tensor]] | None, file: Path) -> None:
+    shape = {"state": _anything, "param_groups": listed(_anything, 1, MOST_GROUPS)}
     parts = checked(state, shape, str(file), needed=tuple(shape), advice=ADVICE)
-    group = checked(
-        parts["param_groups"][0], {"params": listed(whole(0))}, str(file), needed=("params",), advice=ADVICE
-    )
-    count = len(group["params"])
-    if group["params"] != list(range(count)) or (parameters is not None and count != len(parameters)):
+    saved = [
+        checked(group, {"params": listed(whole(0))}, str(file), needed=("params",), advice=ADVICE)["params"]
+        for group in parts["param_groups"]
+    ]
+    if groups is not None and len(saved) != len(groups):
+        raise UserError(
+            f"lora_plus_ratio: this run has {len(groups)} learning rates for the two factors of a LoRA and {file} has "
+            f"{len(saved)}; resume with the value that it was trained with"
+        )
+    numbers, parameters = list(chain(*saved)), None if groups is None else list(chain(*groups))
+    count = len(numbers)
+    if numbers != list(range(count)) or (parameters is not None and count != len(parameters)):
         here = "" if parameters is None else f", this run has {len(parameters)}"
         raise UserError(f"{file}: its optimizer moved {count} parameters{here}; resume with the same method and preset")
     if not isinstance(parts["state"], dict) or any(

@@ -3,11 +3,14 @@
 They step together, after both passes have run their backward. A path that did not run leaves its gradients None, so
 AdamW neither decays nor moves its weights. Parameters are the adapters' fp32 masters; with an fp16 backbone the losses
 are scaled. Several processes average their gradients here, without a wrapper around the U-Net.
+
+B of a LoRA B A starts at zero and, at A's learning rate, stays far smaller than A for long; LoRA+ (Hayou et al., arXiv
+2402.12354) gives it a higher one, here `lora_plus_ratio` times A's. The norm that is clipped stays that of both.
 """
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -49,31 +52,34 @@ class DualPathOptimizer:
         appearance: list[torch.nn.Parameter],
         *,
         motion_lr: float,
+        second_factors: Collection[torch.nn.Parameter] = (),
         half: bool,
         device: torch.device,
         processes: Processes | None = None,
     ):
         betas = (cfg.adam_beta1, cfg.adam_beta2)
-        options = dict(betas=betas, eps=cfg.adam_epsilon, weight_decay=cfg.adam_weight_decay)
+        self.options = dict(betas=betas, eps=cfg.adam_epsilon, weight_decay=cfg.adam_weight_decay)
         paths = {"motion": (motion, motion_lr), "appearance": (appearance, cfg.learning_rate)}
-        paths = {path: given for path, given in paths.items() if given[0]}
+        paths = {
+            path: _groups(*given, second_factors, cfg.lora_plus_ratio) for path, given in paths.items() if given[0]
+        }
         self.fused = device.type in ("cuda", "cpu") and not cfg.use_8bit_adam
         kind = _adamw_8bit() if cfg.use_8bit_adam else torch.optim.AdamW
         made = {"fused": True} if self.fused else {}  # one kernel, where torch's default is a dozen calls a parameter
         self.paths = list(paths)
-        self.options = [{"initial_lr": lr, **options} for _, lr in paths.values()]
-        self.optimizers = [kind(parameters, lr=lr, **options, **made) for parameters, lr in paths.values()]
+        self.optimizers = [kind(groups, **self.options, **made) for groups in paths.values()]
         steps = dict(num_warmup_steps=cfg.lr_warmup_steps, num_training_steps=cfg.max_train_steps)
         self.schedules = [get_scheduler(cfg.lr_scheduler, o, **steps) for o in self.optimizers]
+        self.rates = [list(schedule.base_lrs) for schedule in self.schedules]
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         # GradScaler makes its scale on first use; a process whose first clips have no loss would reach update() without
         self.scaler.scale(torch.zeros(1, device=device))
         self.max_grad_norm, self.share = cfg.max_grad_norm, 1 / cfg.gradient_accumulation_steps
         self.processes, self.skipped_in_a_row = processes, 0
 
-    def parameters(self) -> Iterator[list[torch.nn.Parameter]]:
-        """The trained parameters of each path."""
-        return (optimizer.param_groups[0]["params"] for optimizer in self.optimizers)
+    def parameters(self) -> Iterator[list[list[torch.nn.Parameter]]]:
+        """The trained parameters of each path, by their learning rates: LoRA+ has two."""
+        return ([group["params"] for group in optimizer.param_groups] for optimizer in self.optimizers)
 
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss * self.share).backward()
@@ -85,7 +91,7 @@ class DualPathOptimizer:
         large a loss scale: the step is skipped, and only MOST_SKIPPED of them in a row are an error.
         """
         if self.processes:
-            self.processes.average_gradients([p for parameters in self.parameters() for p in parameters])
+            self.processes.average_gradients([p for optimizer in self.optimizers for p in _parameters(optimizer)])
         ran = {path: o for path, o in zip(self.paths, self.optimizers) if _gradients(o)}
         for optimizer in ran.values():
             self.scaler.unscale_(optimizer)
@@ -94,7 +100,7 @@ class DualPathOptimizer:
         self._check(values)
         for path, optimizer in ran.items():
             if self.max_grad_norm is not None:
-                clip_grads_with_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm, norms[path])
+                clip_grads_with_norm_(_parameters(optimizer), self.max_grad_norm, norms[path])
             self.scaler.step(optimizer)
         if ran:
             self.scaler.update()
@@ -120,6 +126,7 @@ class DualPathOptimizer:
 
     @property
     def learning_rate(self) -> float:
+        """Of the motion path; of its first factors under LoRA+."""
         return self.optimizers[0].param_groups[0]["lr"]
 
     def state_dict(self) -> dict:
@@ -142,16 +149,29 @@ class DualPathOptimizer:
             mine.load_state_dict({**saved, "param_groups": groups})
         for mine, saved in zip(self.schedules, state["schedules"]):
             mine.load_state_dict(saved)
-        for optimizer, schedule, options in zip(self.optimizers, self.schedules, self.options):
-            schedule.base_lrs = [options["initial_lr"]] * len(optimizer.param_groups)
-            for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas):
-                group.update(options, lr=options["initial_lr"] * factor(schedule.last_epoch))
+        for optimizer, schedule, rates in zip(self.optimizers, self.schedules, self.rates):
+            schedule.base_lrs = rates
+            for group, factor, rate in zip(optimizer.param_groups, schedule.lr_lambdas, rates):
+                group.update(self.options, initial_lr=rate, lr=rate * factor(schedule.last_epoch))
         if state["scaler"]:  # empty when the checkpoint comes from another precision
             self.scaler.load_state_dict(state["scaler"])
 
 
+def _groups(
+    parameters: list[torch.nn.Parameter], rate: float, second_factors: Collection[torch.nn.Parameter], ratio: float
+) -> list[dict]:
+    """AdamW's groups of a path: one for a single rate, else what is no second factor, and the second factors."""
+    raised = {id(p) for p in second_factors} if ratio != 1 else set()
+    first, second = ([p for p in parameters if (id(p) in raised) is b] for b in (False, True))
+    return [{"params": p, "lr": lr} for p, lr in ((first, rate), (second, ratio * rate)) if p]
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+    return [p.grad for p in _parameters(optimizer) if p.grad is not None]
 
 
 def _adamw_8bit():

@@ -127,7 +127,7 @@ def tensors(ground: Ground, case: tuple[str, str, int, bool]) -> None:
 SPOILED = {  # file -> how it is read
     f"run/{ADAPTER}": lambda ground, path: load_checkpoint(path.parents[2], unet=ground.unet),
     "run/cached_latents/cached_0.safetensors": lambda ground, path: cache.read_cached(path),
-    "run/checkpoint-2/training_state.pt": lambda ground, path: load_training_state(path.parent, [[torch.ones(2)]]),
+    "run/checkpoint-2/training_state.pt": lambda ground, path: load_training_state(path.parent, [[[torch.ones(2)]]]),
     "theirs/checkpoint-2/temporal/lora/2_unet.pt": lambda ground, path: read(path, None, ground.model, "tap"),
     "cached_0.pt": lambda ground, path: cache.read_cached(path),
     "peft/adapter_model.safetensors": lambda ground, path: read(path),
@@ -160,7 +160,7 @@ def state_file(ground: Ground, case: list[tuple[list[Any], Any]]) -> None:
         if isinstance(place, (dict, list)) and _has(place, path[-1]):
             place[path[-1]] = value
     torch.save(state, ground.inputs() / "training_state.pt")
-    loaded = load_training_state(ground.inputs(), [[torch.ones(2)]])
+    loaded = load_training_state(ground.inputs(), [[[torch.ones(2)]]])
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     optimizer.load_state_dict(loaded["optimizer"]["optimizers"][0])
