@@ -32,11 +32,9 @@ without a correction, decided it, its videos took 20 sampling steps in place of 
 of four timesteps at 2.5e-3 in place of today's recipe (Time to motion compares the two).
 
 On PocketScope all methods share one configuration (`configs/reproduce/pocket.yaml`). It was chosen with TAP on the five
-re-timings, with a clip of each and these prompts; the four new paths took no part in the choice. Other clips learn less
-by it: over three clips of there and back TAP's motion success is 1.00, 0.62 and 0.00; by the former recipe it was 0.25
-and 0.75 on the second and the third, and by 100 steps of four timesteps with LoRA+ (an eightfold rate for B)
-0.00 on both. MotionDirector also has a row at half the learning rate. The setting of motion guidance
-(`models/pocketscope/sampling.json`) was chosen on the orbit, with the first eight of its prompts.
+re-timings, with a clip of each and these prompts; the four new paths took no part in the choice. Other clips can learn
+less by it: Table 1 has three of each motion. MotionDirector also has a row at half the learning rate. The setting of
+motion guidance (`models/pocketscope/sampling.json`) was chosen on the orbit, with the first eight of its prompts.
 """
 
 Key = tuple[str, str]  # what was measured, on what
