@@ -10,7 +10,7 @@ B of a LoRA B A starts at zero and, at A's learning rate, stays far smaller than
 
 import math
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -77,9 +77,9 @@ class DualPathOptimizer:
         self.max_grad_norm, self.share = cfg.max_grad_norm, 1 / cfg.gradient_accumulation_steps
         self.processes, self.skipped_in_a_row = processes, 0
 
-    def parameters(self) -> Iterator[list[list[torch.nn.Parameter]]]:
+    def groups(self) -> list[list[list[torch.nn.Parameter]]]:
         """The trained parameters of each path, by their learning rates: LoRA+ has two."""
-        return ([group["params"] for group in optimizer.param_groups] for optimizer in self.optimizers)
+        return [[group["params"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss * self.share).backward()
@@ -162,8 +162,8 @@ def _groups(
 ) -> list[dict]:
     """AdamW's groups of a path: one for a single rate, else what is no second factor, and the second factors."""
     raised = {id(p) for p in second_factors} if ratio != 1 else set()
-    first, second = ([p for p in parameters if (id(p) in raised) is b] for b in (False, True))
-    return [{"params": p, "lr": lr} for p, lr in ((first, rate), (second, ratio * rate)) if p]
+    first, second = [p for p in parameters if id(p) not in raised], [p for p in parameters if id(p) in raised]
+    return [{"params": group, "lr": lr} for group, lr in ((first, rate), (second, ratio * rate)) if group]
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

@@ -100,7 +100,6 @@ class Step:
             self.cfg,
             self.method.motion_parameters,
             self.method.appearance_parameters,
-            second_factors=self.method.second_factors,
             motion_lr=self.cfg.learning_rate if self.cfg.method == "lora" else self.cfg.embeddings.learning_rate,
             half=dtype == torch.float16,
             device=self.device,
