@@ -124,9 +124,9 @@ def write_pipeline(parts: dict, folder: Path) -> None:
         "num_steps": SAMPLE_STEPS,
         "guidance_scale": GUIDANCE,
         "noise_prior": 0.0,
-        # motion guidance: chosen for the orbit, on the first eight of its prompts. In 6 steps this comes as near to it
-        # as 10 guided ones of 20 at rate 0.3 (path error 10.7 and 10.6; 14.2 with all of 6 at that rate). Two updates a
-        # step come nearer (7.0), but the ground and the colours of the reference come with them.
+        # motion guidance: chosen for data/examples/pocket_orbit.mp4, on the first eight prompts of pocket_paths.txt.
+        # In 6 steps this comes as near to it as 10 guided ones of 20 at rate 0.3 (path error 10.7 and 10.6; 14.2 with
+        # all of 6 at that rate). Two updates a step come nearer (7.0), but bring the reference's ground and colours.
         "guide_steps": SAMPLE_STEPS - 1,
         "guide_updates": 1,
         "guide_rate": 1.0,
