@@ -19,7 +19,7 @@ from models.files.tensors import check_real
 
 LAYOUT = "1"  # of our headers; raise it when a key changes its meaning
 KINDS = ("lora", "embeddings")
-MOST_RANK, MOST_CLIPS, MOST_FRAMES, MOST_SIDE, MOST_CARRIERS = 65_536, 10_000, 100_000, 4096, 10_000
+MOST_RANK, MOST_CLIPS, MOST_FRAMES, MOST_SIDE = 65_536, 10_000, 100_000, 4096
 COARSEST = 4096  # positions of the finest grid to one of the coarsest: six halvings of both sides
 
 SCHEMA = {
@@ -29,7 +29,6 @@ SCHEMA = {
     "rank": written(whole(1, MOST_RANK)),
     "alpha": written(real(above=0, high=1e6)),
     "block_range": lambda value: [written(real(0, 1))(share) for share in text(100)(value).split()],
-    "carriers": written(whole(1, MOST_CARRIERS)),  # what Motion Inversion could be put on, chosen or not
     "step": written(whole(0)),
     "clips": written(whole(0, MOST_CLIPS)),
     # Motion Inversion's: length and latent size of the training clip
@@ -65,7 +64,7 @@ def read_header(texts: Mapping[str, str], path: Path) -> Header:
     """The header of the file `path`. Raises UserError for a value outside the schema above."""
     found = checked(texts, SCHEMA, str(path), advice="the file is damaged or of another version; use another")
     config = stored_config(texts["config"], str(path)) if "config" in texts else None
-    named = {name: found.get(name) for name in SCHEMA if name not in ("layout", "kind", "carriers")}
+    named = {name: found.get(name) for name in SCHEMA if name not in ("layout", "kind")}
     return Header({key: value for key, value in texts.items() if key != "config"}, config=config, **named)
 
 
