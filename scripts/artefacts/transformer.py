@@ -8,6 +8,8 @@ Inversion's embeddings, put on a transformer, move best and follow the prompt wo
 toy world are learned from one clip each. The U-Net beside it is the artefact `motions`, which answers for its side.
 """
 
+from itertools import chain, zip_longest
+
 from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import Artefact, Bound, Claim, Variant
 from scripts.artefacts.claims import LEARNED
@@ -78,14 +80,17 @@ CLAIMS = (
     _ours("without their Values embeddings leak less", "leakage", NO_VALUES, "less", EMBEDDINGS),
 )  # fmt: skip
 
+# A re-timing and a path in turn, so that the first few motions already answer for both kinds.
+MOTIONS = tuple(filter(None, chain.from_iterable(zip_longest(RETIMINGS, PATHS))))
+
 TRANSFORMER = {
     "dit": Artefact(
         "Transformer: which layers, heads and blocks learn motion",
         "whether purified adaptation is worth having on a diffusion transformer",
         LADDER,
         CLAIMS,
-        motions=(*RETIMINGS, *PATHS),
-        appearances=2,
+        motions=MOTIONS,
+        appearances=1,
         world=True,
         needs="PocketScope-DiT: --model models/pocketscope_dit --world",
     )
