@@ -48,7 +48,7 @@ RECIPES = (
     *_training("4 timesteps, LoRA+", 100, timesteps_per_step=4, learning_rate=5e-4, lora_plus_ratio=8),
 )
 
-RECIPE = next(row.train for row in RECIPES if row.name == f"{HALVED} @ 200")  # what configs/pocket.yaml says
+RECIPE = next(row.train for row in RECIPES if row.name == f"{SHORTER} @ 200")  # what configs/pocket.yaml says
 UNTRAINED = Variant(UNTOUCHED.name, RECIPE, UNTOUCHED.flags)
 ABOVE, BELOW = ("--guidance_interval", "300", "1000"), ("--guidance_interval", "0", "800")
 
