@@ -7,7 +7,8 @@ way from the prompt's appearance (0) to the reference's (1), so that a tint coun
 
 Clips are uint8 RGB [f 3 h w], or taken apart (data/detectors.py: take_apart) where several functions read one clip;
 images are float32 [f h w 3] and paths [f 2] in pixels of a 64-pixel canvas.
-A frame without an object counts as the worst that could be there, never as missing.
+A frame without an object counts as the worst that could be there, never as missing: as the colour of all that is
+farthest from the wanted one, as an edge without a trace of the object, and as the reference's own colour.
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ def appearance(clip: Clip, wanted: dict[str, str | None]) -> dict[str, float]:
     wish = np.array(BACKGROUNDS[wanted["background"]], np.float32)
     overlaps, colours, noises, errors, edges = [], [], [], [], []
     grounds = ground_pixels(layers)
-    for image, alpha, ground in zip(layers.image, layers.coverage, grounds):
+    farthest = np.where(paint < 128, 255, 0)
+    for image, alpha, ground, core in zip(layers.image, layers.coverage, grounds, _cores(layers)):
         overlap, drawn = _best_drawing(alpha, shape)
         overlaps.append(overlap)
-        core = alpha > 0.9
-        seen = image[core].mean(0) if core.any() else layers.ground
-        colours.append(np.linalg.norm(seen - paint))
+        seen = image[core].mean(0) if core.any() else None
+        colours.append(np.linalg.norm((farthest if seen is None else seen) - paint))
         plain = image[ground] if ground.any() else image.reshape(-1, 3)
         errors.append(np.linalg.norm(plain - wish, axis=1).mean())
         noises.append(((plain - np.median(plain, axis=0)) ** 2).sum(1).mean())
-        edges.append(_edge_residual(image, drawn, layers.ground, seen))
+        edges.append(_edge_residual(image, drawn, layers.ground, paint if seen is None else seen))
     both = grounds[1:] & grounds[:-1]
     change = np.abs(np.diff(layers.image, axis=0)).mean(-1)[both]
     parts = np.array([1 - np.mean(overlaps), np.mean(colours), np.mean(errors)])
@@ -117,7 +118,8 @@ def timing(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 def leakage(shown: Clip, wanted: dict[str, str | None], reference: Clip) -> dict[str, float | None]:
     """How far a clip is drawn from what its prompt names (0) to its reference's appearance (1); negative is away.
 
-    - colour_pull, ground_pull: (seen - prompt) . (reference - prompt) / |reference - prompt|^2 in RGB.
+    - colour_pull, ground_pull: (seen - prompt) . (reference - prompt) / |reference - prompt|^2 in RGB; for the colour,
+      1 in a frame without an object.
     - pattern_pull: strength of the world's pattern waves in the ground against their strength in the reference,
       whatever their phase; only where the reference has a pattern and the prompt none.
     - window_pull: over the pixels of the reference's window, share of the way from the clip's own ground to them; only
@@ -129,13 +131,15 @@ def leakage(shown: Clip, wanted: dict[str, str | None], reference: Clip) -> dict
     clip, other = _apart(shown), _apart(reference)
     paint = np.array(COLOURS[wanted["colour"]], np.float32)
     wish = np.array(BACKGROUNDS[wanted["background"]], np.float32)
-    lost = clip.paint is None  # what is not there was drawn towards nothing
     pulls: dict[str, float | None] = {
-        "colour_pull": 0.0 if lost else _share_of_way(clip.paint, paint, other.paint),
+        "colour_pull": _share_of_way(other.paint if clip.paint is None else clip.paint, paint, other.paint),
         "ground_pull": _share_of_way(clip.ground, wish, other.ground),
         "pattern_pull": None,
         "window_pull": None,
     }
+    if pulls["colour_pull"] is not None:
+        shown_in = _cores(clip).any((1, 2)).mean()  # share of the frames
+        pulls["colour_pull"] = float(shown_in * pulls["colour_pull"] + 1 - shown_in)
     mine, theirs = _scenery(clip), _scenery(other)
     away = np.linalg.norm(theirs - other.ground, axis=-1)
     if other.window and not wanted["window"]:
@@ -163,6 +167,11 @@ def ground_pixels(layers: Layers) -> np.ndarray:
         grown[:, :, :-1] |= covered[:, :, 1:]
         covered = grown
     return ~covered
+
+
+def _cores(layers: Layers) -> np.ndarray:
+    """[f s s]: True where a pixel is the object's alone; a frame without one has lost its object."""
+    return layers.coverage > 0.9
 
 
 def _apart(clip: Clip) -> Layers:
@@ -243,6 +252,6 @@ def _waves(scenery: np.ndarray, layers: Layers) -> np.ndarray | None:
     turns = [2 * np.pi * (across * x + down * y) / PERIOD for across, down in WAVES]
     basis = np.stack([np.ones(len(x)), *(wave for turn in turns for wave in (np.cos(turn), np.sin(turn)))], 1)
     brightness = scenery[seen] @ layers.ground
-    darkness = 1 - brightness / np.percentile(brightness, 95)  # a pattern only darkens
+    darkness = 1 - brightness / max(np.percentile(brightness, 95), 1.0)  # a pattern only darkens, black not even that
     fitted = np.linalg.lstsq(basis, darkness, rcond=None)[0][1:]
     return np.hypot(fitted[::2], fitted[1::2])

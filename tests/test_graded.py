@@ -19,6 +19,7 @@ from data.world import (
     sample_scene,
     trajectory_of,
 )
+from infer.measure.world_scores import ReferenceClips, world_scores
 
 PROMPT = "a green ring moves right over a white background"
 WANTED = parse_prompt(PROMPT)
@@ -74,13 +75,44 @@ def test_a_blurred_edge_is_an_edge_error_and_no_noise():
 
 def test_a_lost_object_is_the_worst_and_not_missing():
     empty = torch.full_like(CLIP.frames, 250)
-    found = appearance(empty, WANTED)
-    assert found["shape_overlap"] == 0 and found["colour_error"] > 200 and all(map(np.isfinite, found.values()))
+    found, step = appearance(empty, WANTED), np.subtract(COLOURS["green"], 250)
+    assert found["shape_overlap"] == 0 and all(map(np.isfinite, found.values()))
+    assert found["colour_error"] == pytest.approx(np.linalg.norm([255 - 20, 130 - 0, 255 - 40]))  # of green
+    assert found["edge_error"] == pytest.approx(np.sqrt(np.mean(step**2.0)))
+    assert leakage(empty, WANTED, REFERENCE.frames)["colour_pull"] == 1
+    assert (
+        leakage(empty, parse_prompt("a red ring moves right over a mint background"), REFERENCE.frames)["colour_pull"]
+        is None
+    )  # red is the reference's own: there is no way to measure, lost or not
     assert timing(np.full((8, 2), np.nan), CLIP.trajectory.numpy()) == {
         "motion_quality": 0.0,
         "timing_error": 1.0,
         "speed_error": 1.0,
     }
+
+
+def test_an_object_lost_in_half_of_the_frames_is_half_of_the_way_to_the_worst():
+    """It must not count as missing there: what is seen of it is green as wanted, and says nothing of the rest."""
+    lost = CLIP.frames.clone()
+    lost[4:] = torch.tensor(CLIP.background).round().byte()[:, None, None]
+    whole, half, empty = (appearance(clip, WANTED) for clip in (CLIP.frames, lost, lost[[4] * 8]))
+    for name in ("shape_overlap", "colour_error"):
+        assert half[name] == pytest.approx((whole[name] + empty[name]) / 2, abs=2)
+    assert half["edge_error"] ** 2 == pytest.approx((whole["edge_error"] ** 2 + empty["edge_error"] ** 2) / 2, rel=0.05)
+    pulls = [leakage(clip, WANTED, REFERENCE.frames)["colour_pull"] for clip in (CLIP.frames, lost)]
+    assert pulls == [pytest.approx(0, abs=0.05), pytest.approx(0.5, abs=0.05)]
+
+
+@pytest.mark.parametrize("pattern", [None, "striped"])
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_plain_clip_without_an_object_gives_numbers_and_no_nan(level, pattern):
+    """Black as well, where brightness is nothing to divide by; and one frame, which has no neighbour to agree with."""
+    clip = render(Scene("square", "red", "sand", "right", seed=3, pattern=pattern))
+    reference = ReferenceClips((clip.frames,), (clip.prompt,))
+    for frames in (8, 1):
+        found = world_scores(torch.full((frames, 3, 64, 64), level, dtype=torch.uint8), PROMPT, reference)
+        assert {name: value for name, value in found.items() if not np.isfinite(value)} == {}
+        assert {"appearance_pull", "edge_error", "correlation"} <= found.keys()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -73,7 +73,9 @@ WORLD_DEFINITIONS = {
         "up",
     ),
     "colour_error": _graded(
-        "colour error", "RGB distance of the object's mean colour from the prompt's, 0..441", "down"
+        "colour error",
+        "RGB distance of the object's mean colour from the prompt's, 0..441; the largest where a frame lacks it",
+        "down",
     ),
     "background_error": _graded(
         "background error", "mean RGB distance of the ground's pixels from the prompt's background, 0..441", "down"
@@ -84,7 +86,7 @@ WORLD_DEFINITIONS = {
     "edge_error": _graded(
         "edge error",
         "root mean square of the fine detail (less than 3 pixels) around the object's edge that a clean drawing of it "
-        "does not have, in levels of 0..255",
+        "does not have, in levels of 0..255; the whole step of the prompt's colour where a frame lacks the object",
         "down",
     ),
     "flicker": _graded(
@@ -101,7 +103,9 @@ WORLD_DEFINITIONS = {
         "share of videos that show the reference's colour, background or window where the prompt asks for another",
         "down",
     ),
-    "colour_pull": _graded("colour pull", "share of the way in RGB, of the object's colour", "down"),
+    "colour_pull": _graded(
+        "colour pull", "share of the way in RGB, of the object's colour; 1 where a frame lacks the object", "down"
+    ),
     "ground_pull": _graded("ground pull", "share of the way in RGB, of the ground's colour", "down"),
     "pattern_pull": _graded("pattern pull", "strength of the reference's pattern in the ground, its own is 1", "down"),
     "window_pull": _graded("window pull", "share of the way to the reference's window, over its pixels", "down"),

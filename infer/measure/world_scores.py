@@ -66,9 +66,10 @@ def world_scores(frames: torch.Tensor, prompt: str, reference: ReferenceClips | 
     scores = {
         "appearance_accuracy": all(right.values()),
         **{f"{name}_accuracy": hit for name, hit in right.items()},
-        "frame_consistency": _frame_consistency(frames),
         **graded.appearance(layers, wanted),
     }
+    if len(frames) > 1:  # a single frame has no neighbour to be consistent with
+        scores["frame_consistency"] = _frame_consistency(frames)
     if reference is None:
         return {"motion_success": seen.motion == wanted["motion"], **scores}
     captions = [parse_prompt(caption) for caption in reference.captions]
