@@ -125,12 +125,27 @@ def test_whether_there_is_a_motion_to_be_worse_than_is_read_from_the_roles_sign(
     assert (found(1.0), found(0.0)) == ("confirmed", "not testable")
 
 
-def test_leaking_less_than_what_does_not_leak_is_not_testable():
-    claim = Claim("a leaks less than b", "leakage", "a", "less", "b")
-    found = ruling(claim, a=rows("appearance_pull", 0.0), b=rows("appearance_pull", 0.0, seed=1))
-    assert found.ruling == "not testable" and "b leaks less than 0.1 itself" in found.words
-    leaks = ruling(claim, a=rows("appearance_pull", 0.0), b=rows("appearance_pull", 0.5, seed=1))
-    assert leaks.ruling == "confirmed"
+@pytest.mark.parametrize(
+    ("expect", "where_one_leaks", "where_the_other_leaks"),
+    [
+        ("less", "refuted", "confirmed"),
+        ("more", "confirmed", "refuted"),
+        ("not less", "confirmed", "refuted"),
+        ("not more", "refuted", "confirmed"),
+    ],
+)
+def test_leakage_is_not_testable_where_neither_leaks_and_decided_where_one_does(
+    expect, where_one_leaks, where_the_other_leaks
+):
+    claim = Claim("c", "leakage", "a", expect, "b")
+
+    def found(one: float, other: float) -> Verdict:
+        return ruling(claim, a=rows("appearance_pull", one), b=rows("appearance_pull", other, seed=1))
+
+    none = found(0.0, 0.0)
+    assert none.ruling == "not testable" and "neither leaks 0.1 or more: a " in none.words and " and b " in none.words
+    assert found(-0.06, 0.04).ruling == "not testable"  # decidedly apart, and still no leak on either side
+    assert (found(0.5, 0.0).ruling, found(0.0, 0.5).ruling) == (where_one_leaks, where_the_other_leaks)
 
 
 def test_a_claim_that_stands_alone_can_fall_among_many():

@@ -1,8 +1,9 @@
 """What the numbers say about claims: paired differences over trainings, and a ruling on each.
 
 All claims of an artefact are one family: Holm's correction keeps the chance of any wrong ruling at 5 %. A claim that
-the testbed leaves no room for is not testable: "moves no worse" than something that does not move, "leaks less" than
-something that does not leak. A claim about a bound asks on which side of it the trainings' own means lie.
+the testbed leaves no room for is not testable: "moves no worse" than something that does not move, and whatever is said
+of leakage, more or less, where neither of the two leaks. A claim about a bound asks on which side of it the trainings'
+own means lie.
 """
 
 from collections.abc import Iterable, Mapping
@@ -112,10 +113,21 @@ def _question(claim: Claim, group: str, rows: Rows, roles: Mapping[str, Role]) -
 
 
 def _without_room(question: Question, rows: Rows) -> str | None:
-    """Why the claim cannot be tested: what it compares with does not move, or does not leak."""
+    """Why the claim cannot be tested: what it compares with does not move, or neither of the two leaks.
+
+    One rule for all four expectations about leakage: with "less" there is nothing to be less than, "not less" holds of
+    itself, and where nothing leaks "more" and "not more" are about a leak that this testbed has not shown.
+    As soon as one of the two leaks, each of the four can be confirmed and refuted.
+    """
     claim, metric = question.claim, question.role.metric
     if isinstance(claim.other, Bound):
         return None  # a number leaves room on both sides
+    if claim.role == "leakage":
+        levels = {side: _difference(rows, side, Bound(metric, 0.0), metric) for side in (claim.one, claim.other)}
+        if any(level.interval()[1] >= question.least for level in levels.values()):
+            return None
+        seen = " and ".join(f"{side} {_interval(level)}" for side, level in levels.items())
+        return f"neither leaks {question.least:g} or more: {seen}"
     if question.turned.p_above(max(0.0, question.edges[0])) < 1 - LEVEL:
         return None  # better by itself, whatever the other does
     if claim.role == "motion" and claim.expect == "not less" and claim.other != UNTOUCHED.name:
@@ -123,10 +135,6 @@ def _without_room(question: Question, rows: Rows) -> str | None:
         if moved is None or moved.p_above(0.0) >= 1 - LEVEL:
             seen = "has no videos" if moved is None else f"differs by {_interval(moved)}"
             return f"{claim.other} does not move like the reference either: the {UNTOUCHED.name} {seen}"
-    if claim.role == "leakage" and claim.expect == "less":
-        level = _difference(rows, claim.other, Bound(metric, 0.0), metric)
-        if level.interval()[1] < question.least:
-            return f"{claim.other} leaks less than {question.least:g} itself, {_interval(level)}"
     return None
 
 
