@@ -11,7 +11,7 @@ import torch
 
 from configs.errors import UserError
 from data.world import Scene, reference_clip, render
-from infer.measure.evaluation import evaluate, find_samples, given_reference
+from infer.measure.evaluation import evaluate, find_samples, given_reference, summarize
 from infer.measure.metrics import VideoScorer
 from infer.measure.world_scores import ReferenceClips, world_scores
 from infer.video import write_video
@@ -195,6 +195,20 @@ def test_videos_of_several_trainings_are_told_apart_by_their_configuration(folde
         path.write_text(json.dumps(notes))
     found = evaluate(folder, VideoScorer())
     assert [row["training"] for row in found.rows] == [1, 2, 3] and found.caveat is None
+
+
+def test_trainings_on_one_clip_are_one_unit_of_an_artefacts_table():
+    levels = {"clip 1": (0.5, 0.5), "clip 2": (0.7, 0.7), "clip 3": (0.9, 0.9)}
+    runs = [
+        {"reference": clip, "run": f"{clip}, {number}", "training": number, "correlation": level + 0.001 * video}
+        for clip, trained in levels.items()
+        for number, level in enumerate(trained)
+        for video in range(8)
+    ]
+    found, split = (
+        summarize(rows)["correlation"] for rows in (runs, [row | {"reference": row["run"]} for row in runs])
+    )
+    assert found.value == split.value and found.high - found.low > 1.5 * (split.high - split.low)
 
 
 def test_of_several_reference_clips_the_strongest_pull_counts():

@@ -18,8 +18,11 @@ def test_a_motion_that_is_in_the_features_is_read_and_noise_is_not():
     assert sum(classify(noise, LABELS)) < 0.7 * len(LABELS) / 2
 
 
-def states(read: bool, trainings: int = 4) -> StateComparison:
-    """Two layers; TAP and the spatial LoRA of several trainings, the untouched model and the highway of none."""
+def states(read: bool, trainings: int = 4, of_each: int = 1) -> StateComparison:
+    """Two layers; TAP and the spatial LoRA of several trainings, the untouched model and the highway of none.
+
+    `of_each` trainings learn from one reference clip.
+    """
     near = {TAP: 0.9, AH: 0.99, SPATIAL: 0.5, BASE: 1.0}
     clips = [0.0, 0.01, -0.01, 0.02]
     lists = {name: trainings if name in (TAP, SPATIAL) else 1 for name in near}
@@ -29,16 +32,32 @@ def states(read: bool, trainings: int = 4) -> StateComparison:
         for layer in range(2)
     }
     seen = {key: [[True, False, True, False]] * lists[key[0]] for key in values}
-    return StateComparison("four clips", list(near), ["up 0.0", "up 0.1"], values, torch.eye(4), seen if read else {})
+    references = [f"clip {training // of_each}" for training in range(trainings)]
+    layers = ["up 0.0", "up 0.1"]
+    return StateComparison("four clips", list(near), layers, values, torch.eye(4), seen if read else {}, references)
 
 
 def test_verdicts_follow_from_the_trainings_and_from_the_clips_where_none_is_involved():
     rulings = {verdict.claim.text: verdict for verdict in states(read=True).verdicts()}
     first = rulings["TAP leaves the decoder nearer to the untouched model than the spatial LoRA does"]
-    assert "0.920 against 0.520, difference +0.400" in first.words and "4 trainings with 16 pairs" in first.words
+    assert (
+        "0.920 against 0.520, difference +0.400" in first.words
+        and "over 4 reference clips (4 trainings of each)" in first.words
+    )
+    assert "with 16 pairs of clips" in first.words
     assert first.ruling == "confirmed"
     reading = rulings["motion is read as well with AH as without"]
     assert "over 4 clips with 4 pairs of values" in reading.words and reading.ruling == "confirmed"
+
+
+def test_trainings_on_one_reference_clip_do_not_count_as_several():
+    found = states(read=True, of_each=2)
+    first = found.verdicts()[0]
+    assert first.ruling == "not decided" and "2 reference clips: too few for an interval" in first.words
+    assert "trainings of the adapters: 4, reference clips: 2." in found.caption
+    alone = states(read=True, of_each=1).measured()[0][1][TAP, 0]
+    narrow = found.measured()[0][1][TAP, 0]
+    assert alone.high - alone.low > narrow.high - narrow.low  # two clips are too few to widen an interval by
 
 
 def test_without_several_clips_of_a_motion_nothing_is_read():

@@ -1,4 +1,4 @@
-"""Differences over trainings: what a mixed model says, honest with few trainings, and corrected for many claims."""
+"""Differences over reference clips: what a mixed model says, honest with few clips, and corrected for many claims."""
 
 import math
 
@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, ttest_1samp
 
-from infer.measure.paired import FEWEST_TRAININGS, holm, paired_difference, trainings_needed
+from infer.measure.paired import FEWEST, clips_needed, holm, paired_difference
 
 
-def drawn(trainings, videos, between, within, seed, effect=0.0):
-    """Two variants whose differences have an effect of the training and one of the video."""
+def drawn(clips, videos, between, within, seed, effect=0.0):
+    """Two variants whose differences have an effect of the reference clip and one of the video."""
     rng = np.random.default_rng(seed)
-    shift = effect + between * rng.standard_normal(trainings)
-    one = {(t, v): shift[t] + within * rng.standard_normal() for t in range(trainings) for v in range(videos)}
+    shift = effect + between * rng.standard_normal(clips)
+    one = {(c, v): shift[c] + within * rng.standard_normal() for c in range(clips) for v in range(videos)}
     return one, dict.fromkeys(one, 0.0)
 
 
-def over_trainings(one, other):
-    return paired_difference(one, other, lambda key: key[0])
+def over_clips(one, other):
+    """One training on each clip."""
+    return paired_difference(one, other, lambda key: key[0], lambda key: key[0])
 
 
 def test_the_interval_is_that_of_a_mixed_model_by_hand():
@@ -27,21 +28,39 @@ def test_the_interval_is_that_of_a_mixed_model_by_hand():
     values = np.array([[one[t, v] for v in range(6)] for t in range(9)])
     between = 6 * values.mean(1).var(ddof=1)
     half = 2.306004 * math.sqrt(between / 54)  # Student's t for 8 degrees of freedom
-    assert over_trainings(one, other).interval() == pytest.approx((values.mean() - half, values.mean() + half))
+    assert over_clips(one, other).interval() == pytest.approx((values.mean() - half, values.mean() + half))
 
 
-def test_videos_of_a_training_do_not_count_as_trainings():
+def test_videos_of_a_clip_do_not_count_as_clips():
     one, other = drawn(6, 200, between=1.0, within=0.1, seed=1)
-    low, high = over_trainings(one, other).interval()
+    low, high = over_clips(one, other).interval()
     naive = ttest_1samp(list(one.values()), 0).confidence_interval()
     assert high - low > 4 * (naive.high - naive.low)
 
 
-def test_few_trainings_are_covered_where_a_bootstrap_is_too_narrow():
+def test_trainings_of_a_clip_do_not_count_as_clips_either():
+    """Where the clip decides, another seed on it says little that is new; counted, it makes the interval too narrow."""
+    rng = np.random.default_rng(2)
+    shift = rng.standard_normal(6)
+    one = {(c, t, v): shift[c] + 0.1 * rng.standard_normal() for c in range(6) for t in range(4) for v in range(8)}
+    found = paired_difference(one, dict.fromkeys(one, 0.0), lambda key: key[0], lambda key: key[:2])
+    assert (found.clips, found.trainings, found.pairs) == (6, 24, 192)
+    alone = over_clips(
+        *({key: value for key, value in side.items() if key[1] == 0} for side in (one, dict.fromkeys(one, 0.0)))
+    )
+    naive = over_clips(
+        {(key[:2], key[2]): value for key, value in one.items()}, {(key[:2], key[2]): 0.0 for key in one}
+    )
+    width = [high - low for low, high in (each.interval() for each in (found, alone, naive))]
+    assert width[0] == pytest.approx(width[1], rel=0.1) and width[0] > 2 * width[2]
+    assert found.turned().trainings == 24
+
+
+def test_few_clips_are_covered_where_a_bootstrap_is_too_narrow():
     covered = {"student": 0, "bootstrap": 0}
     rounds = 300
     for seed in range(rounds):
-        found = over_trainings(*drawn(6, 8, between=0.5, within=1.0, seed=seed))
+        found = over_clips(*drawn(6, 8, between=0.5, within=1.0, seed=seed))
         low, high = found.interval()
         covered["student"] += low <= 0 <= high
         drawn_again = bootstrap(
@@ -51,30 +70,30 @@ def test_few_trainings_are_covered_where_a_bootstrap_is_too_narrow():
     assert covered["student"] > 0.92 * rounds > 0.9 * rounds > covered["bootstrap"]
 
 
-def test_with_many_trainings_a_bootstrap_says_the_same():
-    found = over_trainings(*drawn(60, 4, between=0.5, within=1.0, seed=3))
+def test_with_many_clips_a_bootstrap_says_the_same():
+    found = over_clips(*drawn(60, 4, between=0.5, within=1.0, seed=3))
     drawn_again = bootstrap((found.means,), np.mean, rng=np.random.default_rng(0)).confidence_interval
     low, high = found.interval()
     assert (drawn_again.low, drawn_again.high) == pytest.approx((low, high), abs=0.1 * (high - low))
 
 
 def test_an_interval_of_level_one_minus_p_ends_at_the_edge():
-    found = over_trainings(*drawn(8, 4, between=0.5, within=1.0, seed=4, effect=1.0))
+    found = over_clips(*drawn(8, 4, between=0.5, within=1.0, seed=4, effect=1.0))
     p = found.p_above(0.3)
     assert 0 < p < 0.5 and found.interval(1 - p)[0] == pytest.approx(0.3)
     assert found.p_above(found.value + 0.01) == 1.0 and found.turned().p_above(-found.value + 0.01) == 1.0
 
 
-def test_too_few_trainings_have_no_interval_and_decide_nothing():
-    found = over_trainings(*drawn(FEWEST_TRAININGS - 1, 50, between=0.0, within=0.001, seed=5, effect=1.0))
+def test_too_few_clips_have_no_interval_and_decide_nothing():
+    found = over_clips(*drawn(FEWEST - 1, 50, between=0.0, within=0.001, seed=5, effect=1.0))
     assert math.isnan(found.interval()[0]) and found.p_above(0.0) == 1.0
 
 
-def test_only_pairs_count_and_every_training_weighs_the_same():
+def test_only_pairs_count_and_every_clip_weighs_the_same():
     one = {("a", 1): 1.0, ("a", 2): 1.0, ("a", 3): 1.0, ("b", 1): 4.0, ("c", 9): 100.0}
-    found = over_trainings(one, dict.fromkeys([*one][:-1], 0.0))
-    assert (found.value, found.trainings, found.pairs) == (2.5, 2, 4)
-    assert over_trainings({("a", 1): 1.0}, {("b", 1): 1.0}) is None
+    found = over_clips(one, dict.fromkeys([*one][:-1], 0.0))
+    assert (found.value, found.clips, found.pairs) == (2.5, 2, 4)
+    assert over_clips({("a", 1): 1.0}, {("b", 1): 1.0}) is None
 
 
 def test_holms_thresholds_are_the_published_ones():
@@ -83,12 +102,12 @@ def test_holms_thresholds_are_the_published_ones():
     assert holm([0.001, 0.02]) == pytest.approx([0.025, 0.05]) and holm([]) == []
 
 
-def test_the_number_of_trainings_needed_is_the_smallest_that_is_narrow_enough():
-    needed = trainings_needed(spread=0.1, half=0.05)
+def test_the_number_of_clips_needed_is_the_smallest_that_is_narrow_enough():
+    needed = clips_needed(spread=0.1, half=0.05)
     wide, narrow = (np.tile([-1.0, 1.0], needed)[:count] for count in (needed - 1, needed))
     for values, enough in ((wide, False), (narrow, True)):
         values = values - values.mean()
         values *= 0.1 / values.std(ddof=1)
         low, high = ttest_1samp(values, 0).confidence_interval()
         assert ((high - low) / 2 <= 0.05) == enough
-    assert trainings_needed(1.0, 0.001) is None and trainings_needed(0.0, 0.1) == FEWEST_TRAININGS
+    assert clips_needed(1.0, 0.001) is None and clips_needed(0.0, 0.1) == FEWEST

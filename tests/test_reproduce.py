@@ -297,7 +297,7 @@ def test_noise_draws_of_one_clip_are_not_taken_for_clips_of_one_motion(plan, wor
     (chain,) = plan.chains.values()
     backbone, clips = Backbone.load(str(world_model), torch.float32, torch.device("cpu")), world_clips(2)[:2]
     draws = [LabelledClip(clip.label, clip.frames, seed) for clip in clips for seed in (1, 2)]
-    found = compare_customizations(backbone, [load_checkpoint(chain.run_folder)] * 2, draws, "two clips")
+    found = compare_customizations(backbone, [("clip", load_checkpoint(chain.run_folder))] * 2, draws, "two clips")
     assert not found.read and found.similarity["untouched model", 0] == [pytest.approx([1] * 4)]
     first, second = found.similarity["TAP", 0]
     assert first == second and len(first) == 4 and torch.allclose(found.between, found.between.T)

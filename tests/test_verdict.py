@@ -1,4 +1,4 @@
-"""What the numbers say about a claim: rulings over trainings, what is not testable, and the words with numbers."""
+"""What the numbers say about a claim: rulings over reference clips, what is not testable, words with numbers."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,21 @@ ROLES = {
 }
 
 
-def rows(metric, level, spread=0.02, trainings=8, seed=0, **also):
+def rows(metric, level, spread=0.02, clips=8, seed=0, trainings=1, **also):
     rng = np.random.default_rng(seed)
-    means = level + spread * rng.standard_normal(trainings)
+    means = level + spread * rng.standard_normal(clips)
     return [
-        {"run": f"clip {t}", "prompt": p, "seed": 0, metric: float(mean), **also}
-        for t, mean in enumerate(means)
-        for p in range(4)
+        {
+            "reference": f"clip {c}",
+            "run": f"clip {c}, training {t}",
+            "prompt": p,
+            "seed": 0,
+            metric: float(mean),
+            **also,
+        }
+        for c, mean in enumerate(means)
+        for t in range(trainings)
+        for p in range(4 // trainings)
     ]
 
 
@@ -44,13 +52,13 @@ def ruling(claim, **variants):
         ("not more", 0.8, "refuted"),
     ],
 )
-def test_a_ruling_follows_from_the_difference_over_trainings(expect, level, ruled):
+def test_a_ruling_follows_from_the_difference_over_clips(expect, level, ruled):
     found = ruling(
         Claim("c", "appearance", "a", expect, "b"),
         a=rows("appearance_match", level),
         b=rows("appearance_match", 0.5, seed=1),
     )
-    assert found.ruling == ruled and "over 8 trainings with 32 pairs of videos" in found.words
+    assert found.ruling == ruled and "over 8 reference clips (8 trainings of each) with 32 pairs" in found.words
 
 
 @pytest.mark.parametrize(
@@ -64,9 +72,9 @@ def test_a_bound_stands_where_another_variant_could(expect, level, ruled):
     found = ruling(claim, a=rows("motion_success", level, 0.05, correlation=0.0))
     assert found.ruling == ruled
     assert f"against 0.500, difference {'+' if level > 0.5 else '-'}" in found.words or level == 0.5
-    assert "over 8 trainings with 32 videos;" in found.words and "of each" not in found.words
-    few = ruling(claim, a=rows("motion_success", level, trainings=2))
-    assert few.ruling == "not decided" and "2 trainings: too few" in few.words
+    assert "over 8 reference clips (8 trainings) with 32 videos;" in found.words
+    few = ruling(claim, a=rows("motion_success", level, clips=2))
+    assert few.ruling == "not decided" and "2 reference clips: too few" in few.words
 
 
 def test_a_claim_about_one_group_is_asked_there_alone():
@@ -75,29 +83,33 @@ def test_a_claim_about_one_group_is_asked_there_alone():
     assert asked == [(everywhere, "re-timing"), (everywhere, "path"), (paths, "path")]
 
 
-def test_what_is_not_decided_names_the_trainings_that_would_decide_it():
+def test_what_is_not_decided_names_the_clips_that_would_decide_it():
     claim = Claim("c", "appearance", "a", "more", "b")
     found = ruling(claim, a=rows("appearance_match", 0.54, 0.1), b=rows("appearance_match", 0.5, 0.1, seed=1))
     assert found.ruling == "not decided"
-    needed = int(found.words.split("; about ")[1].split(" trainings")[0])
+    needed = int(found.words.split("; about ")[1].split(" reference clips")[0])
     assert 8 < needed < 200
     many = ruling(
         claim,
-        a=rows("appearance_match", 0.54, 0.1, trainings=4 * needed),
-        b=rows("appearance_match", 0.5, 0.1, trainings=4 * needed, seed=1),
+        a=rows("appearance_match", 0.54, 0.1, clips=4 * needed),
+        b=rows("appearance_match", 0.5, 0.1, clips=4 * needed, seed=1),
     )
     assert many.ruling in ("confirmed", "refuted")
 
 
-def test_too_few_trainings_are_one_sentence_and_decide_nothing():
-    found = ruling(
-        Claim("c", "appearance", "a", "more", "b"),
-        a=rows("appearance_match", 0.9, trainings=2),
-        b=rows("appearance_match", 0.1, trainings=2),
-    )
-    assert (
-        found.ruling == "not decided" and "2 trainings of each: too few for an interval, make 3 or more" in found.words
-    )
+def test_two_trainings_on_each_of_two_clips_are_two_clips_and_decide_nothing():
+    """The clip is the unit, with its trainings inside: another seed on it is not another clip."""
+    claim = Claim("c", "appearance", "a", "more", "b")
+
+    def found(clips: int, trainings: int) -> Verdict:
+        sides = {name: rows("appearance_match", level, clips=clips, trainings=trainings) for name, level in levels}
+        return ruling(claim, **sides)
+
+    levels = (("a", 0.9), ("b", 0.1))
+    few, enough = found(2, 2), found(3, 2)
+    assert few.ruling == "not decided" and "2 reference clips: too few for an interval, which takes 3" in few.words
+    assert "over 2 reference clips (4 trainings of each) with 8 pairs of videos" in few.words
+    assert enough.ruling == "confirmed" and "over 3 reference clips (6 trainings of each)" in enough.words
 
 
 def test_moving_no_worse_than_something_that_stands_still_is_not_testable():

@@ -21,7 +21,7 @@ from configs.schema import from_dict, locate
 from configs.stored import stored_config
 from data.sources import load_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer
-from infer.measure.statistics import FEWEST_TRAININGS, Estimate, share_or_mean
+from infer.measure.statistics import FEWEST, Estimate, share_or_mean
 from infer.measure.world_definitions import WORLD_DEFINITIONS
 from infer.measure.world_scores import ReferenceClips, speaks_world, world_scores
 from infer.video import read_frames
@@ -56,11 +56,11 @@ class Evaluation:
     def caveat(self) -> str | None:
         """What the intervals leave out, where the videos are of too few trainings to tell."""
         trainings = len({row["training"] for row in self.rows})
-        if not 0 < trainings < FEWEST_TRAININGS:
+        if not 0 < trainings < FEWEST:
             return None
         return (
             f"the videos are of {trainings} training{'s' * (trainings > 1)}: their intervals cover other prompts and "
-            f"seeds, not another training, for which {FEWEST_TRAININGS} or more are needed"
+            f"seeds, not another training, for which {FEWEST} or more are needed"
         )
 
     def summary(self) -> dict[str, Estimate]:
@@ -69,11 +69,11 @@ class Evaluation:
 
 
 def summarize(rows: Iterable[dict]) -> dict[str, Estimate]:
-    """Metric -> estimate over the rows that hold it; a row's `run`, else its `training`, names what trained it."""
+    """Metric -> estimate over the rows that hold it; a row's unit is its `reference` clip, else its `training`."""
     rows = list(rows)
     having = {name: [row for row in rows if row.get(name) is not None] for name in ALL_DEFINITIONS}
     return {
-        name: share_or_mean([row[name] for row in found], [row.get("run", row.get("training")) for row in found])
+        name: share_or_mean([row[name] for row in found], [row.get("reference", row.get("training")) for row in found])
         for name, found in having.items()
         if found
     }

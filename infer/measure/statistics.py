@@ -1,8 +1,9 @@
 """95 % intervals of what a set of videos was measured to be.
 
 Shares (a property that a video has or lacks) get Wilson's score interval, which stays inside 0..1 and is not empty at
-0 or 1; means get Student's. Videos of one training resemble each other, so from `FEWEST_TRAININGS` on the interval is
-widened to what the trainings' means say; below, it describes the trainings as they are, over more prompts and seeds.
+0 or 1; means get Student's. Videos of one unit (a reference clip, or a training where clips are not told apart)
+resemble each other, so from `FEWEST` units on the interval is widened to what the units' means say; below, it describes
+the units as they are, over more prompts and seeds.
 Differences between variants are in infer/measure/paired.py.
 """
 
@@ -14,15 +15,16 @@ from scipy.stats import binomtest, ttest_1samp
 
 LEVEL = 0.95
 UNLIMITED = (-np.inf, np.inf)
-FEWEST_TRAININGS = 3  # an interval over fewer would be too wide to say anything
+FEWEST = 3  # units: an interval over fewer would be too wide to say anything
 FORMULAS = (
     "Shares: Wilson's 95 % interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96. Means: "
-    "Student's, m ± t(n−1) s/√n. Videos of one training resemble each other: from three trainings on, the interval is "
-    "widened to Student's on the trainings' means. Differences between variants: pairs of videos with the same "
-    "reference clip, prompt, seed and initial noise; their means in each training; Student's t on these, which is the "
-    "linear mixed model with a random effect of the training. Claims: p values by Holm over all claims of the "
-    "artefact; a claim that something is more (or less) is refuted when the difference is short of the smallest that "
-    "counts. Every four prompts of a clip start from one draw of noise of its own, the same for every variant."
+    "Student's, m ± t(n−1) s/√n. Videos that learned from one reference clip resemble each other: from three clips on, "
+    "the interval is widened to Student's on the clips' means. Differences between variants: pairs of videos with the "
+    "same reference clip, prompt, seed and initial noise; their means over each clip, all its trainings together; "
+    "Student's t on these, which is the linear mixed model with a random effect of the clip. Claims: p values by Holm "
+    "over all claims of the artefact; a claim that something is more (or less) is refuted when the difference is short "
+    "of the smallest that counts. Every four prompts of a clip start from one draw of noise of its own, the same for "
+    "every variant."
 )
 
 
@@ -58,11 +60,11 @@ def mean(values: Sequence[float]) -> Estimate:
     return Estimate(middle, float(interval.low), float(interval.high), n)
 
 
-def share_or_mean(values: Sequence[bool | float], trainings: Sequence[Hashable] | None = None) -> Estimate:
-    """`share` of booleans, `mean` of numbers. `trainings` names that of each value, default one for all."""
+def share_or_mean(values: Sequence[bool | float], units: Sequence[Hashable] | None = None) -> Estimate:
+    """`share` of booleans, `mean` of numbers. `units` names the clip or training of each value, default one for all."""
     shares = all(isinstance(value, bool) for value in values)
-    inside = _grouped(values, trainings or [None] * len(values))
-    return _over_trainings((share if shares else mean)(values), inside, (0.0, 1.0) if shares else UNLIMITED)
+    inside = _grouped(values, units or [None] * len(values))
+    return _over_units((share if shares else mean)(values), inside, (0.0, 1.0) if shares else UNLIMITED)
 
 
 def difference(
@@ -78,18 +80,16 @@ def difference(
     return share_or_mean([float(one[key]) - float(other[key]) for key in keys], list(map(group_of, keys)))
 
 
-def _grouped(values: Iterable[float], trainings: Iterable[Hashable]) -> dict[Hashable, list[float]]:
+def _grouped(values: Iterable[float], units: Iterable[Hashable]) -> dict[Hashable, list[float]]:
     inside: dict[Hashable, list[float]] = {}
-    for value, training in zip(values, trainings, strict=True):
-        inside.setdefault(training, []).append(value)
+    for value, unit in zip(values, units, strict=True):
+        inside.setdefault(unit, []).append(value)
     return inside
 
 
-def _over_trainings(
-    found: Estimate, inside: Mapping[Hashable, Sequence[float]], limits: tuple[float, float]
-) -> Estimate:
-    """`found`, widened to Student's interval of the trainings' means where there are `FEWEST_TRAININGS` of them."""
-    if len(inside) < FEWEST_TRAININGS:
+def _over_units(found: Estimate, inside: Mapping[Hashable, Sequence[float]], limits: tuple[float, float]) -> Estimate:
+    """`found`, widened to Student's interval of the units' means where there are `FEWEST` of them."""
+    if len(inside) < FEWEST:
         return found
     means = mean([float(np.mean(values)) for values in inside.values()])
     half, (least, most) = means.high - means.value, limits

@@ -86,9 +86,10 @@ class StateComparison:
     similarity: dict[tuple[str, int], Values]
     between: torch.Tensor  # [models models], cosine averaged over trainings, clips and layers
     read: dict[tuple[str, int], Values]
+    references: list[str]  # the reference clip of each training
 
     def verdicts(self) -> list[Verdict]:
-        """Trainings are what is compared, or clips where no training is involved."""
+        """Over the reference clips of the trainings, or over the clips seen where no training is involved."""
         found = judge([(claim, self.source, self._rows(claim)) for claim in CLAIMS], ROLES)
         return [
             Verdict(v.claim, v.group, "not measured", "several clips of each motion are needed")
@@ -106,9 +107,10 @@ class StateComparison:
         trainings = max(len(values[name, 0]) for name in (claim.one, claim.other))
         return {
             name: [
-                {"run": clip if role.unit == "clip" else training, "prompt": clip, "seed": 0, role.metric: float(value)}
+                {"reference": unit, "run": training, "prompt": clip, "seed": 0, role.metric: float(value)}
                 for training in range(trainings)
                 for clip, value in enumerate(self._mean_of_layers(values, name, training))
+                for unit in [clip if role.unit == "clip" else self.references[training]]
             ]
             for name in (claim.one, claim.other)
         }
@@ -119,16 +121,20 @@ class StateComparison:
 
     @property
     def caption(self) -> str:
-        trainings = max(len(values) for values in self.similarity.values())
         return (
-            f"Hidden states of {self.source}, noised to timestep {TIMESTEP}, empty prompt; adapters of {trainings} "
-            f"training{'s' * (trainings > 1)}."
+            f"Hidden states of {self.source}, noised to timestep {TIMESTEP}, empty prompt; trainings of the adapters: "
+            f"{len(self.references)}, reference clips: {len(set(self.references))}."
         )
 
     def measured(self) -> list[tuple[str, dict[tuple[str, int], Estimate]]]:
         """(title, estimates by model and layer) of what could be measured."""
         found = (("cosine with the untouched model", self.similarity), ("motion classifier, share right", self.read))
-        return [(title, {key: _estimate(of) for key, of in values.items()}) for title, values in found if values]
+        return [(title, {key: self._estimate(of) for key, of in values.items()}) for title, values in found if values]
+
+    def _estimate(self, values: Values) -> Estimate:
+        """Over the clips seen; where several reference clips were learned from, over them."""
+        units = [clip for clip, of in zip(self.references, values) for _ in of]
+        return share_or_mean([value for of in values for value in of], units)
 
     def tables(self) -> list[tuple[str, list[list[str]]]]:
         """(title, rows of cells as text), the header first."""
@@ -169,12 +175,6 @@ class StateComparison:
         return figure
 
 
-def _estimate(values: Values) -> Estimate:
-    """Over clips; where there are several trainings, over them."""
-    trainings = [number for number, of in enumerate(values) for _ in of]
-    return share_or_mean([value for of in values for value in of], trainings)
-
-
 def world_clips(each: int) -> list[LabelledClip]:
     """`each` clips of every motion the toy model knows, in appearances that pretraining did not draw."""
     clips = []
@@ -187,15 +187,16 @@ def world_clips(each: int) -> list[LabelledClip]:
 
 @torch.no_grad()
 def compare_customizations(
-    backbone: Backbone, checkpoints: Sequence[Checkpoint], clips: Sequence[LabelledClip], source: str
+    backbone: Backbone, adapters: Sequence[tuple[str, Checkpoint]], clips: Sequence[LabelledClip], source: str
 ) -> StateComparison:
-    """The decoder's hidden states of `clips` under each customization of `backbone` by each of `checkpoints`.
+    """The decoder's hidden states of `clips` under each customization of `backbone` by each of `adapters`.
 
+    An adapter is (the reference clip that it learned from, its checkpoint).
     Motion is read from them only where every label has different clips. `source` says in words what the clips are.
     """
     unet, highway = backbone.network, HighwaySettings()
     customizations = {(BASE, 0): ([], [], None), (AH, 0): ([], [], highway)}
-    for number, checkpoint in enumerate(checkpoints):
+    for number, (_, checkpoint) in enumerate(adapters):
         motion, appearance = [(checkpoint, 1.0)], [(checkpoint, 0, 1.0)]
         customizations[TAP, number] = motion, [], None
         customizations[BOTH, number] = motion, [], highway
@@ -227,12 +228,12 @@ def compare_customizations(
         similarity[run[0], layer].append(found)
         if several:
             read[run[0], layer].append(classify(torch.cat(features[run, layer]), labels))
-    return StateComparison(source, models, layers, similarity, _by_model(between, runs, models), read)
+    references = [reference for reference, _ in adapters]
+    return StateComparison(source, models, layers, similarity, _by_model(between, runs, models), read, references)
 
 
 def _by_model(between: torch.Tensor, runs: list[tuple[str, int]], models: list[str]) -> torch.Tensor:
     """[models models] from [runs runs]: the mean over trainings, two models of the same one."""
-
     places = {name: [place for place, run in enumerate(runs) if run[0] == name] for name in models}
 
     def cosine(one: str, other: str) -> float:

@@ -97,10 +97,11 @@ def make_result(
 
 def compare_hidden_states(plan: Plan, cells: list[Cell]) -> StateComparison | None:
     """Figure 4's comparison of the adapters of every finished training; None when there is none."""
-    chains = list({cell.chain.name: cell.chain for cell in cells if cell.chain.run_folder}.values())
-    if not chains:
+    finished = list({cell.chain.name: cell for cell in cells if cell.chain.run_folder}.values())
+    if not finished:
         return None
-    cfg = load(chains[0].train, description="")[0]
+    train = finished[0].chain.train
+    cfg = load(train, description="")[0]
     device = choose_device(cfg.device)
     backbone = Backbone.load(cfg.pretrained_model_path, choose_dtype(cfg.mixed_precision, device), device)
     if plan.testbed.world:
@@ -111,11 +112,12 @@ def compare_hidden_states(plan: Plan, cells: list[Cell]) -> StateComparison | No
         clips = [
             LabelledClip(
                 task.name,
-                load_clips(load([*chains[0].train, *task.data], description="")[0], backbone.snap)[0].frames,
+                load_clips(load([*train, *task.data], description="")[0], backbone.snap)[0].frames,
                 100 * number + seed,
             )
             for number, task in enumerate(examples)
             for seed in range(each)
         ]
         source = f"{len(examples)} example clips under {each} draws of noise each"
-    return compare_customizations(backbone, [load_checkpoint(chain.run_folder) for chain in chains], clips, source)
+    adapters = [(cell.task.reference, load_checkpoint(cell.chain.run_folder)) for cell in finished]
+    return compare_customizations(backbone, adapters, clips, source)

@@ -1,20 +1,22 @@
-"""What the numbers say about claims: paired differences over trainings, and a ruling on each.
+"""What the numbers say about claims: paired differences over reference clips, and a ruling on each.
 
 All claims of an artefact are one family: Holm's correction keeps the chance of any wrong ruling at 5 %. A claim that
 the testbed leaves no room for is not testable: "moves no worse" than something that does not move, and whatever is said
-of leakage, more or less, where neither of the two leaks. A claim about a bound asks on which side of it the trainings'
-own means lie.
+of leakage, more or less, where neither of the two leaks. A claim about a bound asks on which side of it the clips' own
+means lie. Several trainings on a clip are inside it, as their videos are, and do not make it count twice.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from infer.measure.evaluation import ALL_DEFINITIONS
-from infer.measure.paired import MOST, PairedDifference, holm, paired_difference, trainings_needed
-from infer.measure.statistics import FEWEST_TRAININGS, LEVEL
+from infer.measure.paired import MOST, PairedDifference, clips_needed, holm, paired_difference
+from infer.measure.statistics import FEWEST, LEVEL
 from scripts.artefacts.artefact import Bound, Claim
 from scripts.artefacts.variants import UNTOUCHED
 
+CLIP = "reference clip"
 RULINGS = ("confirmed", "refuted", "not decided", "not testable", "not measured")
 Rows = Mapping[str, list[dict]]  # the measured videos of each variant
 
@@ -32,7 +34,7 @@ class Role:
     least: float
     beside: tuple[str, ...] = ()
     sign: str | None = None
-    unit: str = "training"
+    unit: str = CLIP
     inside: str = "videos"
 
 
@@ -76,12 +78,12 @@ class Question:
         return self.turned.p_above(confirm), self.turned.turned().p_above(-refute)
 
     def needed(self, level: float) -> str:
-        """In words, how many trainings would decide it at this level, by the difference and the spread seen."""
+        """In words, how many clips would decide it at this level, by the difference and the spread seen."""
         confirm, refute = self.edges
         reach = max(self.turned.value - confirm, refute - self.turned.value)  # to the nearer ruling
-        found = trainings_needed(self.turned.spread, reach, level) if reach > 0 else None
+        found = clips_needed(self.turned.spread, reach, level) if reach > 0 else None
         unit = f"{self.role.unit}s"
-        return f"about {max(found, self.found.trainings + 1)} {unit}" if found else f"more than {MOST} {unit}"
+        return f"about {max(found, self.found.clips + 1)} {unit}" if found else f"more than {MOST} {unit}"
 
 
 def judge(asked: Iterable[tuple[Claim, str, Rows]], roles: Mapping[str, Role]) -> list[Verdict]:
@@ -103,10 +105,10 @@ def _question(claim: Claim, group: str, rows: Rows, roles: Mapping[str, Role]) -
     if found is None:
         return Verdict(claim, group, "not measured", f"no {_title(role.metric)} of both variants")
     question = Question(claim, group, role, found)
-    if found.trainings < FEWEST_TRAININGS:
+    if found.clips < FEWEST:
         words = (
-            f"{_numbers(question, rows)}; {_counted(found.trainings, 'training')}{_each(claim)}: too few for an "
-            f"interval, make {FEWEST_TRAININGS} or more (--appearances, --trainings)"
+            f"{_numbers(question, rows)}; {_counted(found.clips, role.unit)}: too few for an interval, which takes "
+            f"{FEWEST} or more (--appearances; more trainings on a clip do not make it two)"
         )
         return Verdict(claim, group, "not decided", words)
     return Question(claim, group, role, found, _without_room(question, rows))
@@ -153,13 +155,14 @@ def _verdict(question: Question, rows: Rows, threshold: float | None, family: in
             words += f"; less than {question.least:g} that way"
         return Verdict(claim, question.group, "refuted", words)
     needed = question.needed(1 - (1 - LEVEL) / family)  # whatever Holm's rank of the claim
-    return Verdict(claim, question.group, "not decided", f"{words}; {needed}{_each(claim)} would decide it")
+    return Verdict(claim, question.group, "not decided", f"{words}; {needed} would decide it")
 
 
 def _numbers(question: Question, rows: Rows) -> str:
     claim, role, found = question.claim, question.role, question.found
     allowed = f", allowing {question.least:g}" if claim.expect.startswith("not") and question.least else ""
-    pairs = "" if isinstance(claim.other, Bound) else "pairs of "
+    each, pairs = ("", "") if isinstance(claim.other, Bound) else (" of each", "pairs of ")
+    trainings = f" ({_counted(found.trainings, 'training')}{each})" if role.unit == CLIP else ""
     beside = [
         f"{_title(name)} {also.one:.2f} against {also.other:.2f}"
         for name in role.beside
@@ -168,7 +171,7 @@ def _numbers(question: Question, rows: Rows) -> str:
     return "; ".join(
         [
             f"{_title(role.metric)} {found.one:.3f} against {found.other:.3f}, difference {_interval(found)} over "
-            f"{_counted(found.trainings, role.unit)} with {found.pairs} {pairs}{role.inside}{allowed}",
+            f"{_counted(found.clips, role.unit)}{trainings} with {found.pairs} {pairs}{role.inside}{allowed}",
             *beside,
         ]
     )
@@ -193,20 +196,16 @@ def _difference(rows: Rows, one: str, other: str | Bound, metric: str) -> Paired
     found = _by_video(rows.get(one, []), metric)
     bounded = isinstance(other, Bound)
     against = dict.fromkeys(found, other.value) if bounded else _by_video(rows.get(other, []), metric)
-    return paired_difference(found, against, _training_of)
-
-
-def _each(claim: Claim) -> str:
-    return "" if isinstance(claim.other, Bound) else " of each"
-
-
-def _training_of(video: tuple) -> str:
-    return video[0]
+    return paired_difference(found, against, itemgetter(0), itemgetter(1))
 
 
 def _by_video(rows: list[dict], metric: str) -> dict[tuple, float]:
-    """(run, prompt, seed) -> value; a run is a training's reference clip and seed, the same for every variant."""
-    return {(row["run"], row["prompt"], row["seed"]): row[metric] for row in rows if row.get(metric) is not None}
+    """(reference clip, run, prompt, seed) -> value; a run is a clip's training of one seed, as in every variant."""
+    return {
+        (row["reference"], row["run"], row["prompt"], row["seed"]): row[metric]
+        for row in rows
+        if row.get(metric) is not None
+    }
 
 
 def _title(metric: str) -> str:
