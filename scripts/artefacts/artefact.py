@@ -6,6 +6,7 @@ infer/infer.py). Equal trainings are made once, whichever artefact asks for them
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from data.world import RETIMINGS
 
@@ -23,6 +24,11 @@ class Variant:
     train: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     reported: str = ""
+
+    @property
+    def uses_training(self) -> bool:
+        """Whether anything learned takes part in it; at strength 0 the videos are the base model's."""
+        return ("--lora_scale", "0") not in pairwise(self.flags)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,14 @@ class Artefact:
     def compares_costs(self) -> bool:
         """Whether costs belong to what it shows: its form is one, or guidance without training is among the rows."""
         return self.form in COSTS or any("--guide" in variant.flags for variant in self.variants)
+
+    def share_training(self, claim: Claim) -> bool:
+        """Whether the two variants of a claim are two samplings of one training.
+
+        Where one of them uses nothing that was learned, their difference is what a training brings.
+        """
+        one, other = (next(v for v in self.variants if v.name == name) for name in (claim.one, claim.other))
+        return one.train == other.train and one.uses_training == other.uses_training
 
     def asked(self, groups: Iterable[str]) -> list[tuple[Claim, str]]:
         """What is judged: every claim in every group of motions that it is about."""

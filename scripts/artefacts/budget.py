@@ -1,18 +1,23 @@
 """What artefacts need and cost, before anything is made: `reproduce.py NAME --plan`.
 
-Number of trainings: the interval of a difference is to be no wider than the smallest difference that counts, so that
-every claim of the kind "more" is decided one way or the other: above 0, or short of that difference. Its width follows
-from the spread over trainings, of this artefact's own videos.csv where it was made before, else of the stored table.
+Number of clips: the interval of a difference is to be no wider than the smallest difference that counts, so that every
+claim of the kind "more" is decided one way or the other: above 0, or short of that difference. Its width follows from
+the spread over reference clips, of this artefact's own videos.csv where it was made before, else of the stored table;
+two trainings on a clip are farther apart than two samplings of one training, so the two kinds of claims have a spread
+and a number each.
 """
 
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
-from infer.measure.paired import paired_difference, trainings_needed
-from infer.measure.statistics import FEWEST_TRAININGS, LEVEL
+from infer.measure.paired import MOST, clips_needed, paired_difference
+from infer.measure.statistics import FEWEST, LEVEL
+from scripts.artefacts.artefact import Bound
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import Chain, Samples
 from scripts.artefacts.plan import Cell, Plan
@@ -80,7 +85,7 @@ def describe(plan: Plan, names: list[str], jobs: int) -> str:
         motions = {motion for motion, _ in tasks}
         lines += [
             f"    {len(artefact.variants)} variants x {len(motions)} motions x {len(tasks) // len(motions)} clips x "
-            f"{len(cells[0].samples.prompts)} prompts",
+            f"{f'{plan.trainings} trainings x ' if plan.trainings > 1 else ''}{len(cells[0].samples.prompts)} prompts",
             f"    {bill(_asked(cells), prices)}; made so far: {total_cost(cells)}",
             *_needs(plan, name),
         ]
@@ -90,48 +95,61 @@ def describe(plan: Plan, names: list[str], jobs: int) -> str:
 
 
 def _needs(plan: Plan, name: str) -> list[str]:
-    """For each role of an artefact's claims: the smallest difference that counts, and the trainings it asks for."""
+    """For each kind of an artefact's claims: the smallest difference that counts, and how many clips decide it."""
     artefact, cells, lines = ARTEFACTS[name], plan.cells[name], []
     groups = dict.fromkeys(cell.task.group for cell in cells)
     level = 1 - (1 - LEVEL) / max(1, len(artefact.asked(groups)))
     found = measured_spread(name, plan.folder / name / "videos.csv", plan.testbed.roles)
-    for role in dict.fromkeys(claim.role for claim in artefact.claims):
-        if role not in plan.testbed.roles:
-            continue
+    for role, one_training in _kinds(name, plan.testbed.roles):
         least = plan.testbed.roles[role].least
-        spread, source = (found[role], "of its own videos") if role in found else (stored_spread().get(role), "stored")
-        if spread is None or (not plan.testbed.world and source == "stored"):
-            lines.append(f"    {role}: no spread is known yet for this model; make it once, then plan again")
+        what = f"{role}, {'two samplings of one training' if one_training else 'two trainings'}"
+        spread, source = found.get((role, one_training)), "of its own videos"
+        if spread is None and plan.testbed.world:
+            spread, source = stored_spread(one_training).get(role), "stored"
+        if spread is None:
+            lines.append(f"    {what}: no spread is known yet for this model; make it once, then plan again")
             continue
-        needed = trainings_needed(spread, least / 2, level)
-        planned = {group: len({cell.run for cell in cells if cell.task.group == group}) for group in groups}
+        needed = clips_needed(spread, least / 2, level)
+        planned = {group: len({cell.task.reference for cell in cells if cell.task.group == group}) for group in groups}
         lines.append(
-            f"    {role}: a difference of {least:g} counts; at a spread of {spread:.3f} ({source}) it takes "
-            f"{needed or 'more than 1000'} trainings of each variant; planned "
+            f"    {what}: a difference of {least:g} counts; at a spread of {spread:.3f} ({source}) one just as large "
+            f"takes {needed or f'more than {MOST}'} reference clips, a larger one fewer; planned "
             + ", ".join(f"{count} ({group})" for group, count in planned.items())
         )
     return lines
 
 
-def measured_spread(name: str, table: Path, roles: dict) -> dict[str, float]:
-    """Role -> median over claims of the spread of their differences over trainings, in an artefact made before."""
+def _kinds(name: str, roles: dict) -> dict[tuple[str, bool], list]:
+    """(role, whether two samplings of one training are compared) -> the claims of an artefact that are of this kind.
+
+    A claim about a bound compares no variants and is of none.
+    """
+    kinds: dict[tuple[str, bool], list] = {}
+    for claim in ARTEFACTS[name].claims:
+        if claim.role in roles and not isinstance(claim.other, Bound):
+            kinds.setdefault((claim.role, ARTEFACTS[name].share_training(claim)), []).append(claim)
+    return kinds
+
+
+def measured_spread(name: str, table: Path, roles: dict) -> dict[tuple[str, bool], float]:
+    """Kind of claim -> median of the spread of its differences over clips, in the table of an artefact made before."""
     if not table.is_file():
         return {}
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    spreads: dict[str, list[float]] = {}
-    for claim in ARTEFACTS[name].claims:
-        metric = roles[claim.role].metric if claim.role in roles else None
-        for group in {row["group"] for row in rows}:
+    spreads: dict[tuple[str, bool], list[float]] = {}
+    for kind, claims in _kinds(name, roles).items():
+        metric = roles[kind[0]].metric
+        for claim, group in product(claims, {row["group"] for row in rows}):
             sides = (
                 {
-                    (row["run"], row["prompt"], row["seed"]): float(row[metric])
+                    (row["reference"], row["run"], row["prompt"], row["seed"]): float(row[metric])
                     for row in rows
                     if (row["group"], row["variant"]) == (group, variant) and row.get(metric)
                 }
                 for variant in (claim.one, claim.other)
             )
-            found = paired_difference(*sides, lambda video: video[0])
-            if found and found.trainings >= FEWEST_TRAININGS:
-                spreads.setdefault(claim.role, []).append(found.spread)
-    return {role: median(values) for role, values in spreads.items()}
+            found = paired_difference(*sides, itemgetter(0), itemgetter(1))
+            if found and found.clips >= FEWEST:
+                spreads.setdefault(kind, []).append(found.spread)
+    return {kind: median(values) for kind, values in spreads.items()}

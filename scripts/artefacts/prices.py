@@ -57,9 +57,10 @@ def measured_prices(world: bool, runs: Path, samples: Path) -> Prices:
     )
 
 
-def stored_spread() -> dict[str, float]:
-    """Role -> standard deviation over trainings of a paired difference."""
-    return read_yaml(STORED)["spread"]
+def stored_spread(one_training: bool) -> dict[str, float]:
+    """Role -> standard deviation over reference clips of the difference between two samplings of one training, or
+    between two trainings on one clip, which is larger."""
+    return read_yaml(STORED)["spread"]["one training" if one_training else "two trainings"]
 
 
 def _lines(path: Path, whole: bool = False) -> list[dict]:
