@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,11 +32,13 @@ from scripts.artefacts import production
 from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import Variant
 from scripts.artefacts.catalogue import ARTEFACTS, PAPER
-from scripts.artefacts.chain import work
+from scripts.artefacts.chain import sidecars, work
 from scripts.artefacts.claims import LEARNED
 from scripts.artefacts.hidden_states import LabelledClip, compare_customizations, world_clips
 from scripts.artefacts.plan import Plan, commands
+from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.report import bring
+from scripts.artefacts.result import total_cost
 from scripts.artefacts.results_file import markdown, markdown_code, put_section, read_sections, write_sections
 from scripts.artefacts.testbed import prompt_list
 from scripts.pocket.architecture import build, untrained_unet
@@ -291,6 +294,29 @@ def test_results_are_replaced_section_by_section(plan, monkeypatch, tmp_path):
     assert text.count("<!-- begin table5 random_world -->") == 1 and "former" not in text and other in text
     assert "**Confirmed:**\n\n- Table 6 (pocketscope): 1.1 is best (g)\n" in text
     assert "commit" in text and "Cost: 1 trainings" in text
+
+
+def test_a_page_says_what_the_plan_foresaw_and_what_was_spent(plan, monkeypatch):
+    """By the stored prices a training of any length; of the log and the sidecars, the CPU seconds."""
+    short(monkeypatch)
+    (page,), _ = reproduce(asked(plan, "table5"), launch=refuse)
+    (chain,), prices, cells = plan.chains.values(), stored_prices(True), plan.cells["table5"]
+    priced = prices.training + 4 * prices.video  # two variants of two prompts
+    steps = [json.loads(line) for line in (chain.run_folder / "log.jsonl").read_text().splitlines()]
+    notes = [found for folder in {cell.samples.folder for cell in cells} for found, *_ in sidecars(Path(folder))]
+    spent = sum(found["cpu_seconds"] for found in (*steps, *notes))
+    assert len(steps) == 2 and len(notes) == 4
+    sentence = f"training and sampling were to take {priced:.0f} s of CPU; they took {spent:.0f} s."
+    assert sentence in page.read_text() and sentence in (page.parent / "table.md").read_text()
+
+
+def test_what_a_graphics_card_made_is_held_against_the_plan_by_the_clock(plan, monkeypatch):
+    """CPU seconds say nothing about a card; prices of a real model are the card's."""
+    cells = plan.cells["table5"]
+    notes = [({"seconds": 7.0, "cpu_seconds": 1.0, "device": "cuda:0"}, "p", 0)]
+    monkeypatch.setattr("scripts.artefacts.result.sidecars", lambda folder: notes)
+    found = total_cost(cells)
+    assert found.spent == found.train_seconds + found.sample_seconds > 7
 
 
 def test_noise_draws_of_one_clip_are_not_taken_for_clips_of_one_motion(plan, world_model):

@@ -58,6 +58,17 @@ def bill(asked: Iterable[tuple[Chain, Iterable[Samples]]], prices: Prices) -> Bi
     return Bill(trainings, trained, videos, sampled, seconds)
 
 
+def foreseen(cells: list[Cell], prices: Prices) -> float:
+    """Seconds that all trainings and samplings of an artefact take by these prices, whatever is there already.
+
+    Neither starts of processes nor measuring, which nothing notes when it is done.
+    """
+    return sum(
+        prices.training + sum(prices.sampling(len(samples.prompts), samples.flags) for samples in folders)
+        for _, folders in _asked(cells)
+    )
+
+
 def _asked(cells: list[Cell]) -> list[tuple[Chain, list[Samples]]]:
     """The trainings of an artefact with those of their videos that it shows."""
     chains: dict[str, tuple[Chain, list[Samples]]] = {}

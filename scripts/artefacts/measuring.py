@@ -13,10 +13,12 @@ from infer.measure.world_scores import ReferenceClips
 from infer.video import read_frames
 from models.backbone import Backbone, choose_device, choose_dtype
 from models.files.checkpoint import load_checkpoint
+from scripts.artefacts.budget import foreseen
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.costs import variant_costs
 from scripts.artefacts.hidden_states import LabelledClip, StateComparison, compare_customizations, world_clips
 from scripts.artefacts.plan import Cell, Plan
+from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.result import Result, made_at, total_cost
 
 
@@ -83,6 +85,7 @@ def make_result(
         made_at(cells),
         total_cost(cells),
         rows,
+        foreseen(cells, stored_prices(plan.testbed.world)),
         list(dict.fromkeys(problems)),
         measure.scorer.models,
         costs=variant_costs(cells) if ARTEFACTS[name].compares_costs else {},

@@ -26,9 +26,13 @@ class Prices:
     measuring: float
     source: str
 
+    def sampling(self, count: int, flags: Iterable[str] = ()) -> float:
+        """Seconds to sample `count` videos with these flags of infer/infer.py."""
+        return count * self.video * (self.guided if "--guide" in flags else 1.0)
+
     def of_videos(self, count: int, flags: Iterable[str] = ()) -> float:
-        """Seconds to sample and measure `count` videos with these flags of infer/infer.py."""
-        return count * (self.video * (self.guided if "--guide" in flags else 1.0) + self.measuring)
+        """Seconds to sample and measure them."""
+        return self.sampling(count, flags) + count * self.measuring
 
 
 def stored_prices(world: bool) -> Prices:

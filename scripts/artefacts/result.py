@@ -26,13 +26,17 @@ from scripts.artefacts.verdict import Verdict, conclude, judge
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of all trainings and samplings that the artefact needs, whenever they were made, and the devices."""
+    """Seconds of all trainings and samplings that the artefact needs, whenever they were made, and the devices.
+
+    `spent` are the same in the unit of the prices (scripts/artefacts/prices.py): of CPU where a CPU made all of them.
+    """
 
     trainings: int
     train_seconds: float
     videos: int
     sample_seconds: float
     devices: tuple[str, ...]
+    spent: float = 0.0
 
     def __str__(self) -> str:
         return (
@@ -55,6 +59,7 @@ class Result:
     made_at: list[str]  # those that trained and sampled
     cost: Cost
     rows: list[dict]
+    foreseen: float = 0.0  # seconds of training and sampling by the stored prices
     problems: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     clips: dict[str, Path] = field(default_factory=dict)  # reference -> a video of it
@@ -77,7 +82,11 @@ class Result:
     @property
     def provenance(self) -> str:
         made = f", trained and sampled at {', '.join(self.made_at)}" if self.made_at not in ([], [self.commit]) else ""
-        return f"{self.date}, commit {self.commit}{made}. Cost: {self.cost}."
+        unit = "CPU" if self.testbed.world else "the card"
+        return (
+            f"{self.date}, commit {self.commit}{made}. Cost: {self.cost}. By the stored prices training and sampling "
+            f"were to take {_duration(self.foreseen)} of {unit}; they took {_duration(self.cost.spent)}."
+        )
 
     @property
     def groups(self) -> list[str]:
@@ -171,18 +180,20 @@ class Result:
 def total_cost(cells: list[Cell]) -> Cost:
     """The cost of the cells' runs and videos, from the logs written when they were made."""
     runs = {cell.chain.run_folder for cell in cells if cell.chain.run_folder}
-    trained = sum(json.loads(line)["seconds"] for run in runs for line in (run / "log.jsonl").read_text().splitlines())
+    steps = [json.loads(line) for run in runs for line in (run / "log.jsonl").read_text().splitlines()]
     notes = [found for folder in {cell.samples.folder for cell in cells} for found, *_ in sidecars(Path(folder))]
     devices = {found["device"].split(":")[0] for found in notes}
     named = {"cpu": f"cpu ({os.cpu_count()} cores)"}
     if torch.cuda.is_available():
         named["cuda"] = torch.cuda.get_device_name(0)
+    unit = "cpu_seconds" if devices == {"cpu"} else "seconds"
     return Cost(
         len(runs),
-        trained,
+        sum(found["seconds"] for found in steps),
         len(notes),
         sum(found["seconds"] for found in notes),
         tuple(sorted(named.get(device, device) for device in devices)),
+        sum(found.get(unit, found["seconds"]) for found in (*steps, *notes)),
     )
 
 
