@@ -131,15 +131,18 @@ def choose(asked: list[str]) -> tuple[list[str], list[str]]:
 
 
 def run_on_benchmark(args: argparse.Namespace) -> None:
-    """A public benchmark in place of artefacts; stdout carries the path of its table."""
+    """A public benchmark in place of artefacts; stdout carries the path of its table, or what it would take."""
     if named := [word for word in args.artefacts if "=" not in word]:
         raise UserError(f"{shown(named[0])}: --benchmark makes one table of its own; leave the artefacts out")
     if args.model == "pocket":
         raise UserError("--benchmark: its clips are real, and pocket knows the toy world alone; give --model FOLDER")
     quiet_threads()
-    from scripts.artefacts.production import log_line
+    from scripts.artefacts.production import describe_benchmark, log_line
     from scripts.artefacts.public_benchmark import run_benchmark
 
+    if args.plan or args.dry_run:
+        print(describe_benchmark(args))
+        return
     table, failed = run_benchmark(args, args.artefacts, log_line)
     print(table)
     if failed:
@@ -159,11 +162,15 @@ def main(argv: list[str] | None = None) -> None:
     names, words = choose(args.artefacts)
     quiet_threads()
     from scripts.artefacts.catalogue import STUDIES
-    from scripts.artefacts.production import reproduce, study
+    from scripts.artefacts.production import describe_study, reproduce, study
 
-    made = not (args.dry_run or args.plan)
-    studied = [study(name, args, argv) for name in names if name in STUDIES and made]
-    names = [name for name in names if name not in STUDIES]
+    studies, names = ([name for name in names if (name in STUDIES) == wanted] for wanted in (True, False))
+    studied = []
+    for name in studies:
+        if args.plan or args.dry_run:
+            print(describe_study(name))
+        else:
+            studied.append(study(name, args, argv))
     pages, incomplete = reproduce(args, names, words, argv) if names else ([], 0)
     pages = [*studied, *pages]
     for page in pages:

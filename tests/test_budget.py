@@ -9,10 +9,12 @@ from scipy.stats import t
 
 from configs.layers import ROOT
 from infer.measure.paired import clips_needed
+from scripts import reproduce as command
+from scripts.artefacts import production, public_benchmark
 from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import Artefact, Bound, Claim, Variant
 from scripts.artefacts.budget import bill, describe, measured_spread
-from scripts.artefacts.catalogue import ARTEFACTS, PAPER
+from scripts.artefacts.catalogue import ARTEFACTS, PAPER, STUDIES
 from scripts.artefacts.chain import Chain, Samples
 from scripts.artefacts.plan import Plan
 from scripts.artefacts.prices import Prices, measured_prices, stored_prices, stored_spread
@@ -129,6 +131,41 @@ def test_the_plan_prints_what_a_small_example_needs_counted_by_hand(trainings, t
     seconds = 8 * trainings * (prices.start + prices.training) + 48 * trainings * (prices.video + prices.measuring)
     half = f"about {seconds / 60 / 2:.0f} min with --jobs 2"
     assert whole.startswith(f"Together: {costs(8 * trainings, 48 * trainings)}") and half in whole  # nothing twice
+
+
+@pytest.mark.parametrize("flag", ["--plan", "--dry-run"])
+def test_a_study_that_is_only_planned_prints_what_it_needs_and_makes_nothing(flag, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(production, "study", lambda *words: pytest.fail("it must not run"))
+    command.main(["metrics", "measures", flag, "--output_dir", str(tmp_path / "out")])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name}: {title}; it needs {needs}, and trains nothing" for name, (title, needs) in STUDIES.items()
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", ["--plan", "--dry-run"])
+def test_a_benchmark_that_is_only_planned_is_counted_and_nothing_is_sampled(flag, tmp_path, capsys, monkeypatch):
+    """Three cases: of three prompts, of one, and one without a clip."""
+    monkeypatch.setattr(public_benchmark, "sample_case", lambda *words: pytest.fail("it must not run"))
+    for case, prompts in (("first", "a\nb\nc\n"), ("second", "a\n"), ("third", "a\n")):
+        (tmp_path / "MTBench" / case / "videos").mkdir(parents=True)
+        (tmp_path / "MTBench" / case / "prompts.txt").write_text("a car is running\n")
+        (tmp_path / "MTBench" / case / "eval_prompts.txt").write_text(prompts)
+        if case != "third":
+            (tmp_path / "MTBench" / case / "videos" / f"{case}.mp4").touch()
+    asked = ["--benchmark", str(tmp_path / "MTBench"), "--model", "real", "--output_dir", str(tmp_path / "out"), flag]
+    prices = stored_prices(False)
+    for words, trainings, videos, each in (
+        (["--method", "tap"], 2, 4, prices.video),
+        (["--method", "tap", "--prompts", "2"], 2, 3, prices.video),
+        (["--method", "guidance", "--references", "1"], 0, 3, prices.video * prices.guided),
+    ):
+        command.main([*asked, *words])
+        first, *lacks = capsys.readouterr().out.splitlines()
+        minutes = (trainings * (prices.start + prices.training) + videos * (each + prices.measuring)) / 60
+        assert first.startswith(f"MTBench with {words[1]} would take {trainings} trainings and {videos} videos of ")
+        assert f"about {minutes:.0f} min of a 24 GB card" in first and len(lacks) == 1 and "lacks: third" in lacks[0]
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_default_plan_of_the_paper_fits_in_four_hours_on_two_cores():
