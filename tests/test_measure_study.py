@@ -2,9 +2,12 @@
 
 import pytest
 
+from configs.errors import UserError
 from data.world import parse_prompt
 from infer.measure.world_definitions import GRADED
-from scripts.artefacts.measure_study import REPEATS, body, measure, scenes
+from scripts.artefacts.measure_study import REPEATS, TITLE, body, make, measure, scenes
+from scripts.artefacts.results_file import put_section, read_sections
+from scripts.artefacts.testbed import POCKET
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +39,26 @@ def test_the_table_has_a_row_for_every_graded_measure(found):
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(GRADED) and "SMOKE RUN" in text and "made by a test" in text
     assert all(len(row.split(" | ")) == 7 for row in rows)
+
+
+def test_the_study_goes_through_the_models_vae_and_writes_its_table_and_section(tmp_path):
+    """Through the VAE the floor is higher than as drawn, since what it blurs is no longer the prompt's exactly."""
+    results = tmp_path / "RESULTS.md"
+    put_section(results, ("table1", "pocketscope"), "Table 1", "kept\n")
+    table = make(tmp_path / "measures", results, model=POCKET, smoke=True, provenance="made by a test")
+    sections = read_sections(results)
+    assert table == tmp_path / "measures" / "table.md" and list(sections) == [
+        ("table1", "pocketscope"),
+        ("measures", "world"),
+    ]
+    text, section = table.read_text(), sections["measures", "world"]
+    assert TITLE in section and text.split("\n\n", 1)[1] in section and "SMOKE RUN" in section
+    cells = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in text.splitlines() if row.startswith("| ")}
+    floor, floor_vae = (float(cells["edge error ↓"][column].split()[0]) for column in (1, 2))
+    assert floor < 3 < floor_vae < 30
+
+
+def test_a_study_without_a_model_of_the_world_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="measures: its second half goes through the VAE of a model of the toy world"):
+        make(tmp_path, tmp_path / "R.md", model=tmp_path / "nowhere", smoke=True, provenance="")
+    assert list(tmp_path.iterdir()) == []

@@ -61,6 +61,16 @@ def test_a_ruling_follows_from_the_difference_over_clips(expect, level, ruled):
     assert found.ruling == ruled and "over 8 reference clips (8 trainings of each) with 32 pairs" in found.words
 
 
+@pytest.mark.parametrize(("expect", "level"), [("not less", 0.45), ("not more", 0.55)])
+def test_what_is_confirmed_by_its_allowance_alone_says_that_the_difference_is_against_it(expect, level):
+    claim = Claim("c", "appearance", "a", expect, "b")
+    other = rows("appearance_match", 0.5, seed=1)
+    found, equal = (ruling(claim, a=rows("appearance_match", at), b=other) for at in (level, 0.5))
+    assert (found.ruling, equal.ruling) == ("confirmed", "confirmed")
+    assert "against the claim all the same, by less than the 0.1 allowed" in found.words
+    assert "all the same" not in equal.words
+
+
 @pytest.mark.parametrize(
     ("expect", "level", "ruled"),
     [("not less", 0.6, "confirmed"), ("not less", 0.4, "refuted"), ("not more", 0.4, "confirmed")]

@@ -20,14 +20,18 @@ HEADER = """# Results
 
 Written by `scripts/reproduce.py`, `scripts/parity.py` and `scripts/bench.py`, never by hand; negative results stay. A
 claim is **confirmed** when the difference is decidedly on its side, **refuted** when it decidedly is not, or is short
-of the smallest difference that counts, and **not decided** otherwise; then it says how many trainings would decide it.
-It is **not testable** where there is no room for it: nothing can move worse than what does not move. Trainings are the
-unit, each on a reference clip of its own; graded measures decide, and Holm's correction keeps the chance of any wrong
-ruling in a table at 5 %. "Reported [S]" is a secondary reading of the paper's tables, not checked against the PDF; it
-was measured on ZeroScope with real clips, so only its direction can be compared with the small embedded model. Brackets
-are 95 % intervals; `table.md` beside every page (`outputs/reproduce/ARTEFACT/`) has the formula of each metric.
+of the smallest difference that counts, and **not decided** otherwise; then it says how many reference clips would
+decide it. It is **not testable** where there is no room for it: nothing can move worse than what does not move, and
+where neither of two variants leaks their leakage is not compared. The reference clip is the unit, with its trainings
+and their videos inside; graded measures decide, and Holm's correction keeps the chance of any wrong ruling in a table
+at 5 %. "Reported [S]" is a secondary reading of the paper's tables, not checked against the PDF; it was measured on
+ZeroScope with real clips, so only its direction can be compared with the small embedded model. Brackets are 95 %
+intervals; `table.md` beside every page (`outputs/reproduce/ARTEFACT/`) has the formula of each metric.
 
-A section whose verdicts give no p is older than these rules: yes/no measures, and intervals over its videos and clips
+A section whose verdicts count trainings (one on each clip) is older than two of these rules: it rules on leakage where
+neither leaks, and a lost object costs less in it, in colour, edge and leakage.
+
+One whose verdicts give no p is older than all of them: yes/no measures, and intervals over its videos and clips
 without a correction, decided it, its videos took 20 sampling steps in place of today's 6, and its trainings 300 steps
 of four timesteps at 2.5e-3 in place of today's recipe (Time to motion compares the two). The videos of
 Speed's untouched model, and all of Time to motion's, took 10.

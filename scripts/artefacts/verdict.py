@@ -149,6 +149,8 @@ def _verdict(question: Question, rows: Rows, threshold: float | None, family: in
     if confirm < threshold:
         small = not claim.expect.startswith("not") and question.turned.interval()[1] < question.least
         words += f"; smaller than {question.least:g}, the least that counts" if small else ""
+        against = claim.expect.startswith("not") and question.turned.interval()[1] < 0
+        words += f"; against the claim all the same, by less than the {question.least:g} allowed" if against else ""
         return Verdict(claim, question.group, "confirmed", words)
     if refute < threshold:
         if not claim.expect.startswith("not") and question.least:
