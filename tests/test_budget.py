@@ -138,7 +138,7 @@ def test_a_study_that_is_only_planned_prints_what_it_needs_and_makes_nothing(fla
     monkeypatch.setattr(production, "study", lambda *words: pytest.fail("it must not run"))
     command.main(["metrics", "measures", flag, "--output_dir", str(tmp_path / "out")])
     assert capsys.readouterr().out.splitlines() == [
-        f"{name}: {title}; it needs {needs}, and trains nothing" for name, (title, needs) in STUDIES.items()
+        f"{name}: {title}. It trains nothing and needs {needs}." for name, (title, needs) in STUDIES.items()
     ]
     assert not (tmp_path / "out").exists()
 

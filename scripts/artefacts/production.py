@@ -124,7 +124,7 @@ def describe_benchmark(args: argparse.Namespace) -> str:
 def describe_study(name: str) -> str:
     """What --plan and --dry-run print in place of a study."""
     title, needs = STUDIES[name]
-    return f"{name}: {title}; it needs {needs}, and trains nothing"
+    return f"{name}: {title}. It trains nothing and needs {needs}."
 
 
 def study(name: str, args: argparse.Namespace, argv: list[str]) -> Path:
