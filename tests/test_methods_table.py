@@ -6,7 +6,7 @@ import torch
 from configs.schema import load
 from scripts import methods_table
 from scripts.benchmark import method_costs
-from scripts.benchmark.steps import MODELS, Step
+from scripts.benchmark.steps import MODELS, Step, count_bytes
 
 from conftest import ROOT
 
@@ -14,6 +14,14 @@ from conftest import ROOT
 def test_every_method_file_has_a_row():
     assert method_costs.WHEN.keys() == {file.stem for file in (ROOT / "configs" / "methods").glob("*.yaml")}
     assert sorted([*method_costs.WHEN, *method_costs.TRANSFORMER_WHEN]) == methods_table.METHODS
+
+
+def test_the_page_has_the_memory_that_is_counted_for_zeroscope():
+    page = (ROOT / "configs/methods/README.md").read_text().splitlines()
+    name = "motiondirector"
+    (row,) = (line.split(" | ") for line in page if line.startswith(f"| `{name}` | ") and line.count("|") > 9)
+    cfg, _ = load(["--config", f"configs/methods/{name}.yaml", "train_data.single_video_path=random"], description="")
+    assert row[6] == f"{count_bytes(MODELS['zeroscope'], checkpointing=None, cfg=cfg) / 1e9:.2f}"
 
 
 @pytest.mark.parametrize("name, motion", [("tap", "3.33"), ("tap_key", "1.66"), ("motiondirector", "12.47")])
