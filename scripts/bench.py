@@ -19,13 +19,19 @@ stdout is one JSON document:
     inversion_step_s   seconds of one step of DDIM inversion
     text_encoder_s, vae_encode_s, vae_decode_s    seconds for one prompt, one clip, one video
     video_s            seconds from a prompt to frames in video_steps sampling steps
-    peak_bytes         peak of a training step: measured on CUDA, else counted (frozen model, adapters, their gradients
-                       and AdamW's moments, activations; without the CUDA context); --memory counts in bf16 with
-                       checkpointing, the default, and takes the modes of the key `memory`: small, smallest
+    peak_bytes         peak of our training step: measured on CUDA, before a baseline is made, else counted (frozen
+                       model, adapters, their gradients and AdamW's moments, activations; without the CUDA context);
+                       --memory counts in bf16 with checkpointing, the default, and takes the modes of the key
+                       `memory`: small, smallest
     baseline_ratio     the baseline's step time over ours, in CPU time on a CPU; the median of alternating pairs
+    sample_ratio       the baseline's sampling step over ours, likewise
+    customized_ratio   a sampling step with motion LoRA and highway over one of the model with neither, likewise
     train_flop         floating-point operations of a step without recomputation; train_flop_by_dtype by precision
+    sample_flop        floating-point operations of a guided sampling step
     matmul_flop_s      the device's measured rate of a large matrix product in each of those precisions
-    train_share        the time the step's operations would take at those rates, over the step's time
+    train_share, sample_share    the time the step's operations would take at those rates, over the step's time
+    threads            CPU threads, chosen as the commands do: OMP_NUM_THREADS, else by the model's size
+    targets            what this project aims at for this model and baseline, and whether it was reached or missed
 
 Baselines: `stock` is our step on diffusers' own layers, neither lean (models/lean.py) nor compiled; `plain` is the dual
 path as MotionDirector describes it (fp32, text encoder in every step, checkpointing, every adapter gathering gradients
@@ -96,14 +102,16 @@ def main(argv: list[str] | None = None) -> None:
     numbers["baseline_ratio"] = None
     dtype = torch.bfloat16
     if not args.memory:
+        from scripts.benchmark.targets import judged
         from scripts.benchmark.timings import measure
 
-        cuda, dtype = device.type == "cuda", torch.float32 if device.type == "cpu" else dtype
-        name = torch.cuda.get_device_name(device) if cuda else f"{device.type}, {torch.get_num_threads()} threads"
-        against = args.against or (("release" if cuda else "plain") if args.baseline else None)
-        numbers |= {"device": name} | measure(
+        dtype = torch.float32 if device.type == "cpu" else dtype
+        against = args.against or (("release" if device.type == "cuda" else "plain") if args.baseline else None)
+        numbers |= measure(
             args.model, device, repeats=args.repeats, against=against, cfg=cfg, video_steps=args.video_steps
         )
+        numbers["targets"] = judged(numbers)
+        print(*numbers["targets"], sep="\n", file=sys.stderr)
     if numbers["peak_bytes"] is None:
         numbers["peak_bytes"] = count_bytes(MODELS[args.model], checkpointing=checkpointing, dtype=dtype, cfg=cfg)
     if args.results:

@@ -127,9 +127,10 @@ def test_the_frozen_model_counts_the_same_whatever_learns(method, monkeypatch):
 
 
 KEYS = {
-    "model", "device", "dtype", "train_step_s", "compile_s", "train_host_s", "train_device_s", "train_step_fp16_s",
-    "sample_s", "inversion_step_s", "text_encoder_s", "vae_encode_s", "vae_decode_s", "video_s", "video_steps",
-    "peak_bytes", "baseline", "baseline_ratio", "train_flop", "train_flop_by_dtype", "matmul_flop_s", "train_share",
+    "model", "device", "dtype", "threads", "compile", "train_step_s", "compile_s", "train_host_s", "train_device_s",
+    "train_step_fp16_s", "sample_s", "inversion_step_s", "text_encoder_s", "vae_encode_s", "vae_decode_s", "video_s",
+    "video_steps", "peak_bytes", "baseline", "baseline_ratio", "sample_ratio", "customized_ratio", "train_flop",
+    "train_flop_by_dtype", "sample_flop", "matmul_flop_s", "train_share", "sample_share", "targets",
 }  # fmt: skip
 NOT_HERE = {"train_device_s", "train_step_fp16_s", "compile_s"}  # only on a GPU, or compiled
 
@@ -143,10 +144,14 @@ def test_the_last_line_is_one_json_document_of_documented_keys(monkeypatch, caps
     assert all(key in bench.__doc__ or key in ("model", "device", "dtype", "baseline") for key in KEYS)
     assert {key for key, value in timed.items() if value is None} == NOT_HERE
     seconds = {key: value for key, value in timed.items() if key.endswith("_s") and isinstance(value, float)}
-    assert len(seconds) == 8 and min(seconds.values()) > 0 and 0 < timed["train_share"]
+    assert len(seconds) == 8 and min(seconds.values()) > 0
+    assert timed["sample_share"] == pytest.approx(
+        timed["sample_flop"] / timed["matmul_flop_s"]["float32"] / timed["sample_s"]
+    )
+    assert min(timed[key] for key in ("train_share", "baseline_ratio", "sample_ratio", "customized_ratio")) > 0
     assert timed["train_host_s"] <= timed["train_step_s"] and timed["video_s"] > timed["vae_decode_s"]
     ((_, device),) = read_sections(tmp_path / "R.md")
-    assert device.startswith("cpu") and "| pocket | float32 |" in (tmp_path / "R.md").read_text()
+    assert device.startswith("cpu") and "| pocket | off | float32 |" in (tmp_path / "R.md").read_text()
 
 
 def test_memory_alone_is_counted_without_timing(monkeypatch, capsys):
@@ -156,11 +161,14 @@ def test_memory_alone_is_counted_without_timing(monkeypatch, capsys):
     assert counted["train_step_s"] is None and counted["peak_bytes"] == steps.count_bytes(TINY)
 
 
+TIMED = {"device": "cpu", "peak_bytes": 1, "baseline_ratio": 1.0}
+
+
 @pytest.mark.parametrize(
     ("words", "name"), [(["--against", "release"], "release"), (["--against", "stock"], "stock"), ([], None)]
 )
 def test_the_baseline_is_the_one_that_was_asked_for(words, name, monkeypatch, capsys):
-    monkeypatch.setattr(timings, "measure", lambda *_, against, **__: {"baseline": against, "peak_bytes": 1})
+    monkeypatch.setattr(timings, "measure", lambda *_, against, **__: TIMED | {"baseline": against})
     bench.main(["--device", "cpu", *words])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["baseline"] == name
 
@@ -183,7 +191,7 @@ def test_compiling_is_timed_apart_from_the_steps_and_alternates_with_a_step_that
         wrap_forward(unet, lambda forward, *args, **kwargs: (time.sleep(next(waits, 0)), forward(*args, **kwargs))[1])
 
     monkeypatch.setattr(steps, "compile_layers", slow_at_first)
-    monkeypatch.setattr(timings, "_sampling", lambda *_: {})
+    monkeypatch.setattr(timings, "_sampling", lambda *_: {"sample_s": 1.0})
     monkeypatch.setitem(steps.MODELS, "pocket", TINY)
     cfg = steps.settings(compile="blocks", gradient_checkpointing=False)
     found = timings.measure("pocket", CPU, repeats=1, against="stock", cfg=cfg, video_steps=1)
@@ -193,17 +201,24 @@ def test_compiling_is_timed_apart_from_the_steps_and_alternates_with_a_step_that
 
 def test_a_devices_rows_are_kept_beside_each_other_and_replaced_by_newer_ones(tmp_path):
     path = tmp_path / "RESULTS.md"
-    for model, device, seconds in (
-        ("mid", "H100", 0.5),
-        ("pocket", "H100", 0.1),
-        ("mid", "A10", 2),
-        ("mid", "H100", 0.4),
+    for model, compiled, device, seconds in (
+        ("mid", "off", "H100", 0.5),
+        ("mid", "blocks", "H100", 0.3),
+        ("pocket", "off", "H100", 0.1),
+        ("mid", "off", "A10", 2),
+        ("mid", "off", "H100", 0.4),
     ):
-        results.keep_timings(path, {"model": model, "device": device, "train_step_s": seconds}, "bench `x`")
+        numbers = {"model": model, "compile": compiled, "device": device, "train_step_s": seconds}
+        results.keep_timings(path, numbers | {"targets": ["a: reached", "b: missed"]}, "bench `x`")
     sections = read_sections(path)
     assert list(sections) == [("bench", "A10"), ("bench", "H100")]
     rows = [line for line in sections["bench", "H100"].splitlines() if line.startswith("| ")]
-    assert [row.split(" | ")[:3] for row in rows[1:]] == [["| mid", "–", "400.0 ms"], ["| pocket", "–", "100.0 ms"]]
+    assert [row.split(" | ")[:5] for row in rows[1:]] == [
+        ["| mid", "blocks", "–", "–", "300.0 ms"],
+        ["| mid", "off", "–", "–", "400.0 ms"],
+        ["| pocket", "off", "–", "–", "100.0 ms"],
+    ]
+    assert all(" | a: reached; b: missed | " in row for row in rows[1:])
 
 
 @pytest.mark.parametrize("name", ["cuda:1", "mps"])

@@ -8,23 +8,31 @@ from scripts.artefacts.provenance import commit
 from scripts.artefacts.results_file import markdown, markdown_code, markdown_table, put_section, read_sections
 
 MS, GB = (lambda value: f"{1000 * value:.1f} ms"), (lambda value: f"{value / 1e9:.2f} GB")
+SECONDS, SHARE, RATIO = "{:.1f} s".format, "{:.0%}".format, "{:.2f}".format
 COLUMNS = {  # heading -> (key of the JSON document, how it is written)
     "model": ("model", str),
+    "compile": ("compile", str),
     "precision": ("dtype", str),
+    "threads": ("threads", str),
     "training step": ("train_step_s", MS),
     "host": ("train_host_s", MS),
     "device busy": ("train_device_s", MS),
     "in fp16": ("train_step_fp16_s", MS),
-    "share of matmul rate": ("train_share", lambda value: f"{100 * value:.0f} %"),
+    "compiling": ("compile_s", SECONDS),
+    "share of matmul rate": ("train_share", SHARE),
     "baseline": ("baseline", str),
-    "ratio": ("baseline_ratio", lambda value: f"{value:.2f}"),
+    "its step / ours": ("baseline_ratio", RATIO),
     "peak": ("peak_bytes", GB),
     "sampling step": ("sample_s", MS),
+    "its share of matmul rate": ("sample_share", SHARE),
+    "the baseline's / ours": ("sample_ratio", RATIO),
+    "ours / the plain model's": ("customized_ratio", RATIO),
     "inversion step": ("inversion_step_s", MS),
     "text": ("text_encoder_s", MS),
     "VAE encodes": ("vae_encode_s", MS),
     "VAE decodes": ("vae_decode_s", MS),
-    "a video": ("video_s", lambda value: f"{value:.1f} s"),
+    "a video": ("video_s", SECONDS),
+    "targets": ("targets", "; ".join),
     "made": ("made", str),
 }
 
@@ -36,10 +44,11 @@ def keep_timings(path: Path, numbers: dict, command: str) -> None:
     row = [write(numbers[name]) if numbers.get(name) is not None else "–" for name, write in COLUMNS.values()]
     header, rule, line = markdown_table([list(COLUMNS), row]).splitlines()
     kept = [old for old in read_sections(path).get(key, "").splitlines() if old.startswith("| ")][1:]
-    kept = [old for old in kept if old.split(" | ")[0] != line.split(" | ")[0]]
+    kept = [old for old in kept if old.split(" | ")[:2] != line.split(" | ")[:2]]  # of another model or compile
     table = "\n".join([header, rule, *sorted([*kept, line])])
     body = (
         "Medians on random weights of the architecture's size. `pocket`, `mid` and `zeroscope` are described in "
-        f"`scripts/bench.py --help`.\n\n{table}\n\nCommand of the newest row: {markdown_code(command)}\n"
+        f"`scripts/bench.py --help`; ratios are in CPU time on a CPU.\n\n{table}\n\n"
+        f"Command of the newest row: {markdown_code(command)}\n"
     )
     put_section(path, key, f"Speed: {markdown(numbers['device'])}", body)

@@ -3,6 +3,8 @@
 What train.py and the sampler run, without files. Latents are [1 4 f h w], text embeddings [1 n d].
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from configs import schema
 from infer.inversion import ddim_invert
-from infer.sampler import guide, sample
+from infer.sampler import Denoiser, guide, sample
 from models import lora, methods
 from models.backbone import Backbone, predictor
 from models.backbones.unet3d import ZEROSCOPE
@@ -123,10 +125,17 @@ class Step:
         self.gradients(number)
         self.optimizer.step()
 
+    def sampling(self) -> AbstractContextManager:
+        """The customized model, as inference runs it: the motion merged where that keeps its digits, the highway on."""
+        return self.method.sampling()
+
+    def denoiser(self) -> Denoiser:
+        """The guided model: two videos in each forward."""
+        return guide(self.predict, self.text, self.text, scale=GUIDANCE)
+
     def sample(self, steps: int = 1) -> torch.Tensor:
-        """`steps` guided denoising steps; enter `method.sampling()` and eval mode first. Returns latents."""
-        denoise = guide(self.predict, self.text, self.text, scale=GUIDANCE)
-        return sample(denoise, self.scheduler, self.latents, steps=steps)
+        """`steps` guided denoising steps; enter `sampling()` and eval mode first. Returns latents."""
+        return sample(self.denoiser(), self.scheduler, self.latents, steps=steps)
 
     def invert(self) -> None:
         """One step of DDIM inversion of the clip; enter eval mode first."""
@@ -159,7 +168,8 @@ class StockStep(Step):
 class PlainStep(Step):
     """The dual-path step as MotionDirector describes it: fp32, text encoder in every step, activations recomputed.
 
-    Every adapter gathers gradients in both passes, and both passes run before any weight moves.
+    Every adapter gathers gradients in both passes, and both passes run before any weight moves. It samples without
+    the highway, its motion LoRA beside the layers, in the precision of its training.
     """
 
     def __init__(self, architecture: Architecture, device: torch.device | str):
@@ -193,6 +203,12 @@ class PlainStep(Step):
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        motion = [self.method.motion]
+        with self.autocast, lora.active(motion, on=motion):
+            yield
+
 
 class ReleaseStep(PlainStep):
     """The authors' step as they release it, but for the order of its passes: fp32 weights under fp16 autocast.
@@ -219,6 +235,16 @@ def random_text_encoder(architecture: Architecture, width: int) -> CLIPTextModel
         num_attention_heads=max(1, width // 64),
     )
     return CLIPTextModel(config)
+
+
+def count_flop(architecture: Architecture, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
+    """Operations by precision of (a training step without recomputation, a guided sampling step)."""
+    step = Step(architecture, "meta", dtype, checkpointing=False)
+    training = memory.count_flop_by_dtype(lambda: step.gradients(0))
+    step.unet.eval()
+    with torch.no_grad(), step.sampling():
+        denoise, timestep = step.denoiser(), torch.tensor(0)
+        return training, memory.count_flop_by_dtype(lambda: denoise(step.latents, timestep))
 
 
 def count_bytes(
