@@ -5,7 +5,7 @@ A check is a function from a value to the checked value that raises ValueError w
 key from its field (configs/fields.py), so that files and the command line share one schema. Imports nothing slow.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from configs.errors import UserError, shown
@@ -154,3 +154,12 @@ def checked(
             except ValueError as error:
                 raise UserError(f"{origin}: {key} is {shown(values[key])}, {error}; {advice}") from None
     return found
+
+
+def no_interval(ends: Sequence[float]) -> str | None:
+    """Why `ends` are no guidance interval, the end of a sentence; None for two timesteps, 0 <= low <= high <= 1000."""
+    if len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1000:
+        return None
+    return (
+        f"{shown(list(ends))} is not a range of timesteps from low to high inside 0 to 1000; 0 1000 guides every step"
+    )

@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from configs.checks import no_interval
 from configs.errors import shown
-from configs.fields import kind_of
+from configs.fields import KEYS, kind_of
 
 SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "json_path", "image": "image_dir"}
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")  # as SPDX and the hub write them
@@ -112,12 +113,9 @@ def contradictions(cfg: DictConfig) -> list[str]:
     patterns = [name for name in ("include_patterns", "exclude_patterns") if cfg[name] is not None]
     if patterns and cfg.method != "lora":
         wrong.append(f"{patterns[0]}: chooses layers of a LoRA, and method is {cfg.method}; leave it out")
-    edges = cfg.validation_data.guidance_interval
-    if edges is not None and (len(edges) != 2 or edges[0] >= edges[1]):
-        wrong.append(
-            f"validation_data.guidance_interval: {shown(list(edges))} is not two timesteps, the lower one first; write "
-            "for example [200, 800]"
-        )
+    path, ends = "validation_data.guidance_interval", cfg.validation_data.guidance_interval
+    if ends is not None and (reason := no_interval(ends)) and not beyond(path, ends, KEYS[path].metadata):
+        wrong.append(f"{path}: {reason}")
     shares = cfg.block_range
     if shares is not None and (len(shares) != 2 or shares[0] >= shares[1]):
         wrong.append(

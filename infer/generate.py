@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from diffusers import SchedulerMixin
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from infer.jobs import Part, read_parts
 from infer.noise import initial_noise
 from infer.pictures import MOST_ROWS, contact_sheet, strip
 from infer.request import Request, read_request
-from infer.sampler import guide, sample, within
+from infer.sampler import guide, is_inside, make_solver, sample, within
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
@@ -113,7 +114,7 @@ def _sample_part(
         cost = {
             "seconds": round((time.perf_counter() - began) / len(batch), 3),
             "cpu_seconds": round((time.process_time() - cpu_began) / len(batch), 3),
-            "forwards": forwards(settings),
+            "forwards": forwards(settings, backbone.scheduler),
         }
         for (prompt, seed), frames in zip(batch, videos, strict=True):
             if len(rows) < MOST_ROWS:
@@ -189,12 +190,12 @@ def sample_videos(
     return [backbone.decode_video(video[None]) for video in latents]
 
 
-def forwards(settings: Settings) -> int | None:
-    """How often the network sees each video; None where a guidance interval decides that from step to step."""
-    if settings.guidance_interval is not None:
-        return None
-    plain = GuidanceSettings(steps=0)
-    return (settings.guidance() or plain).forwards(settings.num_steps, settings.guidance_scale)
+def forwards(settings: Settings, scheduler: SchedulerMixin) -> int:
+    """How often the network sees each video: twice in a step with a guidance scale, more where motion is guided."""
+    interval, unguided = settings.guidance_interval, settings.guidance_scale == 1
+    timesteps = make_solver(scheduler, settings.solver, settings.num_steps).timesteps
+    each = [1 if unguided or not is_inside(interval, timestep) else 2 for timestep in timesteps]
+    return (settings.guidance() or GuidanceSettings(steps=0)).forwards(each)
 
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:

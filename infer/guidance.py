@@ -11,6 +11,7 @@ only in `clean_latents` and `velocity`.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,11 +38,13 @@ class GuidanceSettings:
     across: float = 0.1
     target: str = "predicted"
 
-    def forwards(self, sampling_steps: int, scale: float) -> int:
-        """How often the network sees a video in a guided sampling of so many steps at this guidance scale."""
-        each, guided = 1 if scale == 1 else 2, min(self.steps, sampling_steps)
+    def forwards(self, each: Sequence[int]) -> int:
+        """How often the network sees a video in a guided sampling, of which `each` step alone takes so many forwards.
+
+        A guided step takes its last update's prediction.
+        """
         reference = 1 if self.target == "predicted" else 0
-        return sampling_steps * each + guided * (reference + (self.updates - 1) * each)
+        return sum(each) + sum(reference + (self.updates - 1) * count for count in each[: self.steps])
 
 
 @dataclass(frozen=True)

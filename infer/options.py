@@ -8,6 +8,7 @@ import argparse
 import ast
 import difflib
 
+from configs.checks import no_interval
 from configs.errors import printable
 
 # what the release's infer.py assumes unless the checkpoint says otherwise
@@ -214,9 +215,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("argument --output_dir: is empty, name a folder (a single dot is this one)")
     if args.compile != "off" and args.memory != "default":
         parser.error(f"argument --compile: needs the frozen model as it is, and --memory is {args.memory}")
-    if args.guidance_interval and args.guidance_interval[0] > args.guidance_interval[1]:
-        low, high = args.guidance_interval
-        parser.error(f"argument --guidance_interval: {low:g} is above {high:g}, write the lower timestep first")
+    if args.guidance_interval and (reason := no_interval(args.guidance_interval)):
+        parser.error(f"argument --guidance_interval: {reason}")
     return args
 
 

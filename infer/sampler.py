@@ -8,7 +8,7 @@ the CPU, where the solver looks up its coefficients; only what the model gets is
 for the device.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from diffusers import (
@@ -19,6 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from configs.checks import no_interval
 from configs.errors import UserError
 from models.backbone import Predictor
 from models.schedule import FLOW, is_flow, shift_of
@@ -57,25 +58,25 @@ def guide(
     return denoise
 
 
-def within(interval: tuple[float, float], guided: Denoiser, plain: Denoiser) -> Denoiser:
+def within(interval: Sequence[float], guided: Denoiser, plain: Denoiser) -> Denoiser:
     """Guidance at timesteps low <= t <= high alone; elsewhere `plain`, which costs one forward in place of two.
 
     Limited-interval guidance (Kynkäänniemi et al. 2024). Raises UserError for an interval that is upside down or not
     inside 0 to 1000.
     """
-    low, high = check_interval(interval)
-    return lambda latents, timestep: (guided if low <= timestep <= high else plain)(latents, timestep)
+    check_interval(interval)
+    return lambda latents, timestep: (guided if is_inside(interval, timestep) else plain)(latents, timestep)
 
 
-def check_interval(interval: Iterable[float]) -> tuple[float, float]:
-    """(low, high) of a guidance interval. Raises UserError unless 0 <= low <= high <= 1000."""
-    ends = list(interval)
-    if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1000:
-        raise UserError(
-            f"guidance_interval: {ends} is not a range of timesteps from low to high inside 0 to 1000; 0 1000 guides "
-            "every step"
-        )
-    return ends[0], ends[1]
+def is_inside(interval: Sequence[float] | None, timestep: torch.Tensor) -> bool:
+    """Whether guidance acts at `timestep` []; without an interval it always does."""
+    return interval is None or bool(interval[0] <= timestep <= interval[1])
+
+
+def check_interval(interval: Sequence[float]) -> None:
+    """Raise UserError for a guidance interval that is none (configs/checks.py)."""
+    if reason := no_interval(interval):
+        raise UserError(f"guidance_interval: {reason}")
 
 
 def rescale_guidance(guided: torch.Tensor, conditional: torch.Tensor, share: float) -> torch.Tensor:

@@ -176,8 +176,8 @@ def test_the_network_is_called_without_a_gradient_and_as_often_as_promised():
             with torch.no_grad():
                 guided(z, torch.tensor(t))
         assert calls == {"prompt": 2 * 3 + 3, "reference": reference}
-        assert guided.settings.forwards(5, scale=1) == calls["prompt"] + calls["reference"]
-        assert guided.settings.forwards(5, scale=2.5) == 2 * calls["prompt"] + calls["reference"]
+        assert guided.settings.forwards([1] * 5) == calls["prompt"] + calls["reference"]
+        assert guided.settings.forwards([2] * 5) == 2 * calls["prompt"] + calls["reference"]
 
 
 def test_differences_are_of_neighbours_and_of_all_pairs():

@@ -103,7 +103,26 @@ def test_no_more_forwards_than_promised(model, sampled, clip_file, request):
 def test_the_sidecar_holds_what_a_video_cost(sampled, clip_file):
     plain, guided = (sampled(*words)[1] for words in ((), ("--guide", str(clip_file))))
     assert (plain["forwards"], guided["forwards"]) == (10, 15) and plain["cpu_seconds"] > 0
-    assert sampled("--guidance_interval", "0", "500")[1]["forwards"] is None
+
+
+INTERVALS = (("0", "500"), ("500", "1000"), ("1000", "1000"), ("0", "1000"))
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc", "dpm"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_forwards_in_the_sidecar_are_those_that_were_made_with_an_interval(
+    model, sampled, clip_file, request, solver, guided
+):
+    seen, found = [], {}
+    hook = model.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    request.addfinalizer(hook.remove)
+    clip = ("--guide", str(clip_file), "--guide_steps", "3") if guided else ()
+    for interval in INTERVALS:
+        seen.clear()
+        found[interval] = sampled("--solver", solver, "--guidance_interval", *interval, *clip)[1]["forwards"]
+        assert found[interval] == sum(seen), interval
+    nowhere, everywhere = found[INTERVALS[2]], found[INTERVALS[3]]
+    assert nowhere < min(found[INTERVALS[0]], found[INTERVALS[1]]) < everywhere
 
 
 def test_a_model_can_bring_its_own_guidance(tmp_path):

@@ -14,6 +14,7 @@ from configs import schema
 from configs.errors import UserError
 from configs.fields import KEYS, default_of, kind_of
 from configs.stored import stored_config
+from infer.sampler import check_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = "train_data.single_video_path=a"
@@ -59,8 +60,8 @@ WORDS = [
     ("embeddings.widths=[]", "empty"),
     ("embeddings.widths=[0]", "at least 1"),
     ("embeddings.blocks=[]", "empty"),
-    ("validation_data.guidance_interval=[800, 200]", "lower one first"),
-    ("validation_data.guidance_interval=[1, 2, 3]", "two timesteps"),
+    ("validation_data.guidance_interval=[800, 200]", "[800.0, 200.0] is not a range of timesteps from low to high"),
+    ("validation_data.guidance_interval=[1, 2, 3]", "is not a range of timesteps"),
     ("validation_data.guidance_interval=[-1, 2]", "at least 0"),
     ("validation_data.guidance_interval=[0, 1001]", "at most 1000"),
     ("validation_data.guidance_interval=[0, .nan]", "finite"),
@@ -244,3 +245,8 @@ def test_what_an_older_version_chose_is_read_by_todays_names():
     assert stored == {"report_to": "none", "seed": 1, "chosen": ["report_to", "seed"]}
     with pytest.raises(UserError, match="chosen is .*nonsense"):
         stored_config({"chosen": ["nonsense"]}, "a file")
+
+
+def test_an_interval_of_one_timestep_is_taken_by_training_as_by_sampling():
+    cfg = schema.from_dict({**DATA, "validation_data": {"guidance_interval": [500, 500]}})
+    check_interval(cfg.validation_data.guidance_interval)

@@ -204,8 +204,9 @@ def test_help_states_the_defaults_that_act(capsys):
 def test_an_interval_upside_down_is_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--guidance_interval", 700, 300)
-    assert stop.value.code == 2 and "700 is above 300, write the lower timestep first" in capsys.readouterr().err
+    assert stop.value.code == 2 and "[700.0, 300.0] is not a range of timesteps" in capsys.readouterr().err
     assert parse("--guidance_interval", 0, 1000).guidance_interval == [0, 1000]
+    assert parse("--guidance_interval", 500, 500).guidance_interval == [500, 500]
 
 
 def test_videos_are_counted_before_they_are_listed():
