@@ -50,7 +50,7 @@ from configs.files import atomic_path, check_writable
 from configs.schema import to_yaml
 from data import cache
 from infer.plan import plan
-from infer.preview import Previews
+from infer.preview import Previews, check_solver_of_previews
 from infer.references import prepare_clips
 from models import backbones, methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
@@ -140,6 +140,7 @@ def _train(cfg, processes: Processes) -> Path:
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     if processes.is_main:
         processes.say("\n".join(plan(cfg)))
+    check_solver_of_previews(cfg)
     dtype = choose_dtype(cfg.mixed_precision, device)
     backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
     use_threads(backbone.network, device, cfg.threads)
@@ -298,6 +299,7 @@ def dry_run(cfg: DictConfig) -> str:
     """
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     planned = plan(cfg)
+    check_solver_of_previews(cfg)
     network, dtype = skeleton(cfg.pretrained_model_path), choose_dtype(cfg.mixed_precision, choose_device(cfg.device))
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)

@@ -14,10 +14,13 @@ from data.clips import Clip
 from data.sources import plan_clips
 from infer.generate import sample_videos
 from infer.pictures import contact_sheet, strip, thumbnail
+from infer.sampler import make_solver
 from infer.settings import of_training
 from infer.side_by_side import write_side_by_side
 from infer.video import read_frames, safe_name, write_video
 from models.backbone import Backbone
+from models.backbones import kind_of_model
+from models.files.parts import load_part
 from models.hooks import Patch
 from models.methods import Method
 
@@ -103,6 +106,13 @@ class Previews:
             return Clip(frames, clips[number].prompt, clips[number].name, of_training(self.cfg).fps)
         planned = plan_clips(self.cfg, backbone.snap)[number]
         return planned.read(planned.path, planned.cut, planned.prompt)
+
+
+def check_solver_of_previews(cfg) -> None:
+    """Raise UserError, as sampling does, where the previews' solver cannot work with this model. Reads no weights."""
+    model, wanted = cfg.pretrained_model_path, cfg.validation_data
+    scheduler = load_part(model, "scheduler", kind_of_model(model).parts(model)["scheduler"], {})
+    make_solver(scheduler, wanted.solver, wanted.num_inference_steps)
 
 
 def preview(

@@ -83,3 +83,17 @@ def test_a_dry_run_prints_no_character_that_acts_on_a_terminal(tiny_pipeline, cl
     train.main()
     printed = capsys.readouterr().out
     assert "\\u202ea" in printed and all(line.isprintable() for line in printed.splitlines())
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("unipc", 1), ("euler", 2)])
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_a_solver_of_the_previews_that_cannot_work_is_refused_at_the_start_as_sampling_refuses_it(
+    solver, steps, words, refusal, tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "prepare_clips", lambda *_, **__: pytest.fail("the training has begun"))
+    cfg, config = tiny_config(validation_data={"solver": solver, "num_inference_steps": steps}), tmp_path / "c.yaml"
+    config.write_text(to_yaml(cfg))
+    trained = refusal(train.main, "--config", config, *words)
+    asked = ["--solver", solver, "-s", steps, "-W", 64, "-H", 64, "-T", 2, "-o", tmp_path / "out"]
+    assert trained == refusal(infer.main, "--model", cfg.pretrained_model_path, "--prompt", "a car", *asked)
+    assert trained.startswith("error: solver: ")
