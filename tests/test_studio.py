@@ -16,6 +16,7 @@ from scripts.studio.excerpt import Length, choose, measure
 from scripts.studio.places import ROUTE, Places, short
 from scripts.studio.recipe import Recipe, configuration, is_small, preset
 from scripts.studio.runs import find_run, find_runs
+from scripts.studio.sampling import dials_of_model
 from scripts.studio.server import allowed, choose_port
 from scripts.studio.takeaway import keep_command, line, train_words
 
@@ -42,6 +43,12 @@ def uploaded(places, name, content=None):
     else:
         path.write_bytes(content)
     return path
+
+
+def test_the_page_opens_with_the_models_own_steps_and_guidance(tmp_path):
+    assert dials_of_model(MODEL) == {"solver": "ddim", "num_steps": 6, "guidance_scale": 4.0}
+    assert dials_of_model(TRANSFORMER)["solver"] == "unipc"
+    assert dials_of_model(str(tmp_path)) == {"solver": "ddim", "num_steps": 30, "guidance_scale": 12.0}, "ZeroScope's"
 
 
 # uploads

@@ -68,7 +68,7 @@ class Page:
         )
         gr.HTML(f'<p class="note bad">{escape(problem)}</p>' if problem else "", visible=bool(problem))
         self.clip, self.learn, self.watch = ClipStep(desk), LearnStep(desk, can_train=not problem), WatchStep()
-        self.draw, self.take, self.shown = SampleStep(), TakeStep(), GalleryStep()
+        self.draw, self.take, self.shown = SampleStep(desk), TakeStep(), GalleryStep()
         self.last = gr.State({})  # what the last look saw
         clip = self.clip  # what opening a clip fills in:
         self.opened = [clip.first, clip.seconds, clip.caption, self.learn.previewed, self.draw.prompts, clip.seen]

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from configs.schema import locate
 from infer import options
+from infer.settings import read_native
 from scripts.studio.places import Places, script, short
 from scripts.studio.runs import Run
 
@@ -28,6 +30,12 @@ FLAGS = {  # dial -> flag of infer/infer.py, in the order in which commands give
 }
 OF_THE_MODEL = ("solver", "num_steps", "guidance_scale")  # dials that act on the base model as well
 WITHOUT_HIGHWAY = "off"
+
+
+def dials_of_model(model: str) -> dict[str, Any]:
+    """Solver, steps and guidance scale of a model folder itself, which the page shows until a run is chosen."""
+    own = options.RELEASE | read_native(locate(model))
+    return {name: own[name] for name in OF_THE_MODEL}
 
 
 @dataclass(frozen=True)

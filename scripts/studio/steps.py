@@ -11,6 +11,7 @@ import gradio as gr
 
 from scripts.studio.desk import Desk
 from scripts.studio.recipe import METHODS, SPEEDS
+from scripts.studio.sampling import dials_of_model
 from scripts.studio.takeaway import KINDS, LORAS
 
 NOBODY = ("none", "")  # an entry of a list of other runs: no run
@@ -98,7 +99,8 @@ class WatchStep:
 class SampleStep:
     """New prompts under the chosen run, and all dials; `dials` are by their names in infer/infer.py."""
 
-    def __init__(self):
+    def __init__(self, desk: Desk):
+        own = dials_of_model(desk.model)
         with numbered(4, "Sample", "New prompts, with the motion. The dials act at once, without training again."):
             self.prompts = gr.Textbox(label="Prompts, one a line", lines=3, elem_id="prompts")
             with gr.Row():
@@ -114,9 +116,9 @@ class SampleStep:
                     highway = gr.Radio(["off", "all", "release", "plain"], value="all", label="Appearance highway")
                     beta = gr.Slider(0.5, 2, 1.1, step=0.05, label="Its scale")
                 with gr.Row():
-                    solver = gr.Dropdown(["ddim", "unipc", "dpm"], value="ddim", label="Solver")
-                    num_steps = gr.Slider(1, 100, 20, step=1, label="Its steps")
-                    guidance = gr.Slider(0, 20, 4, step=0.5, label="Guidance scale")
+                    solver = gr.Dropdown(["ddim", "unipc", "dpm"], value=own["solver"], label="Solver")
+                    num_steps = gr.Slider(1, 100, own["num_steps"], step=1, label="Its steps")
+                    guidance = gr.Slider(0, 20, own["guidance_scale"], step=0.5, label="Guidance scale")
                 with gr.Row():
                     self.noise = gr.Number(1, label="Seed", precision=0, elem_id="noise")
                     self.checkpoint = gr.Dropdown([], label="Checkpoint", elem_id="checkpoint", **GROWING)
