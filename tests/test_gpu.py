@@ -4,6 +4,7 @@ Where a CPU can run the same lines they also run there, so that the tests themse
 must agree to rounding on CUDA is then equal to the bit.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -13,22 +14,29 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from torch._dynamo.utils import counters
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import train
 from configs.schema import to_yaml
 from infer import options
 from infer.generate import generate
+from infer.sampler import guide, sample
 from infer.video import read_frames
 from models import methods
-from models.backbone import Backbone
+from models.backbone import Backbone, predictor
 from models.backbones.unet3d import PRESETS, ZEROSCOPE
+from models.compiled import compile_layers
 from models.files.checkpoint import load_checkpoint
-from models.hooks import checkpoint_activations
+from models.hooks import bypass_single_frames, checkpoint_activations
 from models.training import objective
+from scripts.authors.weights import build_unet, fill
+from scripts.benchmark import steps
+from scripts.benchmark.clock import peak_bytes
 from scripts.pocket.architecture import build_tokenizer
 
 from conftest import ROOT
+from test_compiled import UNET as ONE_LEVEL
 
 WEIGHTS = ROOT / "models/zeroscope_v2_576w"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -253,6 +261,82 @@ def test_a_training_of_zeroscope_stays_under_eight_gigabytes(tiny_config, tmp_pa
     peaks = [record["memory_gb"] for record in records(folder)]
     assert len(peaks) == 2 and min(peaks) > 0.1 and max(peaks) < 8
     assert not device == "cuda" or min(peaks) > 2.8, "the frozen model alone"
+
+
+@pytest.mark.parametrize("memory", ["small", "smallest"])
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_a_step_with_the_model_out_of_the_way_stays_near_its_counted_peak(device, memory):
+    """On a CPU only the lines run: it has no allocator that counts."""
+    architecture = steps.MODELS["zeroscope" if device == "cuda" else "pocket"]
+    cfg, held = steps.settings(memory=memory), 0
+    if device == "cuda":
+        gc.collect()
+        held = torch.cuda.memory_allocated(device)
+    step = steps.Step(architecture, device, torch.bfloat16, checkpointing=True, cfg=cfg)
+    step.train(0)
+    peak = peak_bytes(lambda: step.train(1), torch.device(device))
+    counted = steps.count_bytes(architecture, cfg=cfg)
+    assert counted > 0 and (peak is None) == (device == "cpu")
+    assert peak is None or peak - held < 1.1 * counted
+
+
+def losses(device, mode, backend, numbers):
+    """(losses, graphs compiled so far) after each of the steps `numbers`; every third leaves the appearance out."""
+    torch._dynamo.reset()
+    counters.clear()
+    unet = fill(build_unet(ONE_LEVEL), 0).requires_grad_(False)
+    bypass_single_frames(unet)
+    for layer in unet.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    unet.to(device)
+    cfg = steps.settings(lora_rank=4, lora_unet_dropout=0.0)
+    method = methods.attach(unet, cfg, clips=1, latent_size=SIZE)
+    generator = torch.Generator().manual_seed(0)
+    for p in (*method.motion_parameters, *method.appearance_parameters):
+        p.data += 0.02 * torch.randn(p.shape, generator=generator).to(device)
+    compile_layers(unet.train(), mode, torch.device(device), training=True, backend=backend)
+    latents, text = (torch.randn(*s, generator=generator).to(device) for s in ((1, 4, *SIZE), (1, 6, 32)))
+    scheduler, found = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"), []
+    for number in numbers:
+        draw = objective.draw_step(0, number, latents)._replace(spatial=number % 3 != 2)
+        values = train.training_step(predictor(unet), scheduler, method, latents, text, draw)
+        found.append((torch.stack(list(values.values())).cpu(), counters["stats"]["unique_graphs"]))
+        for p in (*method.motion_parameters, *method.appearance_parameters):
+            p.grad = None
+    return [loss for loss, _ in found], [graphs for _, graphs in found]
+
+
+COMPILED = [
+    ("cpu", "blocks", "aot_eager"),  # the graphs without the compiler, which takes minutes on a CPU
+    *(pytest.param("cuda", mode, "inductor", marks=CUDA.marks) for mode in ("blocks", "step")),
+]
+
+
+@pytest.mark.parametrize(("device", "mode", "backend"), COMPILED)
+def test_compiled_layers_give_the_same_losses_and_alternating_passes_compile_no_more(exact_fp32, device, mode, backend):
+    numbers = range(1, 10)
+    expected, none = losses(device, "off", backend, numbers)
+    found, graphs = losses(device, mode, backend, numbers)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert none[-1] == 0 < graphs[2] == graphs[-1]
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm"])
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_a_solver_of_second_order_samples_what_it_samples_on_the_cpu(tiny_pipeline, exact_fp32, device, solver):
+    def sampled(device, solver):
+        backbone, generator = Backbone.load(tiny_pipeline, torch.float32, device), torch.Generator().manual_seed(0)
+        noise, text, negative = (
+            torch.randn(*s, generator=generator).to(device) for s in ((1, 4, *SIZE), (1, 6, 32), (1, 6, 32))
+        )
+        denoise = guide(backbone.predict, text, negative, scale=4.0)
+        return sample(denoise, backbone.scheduler, noise, steps=5, solver=solver).cpu()
+
+    expected = sampled("cpu", solver)
+    assert difference(sampled(device, solver), expected) <= (0 if device == "cpu" else 1e-3)
+    assert difference(sampled(device, "ddim"), expected) > 1e-2, "the solver matters"
 
 
 LEARNING = [("cpu", "no"), *(pytest.param("cuda", precision, marks=CUDA.marks) for precision in ("no", "bf16", "fp16"))]
