@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from test_bench import CPU, TINY
 
 from models import merge
 from models.training import memory
 from scripts.benchmark import clock, steps, targets, timings
+
+from test_bench import CPU, TINY
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.66, "missed"), (1.67, "reached")])
