@@ -308,14 +308,14 @@ def losses(device, mode, backend, numbers):
 
 
 COMPILED = [
-    ("cpu", "blocks", "aot_eager"),  # the graphs without the compiler, which takes minutes on a CPU
+    ("cpu", "blocks", "eager"),  # the graphs without the compiler, which takes minutes on a CPU
     *(pytest.param("cuda", mode, "inductor", marks=CUDA.marks) for mode in ("blocks", "step")),
 ]
 
 
 @pytest.mark.parametrize(("device", "mode", "backend"), COMPILED)
 def test_compiled_layers_give_the_same_losses_and_alternating_passes_compile_no_more(exact_fp32, device, mode, backend):
-    numbers = range(1, 10)
+    numbers = range(1, 7)
     expected, none = losses(device, "off", backend, numbers)
     found, graphs = losses(device, mode, backend, numbers)
     for one, other in zip(found, expected, strict=True):

@@ -108,8 +108,7 @@ def test_the_sidecar_holds_what_a_video_cost(sampled, clip_file):
 INTERVALS = (("0", "500"), ("500", "1000"), ("1000", "1000"), ("0", "1000"))
 
 
-@pytest.mark.parametrize("solver", ["ddim", "unipc", "dpm"])
-@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(("solver", "guided"), [("ddim", False), ("dpm", False), ("unipc", True)])
 def test_the_forwards_in_the_sidecar_are_those_that_were_made_with_an_interval(
     model, sampled, clip_file, request, solver, guided
 ):
