@@ -11,6 +11,7 @@ channels at 16 frames of 16x16 latents, `zeroscope` is the full one at 16 frames
 stdout is one JSON document:
 
     train_step_s       seconds of one step: both passes, both optimizers
+    train_step_cpu_s   of this process's CPU, which other programs do not stretch; likewise sample_cpu_s
     train_host_s       seconds until the host has queued that step; near train_step_s, the device waits for the host
     train_device_s     seconds in which the device's kernels run; CUDA only
     compile_s          seconds that compiling added to the first step; with --compile only
@@ -29,7 +30,8 @@ stdout is one JSON document:
     train_flop         floating-point operations of a step without recomputation; train_flop_by_dtype by precision
     sample_flop        floating-point operations of a guided sampling step
     matmul_flop_s      the device's measured rate of a large matrix product in each of those precisions
-    train_share, sample_share    the time the step's operations would take at those rates, over the step's time
+    train_share, sample_share    the time the step's operations would take at those rates, over the step's; on a CPU
+                       both, and the rates, are of CPU time
     threads            CPU threads, chosen as the commands do: OMP_NUM_THREADS, else by the model's size
     targets            what this project aims at for this model and baseline, and whether it was reached or missed
 

@@ -73,6 +73,11 @@ def alternated(works: Mapping[str, Numbered], device: torch.device, repeats: int
     return {name: found[1:] for name, found in times.items()}
 
 
+def median_timing(timings: list[Timing]) -> Timing:
+    """The median of each of the three seconds by itself."""
+    return Timing(*(statistics.median(getattr(timing, name) for timing in timings) for name in vars(timings[0])))
+
+
 def ratio(one: list[Timing], other: list[Timing], device: torch.device) -> float:
     """How many times as long `one` takes as `other`, by `Timing.comparable`: the median over pairs of runs."""
     pairs = zip(one, other, strict=True)
@@ -111,7 +116,7 @@ def device_name(device: torch.device) -> str:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The device's best measured rate of a large square matrix product, in FLOP per second."""
+    """The device's best measured rate of a large square matrix product, in FLOP per second (on a CPU of its time)."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device, dtype=dtype)
-    return 2 * n**3 / min(timed(lambda: a @ a, device).wall for _ in range(5))
+    return 2 * n**3 / min(timed(lambda: a @ a, device).comparable(device) for _ in range(5))

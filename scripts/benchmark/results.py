@@ -15,6 +15,7 @@ COLUMNS = {  # heading -> (key of the JSON document, how it is written)
     "precision": ("dtype", str),
     "threads": ("threads", str),
     "training step": ("train_step_s", MS),
+    "its CPU time": ("train_step_cpu_s", MS),
     "host": ("train_host_s", MS),
     "device busy": ("train_device_s", MS),
     "in fp16": ("train_step_fp16_s", MS),
@@ -24,6 +25,7 @@ COLUMNS = {  # heading -> (key of the JSON document, how it is written)
     "its step / ours": ("baseline_ratio", RATIO),
     "peak": ("peak_bytes", GB),
     "sampling step": ("sample_s", MS),
+    "sampling's CPU time": ("sample_cpu_s", MS),
     "its share of matmul rate": ("sample_share", SHARE),
     "the baseline's / ours": ("sample_ratio", RATIO),
     "ours / the plain model's": ("customized_ratio", RATIO),
@@ -48,7 +50,9 @@ def keep_timings(path: Path, numbers: dict, command: str) -> None:
     table = "\n".join([header, rule, *sorted([*kept, line])])
     body = (
         "Medians on random weights of the architecture's size. `pocket`, `mid` and `zeroscope` are described in "
-        f"`scripts/bench.py --help`; ratios are in CPU time on a CPU.\n\n{table}\n\n"
+        "`scripts/bench.py --help`; ratios and shares are in CPU time on a CPU. Where a step took much longer than its "
+        "CPU time, other programs ran beside it, and the other seconds of its row are stretched as well.\n\n"
+        f"{table}\n\n"
         f"Command of the newest row: {markdown_code(command)}\n"
     )
     put_section(path, key, f"Speed: {markdown(numbers['device'])}", body)

@@ -1,7 +1,5 @@
 """All that scripts/bench.py times on one model: training steps, sampling, encoders, inversion and a whole video."""
 
-import statistics
-
 import torch
 from omegaconf import DictConfig
 
@@ -13,6 +11,7 @@ from scripts.benchmark.clock import (
     device_seconds,
     matmul_rate,
     median_seconds,
+    median_timing,
     peak_bytes,
     ratio,
     timed,
@@ -42,8 +41,9 @@ def measure(
     of_training, of_sampling = count_flop(architecture, dtype)
     rates = {name: matmul_rate(device, getattr(torch, name)) for name in of_training | of_sampling}
 
-    def share(flop: dict[str, int], seconds: float) -> float:
-        return sum(count / rates[name] for name, count in flop.items()) / seconds
+    def share(flop: dict[str, int], name: str) -> float:
+        seconds = (training | sampling)[f"{name}_cpu_s" if device.type == "cpu" else f"{name}_s"]
+        return sum(count / rates[dtype] for dtype, count in flop.items()) / seconds
 
     return {
         "device": device_name(device),
@@ -57,9 +57,9 @@ def measure(
         "train_step_fp16_s": half,
         "train_flop": sum(of_training.values()),
         "train_flop_by_dtype": of_training,
-        "train_share": share(of_training, training["train_step_s"]),
+        "train_share": share(of_training, "train_step"),
         "sample_flop": sum(of_sampling.values()),
-        "sample_share": share(of_sampling, sampling["sample_s"]),
+        "sample_share": share(of_sampling, "sample"),
         "matmul_flop_s": rates,
         **sampling,
     }
@@ -72,9 +72,11 @@ def _training(ours: Step, baseline: Step | None, device: torch.device, repeats: 
         works["the baseline's"] = Numbered(baseline.train)
     times = alternated(works, device, repeats)
     mine = times["training step"]
+    step = median_timing(mine)
     return {
-        "train_step_s": statistics.median(timing.wall for timing in mine),
-        "train_host_s": statistics.median(timing.host for timing in mine),
+        "train_step_s": step.wall,
+        "train_step_cpu_s": step.cpu,
+        "train_host_s": step.host,
         "train_device_s": device_seconds(lambda: ours.train(repeats + 1), device),
         "baseline_ratio": ratio(times["the baseline's"], mine, device) if baseline else None,
     }
@@ -126,8 +128,10 @@ def _sampling_steps(ours: Step, baseline: Step | None, device: torch.device, rep
         works["the baseline's"] = Numbered(lambda _: baseline.sample(), baseline.sampling)
     times = alternated(works, device, repeats)
     mine = times["sampling step"]
+    step = median_timing(mine)
     return {
-        "sample_s": statistics.median(timing.wall for timing in mine),
+        "sample_s": step.wall,
+        "sample_cpu_s": step.cpu,
         "customized_ratio": ratio(mine, times["the plain model's"], device),
         "sample_ratio": ratio(times["the baseline's"], mine, device) if baseline else None,
     }
