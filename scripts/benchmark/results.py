@@ -8,7 +8,7 @@ from scripts.artefacts.provenance import commit
 from scripts.artefacts.results_file import markdown, markdown_code, markdown_table, put_section, read_sections
 
 MS, GB = (lambda value: f"{1000 * value:.1f} ms"), (lambda value: f"{value / 1e9:.2f} GB")
-SECONDS, SHARE, RATIO = "{:.1f} s".format, "{:.0%}".format, "{:.2f}".format
+SECONDS, RATIO, SHARE = "{:.1f} s".format, "{:.2f}".format, lambda value: f"{100 * value:.0f} %"
 COLUMNS = {  # heading -> (key of the JSON document, how it is written)
     "model": ("model", str),
     "compile": ("compile", str),
