@@ -140,11 +140,11 @@ def _train(cfg, processes: Processes) -> Path:
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     if processes.is_main:
         processes.say("\n".join(plan(cfg)))
-    check_solver_of_previews(cfg)
     dtype = choose_dtype(cfg.mixed_precision, device)
     backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
     use_threads(backbone.network, device, cfg.threads)
     objective.check_scheduler(backbone.scheduler, cfg.max_timestep)
+    check_solver_of_previews(cfg)
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
     latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
@@ -299,8 +299,8 @@ def dry_run(cfg: DictConfig) -> str:
     """
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     planned = plan(cfg)
-    check_solver_of_previews(cfg)
     network, dtype = skeleton(cfg.pretrained_model_path), choose_dtype(cfg.mixed_precision, choose_device(cfg.device))
+    check_solver_of_previews(cfg)
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)
     model_bytes = place(network, "meta", cfg.memory)
