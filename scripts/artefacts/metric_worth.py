@@ -1,0 +1,163 @@
+"""Statistics of the study of motion metrics (metric_study.py): what one metric is worth, and what it decides.
+
+A row is a pair of clips with its true errors and its scores; the rows of one reference are its partners. Values are
+found for each reference. Intervals are over motions, because references of one motion resemble each other.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from infer.measure.paired import PairedDifference, paired_difference
+from infer.measure.statistics import Estimate, share_or_mean
+from scripts.artefacts.metric_study import CLASSICAL, EXACT, METRICS, PIXELS
+from scripts.artefacts.relations import RELATIONS
+
+Key = tuple[str, str]  # (metric, tracking)
+Value = Callable[[list[dict], Key], float]  # of one reference's rows
+
+SAME_TRUTH = 1.0  # pixels of 64: pairs whose path errors differ by less are not put in order
+TIE = 1e-6
+HALF = 0.5  # a statement about most references holds when the whole interval is above this share
+TRUTH: Key = ("truth", "path error")  # what a metric that knows the truth would score: minus the path error
+UNRELATED = "another path"  # nothing of the reference's motion; only the reference's own appearance speaks for it
+NO_MOTION = "still"  # in its place where the unrelated partner itself is asked about
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What one metric is worth with one kind of tracks; estimates are over references, intervals over motions."""
+
+    rank_path: Estimate  # Spearman's with minus the path error
+    rank_timing: Estimate  # ... with minus the timing error
+    wrong: Estimate  # share of pairs ordered wrongly
+    wrong_without_pan: Estimate
+    relations: dict[str, Estimate]  # mean score
+    missed: dict[str, Estimate]  # share of references in which the relation scores at or above the same path
+    rewarded: dict[str, Estimate]  # share in which it scores above the unrelated partner
+    unmeasured: int
+
+
+def keys_of(rows: Iterable[dict]) -> list[Key]:
+    """(metric, tracking) of every score in the rows, exact tracks first."""
+    found = dict.fromkeys(key for row in rows for key in row["scores"])
+    names = [*METRICS, "clip_consistency"]
+    split = [tuple(key.split("/")) for key in found]
+    return sorted(split, key=lambda key: ((EXACT, CLASSICAL, PIXELS).index(key[1]), names.index(key[0])))
+
+
+def worth(rows: list[dict], key: Key) -> Worth:
+    """All statistics of one metric with one kind of tracks."""
+    by_reference = grouped(rows)
+    motions = [found[0]["motion"] for found in by_reference.values()]
+
+    def over_references(value: Callable[[list[dict]], float | bool]) -> Estimate:
+        return share_or_mean([value(found) for found in by_reference.values()], motions)
+
+    return Worth(
+        over_references(lambda found: rank(found, key, "path_error")),
+        over_references(lambda found: rank(found, key, "timing_error")),
+        over_references(lambda found: wrong_share(found, key)),
+        over_references(lambda found: wrong_share([r for r in found if r["relation"] != "camera pan"], key)),
+        {
+            name: share_or_mean([row["scores"][label(key)] for row in scored], [row["motion"] for row in scored])
+            for name in RELATIONS
+            if (scored := [r for r in rows if r["relation"] == name and label(key) in r["scores"]])
+        },
+        {name: found for name in RELATIONS if (found := missed_share(by_reference, key, name))},
+        rewarded_shares(rows, key),
+        sum(label(key) not in row["scores"] for row in rows),
+    )
+
+
+def lead(rows: list[dict], one: Key, other: Key, value: Value) -> PairedDifference:
+    """one - other of what `value` gives for a reference, paired by reference; what is drawn is the motion."""
+    both = (
+        {(found[0]["motion"], name): value(found, key) for name, found in grouped(rows).items()} for key in (one, other)
+    )
+    return paired_difference(*both, training_of=lambda reference: reference[0])
+
+
+def rewarded_shares(rows: list[dict], key: Key) -> dict[str, Estimate]:
+    """Relation -> share of references in which it scores above the unrelated partner; a tie is no reward."""
+    hits: dict[str, list[bool]] = {}
+    motions: dict[str, list[str]] = {}
+    for found in grouped(rows).values():
+        scores = {row["relation"]: score for row in found if (score := score_of(row, key)) is not None}
+        for name in RELATIONS:
+            unrelated = NO_MOTION if name == UNRELATED else UNRELATED
+            if name in scores and unrelated in scores:
+                hits.setdefault(name, []).append(scores[name] > scores[unrelated] + TIE)
+                motions.setdefault(name, []).append(found[0]["motion"])
+    return {name: share_or_mean(found, motions[name]) for name, found in hits.items()}
+
+
+def decision(share: Estimate) -> str:
+    """ "rewarded", "blind" or "undecided", by whether the whole interval lies above or below one half."""
+    return "rewarded" if share.low > HALF else "blind" if share.high < HALF else "undecided"
+
+
+def grouped(rows: Iterable[dict]) -> dict[str, list[dict]]:
+    by_reference: dict[str, list[dict]] = {}
+    for row in rows:
+        by_reference.setdefault(row["reference"], []).append(row)
+    return by_reference
+
+
+def label(key: Key) -> str:
+    return "/".join(key)
+
+
+def score_of(row: dict, key: Key) -> float | None:
+    """The score of a pair, None where it could not be measured."""
+    return -row["path_error"] if key == TRUTH else row["scores"].get(label(key))
+
+
+def rank(rows: list[dict], key: Key, error: str) -> float:
+    """Spearman's correlation of the score with minus an error over a reference's pairs; 0 where either is constant."""
+    scored = [(row["scores"][label(key)], -row[error]) for row in rows if label(key) in row["scores"]]
+    scores, errors = np.array(scored).T.round(9) if scored else (np.zeros(1), np.zeros(1))
+    if len(scored) < 3 or np.ptp(scores) == 0 or np.ptp(errors) == 0:
+        return 0.0
+    return float(spearmanr(scores, errors).statistic)
+
+
+def both_ranks(rows: list[dict], key: Key) -> float:
+    """The ranks with path and with timing error together, -2 to 2."""
+    return rank(rows, key, "path_error") + rank(rows, key, "timing_error")
+
+
+def wrong_share(rows: list[dict], key: Key) -> float:
+    """Share of pairs of a reference's partners that the metric puts in the wrong order of path error.
+
+    A tie, and a partner that cannot be measured, count as half: a metric that says nothing would guess.
+    """
+    wrong = []
+    for i, one in enumerate(rows):
+        for other in rows[:i]:
+            gap = one["path_error"] - other["path_error"]
+            if abs(gap) <= SAME_TRUTH:
+                continue
+            scores = [row["scores"].get(label(key)) for row in (one, other)]
+            if None in scores or abs(scores[0] - scores[1]) < TIE:
+                wrong.append(0.5)
+            else:
+                wrong.append(float((scores[0] > scores[1]) == (gap > 0)))
+    return float(np.mean(wrong)) if wrong else 0.5
+
+
+def missed_share(by_reference: dict[str, list[dict]], key: Key, relation: str) -> Estimate | None:
+    """Share of references in which a truly different partner scores at or above the same path; None without one."""
+    hits, motions = [], []
+    for found in by_reference.values():
+        named = {row["relation"]: row for row in found}
+        one, same = named.get(relation), named.get("same path")
+        if one is None or same is None or one["path_error"] - same["path_error"] <= SAME_TRUTH:
+            continue
+        scores = [row["scores"].get(label(key)) for row in (one, same)]
+        if None not in scores:
+            hits.append(bool(scores[0] >= scores[1] - TIE))
+            motions.append(one["motion"])
+    return share_or_mean(hits, motions) if hits else None
