@@ -12,16 +12,16 @@ from data.world import Scene, render, render_path
 from infer.measure.clip_scores import load_clip, temporal_consistency
 from scripts.artefacts import metric_report, metric_study
 from scripts.artefacts.metric_findings import advice
+from scripts.artefacts.metric_report import decisions
 from scripts.artefacts.metric_study import CLASSICAL, EXACT, METRICS
 from scripts.artefacts.metric_worth import (
-    TRUTH,
     both_ranks,
     decision,
     keys_of,
     lead,
     missed_share,
     rank,
-    rewarded_shares,
+    true_decision,
     worth,
     wrong_share,
 )
@@ -124,55 +124,38 @@ def test_order_rank_and_misses_on_rows_whose_answer_is_known():
     assert wrong_share(near, key) == 0.5  # the first two are not put in order; one of the others is wrong
     missed = {"orbit-0": rows_of([0.5, 0.6, 0.4], [0, 3, 3])}
     assert missed_share(missed, key, "shifted").value == 1 and missed_share(missed, key, "re-timed").value == 0
-    assert missed_share({"orbit-0": rows_of([0.5, 0.6], [0, 0.5])}, key, "shifted") is None
+    near = {"orbit-0": rows_of([0.5, 0.5, 0.6], [0, 0.5, 0.5])}
+    assert missed_share(near, key, "re-timed") is None and missed_share(near, key, "shifted").value == 1
 
 
-def references(scores: dict[str, list[float]], **errors: list[float]) -> list[dict]:
-    """Rows of one reference a motion: relation -> its score in each, and where given its path error."""
-    return [
-        {
-            "motion": f"motion {number}",
-            "reference": f"motion {number}-0",
-            "relation": name,
-            "path_error": errors.get(name.replace(" ", "_"), [9.0] * len(found))[number],
-            "timing_error": 0.0,
-            "scores": {f"paper/{EXACT}": score},
-            "problems": [],
-        }
-        for name, found in scores.items()
-        for number, score in enumerate(found)
-    ]
-
-
-def test_a_cell_is_decided_by_the_whole_interval_of_how_often_it_beats_the_unrelated_partner():
-    five = [0.5] * 5
-    rows = references(
-        {
-            "same path": [0.9] * 5,
-            "mirrored": [0.1] * 5,
-            "reversed": [0.9, 0.9, 0.9, 0.1, 0.1],
-            "re-timed": [0.9, 0.9, 0.1, 0.1, 0.1],
-            "shifted": five,  # a tie is no reward
-            "another path": five,
-            "still": [0.0] * 5,
-        },
-        same_path=[0.0] * 5,
-        another_path=[6.0] * 5,
-    )
-    found = rewarded_shares(rows, ("paper", EXACT))
+def test_a_cell_is_decided_by_the_whole_interval_of_how_often_the_partner_reaches_the_same_path():
+    scores = {
+        "same path": [0.5] * 5,
+        "shifted": [0.5] * 5,  # a tie is no reward
+        "re-timed": [0.9, 0.9, 0.1, 0.1, 0.1],
+        "other speed": [0.9, 0.9, 0.9, 0.1, 0.1],
+        "mirrored": [0.1] * 5,
+        "camera pan": [0.9] * 5,
+    }
+    rows = []
+    for number in range(5):
+        errors = [0.0 if name in ("same path", "shifted") else 9.0 for name in RELATIONS]
+        for row in rows_of([scores.get(name, [None] * 5)[number] for name in RELATIONS], errors):
+            rows.append(row | {"motion": f"motion {number}", "reference": f"motion {number}-0"})
+    found = worth(rows, ("paper", EXACT)).missed
     assert {name: decision(share) for name, share in found.items()} == {
-        "same path": "rewarded",
+        "same path": "blind",  # a camera pan reaches it
         "shifted": "blind",
         "re-timed": "undecided",
-        "reversed": "undecided",
-        "mirrored": "blind",
-        "another path": "rewarded",  # against the still partner
-        "still": "blind",
+        "other speed": "undecided",
+        "mirrored": "rewarded",
+        "camera pan": "blind",
     }
-    assert decision(rewarded_shares(rows, TRUTH)["same path"]) == "rewarded"
-    assert decision(rewarded_shares(rows, TRUTH)["mirrored"]) == "blind"  # whatever the metric's score
-    del rows[0]["scores"][f"paper/{EXACT}"]
-    assert rewarded_shares(rows, ("paper", EXACT))["same path"].n == 4
+    assert true_decision("shifted") == "blind" and true_decision("camera pan") == "rewarded"
+    text = decisions({("paper", EXACT): worth(rows, ("paper", EXACT))})
+    assert "**4 of 9 cells (1 metrics with their tracks, 9 relations) are decided**" in text
+    assert "all 9 of a metric for 0 of 1; 2 are decided as the truth does" in text
+    assert "| blind 1.00 | blind 1.00 | undecided 0.40 | undecided 0.60 | – | rewarded 0.00 | – | blind 1.00 |" in text
 
 
 def with_scores(metrics: dict[str, list[float]]) -> list[dict]:
@@ -229,7 +212,7 @@ def test_the_study_goes_on_where_it_stopped_and_reports_itself(tmp_path, monkeyp
     told, results = [], tmp_path / "RESULTS.md"
     made = dict(smoke=True, clip=None, device="cpu", provenance="Command: here", say=told.append)
     page = metric_report.make(tmp_path / "metrics", results, **made)
-    assert len(told) == 1 and page.read_text().count("<table>") == 4
+    assert len(told) == 1 and page.read_text().count("<table>") == 3
     for name in ("table.md", "pairs.csv", "plot.png", "plot.svg"):
         assert (tmp_path / "metrics" / name).stat().st_size
     text = results.read_text()

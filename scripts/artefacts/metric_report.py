@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from configs.files import atomic_path
 from scripts.artefacts.metric_findings import advice, statements, title_of
 from scripts.artefacts.metric_study import CLASSICAL, EXACT, METRICS, PIXELS, collect
-from scripts.artefacts.metric_worth import TRUTH, Key, Worth, decision, grouped, keys_of, rewarded_shares, worth
+from scripts.artefacts.metric_worth import Key, Worth, decision, grouped, keys_of, true_decision, worth
 from scripts.artefacts.relations import RELATIONS
 from scripts.artefacts.results_file import markdown, put_section
 
@@ -57,10 +57,8 @@ def body(rows: list[dict], smoke: bool, provenance: str) -> str:
         f"**Which metric should a paper use?** {advice(rows)}",
         "\n".join(f"- **{s.ruling}**: {s.text[:1].upper()}{s.text[1:]}; {s.words}." for s in (statements(rows))),
         main_table(by_key),
-        "Mean score of each relation:\n\n" + _relations_table(by_key, "relations"),
-        "Share of references in which a partner with another motion scores at or above the same path in another "
-        "appearance:\n\n" + _relations_table(by_key, "missed"),
-        _decisions(rows, by_key),
+        "Mean score of each relation:\n\n" + _means_table(by_key),
+        decisions(by_key),
         "What each formula keeps and leaves out:\n\n"
         + "\n".join(f"- {metric.title}: {metric.sees}." for metric in METRICS.values()),
     ]
@@ -84,40 +82,37 @@ def main_table(by_key: dict[Key, Worth]) -> str:
     return "\n".join(lines)
 
 
-def _relations_table(by_key: dict[Key, Worth], field: str) -> str:
-    shown = [name for name in RELATIONS if any(name in getattr(found, field) for found in by_key.values())]
-    shown = [name for name in shown if field == "relations" or name != "same path"]
-    lines = [f"| metric | tracks | {' | '.join(shown)} |", "|---" * (len(shown) + 2) + "|"]
+def _means_table(by_key: dict[Key, Worth]) -> str:
+    lines = [f"| metric | tracks | {' | '.join(RELATIONS)} |", "|---" * (len(RELATIONS) + 2) + "|"]
     for key, found in by_key.items():
-        values = getattr(found, field)
-        cells = (f"{values[name].value:.2f}" if name in values else "–" for name in shown)
+        cells = (f"{found.relations[name].value:.2f}" if name in found.relations else "–" for name in RELATIONS)
         lines.append(f"| {title_of(key)} | {key[1]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _decisions(rows: list[dict], by_key: dict[Key, Worth]) -> str:
-    """Which relations each metric rewards, how many of these cells are decided, and how many are as the truth's."""
-    true = {name: decision(share) for name, share in rewarded_shares(rows, TRUTH).items()}
-    by_metric = {key: {name: decision(share) for name, share in w.rewarded.items()} for key, w in by_key.items()}
-    cells = [(name, cell) for found in by_metric.values() for name, cell in found.items()]
-    known = [(cell, true[name]) for name, cell in cells if "undecided" not in (cell, true[name])]
-    whole = sum(set(found) == set(RELATIONS) and "undecided" not in found.values() for found in by_metric.values())
-    lines = [f"| metric | tracks | {' | '.join(RELATIONS)} |", "|---" * (len(RELATIONS) + 2) + "|"]
-    for title, tracks, found, shares in (
-        ("the truth", "path error", true, rewarded_shares(rows, TRUTH)),
-        *((title_of(key), key[1], found, by_key[key].rewarded) for key, found in by_metric.items()),
-    ):
-        row = (f"{found[name]} {shares[name].value:.2f}" if name in found else "–" for name in RELATIONS)
-        lines.append(f"| {title} | {tracks} | {' | '.join(row)} |")
+def decisions(by_key: dict[Key, Worth]) -> str:
+    """What each metric decides about each relation, how many of these cells are decided, and how many truly so."""
+    found = {key: {name: decision(share) for name, share in w.missed.items()} for key, w in by_key.items()}
+    cells = [(name, cell) for row in found.values() for name, cell in row.items() if cell != "undecided"]
+    whole = sum(set(row) == set(RELATIONS) and "undecided" not in row.values() for row in found.values())
+    lines = [
+        f"| metric | tracks | {' | '.join(RELATIONS)} |",
+        "|---" * (len(RELATIONS) + 2) + "|",
+        f"| the truth | – | {' | '.join(map(true_decision, RELATIONS))} |",
+    ]
+    for key, row in found.items():
+        shares = by_key[key].missed
+        words = (f"{row[name]} {shares[name].value:.2f}" if name in row else "–" for name in RELATIONS)
+        lines.append(f"| {title_of(key)} | {key[1]} | {' | '.join(words)} |")
     return (
-        "Does the metric reward the relation? In so many references the partner scores above the unrelated one, which "
-        "shows another motion in the reference's own appearance (it itself is held against the still partner). "
-        "Rewarded: the whole 95 % interval of the share lies above one half; blind: below it, the metric does not see "
-        "the relation; undecided: neither. The first row is what the truth, minus the path error, would do. "
-        f"**{sum(cell != 'undecided' for _, cell in cells)} of {len(cells)} cells ({len(by_metric)} metrics with their "
-        f"tracks, {len(RELATIONS)} relations) are decided**, all {len(RELATIONS)} of them for {whole} metrics; of the "
-        f"{len(known)} in which the truth is decided too, {sum(one == other for one, other in known)} agree with it. "
-        "Cells are not corrected for their number.\n\n" + "\n".join(lines)
+        "Is the reference's own path rewarded? A number is the share of references in which the partner scores at or "
+        "above the same path in another appearance; in the column of the same path itself, in which any partner with "
+        "another motion does. **Rewarded**: the whole 95 % interval of that share is below one half; **blind**: above "
+        f"it; undecided: neither. **{len(cells)} of {len(found) * len(RELATIONS)} cells ({len(found)} metrics with "
+        f"their tracks, {len(RELATIONS)} relations) are decided**, and all {len(RELATIONS)} of a metric for {whole} of "
+        f"{len(found)}; {sum(cell == true_decision(name) for name, cell in cells)} are decided as the truth does, for "
+        "which only place tells the shifted path from the same. Each cell has its own interval, without a correction "
+        "for their number.\n\n" + "\n".join(lines)
     )
 
 

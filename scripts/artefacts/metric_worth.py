@@ -21,9 +21,7 @@ Value = Callable[[list[dict], Key], float]  # of one reference's rows
 SAME_TRUTH = 1.0  # pixels of 64: pairs whose path errors differ by less are not put in order
 TIE = 1e-6
 HALF = 0.5  # a statement about most references holds when the whole interval is above this share
-TRUTH: Key = ("truth", "path error")  # what a metric that knows the truth would score: minus the path error
-UNRELATED = "another path"  # nothing of the reference's motion; only the reference's own appearance speaks for it
-NO_MOTION = "still"  # in its place where the unrelated partner itself is asked about
+SAME, SHIFTED = "same path", "shifted"  # the two relations whose motion is truly the reference's
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,6 @@ class Worth:
     wrong_without_pan: Estimate
     relations: dict[str, Estimate]  # mean score
     missed: dict[str, Estimate]  # share of references in which the relation scores at or above the same path
-    rewarded: dict[str, Estimate]  # share in which it scores above the unrelated partner
     unmeasured: int
 
 
@@ -67,7 +64,6 @@ def worth(rows: list[dict], key: Key) -> Worth:
             if (scored := [r for r in rows if r["relation"] == name and label(key) in r["scores"]])
         },
         {name: found for name in RELATIONS if (found := missed_share(by_reference, key, name))},
-        rewarded_shares(rows, key),
         sum(label(key) not in row["scores"] for row in rows),
     )
 
@@ -80,23 +76,17 @@ def lead(rows: list[dict], one: Key, other: Key, value: Value) -> PairedDifferen
     return paired_difference(*both, training_of=lambda reference: reference[0])
 
 
-def rewarded_shares(rows: list[dict], key: Key) -> dict[str, Estimate]:
-    """Relation -> share of references in which it scores above the unrelated partner; a tie is no reward."""
-    hits: dict[str, list[bool]] = {}
-    motions: dict[str, list[str]] = {}
-    for found in grouped(rows).values():
-        scores = {row["relation"]: score for row in found if (score := score_of(row, key)) is not None}
-        for name in RELATIONS:
-            unrelated = NO_MOTION if name == UNRELATED else UNRELATED
-            if name in scores and unrelated in scores:
-                hits.setdefault(name, []).append(scores[name] > scores[unrelated] + TIE)
-                motions.setdefault(name, []).append(found[0]["motion"])
-    return {name: share_or_mean(found, motions[name]) for name, found in hits.items()}
+def decision(missed: Estimate) -> str:
+    """ "rewarded": the metric puts the same path above the partner in most references; "blind": it does not.
+
+    "undecided" where the interval of `missed`, the share in which it does not, holds one half.
+    """
+    return "rewarded" if missed.high < HALF else "blind" if missed.low > HALF else "undecided"
 
 
-def decision(share: Estimate) -> str:
-    """ "rewarded", "blind" or "undecided", by whether the whole interval lies above or below one half."""
-    return "rewarded" if share.low > HALF else "blind" if share.high < HALF else "undecided"
+def true_decision(relation: str) -> str:
+    """What the truth decides: the same path is above every partner but the shifted one, whose path it is."""
+    return "blind" if relation == SHIFTED else "rewarded"
 
 
 def grouped(rows: Iterable[dict]) -> dict[str, list[dict]]:
@@ -108,11 +98,6 @@ def grouped(rows: Iterable[dict]) -> dict[str, list[dict]]:
 
 def label(key: Key) -> str:
     return "/".join(key)
-
-
-def score_of(row: dict, key: Key) -> float | None:
-    """The score of a pair, None where it could not be measured."""
-    return -row["path_error"] if key == TRUTH else row["scores"].get(label(key))
 
 
 def rank(rows: list[dict], key: Key, error: str) -> float:
@@ -149,15 +134,23 @@ def wrong_share(rows: list[dict], key: Key) -> float:
 
 
 def missed_share(by_reference: dict[str, list[dict]], key: Key, relation: str) -> Estimate | None:
-    """Share of references in which a truly different partner scores at or above the same path; None without one."""
+    """Share of references in which the partner scores at or above the same path; None where there is none.
+
+    The partner is truly another motion, or the shifted one. Asked about the same path itself, it is the one that scores
+    highest among all that are truly another motion.
+    """
     hits, motions = [], []
     for found in by_reference.values():
-        named = {row["relation"]: row for row in found}
-        one, same = named.get(relation), named.get("same path")
-        if one is None or same is None or one["path_error"] - same["path_error"] <= SAME_TRUTH:
+        scored = {row["relation"]: row for row in found if label(key) in row["scores"]}
+        if (same := scored.pop(SAME, None)) is None:
             continue
-        scores = [row["scores"].get(label(key)) for row in (one, same)]
-        if None not in scores:
-            hits.append(bool(scores[0] >= scores[1] - TIE))
-            motions.append(one["motion"])
+        others = [
+            row["scores"][label(key)]
+            for name, row in scored.items()
+            if (name == relation or relation == SAME)
+            and (name == relation == SHIFTED or row["path_error"] - same["path_error"] > SAME_TRUTH)
+        ]
+        if others:
+            hits.append(bool(max(others) >= same["scores"][label(key)] - TIE))
+            motions.append(same["motion"])
     return share_or_mean(hits, motions) if hits else None
