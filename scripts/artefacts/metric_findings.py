@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from infer.measure.paired import PairedDifference, holm
 from infer.measure.statistics import Estimate, share_or_mean
 from scripts.artefacts.metric_study import CLASSICAL, CLIP_METRIC, EXACT, METRICS
-from scripts.artefacts.metric_worth import HALF, Key, both_ranks, grouped, label, lead, worth, wrong_share
+from scripts.artefacts.metric_worth import HALF, Key, Worth, both_ranks, grouped, label, lead, worth, wrong_share
 
 
 @dataclass(frozen=True)
@@ -92,34 +92,32 @@ def advice(rows: list[dict]) -> str:
     """Which metric a paper should use, and why, from the numbers."""
     parts = []
     for tracking in (EXACT, CLASSICAL):
-        keys = [(name, tracking) for name in METRICS]
-        first, second = sorted(keys, key=lambda key: worth(rows, key).wrong.value)[:2]
+        found = {(name, tracking): worth(rows, (name, tracking)) for name in METRICS}
+        first, second = sorted(found, key=lambda key: found[key].wrong.value)[:2]
         gap = lead(rows, second, first, wrong_share)
-        timing = max(keys, key=lambda key: worth(rows, key).rank_timing.value)
-        seen = [key for key in keys if (m := worth(rows, key).missed.get("camera pan")) and m.high < HALF]
+        timing = max(found, key=lambda key: found[key].rank_timing.value)
+        seen = [key for key in found if (m := found[key].missed.get("camera pan")) and m.high < HALF]
         parts.append(
-            f"With {tracking}, {title_of(first)} orders fewest pairs wrongly ({worth(rows, first).wrong}); its lead "
-            f"over {title_of(second)} is {'decided' if gap.interval()[0] > 0 else 'not decided'} "
-            f"({difference_words(gap)}). Timing is followed best by {title_of(timing)} (rank "
-            f"{worth(rows, timing).rank_timing}). A camera pan is told from a moving object by "
-            f"{', '.join(map(title_of, seen)) or 'no metric'}."
+            f"With {tracking}, {title_of(first)} orders fewest pairs wrongly ({found[first].wrong}); its lead over "
+            f"{title_of(second)} is {'decided' if gap.interval()[0] > 0 else 'not decided'} ({difference_words(gap)}). "
+            f"Timing is followed best by {title_of(timing)} (rank {found[timing].rank_timing}). A camera pan is told "
+            f"from a moving object by {', '.join(map(title_of, seen)) or 'no metric'}."
         )
-    return "\n\n".join([*parts, _recommended(rows)])
+    return "\n\n".join([*parts, _recommended(rows, found)])
 
 
-def _recommended(rows: list[dict]) -> str:
+def _recommended(rows: list[dict], found: dict[Key, Worth]) -> str:
     """The metric for tracked points, held against the runner-up and against all the others."""
-    keys = [(name, CLASSICAL) for name in METRICS]
-    ranks = lambda key: worth(rows, key).rank_path.value + worth(rows, key).rank_timing.value
-    pick, *others = sorted(keys, key=ranks, reverse=True)
+    ranks = lambda key: found[key].rank_path.value + found[key].rank_timing.value
+    pick, *others = sorted(found, key=ranks, reverse=True)
     leads = [lead(rows, pick, other, both_ranks) for other in others]
     low, _ = leads[0].interval()
     chances = [gap.p_above(0.0) for gap in leads]
     beaten = sum(chance < edge for chance, edge in zip(chances, holm(chances), strict=True))
-    wrong = [worth(rows, key).wrong.value for key in keys]
+    wrong = [one.wrong.value for one in found.values()]
     return (
         f"A paper that has only tracked points should report {title_of(pick)}: of all metrics its ranks with path and "
-        f"timing error together are highest ({worth(rows, pick).rank_path} and {worth(rows, pick).rank_timing}); "
+        f"timing error together are highest ({found[pick].rank_path} and {found[pick].rank_timing}); "
         f"{METRICS[pick[0]].sees}. Its lead over the runner-up, {title_of(others[0])}, in the sum of both ranks is "
         f"{'decided' if low > 0 else 'not decided'}: {difference_words(leads[0])}, paired over {leads[0].trainings} "
         f"motions. After Holm's correction it leads {beaten} of the {len(others)} other metrics by more than chance. "
