@@ -181,7 +181,7 @@ def test_the_recommended_metric_is_held_against_the_runner_up(second, said):
     worst = dict.fromkeys(METRICS, (0,) * 5)
     rows = with_scores(worst | {"agreement": (1,) * 5, "mtbench_paper": second})
     gap = lead(rows, ("agreement", EXACT), ("mtbench_paper", EXACT), both_ranks)
-    assert gap.trainings == 5 and gap.value == pytest.approx(np.mean([4.0 * (not hit) for hit in second]))
+    assert gap.clips == 5 and gap.value == pytest.approx(np.mean([4.0 * (not hit) for hit in second]))
     advised = advice(rows)
     assert "should report displacement agreement (ours)" in advised
     assert f"in the sum of both ranks is {said}: {gap.value:+.2f} [" in advised

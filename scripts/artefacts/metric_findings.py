@@ -54,7 +54,7 @@ def statements(rows: list[dict]) -> list[Statement]:
                 f"With {tracking}, {title_of(ours)} orders fewer pairs wrongly than the best published metric, "
                 f"{title_of(published)}",
                 "confirmed" if low > 0 else "refuted" if high < 0 else "not decided",
-                f"difference {difference_words(gap)} over {gap.trainings} motions, {gap.pairs} references",
+                f"difference {difference_words(gap)} over {gap.clips} motions, {gap.pairs} references",
             )
         )
     return found
@@ -119,7 +119,7 @@ def _recommended(rows: list[dict], found: dict[Key, Worth]) -> str:
         f"A paper that has only tracked points should report {title_of(pick)}: of all metrics its ranks with path and "
         f"timing error together are highest ({found[pick].rank_path} and {found[pick].rank_timing}); "
         f"{METRICS[pick[0]].sees}. Its lead over the runner-up, {title_of(others[0])}, in the sum of both ranks is "
-        f"{'decided' if low > 0 else 'not decided'}: {difference_words(leads[0])}, paired over {leads[0].trainings} "
+        f"{'decided' if low > 0 else 'not decided'}: {difference_words(leads[0])}, paired over {leads[0].clips} "
         f"motions. After Holm's correction it leads {beaten} of the {len(others)} other metrics by more than chance. "
         f"And the paper should name definition, points and tracker: on the same videos, metrics of one name order "
         f"between {min(wrong):.2f} and {max(wrong):.2f} of the pairs wrongly."

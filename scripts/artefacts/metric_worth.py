@@ -6,6 +6,7 @@ found for each reference. Intervals are over motions, because references of one 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -73,7 +74,7 @@ def lead(rows: list[dict], one: Key, other: Key, value: Value) -> PairedDifferen
     both = (
         {(found[0]["motion"], name): value(found, key) for name, found in grouped(rows).items()} for key in (one, other)
     )
-    return paired_difference(*both, training_of=lambda reference: reference[0])
+    return paired_difference(*both, clip_of=itemgetter(0), training_of=itemgetter(1))  # a motion is the unit
 
 
 def decision(missed: Estimate) -> str:
