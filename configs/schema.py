@@ -45,6 +45,7 @@ FOLLOWS = {
 }
 LISTS = ("list[str]", "list[str] or null")
 MOST_ERRORS = 20
+NO_TRAINING = "guidance needs no training; sample with `python infer/infer.py --guide CLIP --prompt ...`"
 
 
 def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
@@ -207,6 +208,8 @@ class _Merge:
         if path == BASE and value is not None:
             self.errors.append(f"{origin}: {BASE}: only a file has one; set the keys themselves")
             return False
+        if (path, value) == ("method", "guidance"):
+            raise UserError(f"{origin}: method: {NO_TRAINING}")
         entry, given = KEYS[path], value is not None
         if value is False and path in YAML_BOOLEANS:
             value = YAML_BOOLEANS[path]

@@ -6,6 +6,7 @@ MTBench (Shi et al. 2025, DeT), whose cases may also lie one folder deeper, by l
     the frame, and 1 where the point is visible; prompts.txt holds the caption, eval_prompts.txt a prompt a line.
 JointTuner (Chen et al. 2025): the folder of a checkout, or its datasets folder:
     motion_16f/MOTION/*.mp4 (and motion_49f), captions in .txt files beside the clips or else the folder's name
+    All clips of a folder show one motion.
     Prompts are those of MOTION/prompts.txt, else of the checkout's configurations (*.yaml) that train on this motion.
 """
 
@@ -26,7 +27,9 @@ MOTION_FOLDERS = ("motion_16f", "motion_49f")
 
 @dataclass(frozen=True)
 class Case:
-    """One clip with its caption and the prompts to sample; `mask` and `tracks` are files, None where there are none."""
+    """One motion: its clip with a caption, and the prompts to sample. `others` are more clips of the same motion, in
+    the same folder; `mask` and `tracks` are files, None where there are none.
+    """
 
     name: str
     group: str
@@ -35,6 +38,7 @@ class Case:
     prompts: tuple[str, ...]
     mask: Path | None = None
     tracks: Path | None = None
+    others: tuple[Path, ...] = ()
 
 
 def read_benchmark(folder: Path) -> tuple[str, list[Case], list[str]]:
@@ -129,7 +133,8 @@ def _jointtuner(folder: Path, motions: list[Path]) -> list[Case | str]:
     found: list[Case | str] = []
     for group in motions:
         for path in _folders(group):
-            clips = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            files = sorted(path.rglob("*"), key=lambda file: (len(file.parts), file))  # its own before deeper ones
+            clips = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES and file.name[0] != "."]
             prompts = _lines(path / "prompts.txt") or _configured(folder, path)
             if not clips:
                 found.append(f"{path.name}: no video in {path}, left out; download the case again")
@@ -138,7 +143,8 @@ def _jointtuner(folder: Path, motions: list[Path]) -> list[Case | str]:
             else:
                 beside = clips[0].with_suffix(".txt")
                 caption = (_lines(beside) or [path.name.replace("_", " ")])[0]
-                found.append(Case(path.name, group.name, clips[0], caption, tuple(prompts)))
+                others = tuple(clip for clip in clips[1:] if clip.parent == clips[0].parent)
+                found.append(Case(path.name, group.name, clips[0], caption, tuple(prompts), others=others))
     return found
 
 

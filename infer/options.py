@@ -179,9 +179,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="motion guidance: steer the first steps towards the motion of this clip, without training (no CLIP: the "
         "reference clip of the run)",
     )
-    add("--guide_steps", type=_between(int, 1, 999), help="steps that are guided (default: a fifth of --num-steps)")
-    add("--guide_rate", type=_between(float, 0, 10), help=f"how far an update moves the latents (default: {RATE:g})")
-    add("--guide_updates", type=_between(int, 1, 100), help="updates in each guided step (default: 3)")
+    add("--guide_steps", type=_between(int, 1, 999), help=f"steps that are guided ({_own('a fifth of --num-steps')})")
+    add("--guide_rate", type=_between(float, 0, 10), help=f"how far an update moves the latents ({_own(RATE)})")
+    add("--guide_updates", type=_between(int, 1, 100), help=f"updates in each guided step ({_own(3)})")
     add(
         "--guide_weights",
         nargs=2,
@@ -192,13 +192,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--guide_across",
         type=_between(float, 0, 1),
-        help="share that is kept of the velocity across the mean velocity so far (default: 0.1)",
+        help=f"share that is kept of the velocity across the mean velocity so far ({_own(0.1)})",
     )
     add(
         "--guide_target",
         choices=["predicted", "clean_latent"],
-        help="what the clip's clean latents are: predicted by the model, or its own, which is quicker (default: "
-        "predicted)",
+        help="what the clip's clean latents are: predicted by the model, or its own, which is quicker "
+        f"({_own('predicted')}; PocketScope's is clean_latent)",
     )
     add("--format", choices=["mp4", "gif", "frames"], default="mp4", help="of the files (default: %(default)s)")
     add(
@@ -222,6 +222,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _else(value: object) -> str:
     return f"default: as chosen for the training, else the model's own, else {value}"
+
+
+def _own(value: object) -> str:
+    return f"default: the model's own in its sampling.json, else {value}"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,5 +1,6 @@
 """A whole text-to-video pipeline of random weights, small enough for every test to run on a CPU in seconds."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from configs.schema import from_dict
 from scripts.authors.weights import build_unet, fill
@@ -131,6 +132,27 @@ def tiny_wan(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "wan"
     WanPipeline(**parts).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A CLIP in transformers' layout with random weights: 32-pixel images, a vocabulary of letters."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *[letter + "</w>" for letter in letters]]
+    config = CLIPConfig(
+        text_config=dict(
+            small, vocab_size=len(words), max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1
+        ),
+        vision_config=dict(small, image_size=32, patch_size=8),
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

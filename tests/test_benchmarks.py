@@ -1,5 +1,7 @@
 """Public benchmarks: their layouts in a tiny folder made here, and the command on it from reading to the table."""
 
+import json
+import re
 import shutil
 
 import imageio.v3 as iio
@@ -9,11 +11,17 @@ import torch
 
 from configs.errors import UserError
 from data.benchmarks import JOINTTUNER, MTBENCH, read_benchmark, read_mask, read_tracks
+from infer.measure.metrics import VideoScorer
 from infer.video import read_frames
 from scripts import reproduce
 from scripts.artefacts.public_benchmark import source_tracks
 
 FRAMES = 6
+TINY = (  # a training of two steps on frames of 64 x 64
+    *("lora_rank=2", "mixed_precision=no", "train_data.width=64", "train_data.height=64"),
+    *("train_data.n_sample_frames=4", "validation_data.num_frames=4"),
+    *("validation_data.width=64", "validation_data.height=64"),
+)
 
 
 def clip(path, shift: int = 3) -> None:
@@ -92,8 +100,17 @@ def test_jointtuner_is_read_with_prompts_from_files_or_configurations(tmp_path):
         "person_running": ("a bear runs", "a cat runs"),
         "person_walking": ("a bear walks",),
     }
-    assert cases[0].caption == "person running" and len(problems) == 2
+    assert cases[0].caption == "person running" and not cases[0].others and len(problems) == 2
     assert "empty: no video" in problems[0] and "nobody: no prompts.txt" in problems[1]
+
+
+def test_all_clips_of_a_motion_belong_to_its_case(tmp_path):
+    folder = tmp_path / "motion_16f" / "person_walking"
+    for name in ("b.mp4", "a.mp4", "deeper/0.mp4", ".hidden.mp4"):
+        clip(folder / name)
+    (folder / "prompts.txt").write_text("a bear walks\n")
+    (case,) = read_benchmark(tmp_path)[1]
+    assert case.clip == folder / "a.mp4" and case.others == (folder / "b.mp4",)
 
 
 def test_a_folder_of_neither_layout_is_refused(tmp_path):
@@ -173,12 +190,61 @@ def command(tiny_pipeline, tmp_path, capsys, monkeypatch):
     return run
 
 
+@pytest.fixture
+def jointtuner(tmp_path):
+    """One motion's name in both groups, with other clips; two clips of it in the first."""
+    folder = tmp_path / "JointTuner"
+    for group, clips in (("motion_16f", {"a": 3, "b": 2}), ("motion_49f", {"a": -1})):
+        for name, shift in clips.items():
+            clip(folder / group / "person_walking" / f"{name}.mp4", shift)
+        (folder / group / "person_walking" / "prompts.txt").write_text("a horse is running\n")
+    return folder
+
+
+def rows_of(table: str) -> dict[str, list[str]]:
+    return {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in table.splitlines()
+        if line.startswith("| ")
+    }
+
+
+def test_jointtuners_columns_hold_its_own_measures_and_equal_names_stay_apart(
+    command, jointtuner, clip_folder, tmp_path
+):
+    scorer, wanted = VideoScorer(clip_folder, clip_folder), {}
+    for group, shift in (("motion_16f", 3), ("motion_49f", 2)):
+        video = tmp_path / "out/benchmarks/jointtuner-guidance-smoke" / group / "person_walking" / "there.mp4"
+        clip(video, shift)  # as if it had been sampled: what random weights give has no points to follow
+        notes = {"video": video.name, "prompt": "a horse is running", "seed": 0}
+        video.with_suffix(".json").write_text(json.dumps(notes))
+        reference = read_frames(jointtuner / group / "person_walking" / "a.mp4")
+        scores = scorer(read_frames(video), notes["prompt"], reference)
+        found = [scores[name] for name in ("text_alignment", "temporal_consistency", "pickscore")]
+        wanted[f"{group}, person_walking"] = [*found, 100 * scores["motion_fidelity_dmt_code"]]
+    code, table, _ = command(jointtuner, "--clip", clip_folder, "--pickscore", clip_folder)
+    rows = rows_of(table)
+    assert code == 0 and list(rows) == ["case", *wanted, "motion_16f", "motion_49f", "All"]
+    assert rows["case"] == ["CLIP-Text", "Temporal-Consistency", "Pick-Score", "Motion-Fidelity", "n"]
+    for name, values in wanted.items():
+        assert [float(cell) for cell in rows[name]] == pytest.approx([*values, 1], abs=0.06)
+    assert rows["All"][-1] == "2" and len(set(map(tuple, wanted.values()))) == 2
+    assert "motion_16f, person_walking: guided by a.mp4 alone, of all 2 clips; measured against a.mp4." in table
+    assert table.count("measured against") == 1  # the other motion has one clip
+
+
+def test_a_method_that_trains_learns_from_all_clips_of_a_motion(command, jointtuner):
+    code, table, told = command(jointtuner, *TINY, "--method", "tap", "--references", "1", "--prompts", "1")
+    assert code == 0 and "learned from all 2 clips; measured against a.mp4." in table
+    assert re.findall(r'clip (\d): .*/(\w)\.mp4.*"person walking"', told) == [("0", "a"), ("1", "b")]
+
+
 def test_guidance_on_mtbench_gives_its_table_and_goes_on(command, mtbench):
     code, table, told = command(mtbench)
     assert code == 0 and "| case | EF | TC (CLIP for DINO) | MF |" in table and "SMOKE RUN" in table
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in table.splitlines() if line.startswith("| ")}
+    rows = rows_of(table)
     assert list(rows) == ["case", "first", "second", "All"]
-    assert rows["All"][4].strip() == "4" and "–" not in rows["first"][2] and "nan" not in table
+    assert rows["All"][-1] == "4" and "–" not in rows["first"][2] and "nan" not in table
     assert "CLIP: no weights given" in table  # EF and TC need them; the rest is measured
     assert command(mtbench)[2].count("sample:") == 0  # nothing is made twice
 
@@ -194,10 +260,7 @@ def test_a_case_that_cannot_be_sampled_is_named_and_the_others_are_measured(comm
 
 
 def test_a_method_that_trains_runs_on_each_case(command, mtbench):
-    words = ["lora_rank=2", "train_data.width=64", "train_data.height=64", "train_data.n_sample_frames=4"]
-    words += ["validation_data.width=64", "validation_data.height=64", "validation_data.num_frames=4"]
-    words += ["mixed_precision=no", "--method", "tap", "--references", "1", "--prompts", "1"]
-    code, table, _ = command(mtbench, *words)
+    code, table, _ = command(mtbench, *TINY, "--method", "tap", "--references", "1", "--prompts", "1")
     assert code == 0 and "| first |" in table and "tap on" in table
 
 

@@ -111,6 +111,13 @@ def test_every_error_is_reported_at_once_with_a_suggestion(tmp_path):
         assert part in text
 
 
+def test_guidance_is_no_training_and_one_sentence_says_what_to_run(tmp_path):
+    file = write(tmp_path, "guided.yaml", "method: guidance\n")
+    for words in (["method=guidance"], ["--config", file]):
+        with pytest.raises(UserError, match="^[^\n]*guidance needs no training; sample with .*--guide CLIP[^\n]*$"):
+            load(*words)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

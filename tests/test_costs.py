@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from scripts.artefacts.artefact import Variant
 from scripts.artefacts.chain import Chain, Samples
 from scripts.artefacts.costs import HEADER, cost_table, variant_costs
 from scripts.artefacts.plan import Cell
 from scripts.artefacts.testbed import MotionTask
 
-SETTINGS = {"num_frames": 4, "height": 64, "width": 64, "guidance_scale": 3.0}
+SETTINGS = {"num_frames": 5, "height": 64, "width": 64, "guidance_scale": 3.0}
 GUIDED = SETTINGS | {"guide": "clip.mp4", "guide_updates": 3, "guide_target": "predicted"}
 
 
@@ -31,15 +33,17 @@ def cell(
     return Cell(Variant(name), MotionTask("m", "g", (), (), folder), "m", chain, Samples(str(samples), [], []))
 
 
-def test_training_counts_where_the_adapter_acts_and_memory_grows_little(tiny_pipeline, tmp_path):
+@pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_wan"])
+def test_training_counts_where_the_adapter_acts_and_memory_grows_little(model, request, tmp_path):
+    tiny = request.getfixturevalue(model)
     noted = [{"cpu_seconds": 1.0, "forwards": 40}, {"cpu_seconds": 2.0, "forwards": 40}]
     costs = variant_costs(
         [
-            cell(tmp_path, tiny_pipeline, "plain", 0, SETTINGS, [{}]),
-            cell(tmp_path, tiny_pipeline, "guided", 0, GUIDED, noted),
-            cell(tmp_path, tiny_pipeline, "trained", 1, SETTINGS, noted),
-            cell(tmp_path, tiny_pipeline, "earlier", 1, SETTINGS, noted, index=1),
-            cell(tmp_path, tiny_pipeline, "without videos", 1, SETTINGS, []),
+            cell(tmp_path, tiny, "plain", 0, SETTINGS, [{}]),
+            cell(tmp_path, tiny, "guided", 0, GUIDED, noted),
+            cell(tmp_path, tiny, "trained", 1, SETTINGS, noted),
+            cell(tmp_path, tiny, "earlier", 1, SETTINGS, noted, index=1),
+            cell(tmp_path, tiny, "without videos", 1, SETTINGS, []),
         ]
     )
     rows = cost_table(costs)

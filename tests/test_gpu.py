@@ -4,6 +4,7 @@ Where a CPU can run the same lines they also run there, so that the tests themse
 must agree to rounding on CUDA is then equal to the bit.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ import train
 from configs.schema import to_yaml
 from infer import options
 from infer.generate import generate
+from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.sampler import guide, sample
 from infer.video import read_frames
 from models import methods
@@ -30,6 +32,7 @@ from models.compiled import compile_layers
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.training import objective
+from models.training.memory import PeakBytes
 from scripts.authors.weights import build_unet, fill
 from scripts.benchmark import steps
 from scripts.benchmark.clock import peak_bytes
@@ -337,6 +340,32 @@ def test_a_solver_of_second_order_samples_what_it_samples_on_the_cpu(tiny_pipeli
     expected = sampled("cpu", solver)
     assert difference(sampled(device, solver), expected) <= (0 if device == "cpu" else 1e-3)
     assert difference(sampled(device, "ddim"), expected) > 1e-2, "the solver matters"
+
+
+@pytest.mark.parametrize("device", ["meta", CUDA])
+def test_guidance_needs_hardly_more_memory_than_plain_sampling(device):
+    """A guided step against a plain one on ZeroScope's layers and 16 frames of 384 x 384, by the card's own count.
+
+    Without one the same lines run on tensors without data, and those that are alive at once are counted.
+    """
+    with torch.device(device):
+        network = UNet3DConditionModel.from_config(ZEROSCOPE).to(torch.float16).eval().requires_grad_(False)
+        z = torch.randn(1, 4, 16, 48, 48)
+        text, empty = torch.randn(2, 1, 77, ZEROSCOPE["cross_attention_dim"], dtype=torch.float16).unbind(0)
+    plain = guide(predictor(network), text, empty, scale=9.0)
+    settings = GuidanceSettings(steps=1, updates=2)
+    guided = MotionGuidance(z, plain, guide(predictor(network), empty), DDIMScheduler(), settings, [0])
+
+    def peak(step) -> int:
+        with torch.no_grad(), PeakBytes() if device == "meta" else contextlib.nullcontext() as watch:
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            step(z, torch.tensor(901))
+        return watch.peak if device == "meta" else torch.cuda.max_memory_allocated() - before
+
+    plain(z, torch.tensor(901))  # what a first call sets up does not count
+    assert 0 < peak(plain) <= peak(guided.steer) < 1.1 * peak(plain)
 
 
 LEARNING = [("cpu", "no"), *(pytest.param("cuda", precision, marks=CUDA.marks) for precision in ("no", "bf16", "fp16"))]

@@ -153,6 +153,16 @@ def test_place_and_size_of_a_motion_do_not_count_for_its_timing():
     assert timing(path * 0.5 + 7, path)["timing_error"] == pytest.approx(0, abs=1e-6)
 
 
+def test_half_of_the_travel_at_other_moments_is_half_a_speed_error():
+    even, hurried, late = (
+        np.cumsum([[0, 0], *([step, 0] for step in steps)], axis=0)
+        for steps in ((4, 4, 4, 4), (8, 8, 0, 0), (0, 0, 8, 8))
+    )
+    assert timing(hurried, even)["speed_error"] == pytest.approx(0.5)
+    assert timing(even, hurried * [0.5, 1])["speed_error"] == pytest.approx(0.5)  # whatever the size of the motion
+    assert timing(late, hurried)["speed_error"] == pytest.approx(1)
+
+
 def test_a_still_object_has_no_profile_of_speed():
     still, moving = np.zeros((8, 2)), CLIP.trajectory.numpy()
     assert timing(still, moving)["speed_error"] == 1.0 and timing(still, still)["speed_error"] == 0.0

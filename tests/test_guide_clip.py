@@ -18,6 +18,8 @@ from infer.video import read_frames
 from models.backbone import predictor, skeleton
 from models.training.memory import PeakBytes
 
+from conftest import ROOT
+
 
 @pytest.fixture(scope="module")
 def model(tiny_pipeline):
@@ -135,6 +137,14 @@ def test_a_model_can_bring_its_own_guidance(tmp_path):
         resolve(args, {}, tmp_path)
 
 
+def test_help_and_readme_name_the_target_that_pocketscope_really_has(capsys):
+    target = json.loads((ROOT / "models/pocketscope/sampling.json").read_text())["guide_target"]
+    with pytest.raises(SystemExit):
+        options.parse(["--help"])
+    assert f"else predicted; PocketScope's is {target})" in " ".join(capsys.readouterr().out.split())
+    assert f"`--guide_target {target}`, PocketScope's default" in " ".join((ROOT / "README.md").read_text().split())
+
+
 def test_memory_stays_near_that_of_plain_sampling():
     """Counted for ZeroScope on 16 frames of 384 x 384, without weights: one guided step against one plain step."""
     unet = skeleton().to(torch.bfloat16)
@@ -149,6 +159,35 @@ def test_memory_stays_near_that_of_plain_sampling():
             step(z, torch.tensor(901))
         peaks.append(watch.peak)
     assert 1e9 < peaks[0] <= peaks[1] < 1.02 * peaks[0]
+
+
+def saved_bytes(work) -> int:
+    """Bytes that autograd keeps for a backward pass while `work` runs."""
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(kept)
+
+
+def test_a_guided_step_keeps_a_few_latents_for_its_gradient_and_nothing_of_the_network(model):
+    """Measured on a network with weights, an update; one that is differentiated through shows what is counted."""
+    z = torch.randn(1, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    text, empty = model.encode_text(["a horse", ""]).split(1)
+    plain, t = guide(model.predict, text, empty, scale=3.0), torch.tensor(901)
+    guided = MotionGuidance(
+        z, plain, guide(model.predict, empty), model.scheduler, GuidanceSettings(steps=1, updates=1), [0]
+    )
+    with torch.no_grad():
+        assert saved_bytes(lambda: plain(z, t)) == 0
+    pairs = 3 + 6  # differences of neighbours and of all pairs of four frames
+    kept = saved_bytes(lambda: guided.steer(z, t))
+    assert 0 < kept < 8 * z.nbytes * pairs / 4
+    assert saved_bytes(lambda: plain(z.clone().requires_grad_(), t)) > 20 * kept
 
 
 def clip(folder, frames: int, width: int, height: int) -> str:

@@ -9,8 +9,22 @@ import torch
 
 from configs.errors import UserError
 from data.world import Scene, render, render_path
+from infer.measure.clip_scores import load_clip, temporal_consistency
 from scripts.artefacts import metric_report, metric_study
-from scripts.artefacts.metric_study import CLASSICAL, EXACT, METRICS, missed_share, rank, worth, wrong_share
+from scripts.artefacts.metric_findings import advice
+from scripts.artefacts.metric_report import decisions
+from scripts.artefacts.metric_study import CLASSICAL, EXACT, METRICS
+from scripts.artefacts.metric_worth import (
+    both_ranks,
+    decision,
+    keys_of,
+    lead,
+    missed_share,
+    rank,
+    true_decision,
+    worth,
+    wrong_share,
+)
 from scripts.artefacts.relations import RELATIONS, pairs, truth
 
 
@@ -66,13 +80,20 @@ def test_exact_tracks_follow_object_and_ground(drawn):
     assert torch.equal(on_ground, on_ground[:, :1].expand_as(on_ground))
 
 
-def test_every_metric_gives_a_number_on_every_pair_still_points_included(drawn):
-    for relation in ("same path", "still", "camera pan"):
-        row = metric_study.measure(drawn[relation])
-        assert {f"{name}/{tracking}" for name in METRICS for tracking in (EXACT, CLASSICAL)} == set(row["scores"])
-        assert all(math.isfinite(score) for score in row["scores"].values())
-        assert not row["problems"]
-    assert len(METRICS) >= 8
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_every_metric_gives_a_number_on_every_relation(drawn, relation):
+    row = metric_study.measure(drawn[relation])
+    assert {f"{name}/{tracking}" for name in METRICS for tracking in (EXACT, CLASSICAL)} == set(row["scores"])
+    assert all(math.isfinite(number) for number in (*row["scores"].values(), row["path_error"], row["timing_error"]))
+    assert not row["problems"] and len(METRICS) >= 8 and len(RELATIONS) >= 9
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_points_that_stand_still_give_a_number_and_not_nan(name):
+    moving = torch.stack([torch.arange(6.0), torch.full((6,), 8.0)], -1).expand(3, 6, 2)
+    still = moving[:, :1].expand(3, 6, 2)
+    for reference, shown in ((moving, still), (still, moving), (still, still)):
+        assert math.isfinite(METRICS[name].score(reference, shown))
 
 
 def rows_of(scores: list[float | None], errors: list[float]) -> list[dict]:
@@ -103,7 +124,87 @@ def test_order_rank_and_misses_on_rows_whose_answer_is_known():
     assert wrong_share(near, key) == 0.5  # the first two are not put in order; one of the others is wrong
     missed = {"orbit-0": rows_of([0.5, 0.6, 0.4], [0, 3, 3])}
     assert missed_share(missed, key, "shifted").value == 1 and missed_share(missed, key, "re-timed").value == 0
-    assert missed_share({"orbit-0": rows_of([0.5, 0.6], [0, 0.5])}, key, "shifted") is None
+    near = {"orbit-0": rows_of([0.5, 0.5, 0.6], [0, 0.5, 0.5])}
+    assert missed_share(near, key, "re-timed") is None and missed_share(near, key, "shifted").value == 1
+
+
+def test_a_cell_is_decided_by_the_whole_interval_of_how_often_the_partner_reaches_the_same_path():
+    scores = {
+        "same path": [0.5] * 5,
+        "shifted": [0.5] * 5,  # a tie is no reward
+        "re-timed": [0.9, 0.9, 0.1, 0.1, 0.1],
+        "other speed": [0.9, 0.9, 0.9, 0.1, 0.1],
+        "mirrored": [0.1] * 5,
+        "camera pan": [0.9] * 5,
+    }
+    rows = []
+    for number in range(5):
+        errors = [0.0 if name in ("same path", "shifted") else 9.0 for name in RELATIONS]
+        for row in rows_of([scores.get(name, [None] * 5)[number] for name in RELATIONS], errors):
+            rows.append(row | {"motion": f"motion {number}", "reference": f"motion {number}-0"})
+    found = worth(rows, ("paper", EXACT)).missed
+    assert {name: decision(share) for name, share in found.items()} == {
+        "same path": "blind",  # a camera pan reaches it
+        "shifted": "blind",
+        "re-timed": "undecided",
+        "other speed": "undecided",
+        "mirrored": "rewarded",
+        "camera pan": "blind",
+    }
+    assert true_decision("shifted") == "blind" and true_decision("camera pan") == "rewarded"
+    text = decisions({("paper", EXACT): worth(rows, ("paper", EXACT))})
+    assert "**4 of 9 cells (1 metrics with their tracks, 9 relations) are decided**" in text
+    assert "all 9 of a metric for 0 of 1; 2 are decided as the truth does" in text
+    assert "| blind 1.00 | blind 1.00 | undecided 0.40 | undecided 0.60 | – | rewarded 0.00 | – | blind 1.00 |" in text
+
+
+def with_scores(metrics: dict[str, list[float]]) -> list[dict]:
+    """Rows of five motions with four partners each, whose true order the metrics follow in so many of them."""
+    rows = []
+    for number in range(5):
+        found = rows_of([0.0] * 4, [0, 2, 5, 9])
+        for place, row in enumerate(found):
+            right = [0.9, 0.8, 0.4, 0.1]
+            row |= {"motion": f"motion {number}", "reference": f"motion {number}-0"}
+            row["scores"] = {
+                f"{name}/{tracking}": right[place] if hits[number] else right[::-1][place]
+                for name, hits in metrics.items()
+                for tracking in (EXACT, CLASSICAL)
+            }
+        rows += found
+    return rows
+
+
+@pytest.mark.parametrize("second, said", [((0, 0, 0, 0, 0), "decided"), ((1, 1, 1, 1, 0), "not decided")])
+def test_the_recommended_metric_is_held_against_the_runner_up(second, said):
+    """A lead that chance could give is called so, with its interval paired over motions."""
+    worst = dict.fromkeys(METRICS, (0,) * 5)
+    rows = with_scores(worst | {"agreement": (1,) * 5, "mtbench_paper": second})
+    gap = lead(rows, ("agreement", EXACT), ("mtbench_paper", EXACT), both_ranks)
+    assert gap.clips == 5 and gap.value == pytest.approx(np.mean([4.0 * (not hit) for hit in second]))
+    advised = advice(rows)
+    assert "should report displacement agreement (ours)" in advised
+    assert f"in the sum of both ranks is {said}: {gap.value:+.2f} [" in advised
+    assert f"leads {9 if said == 'decided' else 8} of the 9 other metrics" in advised
+    assert f"is {said} (" in advised  # the lead in ordering as well
+
+
+def test_a_smoke_run_has_too_few_motions_for_an_interval():
+    rows = [row for row in with_scores(dict.fromkeys(METRICS, (1,) * 5)) if row["motion"] in ("motion 0", "motion 1")]
+    assert "nan" not in advice(rows) and "not decided: +0.00, paired over 2 motions" in advice(rows)
+
+
+def test_clip_consistency_is_measured_where_weights_are_given(clip_folder, tmp_path, monkeypatch, drawn):
+    monkeypatch.setattr(metric_study, "SMOKE_MOTIONS", 1)
+    monkeypatch.setattr(metric_study, "pairs", lambda motion, seed: list(drawn.values())[:2])
+    monkeypatch.setattr(metric_study, "METRICS", {"agreement": METRICS["agreement"]})
+    rows = metric_study.collect(tmp_path / "rows", True, clip_folder, "cpu", print)
+    plain = metric_study.collect(tmp_path / "rows", True, None, "cpu", print)  # kept apart from those with a CLIP
+    wanted = [temporal_consistency(load_clip(clip_folder), pair.shown.frames)[0] for pair in list(drawn.values())[:2]]
+    assert [row["scores"]["clip_consistency/pixels"] for row in rows] == pytest.approx(wanted)
+    assert 0 < min(wanted) < 100 and not any("clip_consistency/pixels" in row["scores"] for row in plain)
+    found = metric_report.main_table({key: worth(rows, key) for key in keys_of(rows)})
+    assert "| CLIP consistency | pixels | " in found
 
 
 def test_the_study_goes_on_where_it_stopped_and_reports_itself(tmp_path, monkeypatch):
@@ -117,6 +218,7 @@ def test_the_study_goes_on_where_it_stopped_and_reports_itself(tmp_path, monkeyp
     text = results.read_text()
     assert "<!-- begin metrics world -->" in text and "nan" not in text.lower().replace("finance", "")
     assert "SMOKE RUN" in text and "Which metric should a paper use?" in text
+    assert "of 180 cells (20 metrics with their tracks, 9 relations) are decided" in text
     (kept,) = (tmp_path / "metrics" / "rows").glob("*.json")
     rows = json.loads(kept.read_text())
     rows[0]["path_error"] = 0.25  # what is kept is read, not made again

@@ -7,32 +7,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel
 
 from infer.measure import clip_scores
 from infer.measure.clip_scores import MetricUnavailable, load_clip, load_viclip, temporal_consistency, text_alignment
 from infer.measure.metrics import DEFINITIONS, VideoScorer
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """A CLIP in transformers' layout with random weights: 32-pixel images, a vocabulary of letters."""
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *[letter + "</w>" for letter in letters]]
-    config = CLIPConfig(
-        text_config=dict(
-            small, vocab_size=len(words), max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1
-        ),
-        vision_config=dict(small, image_size=32, patch_size=8),
-        projection_dim=16,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from configs.errors import UserError
 from configs.signals import Terminated
 from data.world import BACKGROUNDS, COLOURS, SHAPES, Scene, parse_prompt, trajectory_of, vocabulary
 from infer import generate as generating
+from infer import options
 from infer.measure.world_scores import ReferenceClips
 from infer.video import read_frames
 from models.backbone import Backbone
@@ -107,6 +108,17 @@ def test_every_claim_compares_variants_that_exist():
         assert len(set(names)) == len(names)
         compared = {side for claim in artefact.claims for side in (claim.one, claim.other)}
         assert compared - set(names) <= {LEARNED}
+
+
+def test_guidance_needs_no_training_of_its_own_in_any_artefact():
+    seen = set()
+    for name, artefact in ARTEFACTS.items():
+        guided = {variant.train for variant in artefact.variants if "--guide" in variant.flags}
+        assert guided <= {variant.train for variant in artefact.variants if "--guide" not in variant.flags}
+        seen |= {name} if guided else set()
+    assert seen >= {"guidance", "motions", "dit"}
+    predicted = next(variant for variant in ARTEFACTS["guidance"].variants if variant.name == "guidance, predicted")
+    assert options.parse(["-p", "x", "-cf", "run", *predicted.flags]).guide_target == "predicted"
 
 
 def test_an_unknown_artefact_gets_a_suggestion():

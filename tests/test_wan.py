@@ -12,10 +12,11 @@ import train
 from configs.errors import UserError
 from configs.schema import from_dict, load
 from data.cache import read_folder
-from infer import options
+from infer import guidance, options
 from infer.generate import generate
 from infer.inversion import ddim_invert
 from infer.sampler import guide, make_solver, sample
+from infer.video import read_frames
 from models import backbones
 from models.backbone import Backbone, latent_size_of, predictor, skeleton
 from models.backbones import unet3d, wan
@@ -241,6 +242,28 @@ def test_training_and_sampling_are_the_same_commands(wan_run, tmp_path):
     (video,) = generate(options.parse([str(word) for word in words]))
     record = json.loads(video.with_suffix(".json").read_text())
     assert record["settings"]["solver"] == "unipc" and record["settings"]["num_frames"] == 5
+
+
+@pytest.mark.parametrize("target", ["predicted", "clean_latent"])
+def test_a_clip_guides_a_flow_through_the_command_and_each_update_lowers_its_loss(
+    tiny_wan, clip_file, tmp_path, monkeypatch, target
+):
+    losses = []
+    objective = guidance.objective
+    monkeypatch.setattr(guidance, "objective", lambda *given: losses.append(objective(*given)) or losses[-1])
+    words = ["--model", tiny_wan, "-p", "a horse", "-r", 5, "-W", 64, "-H", 64, "-T", 5, "-s", 3, "-g", 3, "-d", "cpu"]
+
+    def sampled(name, *more):
+        (path,) = generate(options.parse([*map(str, words), "-o", str(tmp_path / name), *more]))
+        return read_frames(path)
+
+    plain = sampled("plain")
+    assert not losses
+    settings = ("--guide_steps", "2", "--guide_updates", "4", "--guide_rate", "0.05", "--guide_target", target)
+    assert not torch.equal(plain, sampled("guided", "--guide", str(clip_file), *settings))
+    assert len(losses) == 2 * 4
+    for step in (losses[:4], losses[4:]):
+        assert all(after < before for before, after in zip(step, step[1:])) and step[-1] < 0.98 * step[0]
 
 
 def test_the_appearance_pass_sees_single_frames(wan_config, tiny_wan, monkeypatch):

@@ -13,6 +13,6 @@ from scripts.artefacts.transformer import TRANSFORMER
 PAPER = TABLES | FIGURES
 ARTEFACTS = PAPER | OWN | SPEED | TRANSFORMER
 STUDIES = {  # name -> (title, what it needs)
-    "metrics": ("Motion metrics against the truth (toy world)", "no model; about three minutes of CPU"),
+    "metrics": ("Motion metrics against the truth (toy world)", "no model; about four minutes of CPU"),
     "measures": ("Graded measures: floor, ceiling, repeatability (toy world)", "a model of the toy world; a minute"),
 }

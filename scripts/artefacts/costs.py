@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler
 
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.sampler import guide
-from models.backbone import predictor, skeleton
+from models.backbone import latent_size_of, predictor, skeleton
+from models.backbones import kind_of
 from models.placement import parameter_bytes
 from models.training.memory import PeakBytes
 from scripts.artefacts.chain import sidecars
@@ -92,14 +93,20 @@ def _shape(settings: dict) -> tuple:
 
 @cache
 def _step_bytes(model: str, frames: int, height: int, width: int, scale: float, guided: tuple | None) -> int:
-    """Most bytes alive in a sampling step of the plain model in fp32, its weights included; counted on meta tensors."""
-    unet = skeleton(model)
-    z = torch.empty(1, unet.config.in_channels, frames, height // 8, width // 8, device="meta")
-    text, empty = torch.empty(2, 1, 77, unet.config.cross_attention_dim, device="meta").unbind(0)
-    step = guide(predictor(unet), text, empty, scale=scale)
+    """Most bytes alive in a sampling step of the plain model in fp32, its weights included; counted on meta tensors.
+
+    The prompt has as many tokens as those of the published models.
+    """
+    network = skeleton(model)
+    kind = kind_of(network)
+    kind.prepare(network)
+    size = latent_size_of(model, frames, height, width)
+    z = torch.empty(1, network.config.in_channels, *size, device="meta")
+    text, empty = torch.empty(2, 1, kind.text_length(), kind.text_width(network), device="meta").unbind(0)
+    step = guide(predictor(network), text, empty, scale=scale)
     if guided is not None:
         settings = GuidanceSettings(steps=1, **dict(zip(GUIDED, guided, strict=True)))
-        step = MotionGuidance(z, step, guide(predictor(unet), empty), DDIMScheduler(), settings, [0]).steer
+        step = MotionGuidance(z, step, guide(predictor(network), empty), DDIMScheduler(), settings, [0]).steer
     with PeakBytes() as watch, torch.no_grad():
         step(z, torch.tensor(901))
-    return watch.peak + parameter_bytes(unet)
+    return watch.peak + parameter_bytes(network)

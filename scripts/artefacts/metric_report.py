@@ -1,12 +1,7 @@
-"""The study of motion metrics as files: tables, sentences, a plot, a page, and its section of RESULTS.md.
-
-Every sentence is chosen by the numbers: a statement is confirmed or refuted where its whole interval says so, and not
-decided otherwise.
-"""
+"""The study of motion metrics as files: tables, sentences, a plot, a page, and its section of RESULTS.md."""
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -14,28 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs.files import atomic_path
-from infer.measure.statistics import Estimate, share_or_mean
-from scripts.artefacts.metric_study import (
-    CLASSICAL,
-    CLIP_METRIC,
-    EXACT,
-    METRICS,
-    PIXELS,
-    Key,
-    Worth,
-    collect,
-    grouped,
-    keys_of,
-    label,
-    lead,
-    worth,
-)
+from scripts.artefacts.metric_findings import advice, statements, title_of
+from scripts.artefacts.metric_study import CLASSICAL, EXACT, METRICS, PIXELS, collect
+from scripts.artefacts.metric_worth import Key, Worth, decision, grouped, keys_of, true_decision, worth
 from scripts.artefacts.relations import RELATIONS
 from scripts.artefacts.results_file import markdown, put_section
 
 NAME = "metrics"
 TITLE = "Motion metrics against the truth (toy world)"
-HALF = 0.5  # a statement about most references holds when the whole interval is above this share
 EXPLAINED = (
     "Each pair is a reference clip and a partner of known relation (scripts/artefacts/relations.py); 16 frames, a "
     "grain on object and ground so that a tracker can follow them. Path error is the distance to the reference's path "
@@ -45,104 +26,6 @@ EXPLAINED = (
     "share of a reference's pairs of partners, with path errors more than 1 pixel apart, that the metric puts in the "
     "other order (0.5 is guessing; a tie counts half). Brackets are 95 % intervals over motions."
 )
-
-
-@dataclass(frozen=True)
-class Statement:
-    """Something that could be so or not, and what the numbers say: confirmed, refuted or not decided."""
-
-    text: str
-    ruling: str
-    words: str
-
-
-def title_of(key: Key) -> str:
-    return CLIP_METRIC.title if key[0] == "clip_consistency" else METRICS[key[0]].title
-
-
-def statements(rows: list[dict]) -> list[Statement]:
-    """The questions that the study was made for, answered by its rows."""
-    found = []
-    for name in ("paper", "dmt_code", "mtbench_code", "mtbench_paper", "agreement"):
-        for tracking in (EXACT, CLASSICAL):
-            share = worth(rows, (name, tracking)).missed.get("camera pan")
-            if share:
-                found.append(
-                    _of_a_share(
-                        f"{METRICS[name].title}, {tracking}: a camera pan over a still object scores at least as high "
-                        "as the reference's own path",
-                        share,
-                    )
-                )
-    place = shift_costs(rows, ("mtbench_code", EXACT))
-    found.append(_of_a_share("MTBench (script), exact tracks: the same path in another place scores lower", place))
-    place = shift_costs(rows, ("agreement", EXACT))
-    found.append(
-        _of_a_share("displacement agreement, exact tracks: the same path in another place scores lower", place)
-    )
-    for tracking in (EXACT, CLASSICAL):
-        ours, published = best(rows, tracking, False), best(rows, tracking, True)
-        gap = lead(rows, ours, published)
-        ruling = "confirmed" if gap.low > 0 else "refuted" if gap.high < 0 else "not decided"
-        found.append(
-            Statement(
-                f"With {tracking}, {title_of(ours)} orders fewer pairs wrongly than the best published metric, "
-                f"{title_of(published)}",
-                ruling,
-                f"difference {gap} over {gap.n} references",
-            )
-        )
-    return found
-
-
-def shift_costs(rows: list[dict], key: Key) -> Estimate:
-    """Share of references whose path in another place scores lower than in the same place."""
-    hits, motions = [], []
-    for found in grouped(rows).values():
-        scores = {row["relation"]: row["scores"].get(label(key)) for row in found}
-        if None not in (scores.get("shifted"), scores.get("same path")):
-            hits.append(bool(scores["shifted"] < scores["same path"] - 0.01))
-            motions.append(found[0]["motion"])
-    return share_or_mean(hits, motions)
-
-
-def best(rows: list[dict], tracking: str, published: bool) -> Key:
-    """The metric (published, or this project's agreement) that orders fewest pairs wrongly."""
-    names = [n for n, m in METRICS.items() if m.published == published and (published or n.startswith("agreement"))]
-    return min(((name, tracking) for name in names), key=lambda key: worth(rows, key).wrong.value)
-
-
-def _of_a_share(text: str, share: Estimate) -> Statement:
-    ruling = "confirmed" if share.low > HALF else "refuted" if share.high < HALF else "not decided"
-    return Statement(text, ruling, f"in {share} of {share.n} references")
-
-
-def advice(rows: list[dict]) -> str:
-    """Which metric a paper should use, and why, from the numbers."""
-    parts = []
-    for tracking in (EXACT, CLASSICAL):
-        keys = [(name, tracking) for name in METRICS]
-        by_order = sorted(keys, key=lambda key: worth(rows, key).wrong.value)
-        first, second = by_order[:2]
-        gap = lead(rows, first, second)
-        timing = max(keys, key=lambda key: worth(rows, key).rank_timing.value)
-        seen = [key for key in keys if (m := worth(rows, key).missed.get("camera pan")) and m.high < HALF]
-        parts.append(
-            f"With {tracking}, {title_of(first)} orders fewest pairs wrongly ({worth(rows, first).wrong}); its lead "
-            f"over {title_of(second)} is {'decided' if gap.low > 0 else 'not decided'} ({gap}). Timing is followed best"
-            f" by {title_of(timing)} (rank {worth(rows, timing).rank_timing}). A camera pan is told from a moving "
-            f"object by {', '.join(map(title_of, seen)) or 'no metric'}."
-        )
-    whole = [(name, tracking) for name in METRICS for tracking in (CLASSICAL,)]
-    pick = max(whole, key=lambda key: worth(rows, key).rank_path.value + worth(rows, key).rank_timing.value)
-    low, high = (f([worth(rows, key).wrong.value for key in whole]) for f in (min, max))
-    parts.append(
-        f"A paper that has only tracked points should report {title_of(pick)}: of all metrics its ranks with path and "
-        f"timing error together are highest ({worth(rows, pick).rank_path} and {worth(rows, pick).rank_timing}); "
-        f"{METRICS[pick[0]].sees}. And it should name definition, points and tracker: on the same videos, metrics of "
-        f"one name order between {low:.2f} and {high:.2f} of the pairs wrongly."
-    )
-    return "\n\n".join(parts)
 
 
 def make(
@@ -173,10 +56,9 @@ def body(rows: list[dict], smoke: bool, provenance: str) -> str:
         EXPLAINED,
         f"**Which metric should a paper use?** {advice(rows)}",
         "\n".join(f"- **{s.ruling}**: {s.text[:1].upper()}{s.text[1:]}; {s.words}." for s in (statements(rows))),
-        _main_table(by_key),
-        "Mean score of each relation:\n\n" + _relations_table(by_key, "relations"),
-        "Share of references in which a partner with another motion scores at or above the same path in another "
-        "appearance:\n\n" + _relations_table(by_key, "missed"),
+        main_table(by_key),
+        "Mean score of each relation:\n\n" + _means_table(by_key),
+        decisions(by_key),
         "What each formula keeps and leaves out:\n\n"
         + "\n".join(f"- {metric.title}: {metric.sees}." for metric in METRICS.values()),
     ]
@@ -187,7 +69,8 @@ def body(rows: list[dict], smoke: bool, provenance: str) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _main_table(by_key: dict[Key, Worth]) -> str:
+def main_table(by_key: dict[Key, Worth]) -> str:
+    """How well every metric follows the truth, a row for each with its tracks."""
     lines = [
         "| metric | tracks | rank with path error ↑ | rank with timing error ↑ | ordered wrongly ↓ | ... without the "
         "camera pan ↓ | not measured |",
@@ -199,15 +82,38 @@ def _main_table(by_key: dict[Key, Worth]) -> str:
     return "\n".join(lines)
 
 
-def _relations_table(by_key: dict[Key, Worth], field: str) -> str:
-    shown = [name for name in RELATIONS if any(name in getattr(found, field) for found in by_key.values())]
-    shown = [name for name in shown if field == "relations" or name != "same path"]
-    lines = [f"| metric | tracks | {' | '.join(shown)} |", "|---" * (len(shown) + 2) + "|"]
+def _means_table(by_key: dict[Key, Worth]) -> str:
+    lines = [f"| metric | tracks | {' | '.join(RELATIONS)} |", "|---" * (len(RELATIONS) + 2) + "|"]
     for key, found in by_key.items():
-        values = getattr(found, field)
-        cells = (f"{values[name].value:.2f}" if name in values else "–" for name in shown)
+        cells = (f"{found.relations[name].value:.2f}" if name in found.relations else "–" for name in RELATIONS)
         lines.append(f"| {title_of(key)} | {key[1]} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def decisions(by_key: dict[Key, Worth]) -> str:
+    """What each metric decides about each relation, how many of these cells are decided, and how many truly so."""
+    found = {key: {name: decision(share) for name, share in w.missed.items()} for key, w in by_key.items()}
+    cells = [(name, cell) for row in found.values() for name, cell in row.items() if cell != "undecided"]
+    whole = sum(set(row) == set(RELATIONS) and "undecided" not in row.values() for row in found.values())
+    lines = [
+        f"| metric | tracks | {' | '.join(RELATIONS)} |",
+        "|---" * (len(RELATIONS) + 2) + "|",
+        f"| the truth | – | {' | '.join(map(true_decision, RELATIONS))} |",
+    ]
+    for key, row in found.items():
+        shares = by_key[key].missed
+        words = (f"{row[name]} {shares[name].value:.2f}" if name in row else "–" for name in RELATIONS)
+        lines.append(f"| {title_of(key)} | {key[1]} | {' | '.join(words)} |")
+    return (
+        "Is the reference's own path rewarded? A number is the share of references in which the partner scores at or "
+        "above the same path in another appearance; in the column of the same path itself, in which any partner with "
+        "another motion does. **Rewarded**: the whole 95 % interval of that share is below one half; **blind**: above "
+        f"it; undecided: neither. **{len(cells)} of {len(found) * len(RELATIONS)} cells ({len(found)} metrics with "
+        f"their tracks, {len(RELATIONS)} relations) are decided**, and all {len(RELATIONS)} of a metric for {whole} of "
+        f"{len(found)}; {sum(cell == true_decision(name) for name, cell in cells)} are decided as the truth does, for "
+        "which only place tells the shifted path from the same. Each cell has its own interval, without a correction "
+        "for their number.\n\n" + "\n".join(lines)
+    )
 
 
 def plot(rows: list[dict], folder: Path) -> list[Path]:

@@ -7,12 +7,9 @@ are told apart. One JSON file a reference is kept; started again, the study goes
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from scipy.stats import spearmanr
 
 from configs.files import atomic_path
 from configs.schema import ROOT
@@ -20,14 +17,11 @@ from infer.measure.agreement import displacement_agreement
 from infer.measure.clip_scores import MetricUnavailable, load_clip, temporal_consistency
 from infer.measure.motion_fidelity import lucas_kanade, motion_fidelity
 from infer.measure.mtbench import follow, grid_points, mtbench_code, mtbench_paper, whole_grid
-from infer.measure.statistics import Estimate, difference, share_or_mean
-from scripts.artefacts.relations import MOTIONS, RELATIONS, Pair, Shown, pairs
+from scripts.artefacts.relations import MOTIONS, Pair, Shown, pairs
 
 SEEDS, SMOKE_SEEDS, SMOKE_MOTIONS = 4, 1, 2
 GRID = 24  # points a side over the frame; DMT's and MTBench's scripts take 55 and 50 on frames of hundreds of pixels
 SIZE = (64, 64)
-SAME_TRUTH = 1.0  # pixels of 64: pairs whose path errors differ by less are not put in order
-TIE = 1e-6
 EXACT, CLASSICAL, PIXELS = "exact tracks", "classical tracker", "pixels"
 SOURCES = (  # what the stored rows depend on
     "data/world.py",
@@ -124,8 +118,6 @@ CLIP_METRIC = Metric(
     "CLIP consistency", "pixels", temporal_consistency, True, "only how alike neighbouring frames look; no reference"
 )
 
-Key = tuple[str, str]  # (metric, tracking)
-
 
 def tracked(pair: Pair, tracking: str) -> dict[str, tuple]:
     """Point set -> (reference's, partner's) tracklets [n f 2].
@@ -197,111 +189,3 @@ def fingerprint(clip_path: str | None) -> str:
     for name in SOURCES:
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()[:8]
-
-
-@dataclass(frozen=True)
-class Worth:
-    """What one metric is worth with one kind of tracks; estimates are over references, intervals over motions."""
-
-    rank_path: Estimate  # Spearman's with minus the path error
-    rank_timing: Estimate  # ... with minus the timing error
-    wrong: Estimate  # share of pairs ordered wrongly
-    wrong_without_pan: Estimate
-    relations: dict[str, Estimate]  # mean score
-    missed: dict[str, Estimate]  # share of references in which the relation scores at or above the same path
-    unmeasured: int
-
-
-def keys_of(rows: Iterable[dict]) -> list[Key]:
-    """(metric, tracking) of every score in the rows, exact tracks first."""
-    found = dict.fromkeys(key for row in rows for key in row["scores"])
-    names = [*METRICS, "clip_consistency"]
-    split = [tuple(key.split("/")) for key in found]
-    return sorted(split, key=lambda key: ((EXACT, CLASSICAL, PIXELS).index(key[1]), names.index(key[0])))
-
-
-def worth(rows: list[dict], key: Key) -> Worth:
-    """All statistics of one metric with one kind of tracks."""
-    by_reference = grouped(rows)
-    motions = [found[0]["motion"] for found in by_reference.values()]
-
-    def over_references(value: Callable[[list[dict]], float | bool]) -> Estimate:
-        return share_or_mean([value(found) for found in by_reference.values()], motions)
-
-    return Worth(
-        over_references(lambda found: rank(found, key, "path_error")),
-        over_references(lambda found: rank(found, key, "timing_error")),
-        over_references(lambda found: wrong_share(found, key)),
-        over_references(lambda found: wrong_share([r for r in found if r["relation"] != "camera pan"], key)),
-        {
-            name: share_or_mean([row["scores"][label(key)] for row in scored], [row["motion"] for row in scored])
-            for name in RELATIONS
-            if (scored := [r for r in rows if r["relation"] == name and label(key) in r["scores"]])
-        },
-        {name: found for name in RELATIONS if (found := missed_share(by_reference, key, name))},
-        sum(label(key) not in row["scores"] for row in rows),
-    )
-
-
-def wrong_shares(rows: list[dict], key: Key) -> dict[tuple[str, str], float]:
-    """(motion, reference) -> share of its pairs that are ordered wrongly, for paired differences of two metrics."""
-    return {(found[0]["motion"], name): wrong_share(found, key) for name, found in grouped(rows).items()}
-
-
-def lead(rows: list[dict], one: Key, other: Key) -> Estimate:
-    """How much smaller a share `one` orders wrongly than `other`, paired by reference."""
-    return difference(wrong_shares(rows, other), wrong_shares(rows, one), group_of=lambda name: name[0])
-
-
-def grouped(rows: Iterable[dict]) -> dict[str, list[dict]]:
-    by_reference: dict[str, list[dict]] = {}
-    for row in rows:
-        by_reference.setdefault(row["reference"], []).append(row)
-    return by_reference
-
-
-def label(key: Key) -> str:
-    return "/".join(key)
-
-
-def rank(rows: list[dict], key: Key, error: str) -> float:
-    """Spearman's correlation of the score with minus an error over a reference's pairs; 0 where either is constant."""
-    scored = [(row["scores"][label(key)], -row[error]) for row in rows if label(key) in row["scores"]]
-    scores, errors = np.array(scored).T.round(9) if scored else (np.zeros(1), np.zeros(1))
-    if len(scored) < 3 or np.ptp(scores) == 0 or np.ptp(errors) == 0:
-        return 0.0
-    return float(spearmanr(scores, errors).statistic)
-
-
-def wrong_share(rows: list[dict], key: Key) -> float:
-    """Share of pairs of a reference's partners that the metric puts in the wrong order of path error.
-
-    A tie, and a partner that cannot be measured, count as half: a metric that says nothing would guess.
-    """
-    wrong = []
-    for i, one in enumerate(rows):
-        for other in rows[:i]:
-            gap = one["path_error"] - other["path_error"]
-            if abs(gap) <= SAME_TRUTH:
-                continue
-            scores = [row["scores"].get(label(key)) for row in (one, other)]
-            if None in scores or abs(scores[0] - scores[1]) < TIE:
-                wrong.append(0.5)
-            else:
-                wrong.append(float((scores[0] > scores[1]) == (gap > 0)))
-    return float(np.mean(wrong)) if wrong else 0.5
-
-
-def missed_share(by_reference: dict[str, list[dict]], key: Key, relation: str) -> Estimate | None:
-    """Share of references in which a truly different partner scores at or above the same path; None without one."""
-    hits, motions = [], []
-    for found in by_reference.values():
-        named = {row["relation"]: row for row in found}
-        one, same = named.get(relation), named.get("same path")
-        if one is None or same is None or one["path_error"] - same["path_error"] <= SAME_TRUTH:
-            continue
-        scores = [row["scores"].get(label(key)) for row in (one, same)]
-        if None not in scores:
-            hits.append(bool(scores[0] >= scores[1] - TIE))
-            motions.append(one["motion"])
-    return share_or_mean(hits, motions) if hits else None

@@ -7,6 +7,7 @@ from scripts.artefacts.variants import (
     GUIDANCE,
     MOTION_DIRECTOR,
     PLI,
+    PREDICTED,
     PRIOR,
     TAP,
     TAP_GUIDANCE,
@@ -21,8 +22,9 @@ OWN = {
     "guidance": Artefact(
         "Guidance: what training buys over steering a sampling",
         "motion guidance without training, TAP, and both together, on a re-timing and on two new paths (the setting of "
-        "guidance was chosen on the orbit, with the first eight of its prompts)",
-        (UNTOUCHED, PRIOR, GUIDANCE, Variant("TAP", TAP), TAP_GUIDANCE),
+        "guidance was chosen on the orbit, with the first eight of its prompts and the clip's own clean latents; "
+        "FlowMotion's predicted ones have the same setting)",
+        (UNTOUCHED, PRIOR, GUIDANCE, PREDICTED, Variant("TAP", TAP), TAP_GUIDANCE),
         about_guidance("TAP"),
         motions=(RETIMED[0], "orbit", "spiral"),
         appearances=6,

@@ -79,12 +79,14 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
     plan = Plan(testbed, output, words, smoke=args.smoke, prompts=args.prompts)
     scorer = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device()))
     found: list[Found] = []
+    clips: list[str] = []
     for number, case in enumerate(cases[: args.references], 1):
         try:
             folder = sample_case(case, args, plan, output / "benchmarks" / name / case.group / case.name)
             rows, notes = measure_case(case, folder, scorer)
             found += rows
             problems += notes
+            clips += which_clips(case, args.method)
             say(f"[{number}/{len(cases)}] {case.name}: {len(rows)} videos")
         except UserError as error:
             problems.append(f"{case.name}: {error}")
@@ -94,7 +96,7 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
     table = output / name / "table.md"
     table.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(table) as temporary:
-        temporary.write_text(_text(kind, args, found, list(dict.fromkeys(problems))))
+        temporary.write_text(_text(kind, args, found, clips, list(dict.fromkeys(problems))))
     return table, failed
 
 
@@ -102,7 +104,11 @@ def sample_case(case: Case, args: argparse.Namespace, plan: Plan, folder: Path) 
     """The folder with a case's videos, made where they are missing."""
     if args.method != GUIDANCE:
         data = (f"train_data.single_video_path={case.clip}", f"train_data.single_video_prompt={case.caption}")
-        task = MotionTask(case.name, case.group, data, case.prompts, case.clip)
+        if case.others:
+            words = case.name.replace("_", " ")  # for the clips without a caption of their own
+            folder_of = f"train_data.path={case.clip.parent}"
+            data = ("dataset_types=[folder]", folder_of, f"train_data.fallback_prompt={words}")
+        task = MotionTask(case.name, case.group, data, case.prompts, case.clip, several=bool(case.others))
         cell = plan.cell(METHODS[args.method], task, 0, plan.prompts or PROMPTS)
         work(cell.chain)
         return Path(cell.samples.folder)
@@ -163,15 +169,30 @@ def source_tracks(case: Case, clip: torch.Tensor) -> tuple[torch.Tensor, np.ndar
     return follow(clip, points * size) / torch.from_numpy(size), points, notes
 
 
-def _text(kind: str, args: argparse.Namespace, found: list[Found], problems: list[str]) -> str:
+def which_clips(case: Case, method: str) -> list[str]:
+    """A sentence about which clips of a motion were used for what; none where it has a single one."""
+    if not case.others:
+        return []
+    every, first = f"all {1 + len(case.others)} clips", case.clip.name
+    how = {GUIDANCE: f"guided by {first} alone, of {every}", "tap_guidance": f"learned from {every}, guided by {first}"}
+    return [f"{case.group}, {case.name}: {how.get(method, f'learned from {every}')}; measured against {first}."]
+
+
+def _text(kind: str, args: argparse.Namespace, found: list[Found], clips: list[str], problems: list[str]) -> str:
     columns = COLUMNS[kind]
     rows = [["case", *columns, "n"]]
-    groups = {
-        group: [f for f in found if f.case.group == group] for group in dict.fromkeys(f.case.group for f in found)
-    }
-    parts = {name: [f for f in found if f.case.name == name] for name in dict.fromkeys(f.case.name for f in found)}
-    named = {**parts, **(groups if len(groups) > 1 else {}), "All": found}
-    for name, part in named.items():
+    groups = list(dict.fromkeys(f.case.group for f in found))
+    cases = list(dict.fromkeys((f.case.group, f.case.name) for f in found))
+    names = [name for _, name in cases]
+    parts = [
+        (
+            name if names.count(name) == 1 else f"{group}, {name}",
+            [f for f in found if (f.case.group, f.case.name) == (group, name)],
+        )
+        for group, name in cases
+    ]
+    parts += [(group, [f for f in found if f.case.group == group]) for group in groups if len(groups) > 1]
+    for name, part in [*parts, ("All", found)]:
         cells = []
         for score, factor in columns.values():
             values = [factor * f.scores[score] for f in part if score in f.scores]
@@ -182,6 +203,7 @@ def _text(kind: str, args: argparse.Namespace, found: list[Found], problems: lis
         "SMOKE RUN, the numbers mean nothing." if args.smoke else "",
         markdown_table(rows),
         "Brackets are 95 % intervals over videos. Points are followed by Lucas-Kanade.",
+        "Motions of several clips:\n\n" + "\n".join(f"- {markdown(one)}" for one in clips) if clips else "",
         "Missing:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in problems) if problems else "",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"

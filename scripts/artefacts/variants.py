@@ -29,6 +29,7 @@ DIRECTOR = Variant("MotionDirector", MOTION_DIRECTOR, (), "text 27.55, ViCLIP 25
 FULL = Variant("TAP + AH + PLI", TAP, (*highway(), *PLI), "text 28.52, ViCLIP 26.52, consistency 93.83")
 HIGHWAY = Variant("TAP + AH", TAP, highway(), "text 28.32, consistency 93.71")
 GUIDANCE = Variant("guidance", TAP, ("--lora_scale", "0", "--guide"))  # the run gives the clip, not its adapter
+PREDICTED = Variant("guidance, predicted", TAP, (*GUIDANCE.flags, "--guide_target", "predicted"))  # FlowMotion's
 TAP_GUIDANCE = Variant("TAP + guidance", TAP, ("--guide",))
 INVERSION = Variant("Motion Inversion", ("method=motion_inversion",), ("--embedding_sampling", "difference"))
 
