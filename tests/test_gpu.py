@@ -4,7 +4,6 @@ Where a CPU can run the same lines they also run there, so that the tests themse
 must agree to rounding on CUDA is then equal to the bit.
 """
 
-import contextlib
 import gc
 import json
 import os
@@ -356,13 +355,15 @@ def test_guidance_needs_hardly_more_memory_than_plain_sampling(device):
     settings = GuidanceSettings(steps=1, updates=2)
     guided = MotionGuidance(z, plain, guide(predictor(network), empty), DDIMScheduler(), settings, [0])
 
+    @torch.no_grad()
     def peak(step) -> int:
-        with torch.no_grad(), PeakBytes() if device == "meta" else contextlib.nullcontext() as watch:
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-            step(z, torch.tensor(901))
-        return watch.peak if device == "meta" else torch.cuda.max_memory_allocated() - before
+        work = lambda: step(z, torch.tensor(901))
+        if device == "cuda":
+            held = torch.cuda.memory_allocated()
+            return peak_bytes(work, torch.device(device)) - held
+        with PeakBytes() as watch:
+            work()
+        return watch.peak
 
     plain(z, torch.tensor(901))  # what a first call sets up does not count
     assert 0 < peak(plain) <= peak(guided.steer) < 1.1 * peak(plain)
