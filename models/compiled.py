@@ -8,8 +8,9 @@ in which training calls it, three at most with one appearance adapter (one frame
 appearance), and each further appearance adapter adds its own.
 
 A graph takes 6 CPU seconds to compile on a CPU, forward and backward together (23 graphs of the smallest U-Net that has
-every kind of layer: 136 s), so compiling pays in long trainings alone and is off unless asked for. It has not been
-timed on a GPU yet.
+every kind of layer: 136 s), so compiling pays in long trainings alone and is off unless asked for. The first step of
+`python scripts/bench.py --model pocket --compile blocks` did not finish in 597 CPU seconds on one core of an AVX-512
+machine, so no ratio of steps is known there. It has not been timed on a GPU yet.
 """
 
 import weakref

@@ -25,6 +25,7 @@ from models.hooks import checkpoint_activations
 from models.lora import add_adapter, targets
 from models.schedule import draw_timesteps, noised
 from models.training.objective import draw_step
+from scripts.pocket import wan_parts
 
 from conftest import WAN, config_of
 
@@ -333,6 +334,7 @@ def test_the_real_architecture_needs_less_than_ten_gigabytes(tmp_path, clip_file
         (tmp_path / part).mkdir()
         (tmp_path / part / "config.json").write_text(json.dumps(settings))
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", "boundary_ratio": None}))
+    wan_parts.build_scheduler().save_pretrained(tmp_path / "scheduler")
     monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.bfloat16)  # what a GPU would be given
     monkeypatch.setattr(train, "plan", lambda cfg: [])
     words = [f"pretrained_model_path={tmp_path}", f"train_data.single_video_path={clip_file}"]
