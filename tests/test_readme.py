@@ -92,6 +92,14 @@ def test_the_readme_is_short_enough_to_be_finished():
     assert len(TEXT["README.md"].splitlines()) <= MOST_README_LINES
 
 
+def test_the_figures_of_its_claims_are_those_of_the_results():
+    table = TEXT["README.md"].partition("| claim of the paper |")[2].partition("\n\n")[0]
+    measured = re.findall(r"(-?\d\.\d+) against (-?\d\.\d+)", (ROOT / "RESULTS.md").read_text())
+    known = {tuple(f"{float(value):.2f}" for value in pair) for pair in measured}
+    shown = re.findall(r"(-?\d\.\d\d) against (-?\d\.\d\d)", table)
+    assert len(shown) >= 5 and not set(shown) - known
+
+
 def test_files_that_single_commands_name_exist():
     named = [word for words in COMMANDS if words[:2] == ["python", "-m"] or words[0] == "bash" for word in words]
     files = [word for word in named if "/" in word]
