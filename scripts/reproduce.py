@@ -137,8 +137,8 @@ def run_on_benchmark(args: argparse.Namespace) -> None:
     if args.model == "pocket":
         raise UserError("--benchmark: its clips are real, and pocket knows the toy world alone; give --model FOLDER")
     quiet_threads()
-    from scripts.artefacts.production import describe_benchmark, log_line
-    from scripts.artefacts.public_benchmark import run_benchmark
+    from scripts.artefacts.production import log_line
+    from scripts.artefacts.public_benchmark import describe_benchmark, run_benchmark
 
     if args.plan or args.dry_run:
         print(describe_benchmark(args))

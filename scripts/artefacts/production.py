@@ -13,22 +13,18 @@ import torch
 from configs.errors import UserError
 from configs.files import check_writable, sweep
 from configs.schema import ROOT, load
-from data.benchmarks import read_benchmark
 from data.sources import load_clips
 from infer.measure.metrics import VideoScorer
 from infer.video import safe_name, write_video
 from models.backbone import choose_device, snap_of
 from scripts.artefacts import measure_study, metric_report
-from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS
 from scripts.artefacts.budget import describe
 from scripts.artefacts.catalogue import STUDIES
 from scripts.artefacts.measuring import Measurer, make_result
 from scripts.artefacts.page import write_page
 from scripts.artefacts.plan import Cell, Plan, commands
 from scripts.artefacts.plots import write_plots
-from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.provenance import commit
-from scripts.artefacts.public_benchmark import GUIDANCE, METHODS
 from scripts.artefacts.report import body, write_files
 from scripts.artefacts.result import Result
 from scripts.artefacts.results_file import markdown_code, put_section
@@ -101,24 +97,6 @@ def reproduce(
             log_line(f"missing: {problem}")
         incomplete += not result.rows or any(cell.chain.name in failed for cell in plan.cells[name])
     return pages, incomplete
-
-
-def describe_benchmark(args: argparse.Namespace) -> str:
-    """What --plan and --dry-run print in place of making a benchmark: its size, its cost, and the cases it lacks.
-
-    Raises UserError when the folder is no benchmark.
-    """
-    kind, cases, problems = read_benchmark(args.benchmark)
-    cases, most = cases[: args.references], args.prompts or (SMOKE_PROMPTS if args.smoke else PROMPTS)
-    videos = sum(len(case.prompts[:most]) for case in cases)
-    trainings, flags = (0, ("--guide",)) if args.method == GUIDANCE else (len(cases), METHODS[args.method].flags)
-    prices = stored_prices(world=False)
-    seconds = trainings * (prices.start + prices.training) + prices.of_videos(videos, flags)
-    lines = [
-        f"{kind} with {args.method} would take {trainings} trainings and {videos} videos of {len(cases)} cases, about "
-        f"{seconds / 60:.0f} min of a 24 GB card (an estimate); nothing is made or written"
-    ]
-    return "\n".join([*lines, *(f"    lacks: {problem}" for problem in problems)])
 
 
 def describe_study(name: str) -> str:

@@ -27,6 +27,7 @@ from models.backbone import choose_device
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Variant
 from scripts.artefacts.chain import Samples, sidecars, work
 from scripts.artefacts.plan import Plan
+from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.provenance import note_commit
 from scripts.artefacts.results_file import markdown, markdown_table
 from scripts.artefacts.testbed import MotionTask, Testbed
@@ -62,6 +63,24 @@ class Found:
     case: Case
     prompt: str
     scores: dict[str, float]
+
+
+def describe_benchmark(args: argparse.Namespace) -> str:
+    """What --plan and --dry-run print in place of making a benchmark: its size, its cost, and the cases it lacks.
+
+    Raises UserError when the folder is no benchmark.
+    """
+    kind, cases, problems = read_benchmark(args.benchmark)
+    cases, most = cases[: args.references], args.prompts or (SMOKE_PROMPTS if args.smoke else PROMPTS)
+    videos = sum(len(case.prompts[:most]) for case in cases)
+    trainings, flags = (0, ("--guide",)) if args.method == GUIDANCE else (len(cases), METHODS[args.method].flags)
+    prices = stored_prices(world=False)
+    seconds = trainings * (prices.start + prices.training) + prices.of_videos(videos, flags)
+    lines = [
+        f"{kind} with {args.method} would take {trainings} trainings and {videos} videos of {len(cases)} cases, about "
+        f"{seconds / 60:.0f} min of a 24 GB card (an estimate); nothing is made or written"
+    ]
+    return "\n".join([*lines, *(f"    lacks: {problem}" for problem in problems)])
 
 
 def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str], None]) -> tuple[Path, int]:
