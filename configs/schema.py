@@ -208,7 +208,7 @@ class _Merge:
         if path == BASE and value is not None:
             self.errors.append(f"{origin}: {BASE}: only a file has one; set the keys themselves")
             return False
-        if (path, value) == ("method", "guidance"):
+        if (path, value) == ("method", "guidance"):  # alone: nothing else that a training lacks matters then
             raise UserError(f"{origin}: method: {NO_TRAINING}")
         entry, given = KEYS[path], value is not None
         if value is False and path in YAML_BOOLEANS:

@@ -13,7 +13,7 @@ from itertools import chain, zip_longest
 from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import Artefact, Bound, Claim, Variant
 from scripts.artefacts.claims import LEARNED, about_guidance
-from scripts.artefacts.variants import GUIDANCE, TAP_GUIDANCE
+from scripts.artefacts.variants import GUIDANCE, TAP_GUIDANCE, UNTOUCHED
 
 
 def _preset(name: str) -> tuple[str, ...]:
@@ -29,14 +29,13 @@ HEADS, PURE, EARLY, LATE = (
 )
 EMBEDDINGS, NO_VALUES = "Motion Inversion", "Motion Inversion, without its Values"
 INVERSION = ("method=motion_inversion",)
-UNTOUCHED = "untouched model"
 # PocketScope's setting of guidance, every step but the last, taken over and not chosen anew: FlowMotion's small rate in
 # a fifth of the steps changes nothing that is measured here
-POCKETS = ("--guide_steps", "11", "--guide_updates", "1", "--guide_rate", "1", "--guide_target", "clean_latent")
+GUIDE_SETTING = ("--guide_steps", "11", "--guide_updates", "1", "--guide_rate", "1", "--guide_target", "clean_latent")
 NO_APPEARANCE = "spatial_path_probability=0"  # without the dual path
 
 LADDER = (
-    Variant(UNTOUCHED, _preset("tap"), ("--lora_scale", "0")),
+    Variant(UNTOUCHED.name, _preset("tap"), UNTOUCHED.flags),
     Variant("q", _preset("query")),
     Variant("k", _preset("tap_key")),
     Variant("v", _preset("value")),
@@ -55,8 +54,8 @@ LADDER = (
     Variant("TAP + value highway", _preset("tap"), ("--highway", "value")),
     Variant(EMBEDDINGS, INVERSION),
     Variant(NO_VALUES, INVERSION, ("--embedding_sampling", "drop_value")),
-    Variant(GUIDANCE.name, _preset("tap"), (*GUIDANCE.flags, *POCKETS)),
-    Variant(TAP_GUIDANCE.name, _preset("tap"), (*TAP_GUIDANCE.flags, *POCKETS)),
+    Variant(GUIDANCE.name, _preset("tap"), (*GUIDANCE.flags, *GUIDE_SETTING)),
+    Variant(TAP_GUIDANCE.name, _preset("tap"), (*TAP_GUIDANCE.flags, *GUIDE_SETTING)),
 )
 
 
@@ -65,7 +64,7 @@ def _ours(text: str, role: str, one: str, expect: str, other: str | Bound, group
 
 
 CLAIMS = (
-    _ours("q + k learns motions that the untouched model does not show", "motion", TAP, "more", UNTOUCHED),
+    _ours("q + k learns motions that the untouched model does not show", "motion", TAP, "more", UNTOUCHED.name),
     _ours("q + k learns new paths: at least every second video", "motion", TAP, "not less", LEARNED, "path"),
     _ours("q + k moves no worse than all layers", "motion", TAP, "not less", ALL),
     _ours("q + k leaks less than all layers", "leakage", TAP, "less", ALL),
