@@ -26,6 +26,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from configs.schema import from_dict
 from scripts.authors.weights import build_unet, fill
+from scripts.benchmark import steps
 from scripts.pocket import wan_parts
 from scripts.pocket.architecture import build_tokenizer
 
@@ -44,6 +45,15 @@ UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its wi
     "attention_head_dim": 16,
 }
 
+
+# of scripts/bench.py, the smallest with ZeroScope's kinds of blocks
+TINY = steps.Architecture(
+    dict(
+        block_out_channels=(16, 16, 32, 32), layers_per_block=1, cross_attention_dim=16, attention_head_dim=8,
+        norm_num_groups=4,
+    ),
+    frames=3, side=8, text_layers=1, vae=(4, 8, 8, 8), checkpointing=False,
+)  # fmt: skip
 
 WAN = {  # Wan's layout with two layers, at a hundredth of its width
     "patch_size": (1, 2, 2),

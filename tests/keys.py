@@ -40,6 +40,12 @@ UNET = {
     "cross_attention_dim": 32,
     "attention_head_dim": 16,
 }
+ONE_LEVEL = {  # every kind of leaf layer, once each where that is possible
+    **UNET,
+    "block_out_channels": [32],
+    "down_block_types": ["CrossAttnDownBlock3D"],
+    "up_block_types": ["CrossAttnUpBlock3D"],
+}
 LOGGED = ("loss", "timestep", "lr", "norm", "scale")  # columns of log.jsonl that measure no machine
 IMAGES = {"dataset_types": ["single_video", "image"], "train_data.image_dir": of("image"), "max_train_steps": 2}
 

@@ -19,13 +19,8 @@ from scripts import bench
 from scripts.artefacts.results_file import read_sections
 from scripts.benchmark import clock, results, steps, timings
 
-TINY = steps.Architecture(
-    dict(
-        block_out_channels=(16, 16, 32, 32), layers_per_block=1, cross_attention_dim=16, attention_head_dim=8,
-        norm_num_groups=4,
-    ),
-    frames=3, side=8, text_layers=1, vae=(4, 8, 8, 8), checkpointing=False,
-)  # fmt: skip
+from conftest import TINY
+
 FOUR = replace(TINY, recipe={"timesteps_per_step": 4, "lora_unet_dropout": 0.0})
 CPU = torch.device("cpu")
 

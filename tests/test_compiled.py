@@ -23,14 +23,8 @@ from models.merge import attach_lora
 from models.training import objective
 from scripts.authors.weights import build_unet, fill
 
-from keys import UNET as TWO_LEVELS
+from keys import ONE_LEVEL
 
-UNET = {  # every kind of leaf layer, once each where that is possible
-    **TWO_LEVELS,
-    "block_out_channels": [32],
-    "down_block_types": ["CrossAttnDownBlock3D"],
-    "up_block_types": ["CrossAttnUpBlock3D"],
-}
 CPU = torch.device("cpu")
 LATENTS, TEXT = (torch.randn(*s, generator=torch.Generator().manual_seed(0)) for s in ((1, 4, 3, 8, 8), (1, 5, 32)))
 
@@ -43,7 +37,7 @@ def nothing_compiled_before():
 
 def prepared(highway, checkpointing, backend=None):
     """(U-Net, its method, the patch that compiles it) in training mode, adapters away from zero."""
-    unet = fill(build_unet(UNET), 0).requires_grad_(False)
+    unet = fill(build_unet(ONE_LEVEL), 0).requires_grad_(False)
     bypass_single_frames(unet)
     values = {"train_data": {"single_video_path": "random"}, "lora_rank": 4}
     cfg = schema.from_dict({**values, "appearance_highway": {"use": highway}})
@@ -108,7 +102,7 @@ def test_sampling_in_the_middle_of_a_training_runs_as_it_was_and_taking_the_patc
 
 def test_sampling_compiles_once_with_adapters_beside_the_layers():
     """Half precision runs a LoRA beside the weights, where fp32 merges it into them."""
-    graphs, unet = [], fill(build_unet(UNET), 0).requires_grad_(False)
+    graphs, unet = [], fill(build_unet(ONE_LEVEL), 0).requires_grad_(False)
     bypass_single_frames(unet)
     cfg = schema.from_dict({"train_data": {"single_video_path": "random"}, "lora_rank": 4})
     method = methods.attach(unet, cfg, clips=1, latent_size=(3, 8, 8))
@@ -135,7 +129,7 @@ def test_a_real_compiler_gives_the_same_numbers_and_the_same_masks(monkeypatch):
     monkeypatch.setattr(compiled, "_check_compiler", lambda device: None)  # it would compile one more
     outcomes = []
     for mode in ("off", "blocks"):
-        unet = fill(build_unet(UNET), 0).requires_grad_(False).train()
+        unet = fill(build_unet(ONE_LEVEL), 0).requires_grad_(False).train()
         layer = unet.down_blocks[0].temp_convs[0]
         compile_layers(unet, mode, CPU, training=True)
         x = torch.randn(3, 32, 4, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
@@ -169,12 +163,12 @@ def test_the_key_and_the_flag_reach_the_compiler(tiny_config, trained, tmp_path,
 def test_a_missing_compiler_is_one_sentence():
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         with pytest.raises(UserError, match=r"compile: nothing can be compiled here .*install a C\+\+ compiler"):
-            compile_layers(build_unet(UNET), "blocks", CPU, training=True)
+            compile_layers(build_unet(ONE_LEVEL), "blocks", CPU, training=True)
 
 
 def test_graphs_of_the_device_need_cuda():
     with pytest.raises(UserError, match="step replays CUDA graphs and the device is cpu; use compile=blocks"):
-        compile_layers(build_unet(UNET), "step", CPU, training=True)
+        compile_layers(build_unet(ONE_LEVEL), "step", CPU, training=True)
 
 
 def test_another_kind_of_model_is_refused():
@@ -201,6 +195,6 @@ def test_flags_that_contradict_compiling_are_refused(capsys):
 
 
 def test_off_imports_no_compiler_and_changes_nothing():
-    unet = build_unet(UNET)
+    unet = build_unet(ONE_LEVEL)
     compile_layers(unet, "off", CPU, training=True)
     assert not any("_forward_wrappers" in vars(module) for module in unet.modules())

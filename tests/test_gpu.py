@@ -38,7 +38,7 @@ from scripts.benchmark.clock import peak_bytes
 from scripts.pocket.architecture import build_tokenizer
 
 from conftest import ROOT
-from test_compiled import UNET as ONE_LEVEL
+from keys import ONE_LEVEL
 
 WEIGHTS = ROOT / "models/zeroscope_v2_576w"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -7,7 +7,9 @@ from models import merge
 from models.training import memory
 from scripts.benchmark import clock, steps, targets, timings
 
-from test_bench import CPU, TINY
+from conftest import TINY
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.66, "missed"), (1.67, "reached")])
