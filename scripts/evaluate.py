@@ -6,8 +6,9 @@
 
 A sidecar holds the prompt and, through the configuration of its checkpoint, the reference clip; samples of the
 untouched model need --reference. On the toy world the measures are exact; other videos get those whose weights are
-given. stderr has the table with 95 % intervals and one sentence for all that could not be measured; the last line of
-stdout is JSON with the means (on the toy world motion_success, appearance_accuracy, leakage, and the graded measures of
+given. stderr has the table with 95 % intervals and one sentence for all that could not be measured. The unit of an
+interval is the reference clip, with its trainings and their videos inside, as in RESULTS.md. The last line of stdout is
+JSON with the means (on the toy world motion_success, appearance_accuracy, leakage, and the graded measures of
 infer/measure/world_definitions.py) and n; --csv has every video's own.
 """
 

@@ -13,6 +13,7 @@ from configs.errors import UserError
 from data.world import Scene, reference_clip, render
 from infer.measure.evaluation import evaluate, find_samples, given_reference, summarize
 from infer.measure.metrics import VideoScorer
+from infer.measure.statistics import mean
 from infer.measure.world_scores import ReferenceClips, world_scores
 from infer.video import write_video
 from scripts import evaluate as command
@@ -57,8 +58,8 @@ def test_every_sample_gets_its_known_numbers(folder):
     assert rows["leaky.mp4"]["background_accuracy"]
     assert found.problems == []
     assert found.caveat == (
-        "the videos are of 1 training: their intervals cover other prompts and seeds, not another training, for which "
-        "3 or more are needed"
+        "the videos are of 1 reference clip (1 training): their intervals cover other prompts and seeds, not another "
+        "clip, for which 3 or more are needed; more trainings on a clip do not make it two"
     )
     good, other, leaky = (rows[f"{name}.mp4"] for name in ("good", "other", "leaky"))
     assert good["appearance_match"] > 0.95 and good["timing_error"] < 0.02 and abs(good["appearance_pull"]) < 0.05
@@ -183,18 +184,58 @@ def test_the_commands_last_line_is_json(folder, capsys):
     assert facts["n"] == 3 and facts["motion_success"] == 0.6667 and facts["leakage"] == 0.3333
     assert facts["appearance_accuracy"] == 0.6667 and 0 < facts["appearance_pull"] < 1 and facts["flicker"] < 5
     rows = list(csv.DictReader((folder / "deep" / "videos.csv").open()))
-    assert [row["video"] for row in rows] == ["good.mp4", "leaky.mp4", "other.mp4"] and rows[0]["training"] == "1"
+    assert [row["video"] for row in rows] == ["good.mp4", "leaky.mp4", "other.mp4"]
+    assert rows[0]["training"] == rows[0]["reference"] == "1"
     mean = sum(float(row["appearance_match"]) for row in rows) / 3
     assert mean == pytest.approx(facts["appearance_match"], abs=1e-4)
 
 
-def test_videos_of_several_trainings_are_told_apart_by_their_configuration(folder):
-    for seed, path in enumerate(sorted(folder.glob("*.json"))):
+def retrained(folder, change):
+    """Every sample as if of a training of its own, whose configuration `change` makes another by its number."""
+    for number, path in enumerate(sorted(folder.glob("*.json"))):
         notes = json.loads(path.read_text())
-        notes["config"]["seed"] = seed
+        change(notes["config"], number)
         path.write_text(json.dumps(notes))
-    found = evaluate(folder, VideoScorer())
-    assert [row["training"] for row in found.rows] == [1, 2, 3] and found.caveat is None
+    return evaluate(folder, VideoScorer())
+
+
+def test_more_trainings_on_a_clip_buy_no_interval_over_clips(folder):
+    one = evaluate(folder, VideoScorer())
+    several = retrained(folder, lambda config, number: config.update(seed=number))
+    assert [(row["training"], row["reference"]) for row in several.rows] == [(1, 1), (2, 1), (3, 1)]
+    assert several.summary() == one.summary() and "1 reference clip (3 trainings)" in several.caveat
+
+    def another_cut(config, number):
+        config["train_data"].update(sample_start_idx=1 + number % 2, n_sample_frames=4 + number)
+        config["train_data"]["single_video_path"] = f"{folder}/.{'./' * number}./reference.mp4"
+
+    assert {row["reference"] for row in retrained(folder, another_cut).rows} == {1}  # however it is cut and spelled
+
+
+def test_from_three_clips_on_the_interval_is_over_clips(folder):
+    one = evaluate(folder, VideoScorer()).summary()["appearance_match"]
+
+    def another_clip(config, number):
+        clip = folder.parent / f"{number}.mp4"
+        clip.write_bytes((folder.parent / "reference.mp4").read_bytes())
+        config["train_data"]["single_video_path"] = str(clip)
+
+    found = retrained(folder, another_clip)
+    assert [row["reference"] for row in found.rows] == [1, 2, 3] and found.caveat is None
+    wide, values = found.summary()["appearance_match"], [row["appearance_match"] for row in found.rows]
+    assert (wide.low, wide.high) == pytest.approx((mean(values).low, mean(values).high)) and wide.value == one.value
+    for path in folder.parent.glob("?.mp4"):
+        path.unlink()
+    assert [row["reference"] for row in evaluate(folder, VideoScorer()).rows] == [1, 2, 3]  # by what is said of them
+
+
+def test_the_untouched_models_videos_are_of_the_given_clip_or_of_none(folder):
+    for path in folder.glob("*.json"):
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "config"}))
+    alone, against = (evaluate(folder, VideoScorer(), reference) for reference in (None, REFERENCE_OF_WORLD))
+    assert {row["reference"] for row in alone.rows} == {None} and alone.caveat is None
+    assert {(row["training"], row["reference"]) for row in against.rows} == {(None, 1)}
+    assert against.caveat.startswith("the videos are of 1 reference clip: their intervals")
 
 
 def test_trainings_on_one_clip_are_one_unit_of_an_artefacts_table():

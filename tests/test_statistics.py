@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from infer.measure.statistics import difference, mean, share, share_or_mean
+from infer.measure.statistics import mean, share, share_or_mean
 
 
 def test_wilson_interval_has_the_published_values():
@@ -31,32 +31,19 @@ def test_booleans_are_shares_and_numbers_are_means():
     assert str(share_or_mean([12.0, 14.0])) == "13.0 [0.29, 25.7]"
 
 
-def test_from_three_trainings_on_an_interval_covers_the_choice_of_the_training():
-    values = [float(training) for training in range(5) for _ in range(100)]  # the videos of a training are all alike
-    trainings = [training for training in range(5) for _ in range(100)]
-    over_videos, over_trainings = share_or_mean(values), share_or_mean(values, trainings)
+def test_from_three_clips_on_an_interval_covers_the_choice_of_the_clip():
+    values = [float(clip) for clip in range(5) for _ in range(100)]  # the videos of a clip are all alike
+    clips = [clip for clip in range(5) for _ in range(100)]
+    over_videos, over_clips = share_or_mean(values), share_or_mean(values, clips)
     by_hand = mean([0.0, 1.0, 2.0, 3.0, 4.0])
-    assert (over_trainings.low, over_trainings.high) == pytest.approx((by_hand.low, by_hand.high))
-    assert over_trainings.high > over_videos.high and over_trainings.n == 500
-    assert share_or_mean(values[:200], trainings[:200]) == share_or_mean(values[:200])  # two are too few to tell
+    assert (over_clips.low, over_clips.high) == pytest.approx((by_hand.low, by_hand.high))
+    assert over_clips.high > over_videos.high and over_clips.n == 500
+    assert share_or_mean(values[:200], clips[:200]) == share_or_mean(values[:200])  # two are too few to tell
 
 
-def test_an_interval_over_trainings_is_never_narrower_and_stays_a_share():
+def test_an_interval_over_clips_is_never_narrower_and_stays_a_share():
     alike = [video < 50 for _ in range(5) for video in range(100)]
-    trainings = [training for training in range(5) for _ in range(100)]
-    assert share_or_mean(alike, trainings) == share_or_mean(alike)
-    mixed = share_or_mean([training > 0 for training in trainings], trainings)
+    clips = [clip for clip in range(5) for _ in range(100)]
+    assert share_or_mean(alike, clips) == share_or_mean(alike)
+    mixed = share_or_mean([clip > 0 for clip in clips], clips)
     assert mixed.low < 0.8 - 0.4 and mixed.high == 1.0
-
-
-def test_differences_widen_over_groups_too():
-    one = {(group, video): float(group % 2) for group in range(6) for video in range(50)}
-    other = dict.fromkeys(one, 0.0)
-    plain, widened = difference(one, other), difference(one, other, group_of=lambda key: key[0])
-    assert plain.low > 0.4 and widened.low < 0 and widened.value == plain.value == 0.5
-
-
-def test_differences_use_only_pairs():
-    found = difference({"a": 3.0, "b": 5.0, "c": 9.0}, {"a": 1.0, "b": 2.0, "d": 7.0})
-    assert (found.value, found.n) == (2.5, 2)
-    assert difference({"a": 1.0}, {"b": 1.0}) is None

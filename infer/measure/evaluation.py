@@ -8,7 +8,8 @@ uint8 [f c h w].
 import contextlib
 import io
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from configs.errors import UserError
 from configs.plain import read_json, read_text
 from configs.schema import from_dict, locate
 from configs.stored import stored_config
-from data.sources import load_clips
+from data.sources import load_clips, plan_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer
 from infer.measure.statistics import FEWEST, Estimate, share_or_mean
 from infer.measure.world_definitions import WORLD_DEFINITIONS
@@ -45,8 +46,8 @@ class Sample:
 
 @dataclass
 class Evaluation:
-    """One row per video (video, prompt, seed, number of its training, then metrics by name) and one sentence for
-    everything left out."""
+    """One row per video (video, prompt, seed, number of its reference clip and of its training, then metrics by name)
+    and one sentence for everything left out. Without a reference clip its number is None."""
 
     rows: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -54,13 +55,15 @@ class Evaluation:
 
     @property
     def caveat(self) -> str | None:
-        """What the intervals leave out, where the videos are of too few trainings to tell."""
-        trainings = len({row["training"] for row in self.rows})
-        if not 0 < trainings < FEWEST:
+        """What the intervals leave out, where the videos are of too few reference clips to tell."""
+        clips, trainings = (len({row[unit] for row in self.rows} - {None}) for unit in ("reference", "training"))
+        if not 0 < clips < FEWEST:
             return None
+        inside = f" ({trainings} training{'s' * (trainings > 1)})" if trainings else ""
         return (
-            f"the videos are of {trainings} training{'s' * (trainings > 1)}: their intervals cover other prompts and "
-            f"seeds, not another training, for which {FEWEST} or more are needed"
+            f"the videos are of {clips} reference clip{'s' * (clips > 1)}{inside}: their intervals cover other prompts "
+            f"and seeds, not another clip, for which {FEWEST} or more are needed; more trainings on a clip do not make "
+            "it two"
         )
 
     def summary(self) -> dict[str, Estimate]:
@@ -69,11 +72,11 @@ class Evaluation:
 
 
 def summarize(rows: Iterable[dict]) -> dict[str, Estimate]:
-    """Metric -> estimate over the rows that hold it; a row's unit is its `reference` clip, else its `training`."""
+    """Metric -> estimate over the rows that hold it; the unit is a row's `reference`, with its trainings inside."""
     rows = list(rows)
     having = {name: [row for row in rows if row.get(name) is not None] for name in ALL_DEFINITIONS}
     return {
-        name: share_or_mean([row[name] for row in found], [row.get("reference", row.get("training")) for row in found])
+        name: share_or_mean([row[name] for row in found], [row["reference"] for row in found])
         for name, found in having.items()
         if found
     }
@@ -86,12 +89,12 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
     """
     samples, problems = find_samples(folder)
     result = Evaluation(problems=problems, models=scorer.models)
-    references: dict[str, ReferenceClips | None] = {}
-    trainings: dict[str, int] = {}  # by the whole configuration, in which also the seed stands
-    lost = set()  # references that a sidecar names but that are not there
+    references: dict[str, ReferenceClips | None] = {}  # of each training: its configuration, in which its seed stands
+    clips: dict[Hashable, int] = {}
+    lost = set()  # trainings whose reference is named but is not there
     for sample in samples:
         config = sample.sidecar.get("config")
-        key = json.dumps(config and config.get("train_data"), sort_keys=True)
+        key = json.dumps(config, sort_keys=True, default=str)
         if key not in references:
             try:
                 references[key] = reference or reference_of(config)
@@ -108,9 +111,16 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
         if key in lost:
             # without its reference it would say whether the motion is the prompt's, which is another question
             scores.pop("motion_success", None)
-        training = trainings.setdefault(json.dumps(config, sort_keys=True, default=str), len(trainings) + 1)
-        facts = {name: sample.sidecar[name] for name in ("prompt", "seed")}
-        result.rows.append({"video": sample.video.name, **facts, "training": training, **scores})
+        learned = learned_clips(config) or reference and "the given one"
+        result.rows.append(
+            {
+                "video": sample.video.name,
+                **{name: sample.sidecar[name] for name in ("prompt", "seed")},
+                "reference": learned and clips.setdefault(learned, len(clips) + 1),
+                "training": config and list(references).index(key) + 1,
+                **scores,
+            }
+        )
     if samples and not any(references.values()):
         result.problems.append(
             f"{folder}: no sidecar names a reference clip, so motion and leakage were not measured; give "
@@ -173,6 +183,19 @@ def reference_of(config: dict | None) -> ReferenceClips | None:
     with contextlib.redirect_stderr(io.StringIO()):  # training has printed how the clips are cut
         clips = load_clips(cfg, snap)
     return ReferenceClips(tuple(clip.frames for clip in clips), tuple(clip.prompt for clip in clips))
+
+
+def learned_clips(config: dict | None) -> Hashable:
+    """What all trainings on the same reference clips have in common: their files, whatever was cut from them how.
+
+    Where these are not there any more it is what the configuration says of them; None without a configuration.
+    """
+    if config is None:
+        return None
+    try:
+        return frozenset(os.path.realpath(planned.path) for planned in plan_clips(from_dict(config), snap=1))
+    except UserError:
+        return json.dumps(config.get("train_data"), sort_keys=True, default=str)
 
 
 def given_reference(path: str | None, caption: str | None) -> ReferenceClips | None:

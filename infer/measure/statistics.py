@@ -1,13 +1,13 @@
 """95 % intervals of what a set of videos was measured to be.
 
 Shares (a property that a video has or lacks) get Wilson's score interval, which stays inside 0..1 and is not empty at
-0 or 1; means get Student's. Videos of one unit (a reference clip, or a training where clips are not told apart)
-resemble each other, so from `FEWEST` units on the interval is widened to what the units' means say; below, it describes
-the units as they are, over more prompts and seeds.
+0 or 1; means get Student's. Videos of one unit (a reference clip, with all trainings on it) resemble each other, so
+from `FEWEST` units on the interval is widened to what the units' means say; below, it describes the units as they are,
+over more prompts and seeds.
 Differences between variants are in infer/measure/paired.py.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,23 +61,10 @@ def mean(values: Sequence[float]) -> Estimate:
 
 
 def share_or_mean(values: Sequence[bool | float], units: Sequence[Hashable] | None = None) -> Estimate:
-    """`share` of booleans, `mean` of numbers. `units` names the clip or training of each value, default one for all."""
+    """`share` of booleans, `mean` of numbers. `units` names the reference clip of each value, default one for all."""
     shares = all(isinstance(value, bool) for value in values)
     inside = _grouped(values, units or [None] * len(values))
     return _over_units((share if shares else mean)(values), inside, (0.0, 1.0) if shares else UNLIMITED)
-
-
-def difference(
-    one: Mapping, other: Mapping, group_of: Callable[[Hashable], Hashable] = lambda key: None
-) -> Estimate | None:
-    """Mean of one - other over the keys that both have, with its interval; None without a common key.
-
-    `group_of` names what a key's value shares with others, as videos share a training; default one for all.
-    """
-    keys = [key for key in one if key in other]
-    if not keys:
-        return None
-    return share_or_mean([float(one[key]) - float(other[key]) for key in keys], list(map(group_of, keys)))
 
 
 def _grouped(values: Iterable[float], units: Iterable[Hashable]) -> dict[Hashable, list[float]]:

@@ -54,10 +54,10 @@ def make_result(
             {
                 "group": cell.task.group,
                 "motion": cell.task.name,
-                "reference": cell.task.reference,
                 "run": run,
                 "variant": variant,
                 **row,
+                "reference": cell.task.reference,  # by its name, and apart from the other folders' first ones
                 "path": folder / row["video"],
             }
             for row in found.rows
