@@ -6,11 +6,12 @@ MTBench (Shi et al. 2025, DeT), whose cases may also lie one folder deeper, by l
     the frame, and 1 where the point is visible; prompts.txt holds the caption, eval_prompts.txt a prompt a line.
 JointTuner (Chen et al. 2025): the folder of a checkout, or its datasets folder:
     motion_16f/MOTION/*.mp4 (and motion_49f), captions in .txt files beside the clips or else the folder's name
-    All clips of a folder show one motion.
+    All clips of a folder show one motion. Those in deeper folders are left out: a training reads one folder.
     Prompts are those of MOTION/prompts.txt, else of the checkout's configurations (*.yaml) that train on this motion.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,8 @@ MOTION_FOLDERS = ("motion_16f", "motion_49f")
 @dataclass(frozen=True)
 class Case:
     """One motion: its clip with a caption, and the prompts to sample. `others` are more clips of the same motion, in
-    the same folder; `mask` and `tracks` are files, None where there are none.
+    the same folder; `mask` and `tracks` are files, None where there are none. `notes` are sentences about what the case
+    lacks or leaves out where it is used all the same.
     """
 
     name: str
@@ -39,23 +41,38 @@ class Case:
     mask: Path | None = None
     tracks: Path | None = None
     others: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def read_benchmark(folder: Path) -> tuple[str, list[Case], list[str]]:
-    """(name of the benchmark, its cases, a sentence for each case that lacks something and is left out).
+@dataclass(frozen=True)
+class Benchmark:
+    """`missing` has a sentence for each case that is left out, `notes` one for each other thing that was not read."""
+
+    name: str
+    cases: list[Case]
+    missing: list[str]
+    notes: list[str]
+
+
+def read_benchmark(folder: Path) -> Benchmark:
+    """The benchmark in a folder; a case that lacks something is named, and the others stay.
 
     Raises UserError when the folder is missing or has the layout of neither benchmark.
     """
     if not folder.is_dir():
         raise UserError(f"--benchmark: no folder {folder}; give the folder of MTBench or of JointTuner")
     motions = [path for name in MOTION_FOLDERS for path in sorted(folder.rglob(name)) if path.is_dir()]
-    kind, found = (JOINTTUNER, _jointtuner(folder, motions)) if motions else (MTBENCH, _mtbench(folder))
+    found, notes = _jointtuner(folder, motions) if motions else _mtbench(folder)
     if not found:
         raise UserError(
             f"--benchmark: {folder} has neither MTBench's layout (CASE/videos/CASE.mp4) nor JointTuner's "
             f"({' or '.join(MOTION_FOLDERS)}); data/benchmarks.py describes both"
         )
-    return kind, [case for case in found if isinstance(case, Case)], [case for case in found if isinstance(case, str)]
+    cases = [case for case in found if isinstance(case, Case)]
+    missing = [case for case in found if isinstance(case, str)]
+    return Benchmark(
+        JOINTTUNER if motions else MTBENCH, cases, missing, [*notes, *(note for case in cases for note in case.notes)]
+    )
 
 
 def read_tracks(path: Path, frames: int) -> np.ndarray:
@@ -98,12 +115,15 @@ def read_mask(path: Path) -> np.ndarray:
     return pixels.max(-1) / 255
 
 
-def _mtbench(folder: Path) -> list[Case | str]:
-    places = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+def _mtbench(folder: Path) -> tuple[list[Case | str], list[str]]:
+    """(each case, or the sentence that it is left out; a sentence for each folder that is nothing of the benchmark)"""
+    places = _folders(folder)
     levels = [path for path in places if not _is_case(path) and any(map(_is_case, _folders(path)))]
     cases = [(path, "all") for path in places if _is_case(path)]
     cases += [(path, level.name) for level in levels for path in _folders(level)]
-    return [_mtbench_case(path, group) for path, group in cases]
+    others = [path for path in places if path not in levels and not _is_case(path)]
+    notes = [f"{path.name}: neither a case nor a folder of cases, left out" for path in others]
+    return [_mtbench_case(path, group) for path, group in cases], notes
 
 
 def _mtbench_case(path: Path, group: str) -> Case | str:
@@ -118,6 +138,11 @@ def _mtbench_case(path: Path, group: str) -> Case | str:
         return f"{name}: {error}, left out"
     if not caption or not prompts:
         return f"{name}: {'prompts.txt' if not caption else 'eval_prompts.txt'} is missing or empty, left out"
+    notes = []
+    if not tracks.is_file():
+        notes.append(f"{name}: no trajectories/{name}.pth; points are followed anew")
+    if not mask.is_file():
+        notes.append(f"{name}: no masks/{name}/00000.png; where points are followed anew they are of the whole frame")
     return Case(
         name,
         group,
@@ -126,44 +151,74 @@ def _mtbench_case(path: Path, group: str) -> Case | str:
         tuple(prompts),
         mask if mask.is_file() else None,
         tracks if tracks.is_file() else None,
+        notes=tuple(notes),
     )
 
 
-def _jointtuner(folder: Path, motions: list[Path]) -> list[Case | str]:
-    found: list[Case | str] = []
-    for group in motions:
-        for path in _folders(group):
-            files = sorted(path.rglob("*"), key=lambda file: (len(file.parts), file))  # its own before deeper ones
-            clips = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES and file.name[0] != "."]
-            prompts = _lines(path / "prompts.txt") or _configured(folder, path)
-            if not clips:
-                found.append(f"{path.name}: no video in {path}, left out; download the case again")
-            elif not prompts:
-                found.append(f"{path.name}: no prompts.txt, and no configuration trains on it, left out; write one")
-            else:
-                beside = clips[0].with_suffix(".txt")
-                caption = (_lines(beside) or [path.name.replace("_", " ")])[0]
-                others = tuple(clip for clip in clips[1:] if clip.parent == clips[0].parent)
-                found.append(Case(path.name, group.name, clips[0], caption, tuple(prompts), others=others))
-    return found
+def _jointtuner(folder: Path, groups: list[Path]) -> tuple[list[Case | str], list[str]]:
+    """(each motion, or the sentence that it is left out; a sentence for each configuration that cannot be read)"""
+    configured, notes = _configured(folder)
+    return [_motion(path, group, configured) for group in groups for path in _folders(group)], notes
 
 
-def _configured(folder: Path, motion: Path) -> list[str]:
-    """The validation prompts of all configurations under `folder` whose training path ends in this motion's folder."""
-    prompts: list[str] = []
+def _motion(path: Path, group: Path, configured: Mapping[str, list[str]]) -> Case | str:
+    """A motion's folder as a case, with the prompts that configurations have for its name."""
+    files = sorted(path.rglob("*"), key=lambda file: (len(file.parts), file))  # its own before deeper ones
+    clips = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES and not _is_hidden(file, path)]
+    if not clips:
+        return f"{path.name}: no video in {path}, left out; download the case again"
+    try:
+        prompts = _lines(path / "prompts.txt") or configured.get(path.name, [])
+        caption = (_lines(clips[0].with_suffix(".txt")) or [path.name.replace("_", " ")])[0]
+    except UserError as error:
+        return f"{path.name}: {error}, left out"
+    if not prompts:
+        return f"{path.name}: no prompts.txt, and no configuration trains on it, left out; write one"
+    others = tuple(clip for clip in clips[1:] if clip.parent == clips[0].parent)
+    return Case(
+        path.name,
+        group.name,
+        clips[0],
+        caption,
+        tuple(prompts),
+        others=others,
+        notes=_elsewhere(path, clips[0], clips[1 + len(others) :]),
+    )
+
+
+def _elsewhere(motion: Path, first: Path, clips: list[Path]) -> tuple[str, ...]:
+    """The sentence that these clips, in other folders than the first one's, are left out; none where there are none."""
+    if not clips:
+        return ()
+    number = "1 clip in another folder" if len(clips) == 1 else f"{len(clips)} clips in other folders"
+    return (
+        f"{motion.name}: {number} left out ({clips[0].relative_to(motion)}), since a training reads one folder; to use "
+        f"them put them beside {first.relative_to(motion)}",
+    )
+
+
+def _configured(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """(name of a motion's folder -> validation prompts of all configurations under `folder` whose training path ends in
+    it, a sentence for each file that cannot be read)"""
+    prompts: dict[str, list[str]] = {}
+    notes = []
     for file in sorted(folder.rglob("*.yaml")):
+        if _is_hidden(file, folder):
+            continue
         try:
             values = read_yaml(file)
-        except UserError:
-            continue  # not a configuration of the benchmark
+        except UserError as error:
+            notes.append(f"{error}; if it is a configuration of the benchmark, its prompts are left out")
+            continue
         data, validation = (
             values.get(key) if isinstance(values, dict) else None for key in ("train_data", "validation_data")
         )
         path = data.get("path") if isinstance(data, dict) else None
-        if isinstance(path, str) and Path(path).name == motion.name and isinstance(validation, dict):
+        if isinstance(path, str) and isinstance(validation, dict):
             asked = validation.get("prompt")
-            prompts += [text for text in (asked if isinstance(asked, list) else [asked]) if isinstance(text, str)]
-    return list(dict.fromkeys(prompts))
+            texts = [text for text in (asked if isinstance(asked, list) else [asked]) if isinstance(text, str)]
+            prompts.setdefault(Path(path).name, []).extend(texts)
+    return {motion: list(dict.fromkeys(texts)) for motion, texts in prompts.items()}, notes
 
 
 def _is_case(path: Path) -> bool:
@@ -171,7 +226,11 @@ def _is_case(path: Path) -> bool:
 
 
 def _folders(path: Path) -> list[Path]:
-    return [inside for inside in sorted(path.iterdir()) if inside.is_dir()]
+    return [inside for inside in sorted(path.iterdir()) if inside.is_dir() and not _is_hidden(inside, path)]
+
+
+def _is_hidden(path: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,8 +1,10 @@
 """Public benchmarks: their layouts in a tiny folder made here, and the command on it from reading to the table."""
 
+import argparse
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import imageio.v3 as iio
 import numpy as np
@@ -12,9 +14,10 @@ import torch
 from configs.errors import UserError
 from data.benchmarks import JOINTTUNER, MTBENCH, read_benchmark, read_mask, read_tracks
 from infer.measure.metrics import VideoScorer
+from infer.measure.statistics import mean
 from infer.video import read_frames
 from scripts import reproduce
-from scripts.artefacts.public_benchmark import source_tracks
+from scripts.artefacts.public_benchmark import Found, _text, source_tracks
 
 FRAMES = 6
 TINY = (  # a training of two steps on frames of 64 x 64
@@ -61,24 +64,41 @@ def mtbench(tmp_path):
 
 
 def test_mtbench_is_read_with_and_without_levels(mtbench, tmp_path):
-    kind, cases, problems = read_benchmark(mtbench)
-    assert kind == MTBENCH and not problems and [case.name for case in cases] == ["first", "second"]
+    found = read_benchmark(mtbench)
+    cases = found.cases
+    assert found.name == MTBENCH and not found.missing and not found.notes
+    assert [case.name for case in cases] == ["first", "second"]
     assert cases[0].caption == "a car is running"
     assert cases[0].prompts == ("a horse is running", "a car on the road")
     assert cases[0].mask.is_file() and cases[0].tracks.is_file()
     levels = tmp_path / "levels"
     mtbench_case(levels / "hard", "third")
-    assert [(case.name, case.group) for case in read_benchmark(levels)[1]] == [("third", "hard")]
+    assert [(case.name, case.group) for case in read_benchmark(levels).cases] == [("third", "hard")]
 
 
 def test_a_case_that_lacks_something_is_named_and_the_others_stay(mtbench):
     (mtbench / "first" / "videos" / "first.mp4").unlink()
     mtbench_case(mtbench, "third")
     (mtbench / "third" / "eval_prompts.txt").write_text(" \n")
-    _, cases, problems = read_benchmark(mtbench)
-    assert [case.name for case in cases] == ["second"]
+    found = read_benchmark(mtbench)
+    problems = found.missing
+    assert [case.name for case in found.cases] == ["second"] and not found.notes
     assert [problem.split(":")[0] for problem in problems] == ["first", "third"]
     assert "no videos/first.mp4" in problems[0] and "eval_prompts.txt is missing or empty" in problems[1]
+
+
+def test_what_mtbench_lacks_where_a_case_is_used_all_the_same_is_named(mtbench):
+    for name in ("figures", ".git"):
+        (mtbench / name).mkdir()
+    (mtbench / "first" / "trajectories" / "first.pth").unlink()
+    (mtbench / "second" / "masks" / "second" / "00000.png").unlink()
+    found = read_benchmark(mtbench)
+    assert len(found.cases) == 2 and not found.missing
+    assert found.notes == [
+        "figures: neither a case nor a folder of cases, left out",
+        "first: no trajectories/first.pth; points are followed anew",
+        "second: no masks/second/00000.png; where points are followed anew they are of the whole frame",
+    ]
 
 
 def test_jointtuner_is_read_with_prompts_from_files_or_configurations(tmp_path):
@@ -94,8 +114,10 @@ def test_jointtuner_is_read_with_prompts_from_files_or_configurations(tmp_path):
         "validation_data: {prompt: [a bear runs, a cat runs]}\n"
     )
     (config.parent / "broken.yaml").write_text("{")
-    kind, cases, problems = read_benchmark(tmp_path)
-    assert kind == JOINTTUNER
+    found = read_benchmark(tmp_path)
+    cases, problems = found.cases, found.missing
+    assert found.name == JOINTTUNER and len(found.notes) == 1
+    assert "broken.yaml: not plain YAML" in found.notes[0] and "its prompts are left out" in found.notes[0]
     assert {case.name: case.prompts for case in cases} == {
         "person_running": ("a bear runs", "a cat runs"),
         "person_walking": ("a bear walks",),
@@ -106,11 +128,49 @@ def test_jointtuner_is_read_with_prompts_from_files_or_configurations(tmp_path):
 
 def test_all_clips_of_a_motion_belong_to_its_case(tmp_path):
     folder = tmp_path / "motion_16f" / "person_walking"
-    for name in ("b.mp4", "a.mp4", "deeper/0.mp4", ".hidden.mp4"):
+    for name in ("b.mp4", "a.mp4", ".hidden.mp4", ".thumbnails/a.mp4"):
         clip(folder / name)
     (folder / "prompts.txt").write_text("a bear walks\n")
-    (case,) = read_benchmark(tmp_path)[1]
-    assert case.clip == folder / "a.mp4" and case.others == (folder / "b.mp4",)
+    found = read_benchmark(tmp_path)
+    (case,) = found.cases
+    assert case.clip == folder / "a.mp4" and case.others == (folder / "b.mp4",) and not found.notes
+
+
+def test_clips_in_deeper_folders_are_left_out_with_a_sentence(tmp_path):
+    group = tmp_path / "motion_16f"
+    for name in (
+        "walking/a.mp4",
+        "walking/deeper/0.mp4",
+        "running/one/a.mp4",
+        "running/one/b.mp4",
+        "running/two/0.mp4",
+    ):
+        clip(group / name)
+        (group / name.split("/")[0] / "prompts.txt").write_text("a bear\n")
+    clip(group / "running" / "two" / "1.mp4")
+    found = read_benchmark(tmp_path)
+    assert [(case.name, case.clip.name, len(case.others)) for case in found.cases] == [
+        ("running", "a.mp4", 1),
+        ("walking", "a.mp4", 0),
+    ]
+    assert found.notes == [
+        "running: 2 clips in other folders left out (two/0.mp4), since a training reads one folder; to use them put "
+        "them beside one/a.mp4",
+        "walking: 1 clip in another folder left out (deeper/0.mp4), since a training reads one folder; to use them put "
+        "them beside a.mp4",
+    ]
+
+
+def test_a_motion_whose_words_cannot_be_read_is_named_and_the_others_stay(tmp_path):
+    for name in ("running", "walking", "jumping"):
+        clip(tmp_path / "motion_16f" / name / "a.mp4")
+        (tmp_path / "motion_16f" / name / "prompts.txt").write_text("a bear\n")
+    (tmp_path / "motion_16f" / "running" / "prompts.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "motion_16f" / "jumping" / "a.txt").write_bytes("é".encode("latin-1"))
+    found = read_benchmark(tmp_path)
+    assert [case.name for case in found.cases] == ["walking"]
+    assert [sentence.split(":")[0] for sentence in found.missing] == ["jumping", "running"]
+    assert all("UTF-8" in sentence and sentence.endswith(", left out") for sentence in found.missing)
 
 
 def test_a_folder_of_neither_layout_is_refused(tmp_path):
@@ -150,12 +210,12 @@ def test_trajectories_are_opened_without_running_anything_and_checked(mtbench, t
 
 
 def test_source_points_come_from_trajectories_else_the_mask_else_the_frame(mtbench):
-    (case, *_), _ = read_benchmark(mtbench)[1:]
+    case, *_ = read_benchmark(mtbench).cases
     frames = read_frames(case.clip)
     tracks, points, notes = source_tracks(case, frames)
     assert len(points) == 1 and not notes and tracks.shape == (1, FRAMES, 2)
     mtbench_case(mtbench, "longer", frames=9)
-    longer = next(found for found in read_benchmark(mtbench)[1] if found.name == "longer")
+    longer = next(found for found in read_benchmark(mtbench).cases if found.name == "longer")
     tracks, points, notes = source_tracks(longer, frames)
     assert "over 9 frames of a clip of 6" in notes[0]
     assert points.min() >= 8 / 64 and points[:, 0].max() < 24 / 64
@@ -257,6 +317,48 @@ def test_a_case_that_cannot_be_sampled_is_named_and_the_others_are_measured(comm
     code, table, told = command(mtbench)
     assert code == 2 and "2 cases are missing from the table" in told
     assert "| second |" in table and "first: --guide:" in table and "third: prompts.txt is missing" in table
+
+
+def test_a_damaged_video_is_named_and_the_others_of_its_case_are_measured(command, mtbench, tmp_path):
+    command(mtbench)
+    places = {case: sorted((tmp_path / "out").rglob(f"all/{case}/*.mp4")) for case in ("first", "second")}
+    for video in (places["first"][0], *places["second"]):
+        video.write_bytes(b"no video")
+    code, table, told = command(mtbench)
+    rows = rows_of(table)
+    assert len(places["first"]) == 2 and rows["first"][-1] == "1" and "second" not in rows
+    assert (
+        f"{places['first'][0].name}: not a video that can be read" in told.replace("\n", " ") and "delete it" in table
+    )
+    assert code == 2 and "1 cases are missing" in told and "second: none of its videos could be measured" in table
+
+
+def test_fewer_prompts_than_before_measure_fewer_videos(command, mtbench):
+    command(mtbench)
+    code, table, _ = command(mtbench, "--prompts", "1", "--references", "1")
+    assert code == 0 and rows_of(table)["first"][-1] == "1" and "At most 1 prompts of a case" in table
+
+
+def test_a_case_is_the_unit_of_an_interval(mtbench):
+    """Three cases of two equal videos each: the interval over all is that of the cases' own three numbers."""
+    args = argparse.Namespace(method="guidance", model="m", smoke=False, prompts=None)
+    cases = [replace(read_benchmark(mtbench).cases[0], name=name) for name in ("a", "b", "c")]
+    found = [
+        Found(case, prompt, {"mtbench_code": value})
+        for case, value in zip(cases, (0.1, 0.2, 0.6))
+        for prompt in case.prompts
+    ]
+    rows = rows_of(_text(MTBENCH, args, found, [], []))
+    assert rows["All"][2] == str(mean([10.0, 20.0, 60.0])) and rows["All"][-1] == "6"
+
+
+def test_the_plan_names_what_is_left_out(command, mtbench, capsys, tmp_path):
+    (mtbench / "first" / "prompts.txt").unlink()
+    (mtbench / "second" / "trajectories" / "second.pth").unlink()
+    words = ["--benchmark", str(mtbench), "--model", str(tmp_path / "model"), "--plan"]
+    reproduce.main(words)
+    told = capsys.readouterr().out
+    assert "lacks: first: prompts.txt is missing" in told and "note: second: no trajectories" in told
 
 
 def test_a_method_that_trains_runs_on_each_case(command, mtbench):

@@ -6,7 +6,7 @@ can be compared between methods here, and not with numbers that were published w
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from infer.generate import generate
 from infer.measure.clip_scores import MetricUnavailable
 from infer.measure.metrics import VideoScorer
 from infer.measure.mtbench import GRID, follow, grid_points, mtbench_code, mtbench_paper, whole_grid
-from infer.measure.statistics import mean
+from infer.measure.statistics import share_or_mean
 from infer.video import read_frames
 from models.backbone import choose_device
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Variant
@@ -70,17 +70,23 @@ def describe_benchmark(args: argparse.Namespace) -> str:
 
     Raises UserError when the folder is no benchmark.
     """
-    kind, cases, problems = read_benchmark(args.benchmark)
-    cases, most = cases[: args.references], args.prompts or (SMOKE_PROMPTS if args.smoke else PROMPTS)
-    videos = sum(len(case.prompts[:most]) for case in cases)
+    benchmark = read_benchmark(args.benchmark)
+    cases = benchmark.cases[: args.references]
+    videos = sum(len(case.prompts[: most_prompts(args)]) for case in cases)
     trainings, flags = (0, ("--guide",)) if args.method == GUIDANCE else (len(cases), METHODS[args.method].flags)
     prices = stored_prices(world=False)
     seconds = trainings * (prices.start + prices.training) + prices.of_videos(videos, flags)
     lines = [
-        f"{kind} with {args.method} would take {trainings} trainings and {videos} videos of {len(cases)} cases, about "
-        f"{seconds / 60:.0f} min of a 24 GB card (an estimate); nothing is made or written"
+        f"{benchmark.name} with {args.method} would take {trainings} trainings and {videos} videos of {len(cases)} "
+        f"cases, about {seconds / 60:.0f} min of a 24 GB card (an estimate); nothing is made or written"
     ]
-    return "\n".join([*lines, *(f"    lacks: {problem}" for problem in problems)])
+    lines += [f"    lacks: {problem}" for problem in benchmark.missing]
+    return "\n".join([*lines, *(f"    note: {note}" for note in benchmark.notes)])
+
+
+def most_prompts(args: argparse.Namespace) -> int:
+    """How many of its prompts every case is sampled with, at most."""
+    return args.prompts or (SMOKE_PROMPTS if args.smoke else PROMPTS)
 
 
 def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str], None]) -> tuple[Path, int]:
@@ -88,23 +94,30 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
 
     Raises UserError when the folder is no benchmark; whatever a case lacks becomes a sentence in the table's file.
     """
-    kind, cases, problems = read_benchmark(args.benchmark)
-    for problem in problems:
+    benchmark = read_benchmark(args.benchmark)
+    cases, failed = benchmark.cases[: args.references], len(benchmark.missing)
+    for problem in benchmark.missing:
         say(f"missing: {problem}")
-    failed = len(problems)
-    name = f"{kind.lower()}-{args.method}{'-smoke' if args.smoke else ''}"
+    for note in benchmark.notes:
+        say(f"note: {note}")
+    problems = [*benchmark.missing, *benchmark.notes]
+    name = f"{benchmark.name.lower()}-{args.method}{'-smoke' if args.smoke else ''}"
     output = args.output_dir.resolve()
     testbed = Testbed(Path(args.model).resolve(), False, output)
     plan = Plan(testbed, output, words, smoke=args.smoke, prompts=args.prompts)
     scorer = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device()))
     found: list[Found] = []
     clips: list[str] = []
-    for number, case in enumerate(cases[: args.references], 1):
+    for number, case in enumerate(cases, 1):
         try:
             folder = sample_case(case, args, plan, output / "benchmarks" / name / case.group / case.name)
-            rows, notes = measure_case(case, folder, scorer)
-            found += rows
+            rows, notes = measure_case(case, case.prompts[: most_prompts(args)], folder, scorer)
             problems += notes
+            for note in notes:
+                say(f"note: {note}")
+            if not rows:
+                raise UserError("none of its videos could be measured")
+            found += rows
             clips += which_clips(case, args.method)
             say(f"[{number}/{len(cases)}] {case.name}: {len(rows)} videos")
         except UserError as error:
@@ -115,7 +128,7 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
     table = output / name / "table.md"
     table.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(table) as temporary:
-        temporary.write_text(_text(kind, args, found, clips, list(dict.fromkeys(problems))))
+        temporary.write_text(_text(benchmark.name, args, found, clips, list(dict.fromkeys(problems))))
     return table, failed
 
 
@@ -128,11 +141,11 @@ def sample_case(case: Case, args: argparse.Namespace, plan: Plan, folder: Path) 
             folder_of = f"train_data.path={case.clip.parent}"
             data = ("dataset_types=[folder]", folder_of, f"train_data.fallback_prompt={words}")
         task = MotionTask(case.name, case.group, data, case.prompts, case.clip, several=bool(case.others))
-        cell = plan.cell(METHODS[args.method], task, 0, plan.prompts or PROMPTS)
+        cell = plan.cell(METHODS[args.method], task, 0, most_prompts(args))
         work(cell.chain)
         return Path(cell.samples.folder)
-    most = args.prompts or (SMOKE_PROMPTS if args.smoke else PROMPTS)
-    samples = Samples(str(folder), ["--num-steps", "2"] if args.smoke else [], list(case.prompts[:most]))
+    prompts = list(case.prompts[: most_prompts(args)])
+    samples = Samples(str(folder), ["--num-steps", "2"] if args.smoke else [], prompts)
     for seed, prompts in list(samples.missing()):
         note_commit(folder)
         asked = ["--model", args.model, "--guide", str(case.clip), "--seed", str(seed), "--output_dir", str(folder)]
@@ -141,15 +154,21 @@ def sample_case(case: Case, args: argparse.Namespace, plan: Plan, folder: Path) 
     return folder
 
 
-def measure_case(case: Case, folder: Path, scorer: VideoScorer) -> tuple[list[Found], list[str]]:
-    """Scores of a case's videos, and a sentence for each that is missing."""
+def measure_case(
+    case: Case, prompts: Sequence[str], folder: Path, scorer: VideoScorer
+) -> tuple[list[Found], list[str]]:
+    """Scores of a case's videos of these prompts, and a sentence for each video or score that is missing."""
     clip, problems, rows = read_frames(case.clip), [], []
     source, points, notes = source_tracks(case, clip)
     problems += notes
     for notes, prompt, _ in sidecars(folder):
-        if prompt not in case.prompts:
+        if prompt not in prompts:
+            continue  # of another time, when more prompts were asked for
+        try:
+            frames = read_frames(folder / notes["video"])
+        except UserError as error:
+            problems.append(f"{case.name}: {error}; delete it, and the same command samples it again")
             continue
-        frames = read_frames(folder / notes["video"])
         scores = scorer(frames, prompt, clip)
         problems += [f"{case.name}, {notes['video']}: {sentence}" for sentence in scorer.skipped]
         size = torch.tensor([frames.shape[3], frames.shape[2]])
@@ -214,14 +233,17 @@ def _text(kind: str, args: argparse.Namespace, found: list[Found], clips: list[s
     for name, part in [*parts, ("All", found)]:
         cells = []
         for score, factor in columns.values():
-            values = [factor * f.scores[score] for f in part if score in f.scores]
-            cells.append(str(mean(values)) if values else "–")
+            having = [f for f in part if score in f.scores]
+            values, units = [factor * f.scores[score] for f in having], [(f.case.group, f.case.name) for f in having]
+            cells.append(str(share_or_mean(values, units)) if values else "–")
         rows.append([name, *cells, str(len(part))])
     lines = [
         f"# {kind}: {args.method} on {markdown(Path(args.model).name)}",
         "SMOKE RUN, the numbers mean nothing." if args.smoke else "",
         markdown_table(rows),
-        "Brackets are 95 % intervals over videos. Points are followed by Lucas-Kanade.",
+        "Brackets are 95 % intervals: over the videos of up to two cases; from three on over the cases, with their "
+        f"videos inside. At most {most_prompts(args)} prompts of a case are sampled. Points are followed by "
+        "Lucas-Kanade.",
         "Motions of several clips:\n\n" + "\n".join(f"- {markdown(one)}" for one in clips) if clips else "",
         "Missing:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in problems) if problems else "",
     ]
