@@ -55,6 +55,15 @@ TINY = steps.Architecture(
     frames=3, side=8, text_layers=1, vae=(4, 8, 8, 8), checkpointing=False,
 )  # fmt: skip
 
+SCHEDULE = {  # ZeroScope's noise levels
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
 WAN = {  # Wan's layout with two layers, at a hundredth of its width
     "patch_size": (1, 2, 2),
     "num_attention_heads": 2,
@@ -81,6 +90,21 @@ def inputs():
     )
 
 
+def text_encoder(tokenizer, **sizes) -> CLIPTextModel:
+    """CLIP's with random weights, 32 wide; `sizes` are the other ones of CLIPTextConfig."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **sizes,
+        )
+    )
+
+
 @torch.no_grad()
 def outcome(unet, inputs):
     return unet(*inputs).sample
@@ -91,19 +115,7 @@ def tiny_pipeline(tmp_path_factory) -> Path:
     """A pipeline folder in ZeroScope's layout: random, deterministic weights; epsilon prediction."""
     tokenizer = build_tokenizer(["a", "car", "horse", "is", "running", "on", "the", "road"])
     torch.manual_seed(0)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    text = text_encoder(tokenizer, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     vae = fill(
         AutoencoderKL(
             block_out_channels=(16, 16, 32, 32),
@@ -114,14 +126,7 @@ def tiny_pipeline(tmp_path_factory) -> Path:
         ),
         1,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    scheduler = DDIMScheduler(**SCHEDULE)
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     TextToVideoSDPipeline(vae, text, tokenizer, build_unet(UNET), scheduler).save_pretrained(folder)
     return folder

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel
 
 import train
 from configs.errors import UserError
@@ -28,6 +27,8 @@ from infer import options
 from infer.generate import generate
 from scripts.authors.weights import build_unet, fill
 from scripts.pocket.architecture import build_tokenizer
+
+from conftest import SCHEDULE, text_encoder
 
 UNET = {
     "sample_size": 4,
@@ -219,19 +220,7 @@ class Bench:
             return str(folder)
         tokenizer = build_tokenizer(["a", "car", "horse", "is", "running", "red", "blue", "bar"])
         torch.manual_seed(seed)
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        text = text_encoder(tokenizer, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
         vae = AutoencoderKL(
             block_out_channels=(8, 8, 8, 8),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -240,14 +229,7 @@ class Bench:
             layers_per_block=1,
             sample_size=32,
         )
-        scheduler = DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        )
+        scheduler = DDIMScheduler(**SCHEDULE)
         unet = fill(build_unet(UNET), seed)
         TextToVideoSDPipeline(fill(vae, seed), text, tokenizer, unet, scheduler).save_pretrained(folder)
         return str(folder)

@@ -21,6 +21,7 @@ from models.files.checkpoint import list_checkpoints, load_checkpoint, prune, sa
 from models.files.tensors import read_tensors
 from models.files.training_state import load_training_state
 from models.lora import active, add_adapter
+from scripts.fuzzing import ground
 
 TINY = {
     "block_out_channels": (32, 64, 64, 64),
@@ -52,13 +53,7 @@ def lora_state(unet, preset, rank=4, seed=0):
 
 def training_state(step=5, **changes):
     """As models/training/optimizer.py gives it: one optimizer that has moved one parameter."""
-    weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.AdamW([weight])
-    weight.grad = torch.ones(2)
-    optimizer.step()
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    parts = {"optimizers": [optimizer.state_dict()], "schedules": [schedule.state_dict()], "scaler": {}}
-    return {"step": step, "optimizer": parts} | changes
+    return ground.training_state() | {"step": step} | changes
 
 
 def save(unet, run, step=5, rank=4, clips=2, **changes):

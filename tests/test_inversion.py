@@ -13,18 +13,12 @@ from infer.inversion import ddim_invert, make_inverse
 from infer.sampler import guide
 from models.backbone import predictor
 
-ZEROSCOPE = dict(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-)
+from conftest import SCHEDULE
+
 SCHEDULERS = {
-    "epsilon, leading": ZEROSCOPE,
-    "epsilon, linspace": dict(ZEROSCOPE, timestep_spacing="linspace"),
-    "v-prediction, leading": dict(ZEROSCOPE, prediction_type="v_prediction"),
+    "epsilon, leading": SCHEDULE,
+    "epsilon, linspace": dict(SCHEDULE, timestep_spacing="linspace"),
+    "v-prediction, leading": dict(SCHEDULE, prediction_type="v_prediction"),
     "v-prediction, trailing, linear": dict(
         beta_schedule="linear", prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
     ),
@@ -83,7 +77,7 @@ def test_golden_steps_of_the_release_are_reproduced():
     # Written by the authors' code; tolerance from float32 order of operations. Never changed.
     golden = load_file(Path(__file__).parent / "golden" / "inversion_steps.safetensors")
     for t in (1, 21, 981):
-        ours = make_inverse(DDIMScheduler(**ZEROSCOPE), 50).step(golden["eps"], t, golden["latents"]).prev_sample
+        ours = make_inverse(DDIMScheduler(**SCHEDULE), 50).step(golden["eps"], t, golden["latents"]).prev_sample
         torch.testing.assert_close(ours, golden[f"step_t{t}"], rtol=0, atol=1e-6)
 
 
@@ -91,14 +85,14 @@ def test_golden_steps_of_the_release_are_reproduced():
 def test_timesteps_are_the_releases_and_the_last_of_fifty_is_981(steps, latents):
     golden = load_file(Path(__file__).parent / "golden" / "inversion_steps.safetensors")[f"timesteps{steps}"]
     unet = ToyUnet()
-    ddim_invert(guide(predictor(unet), torch.zeros(1, 2, 3)), DDIMScheduler(**ZEROSCOPE), latents, steps)
+    ddim_invert(guide(predictor(unet), torch.zeros(1, 2, 3)), DDIMScheduler(**SCHEDULE), latents, steps)
     assert unet.timesteps == sorted(golden.tolist())
     assert steps != 50 or unet.timesteps[-1] == 981
 
 
 def test_sampling_the_inversion_gives_the_clip_back(latents):
     # a noise prediction that does not depend on the latents makes every step exactly reversible
-    unet, text, scheduler = ToyUnet(gain=0.0), torch.full((1, 2, 3), 0.1), DDIMScheduler(**ZEROSCOPE)
+    unet, text, scheduler = ToyUnet(gain=0.0), torch.full((1, 2, 3), 0.1), DDIMScheduler(**SCHEDULE)
     restored = ddim_invert(guide(predictor(unet), text), scheduler, latents, 50)
     scheduler.set_timesteps(50)
     for t in scheduler.timesteps:
@@ -107,7 +101,7 @@ def test_sampling_the_inversion_gives_the_clip_back(latents):
 
 
 def test_trajectory_starts_at_the_clip_and_ends_at_the_noise(latents):
-    scheduler, text = DDIMScheduler(**ZEROSCOPE), torch.zeros(1, 2, 3)
+    scheduler, text = DDIMScheduler(**SCHEDULE), torch.zeros(1, 2, 3)
     path = ddim_invert(guide(predictor(ToyUnet()), text), scheduler, latents, 4, trajectory=True)
     assert path.shape == (5, *latents.shape)
     assert torch.equal(path[0], latents)
@@ -118,5 +112,5 @@ def test_trajectory_starts_at_the_clip_and_ends_at_the_noise(latents):
 def test_overflow_is_one_sentence(latents):
     with pytest.raises(UserError, match="not finite"):
         ddim_invert(
-            guide(predictor(ToyUnet(gain=float("inf"))), torch.zeros(1, 2, 3)), DDIMScheduler(**ZEROSCOPE), latents, 4
+            guide(predictor(ToyUnet(gain=float("inf"))), torch.zeros(1, 2, 3)), DDIMScheduler(**SCHEDULE), latents, 4
         )

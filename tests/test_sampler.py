@@ -7,16 +7,7 @@ from infer.sampler import SOLVERS, check_interval, guide, make_solver, rescale_g
 from models.backbone import predictor
 from scripts.authors.weights import build_unet
 
-from conftest import UNET
-
-SCHEDULE = dict(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-)
+from conftest import SCHEDULE, UNET
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from configs.files import atomic_path
 from scripts.artefacts.metric_findings import advice, statements, title_of
 from scripts.artefacts.metric_study import CLASSICAL, EXACT, METRICS, PIXELS, collect
 from scripts.artefacts.metric_worth import Key, Worth, decision, grouped, keys_of, true_decision, worth
+from scripts.artefacts.plots import save_figure
 from scripts.artefacts.relations import RELATIONS
 from scripts.artefacts.results_file import markdown, put_section
 
@@ -142,12 +143,7 @@ def plot(rows: list[dict], folder: Path) -> list[Path]:
     bars.axvline(0.5, color="grey", linestyle="--", linewidth=1)
     bars.set_title("share of pairs ordered wrongly (0.5: guessing)", fontsize=9)
     figure.suptitle(TITLE, fontsize=11)
-    paths = [folder / "plot.png", folder / "plot.svg"]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=130)
-    return paths
+    return save_figure(figure, folder)
 
 
 def write(rows: list[dict], folder: Path, text: str) -> Path:

@@ -27,6 +27,11 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
     else:
         return []
     figure.suptitle(result.title, fontsize=11)
+    return save_figure(figure, folder)
+
+
+def save_figure(figure: Figure, folder: Path) -> list[Path]:
+    """Write plot.png and plot.svg into `folder`, each complete or not at all, and return their paths."""
     paths = [folder / "plot.png", folder / "plot.svg"]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)

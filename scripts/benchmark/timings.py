@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from models.threads import use_threads
 from scripts.benchmark.clock import (
     Numbered,
+    Timing,
     alternated,
     device_name,
     device_seconds,
@@ -67,18 +68,14 @@ def measure(
 
 def _training(ours: Step, baseline: Step | None, device: torch.device, repeats: int) -> Numbers:
     """Steps of both in turn."""
-    works = {"training step": Numbered(ours.train)}
-    if baseline:
-        works["the baseline's"] = Numbered(baseline.train)
-    times = alternated(works, device, repeats)
-    mine = times["training step"]
-    step = median_timing(mine)
+    beside = Numbered(baseline.train) if baseline else None
+    _, step, baseline_ratio = _in_turn({"training step": Numbered(ours.train)}, beside, device, repeats)
     return {
         "train_step_s": step.wall,
         "train_step_cpu_s": step.cpu,
         "train_host_s": step.host,
         "train_device_s": device_seconds(lambda: ours.train(repeats + 1), device),
-        "baseline_ratio": ratio(times["the baseline's"], mine, device) if baseline else None,
+        "baseline_ratio": baseline_ratio,
     }
 
 
@@ -124,14 +121,20 @@ def _sampling_steps(ours: Step, baseline: Step | None, device: torch.device, rep
         "sampling step": Numbered(lambda _: ours.sample(), ours.sampling),
         "the plain model's": Numbered(lambda _: ours.sample()),
     }
-    if baseline:
-        works["the baseline's"] = Numbered(lambda _: baseline.sample(), baseline.sampling)
-    times = alternated(works, device, repeats)
-    mine = times["sampling step"]
-    step = median_timing(mine)
+    beside = Numbered(lambda _: baseline.sample(), baseline.sampling) if baseline else None
+    times, step, baseline_ratio = _in_turn(works, beside, device, repeats)
     return {
         "sample_s": step.wall,
         "sample_cpu_s": step.cpu,
-        "customized_ratio": ratio(mine, times["the plain model's"], device),
-        "sample_ratio": ratio(times["the baseline's"], mine, device) if baseline else None,
+        "customized_ratio": ratio(times["sampling step"], times["the plain model's"], device),
+        "sample_ratio": baseline_ratio,
     }
+
+
+def _in_turn(
+    works: dict[str, Numbered], baseline: Numbered | None, device: torch.device, repeats: int
+) -> tuple[dict[str, list[Timing]], Timing, float | None]:
+    """(timings of all, the median of the first, how many times as long the baseline takes as the first)."""
+    times = alternated(works | ({"the baseline's": baseline} if baseline else {}), device, repeats)
+    first = times[next(iter(works))]
+    return times, median_timing(first), ratio(times["the baseline's"], first, device) if baseline else None
