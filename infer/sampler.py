@@ -27,8 +27,7 @@ from models.schedule import FLOW, is_flow, shift_of
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (latents [b c f h w], timestep []) -> prediction
 
 SOLVERS = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler, "dpm": DPMSolverMultistepScheduler}
-FLOW_SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "unipc": UniPCMultistepScheduler}
-FLOW_SOLVERS |= {"dpm": DPMSolverMultistepScheduler}
+FLOW_SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, **{name: SOLVERS[name] for name in ("unipc", "dpm")}}
 ORDERS = {"ddim": 1, "euler": 1, "unipc": 2, "dpm": 2}
 
 

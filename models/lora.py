@@ -96,15 +96,9 @@ class LoraAdapter(Patch):
         block_range: Sequence[float] | None = None,
     ):
         super().__init__([partial(_eject, network, name, layers)])
-        self.network, self.name, self.preset, self.rank, self.alpha, self.layers = (
-            network,
-            name,
-            preset,
-            rank,
-            alpha,
-            layers,
-        )
-        self.block_range = block_range
+        self.network, self.name, self.layers = network, name, layers
+        self.preset, self.block_range = preset, block_range
+        self.rank, self.alpha = rank, alpha
         self.matrices = {}  # state key -> the nn.Linear whose weight it is
         for module, layer in layers.items():
             self.matrices[f"{module}.lora_A.weight"] = layer.lora_A[name]

@@ -104,7 +104,7 @@ def listing() -> str:
             seconds = clips * trained * (prices.start + prices.training)
             seconds += sum(clips * prices.of_videos(prompts, v.flags) for v in artefact.variants)
             lines.append(
-                f"    costs on {'pocket' if world else 'zeroscope'} at most {clips * trained} trainings and "
+                f"    costs on {'the toy world' if world else 'zeroscope'} at most {clips * trained} trainings and "
                 f"{clips * len(artefact.variants) * prompts} videos, about {seconds / 60:.0f} min of "
                 f"{'CPU' if world else 'a 24 GB card (an estimate)'}"
             )
