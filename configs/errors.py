@@ -116,7 +116,7 @@ def errno_of(error: BaseException) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is this any library's word for exhausted memory? By name and text, because this room does not import torch."""
+    """Is this any library's word for exhausted memory? By name and text, because configs does not import torch."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):

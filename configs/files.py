@@ -1,7 +1,8 @@
 """Writing files so that they exist complete or not at all.
 
-Lives in the lowest room because every other one writes: caches, checkpoints, videos, reports. What is being written
-lies beside its final place as `.NAME.PLACE-PID.part`; `sweep` clears away what processes that died left behind.
+It lies in configs, which every other folder may import, because all of them write: caches, checkpoints, videos,
+reports. What is being written lies beside its final place as `.NAME.PLACE-PID.part`; `sweep` clears away what processes
+that died left behind.
 """
 
 import errno

@@ -54,14 +54,14 @@ def main(argv: list[str] | None = None) -> None:
     from models.backbone import choose_device
     from scripts.pocket import pretraining, wan_pretraining
 
-    room = {"unet": pretraining, "dit": wan_pretraining}[args.model]
+    phases = {"unet": pretraining, "dit": wan_pretraining}[args.model]
     args.out = args.out or Path({"unet": "outputs/pretrain", "dit": "outputs/pretrain_dit"}[args.model])
     args.export = args.export or (args.out / "model" if args.smoke and not args.evaluate else SHIPPED[args.model])
     args.device = choose_device(args.device)
     args.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     if args.evaluate:
-        room.measure_shipped(args)
-    elif not room.pretrain(args):
+        phases.measure_shipped(args)
+    elif not phases.pretrain(args):
         print(f"stopped; the same command continues from {args.out / 'state.safetensors'}", file=sys.stderr)
         sys.exit(130)
 
