@@ -231,6 +231,7 @@ def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for
         assert {path.name for path in folder.glob("plot.*")} == {"plot.png", "plot.svg"}
         rows = list(csv.DictReader((folder / "videos.csv").open()))
         assert len(rows) == 4 and {row["smoke"] for row in rows} == {"True"}
+        assert all(row["reference"] == row["motion"] for row in rows)  # by name, not by its number in a folder
         assert all((folder / "videos" / row["file"]).exists() for row in rows)
         assert len({(row["prompt"], row["seed"]) for row in rows}) == 2  # every variant starts from the same noise
     results = (plan.folder / "RESULTS.md").read_text()
