@@ -146,7 +146,8 @@ def run_on_benchmark(args: argparse.Namespace) -> None:
     table, failed = run_benchmark(args, args.artefacts, log_line)
     print(table)
     if failed:
-        raise UserError(f"{failed} cases are missing from the table (named above and in it); the others are measured")
+        missing = "1 case is" if failed == 1 else f"{failed} cases are"
+        raise UserError(f"{missing} missing from the table (named above and in it); the others are measured")
 
 
 @command

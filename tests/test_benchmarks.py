@@ -330,13 +330,13 @@ def test_a_damaged_video_is_named_and_the_others_of_its_case_are_measured(comman
     assert (
         f"{places['first'][0].name}: not a video that can be read" in told.replace("\n", " ") and "delete it" in table
     )
-    assert code == 2 and "1 cases are missing" in told and "second: none of its videos could be measured" in table
+    assert code == 2 and "1 case is missing" in told and "second: none of its videos could be measured" in table
 
 
 def test_fewer_prompts_than_before_measure_fewer_videos(command, mtbench):
     command(mtbench)
     code, table, _ = command(mtbench, "--prompts", "1", "--references", "1")
-    assert code == 0 and rows_of(table)["first"][-1] == "1" and "At most 1 prompts of a case" in table
+    assert code == 0 and rows_of(table)["first"][-1] == "1" and "Prompts sampled of a case: at most 1." in table
 
 
 def test_a_case_is_the_unit_of_an_interval(mtbench):

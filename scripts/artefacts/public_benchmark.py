@@ -242,7 +242,7 @@ def _text(kind: str, args: argparse.Namespace, found: list[Found], clips: list[s
         "SMOKE RUN, the numbers mean nothing." if args.smoke else "",
         markdown_table(rows),
         "Brackets are 95 % intervals: over the videos of up to two cases; from three on over the cases, with their "
-        f"videos inside. At most {most_prompts(args)} prompts of a case are sampled. Points are followed by "
+        f"videos inside. Prompts sampled of a case: at most {most_prompts(args)}. Points are followed by "
         "Lucas-Kanade.",
         "Motions of several clips:\n\n" + "\n".join(f"- {markdown(one)}" for one in clips) if clips else "",
         "Missing:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in problems) if problems else "",
