@@ -12,6 +12,7 @@ from data.world import RETIMINGS
 
 REPORTED = "reported [S]"
 PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference clip of a real model, at most
+EQUAL_MOTION = "equal motion"  # a form: curves of training, compared where they move equally well
 COSTS = ("training", "sampling")  # forms whose picture has CPU seconds on its horizontal axis
 RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
 
@@ -60,10 +61,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A table or figure. `form` says how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid, or
-    what its variants cost: training or sampling (scripts/artefacts/tradeoff.py).
+    """A table or figure. `form` says how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid; what
+    its variants cost: training or sampling (scripts/artefacts/tradeoff.py); or curves of training at equal motion,
+    whose presets its claims name in place of variants (scripts/artefacts/equal_motion.py).
 
-    `motions` are the toy world's reference motions; with `several`, three clips of each are learned from together.
+    `motions` are the toy world's reference motions; with `several`, three clips of each are learned from together;
+    `pooled` motions are judged as one group, of whatever kind they are.
     Every motion is learned from as many reference clips as there are `appearances`, one training each, and every
     training is sampled with `prompts` prompts: videos of a training resemble each other, so more clips say more than
     more prompts. `also` names metrics that stand in the main table beside the testbed's.
@@ -76,6 +79,7 @@ class Artefact:
     form: str = "rows"
     motions: tuple[str, ...] = RETIMED
     several: bool = False
+    pooled: bool = False
     appearances: int = 8
     prompts: int = 8
     also: tuple[str, ...] = ()
@@ -91,8 +95,11 @@ class Artefact:
     def share_training(self, claim: Claim) -> bool:
         """Whether the two variants of a claim are two samplings of one training.
 
-        Where one of them uses nothing that was learned, their difference is what a training brings.
+        Where one of them uses nothing that was learned, their difference is what a training brings. Presets at equal
+        motion are no variants: each stands for several trainings.
         """
+        if self.form == EQUAL_MOTION:
+            return False
         one, other = (next(v for v in self.variants if v.name == name) for name in (claim.one, claim.other))
         return one.train == other.train and one.uses_training == other.uses_training
 

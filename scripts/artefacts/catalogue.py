@@ -9,9 +9,10 @@ from scripts.artefacts.own import OWN
 from scripts.artefacts.speed import SPEED
 from scripts.artefacts.tables import TABLES
 from scripts.artefacts.transformer import TRANSFORMER
+from scripts.artefacts.transformer_sweep import SWEEP
 
 PAPER = TABLES | FIGURES
-ARTEFACTS = PAPER | OWN | SPEED | TRANSFORMER
+ARTEFACTS = PAPER | OWN | SPEED | TRANSFORMER | SWEEP
 STUDIES = {  # name -> (title, what it needs)
     "metrics": ("Motion metrics against the truth (toy world)", "no model; about four minutes of CPU"),
     "measures": ("Graded measures: floor, ceiling, repeatability (toy world)", "a model of the toy world; a minute"),

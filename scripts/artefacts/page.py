@@ -13,6 +13,7 @@ from configs.files import atomic_path
 from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.measure.statistics import FORMULAS
 from scripts.artefacts.artefact import REPORTED
+from scripts.artefacts.equal_motion import FORMULA
 from scripts.artefacts.result import Result
 
 ROWS = 18  # rows of videos on the page at most, divided among the references
@@ -33,6 +34,7 @@ def write_page(result: Result, folder: Path) -> Path:
         result=result,
         reported=REPORTED,
         formulas=FORMULAS,
+        equal_motion=FORMULA,
         headings={name: ALL_DEFINITIONS[name].heading for name in (*result.metrics, *result.details)},
         width=WIDTHS[result.testbed.world],
         plot=embedded(plot) if plot.exists() else None,

@@ -8,7 +8,7 @@ with it.
 import hashlib
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +28,8 @@ SMOKE = (
     "inversion_steps=2",
     "validation_data.num_inference_steps=2",
 )
+CHECKPOINT = "--checkpoint_index"  # a smoke training has none but its own two: each variant takes the latest
+POOLED = "every motion"
 NEXT_REPETITION = 1000  # how far the seeds of two trainings on one clip are apart
 # keys that do not shape a training: paths, whose contents are counted instead, and what the program keeps for itself
 UNCOUNTED = ("pretrained_model_path", "output_dir", "cache_dir", "resume_from_checkpoint", "fallback", "chosen", "base")
@@ -86,6 +88,8 @@ class Plan:
         except UserError as error:
             self.problems[name].append(str(error))
             return
+        if artefact.pooled:
+            tasks = [replace(task, group=POOLED) for task in tasks]
         for repetition in range(self.trainings):
             for task in tasks:
                 for variant in artefact.variants:
@@ -120,11 +124,20 @@ class Plan:
         chain = self.chains.setdefault(
             name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, [])
         )
-        folder = self.folder / "samples" / f"{name}-{_digest(variant.flags)}"
-        samples = Samples(str(folder), list(variant.flags), list(task.prompts[:prompts]), SEEDS * task.appearance)
+        flags = _without(CHECKPOINT, variant.flags) if self.smoke else variant.flags
+        folder = self.folder / "samples" / f"{name}-{_digest(flags)}"
+        samples = Samples(str(folder), list(flags), list(task.prompts[:prompts]), SEEDS * task.appearance)
         chain.add(samples)
         run = f"{task.reference}, training {repetition + 1}" if repetition else task.reference
         return Cell(variant, task, run, chain, samples)
+
+
+def _without(flag: str, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags without this one and its value."""
+    if flag not in flags:
+        return flags
+    at = flags.index(flag)
+    return (*flags[:at], *flags[at + 2 :])
 
 
 def _settled(cfg: DictConfig) -> dict:

@@ -1,4 +1,5 @@
-"""An artefact's picture as PNG and SVG: estimates with intervals, a sweep, quality over cost, hidden states, frames."""
+"""An artefact's picture as PNG and SVG: estimates with intervals, a sweep, leakage over motion, quality over cost,
+hidden states, frames."""
 
 from pathlib import Path
 
@@ -6,11 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs.files import atomic_path
-from infer.measure.evaluation import ALL_DEFINITIONS
+from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.video import read_frames
-from scripts.artefacts.artefact import COSTS
+from scripts.artefacts.artefact import COSTS, EQUAL_MOTION
+from scripts.artefacts.claims import LEARNED
+from scripts.artefacts.equal_motion import curves
 from scripts.artefacts.result import Result
 from scripts.artefacts.tradeoff import front
+from scripts.artefacts.variants import UNTOUCHED
 
 GRID_ROWS, GRID_FRAMES = 3, 4  # prompts for each reference and frames for each video in a picture
 
@@ -23,7 +27,8 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
     elif form == "grid" and result.rows:
         figure = _grid(result)
     elif result.metrics:
-        figure = (_costs if form in COSTS else _sweep if form == "sweep" else _rows)(result)
+        forms = dict.fromkeys(COSTS, _costs) | {"sweep": _sweep, EQUAL_MOTION: _over_motion}
+        figure = forms.get(form, _rows)(result)
     else:
         return []
     figure.suptitle(result.title, fontsize=11)
@@ -108,6 +113,45 @@ def _costs(result: Result) -> Figure:
     axes = figure.axes[0]
     axes.plot([p.cost for p in best], [p.success for p in best], "o", color="black", fillstyle="none", markersize=11)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _over_motion(result: Result) -> Figure:
+    """Leakage and appearance over motion: a curve for each preset and rate, its points the lengths of the training.
+
+    A preset is named "LAYERS, SETTING": there is a column of panels for each setting, a colour for each choice of
+    layers, a style for each rate. Values are means over all clips; the grey line is the motion that is compared at.
+    """
+    found = {variant.name: summarize(result.of(variant.name)) for variant in result.artefact.variants}
+    drawn = curves(result.artefact.variants)
+    layers, settings = zip(*(curve.preset.split(", ", 1) for curve in drawn))
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(layers))}
+    styles = dict(zip(dict.fromkeys(curve.rate for curve in drawn), ("-", "--", ":", "-.")))
+    columns, metrics = (
+        list(dict.fromkeys(settings)),
+        [result.testbed.roles[r].metric for r in ("leakage", "appearance")],
+    )
+    figure = Figure(figsize=(4.5 * len(columns), 7), layout="constrained")
+    panels = figure.subplots(len(metrics), len(columns), sharex=True, sharey="row", squeeze=False)
+    for curve, layer, setting in zip(drawn, layers, settings):
+        for line, metric in zip(panels, metrics):
+            at = [found[name] for name in (UNTOUCHED.name, *(name for _, name in curve.points))]
+            there = [(e[LEARNED.metric].value, e[metric].value) for e in at if {LEARNED.metric, metric} <= e.keys()]
+            line[columns.index(setting)].plot(
+                *zip(*there), styles[curve.rate], marker="o", markersize=4, color=colours[layer],
+                label=f"{layer}, rate {curve.rate}",
+            )  # fmt: skip
+    for line, metric in zip(panels, metrics):
+        line[0].set_ylabel(ALL_DEFINITIONS[metric].heading)
+        for axes in line:
+            axes.axvline(LEARNED.value, color="grey", linestyle="--", linewidth=0.8)
+            axes.grid(alpha=0.3)
+    for top, bottom, setting in zip(panels[0], panels[-1], columns):
+        top.set_title(setting, fontsize=10)
+        bottom.set_xlabel(ALL_DEFINITIONS[LEARNED.metric].heading)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8
+    )
     return figure
 
 

@@ -9,6 +9,7 @@ from infer.measure.evaluation import ALL_DEFINITIONS
 from infer.measure.statistics import FORMULAS
 from infer.measure.tables import write_table
 from scripts.artefacts.artefact import REPORTED
+from scripts.artefacts.equal_motion import FORMULA
 from scripts.artefacts.result import Result
 from scripts.artefacts.results_file import markdown, markdown_code, markdown_table
 
@@ -65,6 +66,8 @@ def body(result: Result) -> str:
         parts += [_table(result, group, result.metrics) for group in result.groups] + [_by_motion(result)]
         if result.details:
             parts += ["What they are made of:", *(_table(result, group, result.details) for group in result.groups)]
+    if curves := result.at_equal_motion():
+        parts += [markdown(FORMULA), markdown_table(curves)]
     if result.costs:
         parts += [
             "\n".join(f"- {markdown(sentence)}" for sentence in result.tradeoff),

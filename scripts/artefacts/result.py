@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import torch
 
 from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.measure.statistics import Estimate
-from scripts.artefacts.artefact import COSTS, Artefact, Variant
+from scripts.artefacts import equal_motion
+from scripts.artefacts.artefact import COSTS, EQUAL_MOTION, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import sidecars
 from scripts.artefacts.costs import VariantCost, cost_table
@@ -156,8 +157,21 @@ class Result:
         if self.states is not None:
             return self.states.verdicts()
         groups = {group: {v.name: self.of(v.name, group) for v in self.variants} for group in self.groups}
+        roles = self.testbed.roles
+        if self.artefact.form == EQUAL_MOTION:
+            roles = {name: replace(role, inside="curves") for name, role in roles.items()}
+            groups = {group: equal_motion.as_rows(self._readings(group)) for group in groups}
         asked = self.artefact.asked(groups)
-        return judge([(claim, group, groups[group]) for claim, group in asked], self.testbed.roles)
+        return judge([(claim, group, groups[group]) for claim, group in asked], roles)
+
+    def _readings(self, group: str | None = None) -> list[equal_motion.Reading]:
+        rows = (row for row in self.rows if group in (None, row["group"]))
+        return equal_motion.readings(rows, self.artefact.variants)
+
+    def at_equal_motion(self) -> list[list[str]]:
+        """The table of curves at equal motion, the header first; empty for an artefact of another form."""
+        found = self._readings() if self.artefact.form == EQUAL_MOTION else []
+        return equal_motion.table(found) if found else []
 
     @property
     def conclusion(self) -> str:

@@ -1,0 +1,70 @@
+"""Query and Key against all layers at equal motion, over rates and lengths of training, as data.
+
+    python scripts/reproduce.py dit_sweep --model models/pocketscope_dit --world
+
+The artefact `dit` compares them at one rate and one length, where one may leak more because it moves more. Here every
+training keeps the checkpoints of four lengths. The rate is constant after its warm-up, so that a checkpoint is exactly
+the training that ends there; under the recipe's cosine it would be one that was cut off. A cosine is half its peak on
+average: the rates are those of the recipe's average, and two and four times as much.
+"""
+
+from configs.layers import ROOT
+from configs.plain import read_yaml
+from scripts.artefacts.artefact import EQUAL_MOTION, Artefact, Claim, Variant
+from scripts.artefacts.transformer import MOTIONS, NO_APPEARANCE
+from scripts.artefacts.variants import MOTION_DIRECTOR, TAP, UNTOUCHED
+
+AVERAGE = read_yaml(ROOT / "configs/reproduce/pocket_dit.yaml")["learning_rate"] / 2
+RATES = tuple(factor * AVERAGE for factor in (1, 2, 4))
+STEPS = (50, 100, 200, 400)
+QUERY_KEY, ALL = "q + k", "all layers"
+SETTINGS = {"dual path": (), "no dual path": (NO_APPEARANCE,)}
+
+
+def _curve(preset: str, setting: str, rate: float) -> tuple[Variant, ...]:
+    """The lengths of one training, which are its checkpoints."""
+    train = (
+        *(TAP if preset == QUERY_KEY else MOTION_DIRECTOR),
+        *SETTINGS[setting],
+        f"learning_rate={rate:g}",
+        "lr_scheduler=constant_with_warmup",
+        f"max_train_steps={STEPS[-1]}",
+        f"checkpointing_steps={STEPS[0]}",
+        f"checkpoints_total_limit={STEPS[-1] // STEPS[0]}",
+    )
+    name = f"{preset}, {setting}, rate {rate:g}"
+    return tuple(Variant(f"{name} @ {step}", train, ("--checkpoint_index", str(step))) for step in STEPS)
+
+
+CURVES = tuple(
+    variant
+    for setting in SETTINGS
+    for preset in (QUERY_KEY, ALL)
+    for rate in RATES
+    for variant in _curve(preset, setting, rate)
+)
+
+
+def _at_equal_motion(setting: str) -> tuple[Claim, Claim]:
+    one, other = f"{QUERY_KEY}, {setting}", f"{ALL}, {setting}"
+    words = f"at equal motion, {'with' if setting == 'dual path' else 'without'} the dual path,"
+    return (
+        Claim(f"{words} q + k leaks less than all layers", "leakage", one, "less", other, "ours"),
+        Claim(f"{words} q + k keeps the appearance better than all layers", "appearance", one, "more", other, "ours"),
+    )
+
+
+SWEEP = {
+    "dit_sweep": Artefact(
+        "Transformer: leakage at equal motion, over rates and lengths",
+        "whether adapting Query and Key alone leaks less than adapting all layers that moves equally well",
+        (Variant(UNTOUCHED.name, CURVES[0].train, UNTOUCHED.flags), *CURVES),
+        tuple(claim for setting in SETTINGS for claim in _at_equal_motion(setting)),
+        form=EQUAL_MOTION,
+        motions=MOTIONS[:4],
+        pooled=True,
+        appearances=1,
+        world=True,
+        needs="PocketScope-DiT: --model models/pocketscope_dit --world",
+    )
+}
