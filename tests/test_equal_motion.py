@@ -154,13 +154,12 @@ def test_the_page_shows_formula_table_and_a_curve_for_each_preset_and_rate(tmp_p
 
 
 def test_lengths_cost_no_trainings_and_motions_of_both_kinds_are_one_group(tmp_path):
-    plan = Plan(beds.Testbed(MODEL, True, tmp_path), tmp_path, [])
+    plan = Plan(beds.Testbed(MODEL, True, tmp_path), tmp_path, [], references=2)
     plan.add("dit_sweep")
-    assert len(plan.chains) == 48
+    assert len(plan.chains) == 2 * 12 and len(SWEEP.motions) == 4 and SWEEP.appearances == 1  # 48 where all are made
+    assert len(set(SWEEP.motions) & set(RETIMINGS)) == len(set(SWEEP.motions) & set(PATHS)) == 2
     cells = plan.cells["dit_sweep"]
-    assert {cell.task.group for cell in cells} == {"every motion"}
-    motions = {cell.task.name for cell in cells}
-    assert len(motions & set(RETIMINGS)) == len(motions & set(PATHS)) == 2
+    assert {cell.task.group for cell in cells} == {"every motion"} and len({cell.task.name for cell in cells}) == 2
     for chain in plan.chains.values():  # every length is a checkpoint that the training keeps
         words = dict(word.split("=", 1) for word in chain.train if "=" in word)
         every, most = int(words["checkpointing_steps"]), int(words["checkpoints_total_limit"])
@@ -169,13 +168,14 @@ def test_lengths_cost_no_trainings_and_motions_of_both_kinds_are_one_group(tmp_p
 
 @pytest.mark.parametrize("name", ["dit_sweep", "time_to_motion"])
 def test_a_smoke_run_asks_for_no_checkpoint_that_its_two_steps_do_not_make(name, tmp_path):
-    plans = [Plan(beds.Testbed(MODEL, True, tmp_path), tmp_path, [], smoke=smoke) for smoke in (True, False)]
+    few = {"references": 1, "appearances": 1}
+    plans = [Plan(beds.Testbed(MODEL, True, tmp_path), tmp_path, [], smoke=smoke, **few) for smoke in (True, False)]
     flags = []
     for plan in plans:
         plan.add(name)
         flags.append([cell.samples.flags for cell in plan.cells[name]])
     assert not any("--checkpoint_index" in each for each in flags[0])
-    assert sum("--checkpoint_index" in each for each in flags[1]) >= len(flags[1]) - len(plans[1].cells[name]) / 5
+    assert sum("--checkpoint_index" in each for each in flags[1]) == len(flags[1]) - 1  # all but the untouched model's
 
 
 def test_a_checkpoint_of_the_sweep_is_the_training_that_ends_there(tiny_wan, clip_file, tmp_path):

@@ -12,6 +12,7 @@ from data.world import RETIMINGS
 
 REPORTED = "reported [S]"
 PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference clip of a real model, at most
+EACH_MOTION = "each motion"  # heads the table of every variant on every motion
 EQUAL_MOTION = "equal motion"  # a form: curves of training, compared where they move equally well
 COSTS = ("training", "sampling")  # forms whose picture has CPU seconds on its horizontal axis
 RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
@@ -60,6 +61,16 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Rows (names of variants) of another artefact, made with another model, that stand beside an artefact's own."""
+
+    what: str
+    artefact: str
+    model: str
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Artefact:
     """A table or figure. `form` says how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid; what
     its variants cost: training or sampling (scripts/artefacts/tradeoff.py); or curves of training at equal motion,
@@ -69,7 +80,8 @@ class Artefact:
     `pooled` motions are judged as one group, of whatever kind they are.
     Every motion is learned from as many reference clips as there are `appearances`, one training each, and every
     training is sampled with `prompts` prompts: videos of a training resemble each other, so more clips say more than
-    more prompts. `also` names metrics that stand in the main table beside the testbed's.
+    more prompts. `also` names metrics that stand in the main table beside the testbed's; `beside` is quoted from the
+    file of results (scripts/artefacts/quotation.py).
     """
 
     title: str
@@ -86,6 +98,7 @@ class Artefact:
     world: bool = False  # needs a model of the toy world, where the truth is known
     needs: str = "one reference clip for each motion"
     reported: str = ""
+    beside: Beside | None = None
 
     @property
     def compares_costs(self) -> bool:

@@ -100,10 +100,10 @@ def readings(rows: Iterable[dict], variants: Iterable[Variant]) -> list[Reading]
 
 
 def as_rows(found: Iterable[Reading]) -> dict[str, list[dict]]:
-    """Preset -> its readings, in the form of the videos that a verdict is about; a rate stands where a prompt does."""
+    """Preset -> its readings, in the form of the videos that a verdict is about: one for each training."""
     rows: dict[str, list[dict]] = {}
     for one in found:
-        key = {"reference": one.reference, "run": f"{one.run}, {one.curve.rate}", "prompt": one.curve.rate, "seed": 0}
+        key = {"reference": one.reference, "run": f"{one.run}, {one.curve.rate}", "prompt": "", "seed": 0}
         rows.setdefault(one.curve.preset, []).extend([{**one.found, **key}] if one.found else [])
     return rows
 

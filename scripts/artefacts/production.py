@@ -25,6 +25,7 @@ from scripts.artefacts.page import write_page
 from scripts.artefacts.plan import Cell, Plan, commands
 from scripts.artefacts.plots import write_plots
 from scripts.artefacts.provenance import commit
+from scripts.artefacts.quotation import quote
 from scripts.artefacts.report import body, write_files
 from scripts.artefacts.result import Result
 from scripts.artefacts.results_file import markdown_code, put_section
@@ -89,6 +90,7 @@ def reproduce(
             untried = [chain for chain in plan.chains_of(name) if chain.name not in failed]
             failed |= run_all(untried, jobs, launch, log_line)
         result = make_result(name, plan, failed, measure, measured_by, argv)
+        result.quoted = quote(results, result.artefact.beside, {row["motion"] for row in result.rows})
         pages.append(write_artefact(result, output / (f"{name}-smoke" if args.smoke else name), plan.cells[name]))
         if result.rows:  # a run that made nothing must not replace what an earlier one found
             put_section(results, (result.name, result.testbed.name), result.title, body(result))

@@ -64,6 +64,8 @@ def body(result: Result) -> str:
         parts.append(result.states.markdown())
     else:
         parts += [_table(result, group, result.metrics) for group in result.groups] + [_by_motion(result)]
+        if result.quoted:
+            parts += [markdown(result.quoted.source), markdown_table(result.quoted.rows)]
         if result.details:
             parts += ["What they are made of:", *(_table(result, group, result.details) for group in result.groups)]
     if curves := result.at_equal_motion():

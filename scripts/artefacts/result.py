@@ -12,13 +12,14 @@ import torch
 from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.measure.statistics import Estimate
 from scripts.artefacts import equal_motion
-from scripts.artefacts.artefact import COSTS, EQUAL_MOTION, Artefact, Variant
+from scripts.artefacts.artefact import COSTS, EACH_MOTION, EQUAL_MOTION, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import sidecars
 from scripts.artefacts.costs import VariantCost, cost_table
 from scripts.artefacts.hidden_states import StateComparison
 from scripts.artefacts.plan import Cell
 from scripts.artefacts.provenance import COMMITS
+from scripts.artefacts.quotation import Quotation
 from scripts.artefacts.testbed import Testbed
 from scripts.artefacts.tradeoff import Point, in_words
 from scripts.artefacts.variants import RENDERED
@@ -65,6 +66,7 @@ class Result:
     models: dict[str, str] = field(default_factory=dict)
     clips: dict[str, Path] = field(default_factory=dict)  # reference -> a video of it
     costs: dict[str, VariantCost] = field(default_factory=dict)  # of each variant, where costs are compared
+    quoted: Quotation | None = None  # what another model does on the same motions
     states: StateComparison | None = None  # figure 4 alone: scripts/artefacts/hidden_states.py
 
     @property
@@ -129,7 +131,7 @@ class Result:
             rows.append(
                 [variant.name, *(" / ".join(f"{e[m].value:.2f}" if m in e else "–" for m in shown) for e in found)]
             )
-        return " / ".join(ALL_DEFINITIONS[m].title for m in shown), ["each motion", *motions], rows
+        return " / ".join(ALL_DEFINITIONS[m].title for m in shown), [EACH_MOTION, *motions], rows
 
     @property
     def cost_rows(self) -> list[list[str]]:

@@ -5,13 +5,14 @@
 Nobody that we know of has published Query and Key adaptation on one; SMRABooth places motion in Value, output and
 feed-forward layers, EffiVMT in temporal heads, DeT in the first third of the blocks; DeT also reports that Motion
 Inversion's embeddings, put on a transformer, move best and follow the prompt worst. All nine held-out motions of the
-toy world are learned from one clip each. The U-Net beside it is the artefact `motions`, which answers for its side.
+toy world are learned from one clip each. The U-Net's rows beside them are those of the artefact `motions`. Whether
+Query and Key leak less than all layers that move equally well is asked by transformer_sweep.py.
 """
 
 from itertools import chain, zip_longest
 
 from data.world import PATHS, RETIMINGS
-from scripts.artefacts.artefact import Artefact, Bound, Claim, Variant
+from scripts.artefacts.artefact import Artefact, Beside, Bound, Claim, Variant
 from scripts.artefacts.claims import LEARNED, about_guidance
 from scripts.artefacts.variants import GUIDANCE, TAP_GUIDANCE, UNTOUCHED
 
@@ -99,5 +100,6 @@ TRANSFORMER = {
         appearances=1,
         world=True,
         needs="PocketScope-DiT: --model models/pocketscope_dit --world",
+        beside=Beside("the U-Net (PocketScope)", "motions", "pocketscope", ("TAP (q + k)", "MotionDirector")),
     )
 }
