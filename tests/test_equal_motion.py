@@ -135,6 +135,19 @@ def test_a_pair_of_which_one_never_learns_is_left_out_and_the_table_says_so():
     assert cells["q + k, dual path, rate 0.006"]["orbit"].startswith("step 50: ")
 
 
+def test_a_training_that_failed_is_missing_in_table_and_picture():
+    first = SWEEP.variants[1].name.partition(" @ ")[0]  # the untouched model was to be sampled beside it
+
+    def failed(row):
+        return row["variant"].startswith(("untouched", first))
+
+    found = result([row for row in videos(faster, lambda *given: 0.3) if not failed(row)])
+    assert {cell for line in found.at_equal_motion()[1:] for cell in line[1:]} == {"missing"}
+    assert {verdict.ruling for verdict in found.verdicts} == {"not measured"}
+    empty, other, *_ = plots._over_motion(found).axes[0].lines
+    assert len(empty.get_xdata()) == 0 and len(other.get_xdata()) == len(STEPS)
+
+
 def test_the_page_shows_formula_table_and_a_curve_for_each_preset_and_rate(tmp_path):
     found = result(videos(faster, lambda preset, moved, number: 0.3 * moved))
     page = html.unescape(write_page(found, tmp_path).read_text())

@@ -127,20 +127,23 @@ def _over_motion(result: Result) -> Figure:
     layers, settings = zip(*(curve.preset.split(", ", 1) for curve in drawn))
     colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(layers))}
     styles = dict(zip(dict.fromkeys(curve.rate for curve in drawn), ("-", "--", ":", "-.")))
-    columns, metrics = (
-        list(dict.fromkeys(settings)),
-        [result.testbed.roles[r].metric for r in ("leakage", "appearance")],
-    )
+    columns = list(dict.fromkeys(settings))
+    metrics = [result.testbed.roles[role].metric for role in ("leakage", "appearance")]
     figure = Figure(figsize=(4.5 * len(columns), 7), layout="constrained")
     panels = figure.subplots(len(metrics), len(columns), sharex=True, sharey="row", squeeze=False)
     for curve, layer, setting in zip(drawn, layers, settings):
         for line, metric in zip(panels, metrics):
             at = [found[name] for name in (UNTOUCHED.name, *(name for _, name in curve.points))]
-            there = [(e[LEARNED.metric].value, e[metric].value) for e in at if {LEARNED.metric, metric} <= e.keys()]
+            there = [estimates for estimates in at if {LEARNED.metric, metric} <= estimates.keys()]
             line[columns.index(setting)].plot(
-                *zip(*there), styles[curve.rate], marker="o", markersize=4, color=colours[layer],
+                [estimates[LEARNED.metric].value for estimates in there],
+                [estimates[metric].value for estimates in there],
+                styles[curve.rate],
+                marker="o",
+                markersize=4,
+                color=colours[layer],
                 label=f"{layer}, rate {curve.rate}",
-            )  # fmt: skip
+            )
     for line, metric in zip(panels, metrics):
         line[0].set_ylabel(ALL_DEFINITIONS[metric].heading)
         for axes in line:

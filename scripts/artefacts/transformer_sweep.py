@@ -57,7 +57,9 @@ def _at_equal_motion(setting: str) -> tuple[Claim, Claim]:
 SWEEP = {
     "dit_sweep": Artefact(
         "Transformer: leakage at equal motion, over rates and lengths",
-        "whether adapting Query and Key alone leaks less than adapting all layers that moves equally well",
+        "whether adapting Query and Key alone leaks less than adapting all layers that moves equally well (rates are "
+        "constant after the warm-up: the recipe's average, and two and four times as much; lengths are the checkpoints "
+        f"{', '.join(map(str, STEPS))} of one training)",
         (Variant(UNTOUCHED.name, CURVES[0].train, UNTOUCHED.flags), *CURVES),
         tuple(claim for setting in SETTINGS for claim in _at_equal_motion(setting)),
         form=EQUAL_MOTION,
