@@ -212,6 +212,10 @@ class Config:
 
     max_train_steps: int = key(1000, "optimizer steps", **EVERY)
     learning_rate: float = key(5e-4, "learning rate of the LoRAs", above=0)
+    optimizer: Literal["adamw", "prodigy"] = key(
+        "adamw",
+        "adamw, or prodigy (needs prodigyopt), which finds the rate itself: learning_rate multiplies it, set it to 1",
+    )
     lora_plus_ratio: float = key(
         1.0, "LoRA+: learning rate of each LoRA's second factor B, as a multiple of A's", low=1, high=1000
     )

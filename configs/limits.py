@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from configs.checks import no_interval
 from configs.errors import shown
@@ -14,6 +14,7 @@ from configs.fields import KEYS, kind_of
 SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "json_path", "image": "image_dir"}
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")  # as SPDX and the hub write them
 SIDES = ("down", "mid", "up")
+LEAST_MULTIPLE = 0.1  # of the rate that Prodigy finds; less is a rate that was meant for AdamW
 LONGEST = {False: 4096, True: 100_000}  # letters in a path or a name, and in a caption or a prompt
 
 
@@ -108,6 +109,8 @@ def contradictions(cfg: DictConfig) -> list[str]:
             "compile: step replays CUDA graphs, which cannot be recomputed in the backward pass; set "
             "gradient_checkpointing to false, or compile to blocks"
         )
+    if cfg.optimizer == "prodigy":
+        wrong += _of_prodigy(cfg)
     if cfg.license is not None and not LICENSE.fullmatch(cfg.license):
         wrong.append(f"license: {shown(cfg.license)} is no license's short name; write for example apache-2.0")
     patterns = [name for name in ("include_patterns", "exclude_patterns") if cfg[name] is not None]
@@ -121,6 +124,22 @@ def contradictions(cfg: DictConfig) -> list[str]:
         wrong.append(
             f"block_range: {shown(list(shares))} is not two shares, the lower one first; write for example [0, 0.5]"
         )
+    return wrong
+
+
+def _of_prodigy(cfg: DictConfig) -> list[str]:
+    embeds = cfg.method == "motion_inversion"
+    used = ["embeddings.learning_rate"] * embeds + ["learning_rate"] * (not embeds or cfg.embeddings.loss == "hybrid")
+    rates = {name: OmegaConf.select(cfg, name) for name in used}
+    wrong = [
+        f"{name}: {rate:g} would multiply the rate that optimizer: prodigy finds by itself; set {name} to 1"
+        for name, rate in rates.items()
+        if rate < LEAST_MULTIPLE
+    ]
+    if not cfg.adam_beta1:
+        wrong.append("adam_beta1: 0 keeps no mean of the gradients, which optimizer: prodigy needs; leave it at 0.9")
+    if cfg.use_8bit_adam:
+        wrong.append("use_8bit_adam: is a kind of AdamW, and optimizer is prodigy; leave one of the two out")
     return wrong
 
 

@@ -4,6 +4,7 @@ A key without a case fails, and so does a case in whose part of the run nothing 
 on this machine, each with its reason.
 """
 
+from importlib.util import find_spec
 from operator import attrgetter as of
 
 import pytest
@@ -19,6 +20,7 @@ TWO = {"max_train_steps": 2}
 MI = {"method": "motion_inversion", "appearance_highway.use": "off"}
 FOLDER = {"dataset_types": ["folder"], "train_data.path": of("clips")}
 JSON = {"dataset_types": ["json"], "train_data.json_path": of("json")}
+PACKAGE = None if find_spec("prodigyopt") else "prodigyopt"  # without it, its name stands in the refusal
 WIDE = {"train_data.single_video_path": of("wide")}
 
 
@@ -86,6 +88,7 @@ CASES: dict[str, Case | list[Case]] = {
     "inversion_steps": Case(3, "latents"),
     "max_train_steps": Case(2, "log"),
     "learning_rate": Case(0.01),
+    "optimizer": Case("prodigy", given={"learning_rate": 1.0}, refused=PACKAGE),
     "lora_plus_ratio": Case(4.0),
     "lr_scheduler": Case("linear", "log", TWO),
     "lr_warmup_steps": Case(2, given={"lr_scheduler": "constant_with_warmup", **TWO}),

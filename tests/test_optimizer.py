@@ -1,6 +1,8 @@
 """The numbers of a training step: gradient norms, what is not finite, fp16's loss scale, rates after a resume."""
 
 import json
+import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import train
 from configs.errors import UserError
 from models.files.checkpoint import list_checkpoints, load_checkpoint
+from models.files.training_state import TRAINING_STATE, load_training_state
 from models.training.optimizer import MOST_SKIPPED, DualPathOptimizer, NotFinite
 
 from conftest import ROOT
@@ -200,3 +203,150 @@ def test_a_training_raises_the_rate_of_every_b_and_goes_on_with_it_to_the_bit(ti
     assert all(torch.equal(a, b) for a, b in zip(weights(folder, 2).values(), weights(resumed, 2).values()))
     with pytest.raises(UserError, match="^lora_plus_ratio: .*resume with the value that it was trained with"):
         train.run(tiny_config(**quick, resume_from_checkpoint=str(folder / "checkpoint-1")))
+
+
+needs_prodigy = pytest.mark.skipif(
+    find_spec("prodigyopt") is None, reason="prodigyopt is not installed (requirements-dev.txt)"
+)
+PRODIGY = dict(optimizer="prodigy", learning_rate=1.0)
+
+
+def prodigy(tiny_config, motion, appearance=(), *, half=False, ratio=1.0, second_factors=(), **settings):
+    cfg = tiny_config(**PRODIGY, lora_plus_ratio=ratio, adam_weight_decay=0.0, **settings)
+    given = dict(motion_lr=cfg.learning_rate, second_factors=second_factors, half=half, device=torch.device("cpu"))
+    return DualPathOptimizer(cfg, list(motion), list(appearance), **given)
+
+
+@needs_prodigy
+def test_prodigy_finds_a_rate_of_its_own_for_each_path_and_the_log_has_it(tiny_config):
+    """On |x - 1| from 0 the rate grows from its millionth to the order of the way that is left, and x arrives."""
+    near, far = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = prodigy(tiny_config, [near], [far], max_train_steps=1000)
+    rates = []
+    for _ in range(300):
+        near.grad, far.grad = torch.sign(near.detach() - 0.01), torch.sign(far.detach() - 1)
+        rates.append(optimizer.learning_rate)
+        optimizer.step()
+    groups = [one.param_groups[0] for one in optimizer.optimizers]
+    assert rates[0] == 1e-6 and rates[-1] == groups[0]["d"] and 0.0001 < groups[0]["d"] < 0.02
+    assert abs(near.item() - 0.01) < 0.01 and abs(far.item() - 1) < 0.2 and groups[1]["d"] > 10 * groups[0]["d"]
+
+
+@needs_prodigy
+def test_what_prodigy_has_found_is_kept_in_a_checkpoint(tiny_config, tmp_path):
+    def work(steps, p, optimizer):
+        for _ in range(steps):
+            p.grad = torch.sign(p.detach() - 1)
+            optimizer.step()
+        return p.item(), optimizer.learning_rate
+
+    def new():
+        p = torch.nn.Parameter(torch.zeros(1))
+        return p, prodigy(tiny_config, [p], max_train_steps=200, lr_scheduler="cosine")
+
+    whole, (p, first) = work(120, *new()), new()
+    work(60, p, first)
+    torch.save({"step": 60, "optimizer": first.state_dict()}, tmp_path / TRAINING_STATE)
+    q, second = new()
+    q.data.copy_(p.data)
+    second.load_state_dict(load_training_state(tmp_path, second.groups(), "prodigy")["optimizer"])
+    assert first.learning_rate > 1e-4 and work(60, q, second) == whole
+
+
+@needs_prodigy
+def test_prodigys_rate_in_the_log_is_what_it_found_times_the_schedule(tiny_config):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = prodigy(tiny_config, [p], lr_scheduler="linear", max_train_steps=4)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.optimizers[0].param_groups[0]["d"] = 0.5
+    assert optimizer.learning_rate == pytest.approx(0.5 * 0.75)
+
+
+@needs_prodigy
+def test_a_prodigy_training_goes_on_to_the_bit_and_only_with_prodigy(tiny_config):
+    quick = dict(spatial_path_probability=1.0, validation_data={"sample_preview": False}, checkpointing_steps=1)
+    words = dict(quick, **PRODIGY, lora_plus_ratio=3.0, lr_warmup_steps=2, lr_scheduler="cosine", max_train_steps=6)
+    whole = train.run(tiny_config(**words))
+    resumed = train.run(tiny_config(**words, resume_from_checkpoint=str(whole / "checkpoint-3")))
+    one, other = load_checkpoint(whole, 6), load_checkpoint(resumed, 6)
+    for a, b in ((one.motion, other.motion), (one.appearance[0], other.appearance[0])):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    learned = ("loss_temporal", "lr", "grad_norm_motion")
+    assert [[r[k] for k in learned] for r in records(whole)] == [[r[k] for k in learned] for r in records(resumed)]
+    states = [load_training_state(run / "checkpoint-6")["optimizer"]["optimizers"] for run in (whole, resumed)]
+    found = [
+        [{k: g[k] for k in ("d", "d_max", "d_numerator", "k")} for s in of for g in s["param_groups"]] for of in states
+    ]
+    assert found[0] == found[1] and len(found[0]) == 4
+    with pytest.raises(UserError, match="^optimizer: this run's is adamw and prodigy wrote .*optimizer=prodigy$"):
+        train.run(tiny_config(**quick, lora_plus_ratio=3.0, resume_from_checkpoint=str(whole / "checkpoint-3")))
+
+
+@needs_prodigy
+def test_lora_plus_moves_the_second_factors_further_under_prodigy_too(tiny_config):
+    """Prodigy refuses two rates; equal gradients show that B moves `ratio` times as far as A, in every step."""
+    motion = pair()
+    optimizer = prodigy(tiny_config, motion, ratio=8.0, second_factors=[motion[1]], max_train_steps=10)
+    for a, b in steps_of(optimizer, motion, (1.0, 0.5, 0.25, 0.25)):
+        assert a.abs().min() > 0 and torch.allclose(b.flatten(), 8 * a.flatten(), rtol=0.1)
+
+
+@needs_prodigy
+def test_prodigy_skips_a_step_whose_gradient_overflowed_fp16(tiny_config):
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = prodigy(tiny_config, [p], half=True)
+    p.grad = torch.full((2,), float("inf"))
+    assert optimizer.step().skipped and torch.equal(p, torch.ones(2)) and not optimizer.optimizers[0].state
+    p.grad = torch.full((2,), optimizer.scaler.get_scale())
+    assert optimizer.step().norms["motion"] == pytest.approx(2**0.5) and (p < 1).all()
+
+
+@needs_prodigy
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda s: s["param_groups"][0].update(d="x"), "d is .*'x'.*"),
+        (lambda s: s["param_groups"][0].update(d=0.0), "d is 0.0"),
+        (lambda s: s["param_groups"][0].pop("k"), "has no k"),
+        (lambda s: s["state"][0].pop("p0"), "has no p0"),
+        (lambda s: s["state"][0].update(s=torch.zeros(1)), r"has the shape \[1\]"),
+        (lambda s: s["state"][0].update(p0=torch.zeros(1)), r"has the shape \[1\]"),
+    ],
+)
+def test_a_damaged_state_of_prodigy_is_refused(tiny_config, tmp_path, spoil, sentence):
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = prodigy(tiny_config, [p])
+    p.grad = torch.ones(2, 2)
+    optimizer.step()
+    state = optimizer.state_dict()
+    torch.save({"step": 1, "optimizer": state}, tmp_path / TRAINING_STATE)
+    load_training_state(tmp_path, optimizer.groups(), "prodigy")
+    spoil(state["optimizers"][0])
+    torch.save({"step": 1, "optimizer": state}, tmp_path / TRAINING_STATE)
+    with pytest.raises(UserError, match=sentence):
+        load_training_state(tmp_path, optimizer.groups(), "prodigy")
+
+
+def test_a_missing_package_is_one_sentence_that_names_it(tiny_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(UserError, match="^optimizer: prodigy needs the package prodigyopt; `pip install prodigyopt`"):
+        prodigy(tiny_config, [torch.nn.Parameter(torch.ones(1))])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (dict(learning_rate=5e-4), "learning_rate: 0.0005 would multiply the rate that .*set learning_rate to 1"),
+        (
+            dict(method="motion_inversion", appearance_highway={"use": "off"}),
+            "embeddings.learning_rate: 0.02 would multiply .*set embeddings.learning_rate to 1",
+        ),
+        (dict(learning_rate=1.0, use_8bit_adam=True), "use_8bit_adam: is a kind of AdamW, and optimizer is prodigy"),
+        (dict(learning_rate=1.0, adam_beta1=0.0), "adam_beta1: 0 keeps no mean"),
+    ],
+)
+def test_what_makes_no_sense_with_prodigy_is_refused(tiny_config, words, sentence):
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        tiny_config(optimizer="prodigy", **words)
+    tiny_config(optimizer="prodigy", learning_rate=0.1)

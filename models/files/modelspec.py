@@ -64,7 +64,7 @@ def model_spec(
         "learning_rate": cfg.learning_rate if "preset" in info else cfg.embeddings.learning_rate,
         "lr_scheduler": cfg.lr_scheduler,
         "lr_warmup_steps": cfg.lr_warmup_steps,
-        "optimizer": "AdamW",
+        "optimizer": {"adamw": "AdamW", "prodigy": "Prodigy"}[cfg.optimizer],
         "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
         "max_grad_norm": cfg.max_grad_norm,
         "mixed_precision": cfg.mixed_precision,

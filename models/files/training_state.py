@@ -42,15 +42,18 @@ SCALER = {
     "_growth_tracker": whole(0),
 }
 MOMENTS = ("exp_avg", "exp_avg_sq")
+FLAT = ("s", "p0")  # Prodigy's: sum of gradients and first value, of a weight as one row; a single zero for all zeros
+FOUND = {"d": real(above=0), "d_max": real(above=0), "d_numerator": real(), "k": whole(0)}  # its rate, in each group
 
 
 def load_training_state(
-    folder: str | Path, parameters: Sequence[Sequence[Sequence[torch.Tensor]]] | None = None
+    folder: str | Path, parameters: Sequence[Sequence[Sequence[torch.Tensor]]] | None = None, kind: str | None = None
 ) -> dict[str, Any]:
     """{"step": int, "optimizer": {"optimizers", "schedules", "scaler"}} of the checkpoint `folder`.
 
     `parameters` are those of each optimizer that is to take the state over, by its groups; moments must have their
-    shapes. Raises UserError where the file is missing, damaged, or another training's.
+    shapes. `kind` is the value of the key `optimizer` of the run that does. Raises UserError where the file is missing,
+    damaged, or another training's.
     """
     file = Path(folder) / TRAINING_STATE
     if not file.is_file():
@@ -68,7 +71,7 @@ def load_training_state(
             " the same method"
         )
     for number, optimizer in enumerate(parts["optimizers"]):
-        _check_optimizer(optimizer, parameters[number] if parameters is not None else None, file)
+        _check_optimizer(optimizer, parameters[number] if parameters is not None else None, kind, file)
     needed = ("last_epoch", "_step_count")
     schedules = [checked(s, SCHEDULE, str(file), needed=needed, advice=ADVICE) for s in parts["schedules"]]
     scaler = checked(parts["scaler"], SCALER, str(file), advice=ADVICE)
@@ -78,13 +81,18 @@ def load_training_state(
     return {"step": state["step"], "optimizer": optimizer}
 
 
-def _check_optimizer(state: Any, groups: Sequence[Sequence[torch.Tensor]] | None, file: Path) -> None:
+def _check_optimizer(state: Any, groups: Sequence[Sequence[torch.Tensor]] | None, kind: str | None, file: Path) -> None:
     shape = {"state": _anything, "param_groups": listed(_anything, 1, MOST_GROUPS)}
     parts = checked(state, shape, str(file), needed=tuple(shape), advice=ADVICE)
     saved = [
         checked(group, {"params": listed(whole(0))}, str(file), needed=("params",), advice=ADVICE)["params"]
         for group in parts["param_groups"]
     ]
+    wrote = "prodigy" if any("d" in group for group in parts["param_groups"]) else "adamw"
+    if kind not in (None, wrote):
+        raise UserError(f"optimizer: this run's is {kind} and {wrote} wrote {file}; resume with optimizer={wrote}")
+    for group in parts["param_groups"] if wrote == "prodigy" else ():
+        checked(group, FOUND, str(file), needed=tuple(FOUND), advice=ADVICE)
     if groups is not None and len(saved) != len(groups):
         raise UserError(
             f"lora_plus_ratio: this run has {len(groups)} learning rates for the two factors of a LoRA and {file} has "
@@ -102,12 +110,21 @@ def _check_optimizer(state: Any, groups: Sequence[Sequence[torch.Tensor]] | None
     for number, moments in parts["state"].items():
         if not isinstance(moments, dict):
             raise UserError(f"{file}: the optimizer state of parameter {number} is {shown(moments)}; {ADVICE}")
-        if lost := sorted({"step", *MOMENTS} - moments.keys()) if "state1" not in moments else []:  # AdamW of 8 bits
+        needed = {"step", *MOMENTS} | ({*FLAT} if wrote == "prodigy" else set())
+        if lost := sorted(needed - moments.keys()) if "state1" not in moments else []:  # AdamW of 8 bits
             raise UserError(f"{file}: the optimizer state of parameter {number} has no {lost[0]}; {ADVICE}")
         for name, value in moments.items():
-            wanted = None if parameters is None or name not in MOMENTS else parameters[number].shape
+            wanted = None if parameters is None else _shape(name, value, parameters[number])
             if wrong := _wrong(name, value, wanted):
                 raise UserError(f"{file}: {shown(name)} of parameter {number} {wrong}; {ADVICE}")
+
+
+def _shape(name: Any, value: Any, weight: torch.Tensor) -> torch.Size | None:
+    """The shape that an entry of a weight's state must have; None for one that may have any."""
+    if name in MOMENTS:
+        return weight.shape
+    single = name == "p0" and isinstance(value, torch.Tensor) and not value.dim()
+    return torch.Size([] if single else [weight.numel()]) if name in FLAT else None
 
 
 def _wrong(name: Any, value: Any, shape: torch.Size | None) -> str | None:

@@ -1,8 +1,9 @@
-"""The two optimizers of the dual path: AdamW for what learns motion, AdamW for the appearance adapters.
+"""The two optimizers of the dual path: one for what learns motion, one for the appearance adapters.
 
 They step together, after both passes have run their backward. A path that did not run leaves its gradients None, so
-AdamW neither decays nor moves its weights. Parameters are the adapters' fp32 masters; with an fp16 backbone the losses
-are scaled. Several processes average their gradients here, without a wrapper around the U-Net.
+that nothing decays or moves its weights. Parameters are the adapters' fp32 masters; with an fp16 backbone the losses
+are scaled. Several processes average their gradients here, without a wrapper around the U-Net. Which optimizers there
+are is in models/training/kinds.py.
 
 B of a LoRA B A starts at zero and, at A's learning rate, stays far smaller than A for long; LoRA+ (Hayou et al., arXiv
 2402.12354) gives it a higher one, here `lora_plus_ratio` times A's. The norm that is clipped stays that of both.
@@ -18,6 +19,7 @@ from diffusers.optimization import get_scheduler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from configs.errors import UserError
+from models.training.kinds import LEARNED, make_optimizer
 from models.training.processes import Processes
 
 MOST_SKIPPED = 20  # steps in a row; the loss scale has then been halved from 65,536 to below 0.1
@@ -58,16 +60,13 @@ class DualPathOptimizer:
         processes: Processes | None = None,
     ):
         betas = (cfg.adam_beta1, cfg.adam_beta2)
-        self.options = dict(betas=betas, eps=cfg.adam_epsilon, weight_decay=cfg.adam_weight_decay)
+        options = dict(betas=betas, eps=cfg.adam_epsilon, weight_decay=cfg.adam_weight_decay)
         paths = {"motion": (motion, motion_lr), "appearance": (appearance, cfg.learning_rate)}
         paths = {
             path: _groups(*given, second_factors, cfg.lora_plus_ratio) for path, given in paths.items() if given[0]
         }
-        self.fused = device.type in ("cuda", "cpu") and not cfg.use_8bit_adam
-        kind = _adamw_8bit() if cfg.use_8bit_adam else torch.optim.AdamW
-        made = {"fused": True} if self.fused else {}  # one kernel, where torch's default is a dozen calls a parameter
         self.paths = list(paths)
-        self.optimizers = [kind(groups, **self.options, **made) for groups in paths.values()]
+        self.optimizers = [make_optimizer(cfg, groups, device, options) for groups in paths.values()]
         steps = dict(num_warmup_steps=cfg.lr_warmup_steps, num_training_steps=cfg.max_train_steps)
         self.schedules = [get_scheduler(cfg.lr_scheduler, o, **steps) for o in self.optimizers]
         self.rates = [list(schedule.base_lrs) for schedule in self.schedules]
@@ -126,8 +125,9 @@ class DualPathOptimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the motion path; of its first factors under LoRA+."""
-        return self.optimizers[0].param_groups[0]["lr"]
+        """Of the motion path; of its first factors under LoRA+; with Prodigy the rate that it has found so far."""
+        group = self.optimizers[0].param_groups[0]
+        return group["lr"] * group.get("d", 1.0)
 
     def state_dict(self) -> dict:
         return {
@@ -137,22 +137,22 @@ class DualPathOptimizer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Moments, schedule and loss scale of a checkpoint; rates, betas and decay are those of this run's config."""
+        """Moments, schedule, loss scale and what Prodigy found, of a checkpoint; the rest is this run's config's."""
         if len(state["optimizers"]) != len(self.optimizers):
             raise UserError(
                 f"checkpoint: it was trained with {len(state['optimizers'])} optimizers and this run has "
                 f"{len(self.optimizers)}; resume with the same method"
             )
         for mine, saved in zip(self.optimizers, state["optimizers"]):
-            # the kernel is this device's choice, and decides where AdamW wants its step counters
-            groups = [{**group, "fused": self.fused or None} for group in saved["param_groups"]]
+            pairs = zip(mine.state_dict()["param_groups"], saved["param_groups"])
+            groups = [own | {name: old[name] for name in LEARNED if name in own} for own, old in pairs]
             mine.load_state_dict({**saved, "param_groups": groups})
         for mine, saved in zip(self.schedules, state["schedules"]):
             mine.load_state_dict(saved)
         for optimizer, schedule, rates in zip(self.optimizers, self.schedules, self.rates):
             schedule.base_lrs = rates
             for group, factor, rate in zip(optimizer.param_groups, schedule.lr_lambdas, rates):
-                group.update(self.options, initial_lr=rate, lr=rate * factor(schedule.last_epoch))
+                group.update(initial_lr=rate, lr=rate * factor(schedule.last_epoch))
         if state["scaler"]:  # empty when the checkpoint comes from another precision
             self.scaler.load_state_dict(state["scaler"])
 
@@ -160,7 +160,7 @@ class DualPathOptimizer:
 def _groups(
     parameters: list[torch.nn.Parameter], rate: float, second_factors: Collection[torch.nn.Parameter], ratio: float
 ) -> list[dict]:
-    """AdamW's groups of a path: one for a single rate, else what is no second factor, and the second factors."""
+    """The groups of a path: one for a single rate, else what is no second factor, and the second factors."""
     raised = {id(p) for p in second_factors} if ratio != 1 else set()
     first, second = [p for p in parameters if id(p) not in raised], [p for p in parameters if id(p) in raised]
     return [{"params": group, "lr": lr} for group, lr in ((first, rate), (second, ratio * rate)) if group]
@@ -172,14 +172,3 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [p.grad for p in _parameters(optimizer) if p.grad is not None]
-
-
-def _adamw_8bit():
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        raise UserError(
-            "use_8bit_adam: bitsandbytes is not installed; `pip install bitsandbytes` (CUDA only), or "
-            "leave it off: the adapters' AdamW state is under 0.1 GB"
-        ) from None
-    return AdamW8bit

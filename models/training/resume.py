@@ -74,7 +74,7 @@ def resume(cfg, method, optimizer, processes: Processes, same_clips: Callable[[P
         )
     if changed := other_differences(cfg, found.config or {}):
         processes.say(f"note: changed since the checkpoint: {changed}")
-    state = load_training_state(found.path, optimizer.groups())
+    state = load_training_state(found.path, optimizer.groups(), cfg.optimizer)
     method.load(found.motion, found.appearance)
     optimizer.load_state_dict(state["optimizer"])
     return found.path, state["step"]

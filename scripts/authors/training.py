@@ -101,6 +101,7 @@ def trace_case(ref: ReferenceFile) -> Iterator[Row]:
         adam_beta1=beta1,
         adam_beta2=beta2,
         lora_plus_ratio=1.0,
+        optimizer="adamw",
         adam_epsilon=wanted["eps"],
         use_8bit_adam=False,
         lr_scheduler="constant",
