@@ -17,7 +17,14 @@ NAMES = {
     "yaml": "pyyaml",
 }
 OURS = {"configs", "data", "models", "infer", "scripts", "train", "conftest"}
-OPTIONAL = {"bitsandbytes", "hypothesis", "selenium", "submitit", "xformers"}  # their absence is one sentence
+OPTIONAL = {
+    "bitsandbytes",
+    "hypothesis",
+    "prodigyopt",
+    "selenium",
+    "submitit",
+    "xformers",
+}  # their absence is one sentence
 THROUGH = {"starlette": "gradio", "tokenizers": "transformers", "huggingface_hub": "diffusers", "torchvision": "torch"}
 
 

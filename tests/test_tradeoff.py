@@ -17,31 +17,62 @@ from scripts.artefacts.testbed import WORLD_ROLES
 from scripts.artefacts.tradeoff import Point, cheapest, front, in_words, reached
 
 POCKET, CLIP = ROOT / "configs/reproduce/pocket.yaml", "train_data.single_video_path=data/examples/pocket_orbit.mp4"
+
+
+def point(name, cost, success, appearance=1.0, match=0.7, leakage=0.0):
+    return Point(name, cost, success, appearance, match, leakage)
+
+
 POINTS = [
-    Point("untouched model", 0, 0.0, 1.0),
-    Point("long @ 300", 90, 1.0, 1.0),
-    Point("long @ 150", 45, 0.75, 1.0),
-    Point("short @ 200", 60, 0.98, 0.98),
-    Point("short @ 100", 30, 0.85, 0.98),
-    Point("rash @ 60", 20, 0.9, 0.9),
-    Point("idle @ 60", 25, 0.9, 0.9),
+    point("untouched model", 0, 0.0, match=0.72),
+    point("long @ 300", 90, 1.0),
+    point("long @ 150", 45, 0.75),
+    point("short @ 200", 60, 0.98, 0.98),
+    point("short @ 100", 30, 0.85, 0.98),
+    point("rash @ 60", 20, 0.9, 0.9),
+    point("idle @ 60", 25, 0.5),
 ]
 SHORTCUTS = POINTS[1:]
+SPOILED = [
+    dict(appearance=0.9),  # moves as well as any, and its appearance has suffered
+    dict(match=0.66),  # what the yes/no measure does not see
+    dict(leakage=0.04),  # shows the reference
+]
 
 
 def test_the_front_holds_what_no_cheaper_point_reaches():
-    assert [p.name for p in front(SHORTCUTS)] == ["rash @ 60", "short @ 200", "long @ 300"]
-    assert front([Point("a @ 1", 1, 0.2, 1), Point("b @ 1", 1, 0.4, 1)]) == [Point("b @ 1", 1, 0.4, 1)]
+    assert [p.name for p in front(SHORTCUTS)] == ["idle @ 60", "short @ 100", "short @ 200", "long @ 300"]
+    assert front([point("a @ 1", 1, 0.2), point("b @ 1", 1, 0.4)]) == [point("b @ 1", 1, 0.4)]
 
 
 def test_the_cheapest_point_loses_neither_motion_nor_appearance():
     assert cheapest(SHORTCUTS).name == "short @ 200"
-    spoiled = Point("spoiled @ 10", 10, 1.0, 0.9)  # moves as well as any, and its appearance has suffered
+    assert cheapest([*SHORTCUTS, point("as good @ 10", 10, 0.97, 0.97, 0.67, 0.03)]).name == "as good @ 10"
+    assert cheapest([*SHORTCUTS, point("slow @ 10", 10, 0.96)]).name == "short @ 200"
+
+
+@pytest.mark.parametrize("measures", SPOILED)
+def test_a_shortcut_that_spoils_the_appearance_or_leaks_loses_something(measures):
+    spoiled = point("spoiled @ 10", 10, 1.0, **measures)
     assert cheapest([*SHORTCUTS, spoiled]).name == "short @ 200"
+    assert spoiled not in front([*SHORTCUTS, spoiled]) and not reached([spoiled], POINTS[0])["spoiled"]
+    assert reached([point("spoiled @ 10", 10, 1.0)], POINTS[0])["spoiled"]
+
+
+def test_what_does_not_move_sets_no_bar_for_the_appearance():
+    unmoved = point("unmoved @ 5", 5, 0.0, match=0.75)
+    assert cheapest([*SHORTCUTS, unmoved]).name == "short @ 200"
+    assert cheapest([unmoved]) == unmoved
+
+
+def test_where_each_loses_something_none_is_named():
+    torn = [point("leaks @ 10", 10, 1.0, leakage=0.4), point("clean @ 20", 20, 0.9)]
+    assert cheapest(torn) is None and front(torn) == torn[1:]
+    assert in_words(torn, "sampling")[0].endswith(": none.")
 
 
 def test_a_curve_is_there_at_its_first_point_with_motion_and_the_base_models_appearance():
-    found = reached(SHORTCUTS, appearance=1.0)
+    found = reached(SHORTCUTS, POINTS[0])
     assert {curve: point and point.cost for curve, point in found.items()} == {
         "long": 90,  # at 150 steps it moves too little
         "short": 30,
@@ -52,8 +83,8 @@ def test_a_curve_is_there_at_its_first_point_with_motion_and_the_base_models_app
 
 def test_the_sentences_name_the_cheapest_and_when_each_recipe_is_there():
     best, on_front, there = in_words(POINTS, "training")
-    assert "short @ 200, 60 CPU seconds a clip, success 0.98, appearance 0.98" in best
-    assert on_front.endswith("rash @ 60 (0.90), short @ 200 (0.98), long @ 300 (1.00).")
+    assert "short @ 200, 60 CPU seconds a clip, success 0.98, appearance 0.98, match 0.70, leakage 0.00" in best
+    assert on_front.endswith(": idle @ 60 (0.50), short @ 100 (0.85), short @ 200 (0.98), long @ 300 (1.00).")
     assert "short 30, long 90, rash never, idle never" in there
     assert len(in_words(POINTS, "sampling")) == 2 and "60.00 CPU seconds a video" in in_words(POINTS, "sampling")[0]
     assert in_words(POINTS[:1], "training") == []
@@ -74,6 +105,7 @@ def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(tmp_path,
     rows, costs = [], {}
     for number, variant in enumerate(variants):
         found = {"motion_success": float(number > 0), "appearance_accuracy": 1.0}
+        found |= {"appearance_match": 0.7, "leakage": 0.0}
         where = {"group": "re-timing", "motion": "pause", "reference": "pause", "run": "pause"}
         rows += [{"variant": variant, "prompt": "a", "seed": 0, "path": tmp_path / "none.mp4", **where, **found}]
         costs[variant] = VariantCost(10.0 * number, 20.0, 2.0 * number, 10**6)

@@ -12,7 +12,7 @@ from infer.video import read_frames
 from scripts.artefacts.artefact import COSTS, EQUAL_MOTION
 from scripts.artefacts.claims import LEARNED
 from scripts.artefacts.equal_motion import curves
-from scripts.artefacts.result import Result
+from scripts.artefacts.result import QUALITIES, Result
 from scripts.artefacts.tradeoff import front
 from scripts.artefacts.variants import UNTOUCHED
 
@@ -97,17 +97,20 @@ def _sweep(result: Result) -> Figure:
 
 
 def _costs(result: Result) -> Figure:
-    """Success and appearance of every variant over the CPU seconds it takes; what no cheaper one reaches is ringed."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    """Success, appearance and leakage of every variant over the CPU seconds it takes; ringed: scripts/artefacts/
+    tradeoff.py's front."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
     shortcuts = [point for point in result.points if " @ " in point.name]
     curves = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(p.curve for p in shortcuts))}
-    for axes, quality in zip(figure.subplots(1, 2, sharex=True), ("success", "appearance")):
+    qualities = dict(zip(("success", "appearance", "match", "leakage"), QUALITIES))
+    for axes, (quality, metric) in zip(figure.subplots(2, 2, sharex=True).flat, qualities.items()):
         for level in (point for point in result.points if " @ " not in point.name):
             axes.axhline(getattr(level, quality), color="grey", linestyle="--", label=level.name)
         for curve, colour in curves.items():
             points = sorted((p for p in shortcuts if p.curve == curve), key=lambda point: point.cost)
             axes.plot([p.cost for p in points], [getattr(p, quality) for p in points], "o-", color=colour, label=curve)
-        axes.set(xlabel=f"CPU seconds of {result.artefact.form}", ylabel=quality, ylim=(-0.03, 1.05))
+        axes.set(xlabel=f"CPU seconds of {result.artefact.form}", ylim=(-0.03, 1.05))
+        axes.set_title(ALL_DEFINITIONS[metric].heading, fontsize=9)
         axes.grid(alpha=0.3)
     best = front(shortcuts)
     axes = figure.axes[0]

@@ -25,6 +25,8 @@ from scripts.artefacts.tradeoff import Point, in_words
 from scripts.artefacts.variants import RENDERED
 from scripts.artefacts.verdict import Verdict, conclude, judge
 
+QUALITIES = ("motion_success", "appearance_accuracy", "appearance_match", "leakage")  # of a Point, in its order
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -144,9 +146,9 @@ class Result:
         found = []
         for name, cost in self.costs.items() if self.artefact.form in COSTS else ():
             mean = {metric: estimate.value for metric, estimate in summarize(self.of(name)).items()}
-            if {"motion_success", "appearance_accuracy"} <= mean.keys():
+            if set(QUALITIES) <= mean.keys():
                 seconds = getattr(cost, self.artefact.form) or 0.0
-                found.append(Point(name, seconds, mean["motion_success"], mean["appearance_accuracy"]))
+                found.append(Point(name, seconds, *(mean[metric] for metric in QUALITIES)))
         return found
 
     @property
