@@ -1,6 +1,7 @@
 """Quality over cost: the front, the cheapest variant that loses nothing, when a recipe is there, and its picture."""
 
 import html
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from scripts.artefacts.report import body
 from scripts.artefacts.result import Cost, Result
 from scripts.artefacts.speed import RECIPE
 from scripts.artefacts.testbed import WORLD_ROLES
-from scripts.artefacts.tradeoff import Point, cheapest, front, in_words, reached
+from scripts.artefacts.tradeoff import Point, Target, cheapest, front, in_words, reached
 
 POCKET, CLIP = ROOT / "configs/reproduce/pocket.yaml", "train_data.single_video_path=data/examples/pocket_orbit.mp4"
 
@@ -90,6 +91,26 @@ def test_the_sentences_name_the_cheapest_and_when_each_recipe_is_there():
     assert in_words(POINTS[:1], "training") == []
 
 
+def test_a_target_is_judged_by_its_share_of_the_cost_and_by_success():
+    target = Target("short @ 100", "long @ 300", 0.5, success=0.85)
+    assert target.judged(POINTS) == [
+        "short @ 100 takes 0.33 of the CPU seconds of long @ 300, target 0.5 and success 0.85, target 0.85: reached."
+    ]
+    assert replace(target, most=0.3).judged(POINTS)[0].endswith("missed.")
+    assert replace(target, success=0.9).judged(POINTS)[0].endswith("missed.")
+    assert replace(target, other="never made").judged(POINTS) == []
+    assert "success" not in Target("short @ 100", "long @ 300", 0.5).judged(POINTS)[0]
+
+
+@pytest.mark.parametrize("name", ["speed", "time_to_motion"])
+def test_the_targets_are_about_variants_that_exist(name):
+    target = ARTEFACTS[name].target
+    assert {target.one, target.other} <= {variant.name for variant in ARTEFACTS[name].variants}
+    pocket = load(["--config", str(POCKET), CLIP], description="")[0]
+    steps = pocket.validation_data.num_inference_steps if name == "speed" else pocket.max_train_steps
+    assert target.one.endswith(f" @ {steps}"), "what the recipe does today"
+
+
 def test_costs_are_compared_where_the_form_is_one_and_beside_guidance_without_training():
     assert [name for name in ("speed", "time_to_motion", "guidance", "table1") if ARTEFACTS[name].compares_costs] == [
         "speed",
@@ -113,7 +134,7 @@ def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(tmp_path,
     result = Result(name, bed, False, "", "", "", [], Cost(0, 0, 0, 0, ()), rows, costs=costs)
     per = {"training": 10.0, "sampling": 2.0}[form]
     assert [(p.name, p.cost, p.success) for p in result.points[:2]] == [(variants[0], 0, 0), (variants[1], per, 1)]
-    assert variants[1] in result.tradeoff[0]
+    assert variants[1] in result.tradeoff[0] and result.tradeoff[-1].startswith(ARTEFACTS[name].target.one)
     page = html.unescape(write_page(result, tmp_path).read_text())
     for text in (body(result), page):
         assert all(sentence in text for sentence in result.tradeoff) and "forwards a video" in text
@@ -129,5 +150,5 @@ def test_the_recipe_that_samplings_are_compared_with_is_the_toys():
     recipe, ours = (load(["--config", str(POCKET), CLIP, *words], description="")[0] for words in (RECIPE, ()))
     keys = [word.partition("=")[0] for word in RECIPE]
     assert {"timesteps_per_step", "learning_rate", "adam_beta2", "max_train_steps"} <= set(keys)
-    keys = set(keys) - {"checkpoints_total_limit"}  # both checkpoints of a curve are kept
+    keys = set(keys) - {"checkpoints_total_limit", "checkpointing_steps"}  # a curve's points are all kept
     assert {key: recipe[key] for key in keys} == {key: ours[key] for key in keys}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from data.world import RETIMINGS
+from scripts.artefacts.tradeoff import Target
 
 REPORTED = "reported [S]"
 PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference clip of a real model, at most
@@ -20,12 +21,17 @@ RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained va
 
 @dataclass(frozen=True)
 class Variant:
-    """One row. `train` are key=value words, `flags` go to infer.py, `reported` is the paper's text for the row."""
+    """One row. `train` are key=value words, `flags` go to infer.py, `reported` is the paper's text for the row.
+
+    A `watched` training is sampled from the checkpoint at which it would have been stopped early
+    (scripts/artefacts/plateau.py).
+    """
 
     name: str
     train: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     reported: str = ""
+    watched: bool = False
 
     @property
     def uses_training(self) -> bool:
@@ -99,6 +105,7 @@ class Artefact:
     needs: str = "one reference clip for each motion"
     reported: str = ""
     beside: Beside | None = None
+    target: Target | None = None  # of an artefact whose form is one of COSTS
 
     @property
     def compares_costs(self) -> bool:

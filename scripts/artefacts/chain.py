@@ -9,7 +9,7 @@ do all the work, with arguments that those commands take.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configs.errors import command
 from configs.files import atomic_path
 from configs.runtime import quiet_threads
+from scripts.artefacts.plateau import previews_of, watched_step
 from scripts.artefacts.provenance import note_commit
 
 SEEDS = 4  # of noise for each reference clip, the same in every variant ...
@@ -26,12 +27,16 @@ TOGETHER = 4  # ... as many prompts share one and are sampled at once
 
 @dataclass(frozen=True)
 class Samples:
-    """Videos of every prompt with these flags of infer/infer.py, in `folder`; noise from `SEEDS` seeds on."""
+    """Videos of every prompt with these flags of infer/infer.py, in `folder`; noise from `SEEDS` seeds on.
+
+    `watched` is the reference clip whose path decides from which checkpoint (plateau.py); empty: the flags say it.
+    """
 
     folder: str
     flags: list[str]
     prompts: list[str]
     first_seed: int = 0
+    watched: str = ""
 
     def missing(self) -> Iterator[tuple[int, list[str]]]:
         """(seed, prompts) of the videos that are not in the folder yet."""
@@ -97,8 +102,8 @@ def train_words(chain: Chain) -> list[str]:
     return [*chain.train, f"output_dir={chain.run}", "resume_from_checkpoint=latest"]
 
 
-def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str]) -> list[str]:
-    """The words after infer/infer.py that make these videos."""
+def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str], chosen: Sequence[str] = ()) -> list[str]:
+    """The words after infer/infer.py that make these videos; `chosen` are flags that stand in no plan."""
     return [
         "--checkpoint_folder",
         str(chain.run_folder or chain.run),
@@ -109,6 +114,7 @@ def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str]) -
         "--seed",
         str(seed),
         *samples.flags,
+        *chosen,
         "--prompt",
         *prompts,
     ]
@@ -126,13 +132,22 @@ def work(chain: Chain) -> None:
         note_commit(Path(chain.run))
         run(load(train_words(chain), description="")[0])
     backbone = None  # one model serves all samples of a chain: every variant customizes it and leaves it as it was
+
+    def sample(words: list[str]) -> None:
+        nonlocal backbone
+        request = options.parse(words)
+        backbone = backbone or load_backbone(request)
+        for _ in generate(request, backbone):
+            pass
+
     for samples in chain.samples:
-        for seed, prompts in list(samples.missing()):
-            note_commit(Path(samples.folder))
-            request = options.parse(infer_words(chain, samples, seed, prompts))
-            backbone = backbone or load_backbone(request)
-            for _ in generate(request, backbone):
-                pass
+        folder, missing, chosen = Path(samples.folder), list(samples.missing()), []
+        if samples.watched and missing:
+            step = watched_step(chain.run_folder, Path(samples.watched), previews_of(folder), sample)
+            chosen = ["--checkpoint_index", str(step)]
+        for seed, prompts in missing:
+            note_commit(folder)
+            sample(infer_words(chain, samples, seed, prompts, chosen))
 
 
 @command

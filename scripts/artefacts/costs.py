@@ -17,6 +17,7 @@ from models.placement import parameter_bytes
 from models.training.memory import PeakBytes
 from scripts.artefacts.chain import sidecars
 from scripts.artefacts.plan import Cell
+from scripts.artefacts.plateau import watching_seconds
 
 HEADER = ["cost", "training, CPU s a clip", "forwards a video", "CPU s a video", "memory of a sampling step, MB"]
 GUIDED = ("updates", "target")  # of the settings of guidance, those that the memory of a step depends on
@@ -26,8 +27,9 @@ GUIDED = ("updates", "target")  # of the settings of guidance, those that the me
 class VariantCost:
     """What a variant costs, as means over its clips and videos; None where it is nothing or was not noted.
 
-    `training` counts CPU seconds up to the checkpoint that was sampled and belongs to all variants of a run; `sampling`
-    is CPU seconds of a video, `memory` the counted bytes of a sampling step (models/training/memory.py).
+    `training` counts CPU seconds up to the checkpoint that was sampled, with the previews that chose it where it was
+    watched, and belongs to all variants of a run; `sampling` is CPU seconds of a video, `memory` the counted bytes of a
+    sampling step (models/training/memory.py).
     """
 
     training: float | None
@@ -45,7 +47,10 @@ def variant_costs(cells: list[Cell]) -> dict[str, VariantCost]:
         notes = [found for each in noted.values() for found in each]
         if not notes:
             continue
-        trained = [_training(run, noted[folder][0]) for folder, run in folders.items() if run and noted[folder]]
+        ran = [(folder, run) for folder, run in folders.items() if run and noted[folder]]
+        trained = [_training(run, noted[folder][0]) for folder, run in ran]
+        watching = [watching_seconds(Path(folder)) for folder, _ in ran]
+        trained = [None if cost is None else cost + more for cost, more in zip(trained, watching)]
         costs[name] = VariantCost(
             _mean(trained),
             _mean([found.get("forwards") for found in notes]),

@@ -125,8 +125,14 @@ class Plan:
             name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, [])
         )
         flags = _without(CHECKPOINT, variant.flags) if self.smoke else variant.flags
-        folder = self.folder / "samples" / f"{name}-{_digest(flags)}"
-        samples = Samples(str(folder), list(flags), list(task.prompts[:prompts]), SEEDS * task.appearance)
+        folder = self.folder / "samples" / f"{name}-{_digest([*flags, *['watched'] * variant.watched])}"
+        samples = Samples(
+            str(folder),
+            list(flags),
+            list(task.prompts[:prompts]),
+            SEEDS * task.appearance,
+            str(task.clip) if variant.watched else "",
+        )
         chain.add(samples)
         run = f"{task.reference}, training {repetition + 1}" if repetition else task.reference
         return Cell(variant, task, run, chain, samples)
@@ -165,9 +171,10 @@ def _digest(value: object) -> str:
 def commands(chain: Chain) -> str:
     """The commands that would do what is left of a chain."""
     lines = [] if chain.run_folder else [["python", "train.py", *train_words(chain)]]
-    lines += [
-        ["python", "infer/infer.py", *infer_words(chain, samples, seed, prompts)]
-        for samples in chain.samples
-        for seed, prompts in samples.missing()
-    ]
+    for samples in chain.samples:
+        chosen = ["--checkpoint_index", "WATCHED"] if samples.watched else []  # what scripts/artefacts/plateau.py finds
+        lines += [
+            ["python", "infer/infer.py", *infer_words(chain, samples, seed, prompts, chosen)]
+            for seed, prompts in samples.missing()
+        ]
     return "\n".join(shlex.join(line) for line in lines)

@@ -153,8 +153,9 @@ class Result:
 
     @property
     def tradeoff(self) -> list[str]:
-        """Sentences on what the points say."""
-        return in_words(self.points, self.artefact.form)
+        """Sentences on what the points say, and on whether the artefact's target was reached."""
+        target = self.artefact.target
+        return in_words(self.points, self.artefact.form) + (target.judged(self.points) if target else [])
 
     @cached_property
     def verdicts(self) -> list[Verdict]:

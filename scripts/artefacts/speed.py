@@ -9,30 +9,39 @@ steps, or the checkpoint of step x.
 
 from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import Artefact, Claim, Variant
+from scripts.artefacts.tradeoff import Target
 from scripts.artefacts.variants import TAP, UNTOUCHED
 
+EARLY = "early stop @ plateau"
 
-def _training(name: str, steps: int, *, middle: bool = False, **changed: float) -> tuple[Variant, ...]:
-    """The rows of a recipe: its last step, and with `middle` also the middle of its cosine schedule.
+
+def _training(
+    name: str, steps: int, *, middle: bool = False, watched: bool = False, **changed: float | str
+) -> tuple[Variant, ...]:
+    """The rows of a recipe: its last step, with `middle` also the middle of its cosine schedule, and with `watched` the
+    checkpoint of every quarter at which it would have been stopped early.
 
     All keys that make a recipe are named, so that a row stays what it was when the defaults change.
     """
+    saved = 4 if watched else 2
     keys = {"timesteps_per_step": 2, "learning_rate": 2e-3, "adam_beta2": 0.99, "lr_warmup_steps": 10} | {
         "min_timestep": 500,
         "spatial_path_probability": 0.8,
         "lora_rank": 32,
         "lora_plus_ratio": 1,
+        "optimizer": "adamw",
         **changed,
     }
     train = (
         *TAP,
         f"max_train_steps={steps}",
-        f"checkpointing_steps={steps // 2}",
-        "checkpoints_total_limit=2",
-        *(f"{key}={value:g}" for key, value in keys.items()),
+        f"checkpointing_steps={steps // saved}",
+        f"checkpoints_total_limit={saved}",
+        *(f"{key}={value}" for key, value in keys.items()),
     )
     points = (steps // 2, steps) if middle else (steps,)
-    return tuple(Variant(f"{name} @ {step}", train, ("--checkpoint_index", str(step))) for step in points)
+    rows = tuple(Variant(f"{name} @ {step}", train, ("--checkpoint_index", str(step))) for step in points)
+    return (*rows, Variant(f"{name}, {EARLY}", train, watched=True)) if watched else rows
 
 
 FORMER, SHORTER, HALVED = "4 timesteps, rate 2.5e-3, beta2 0.999", "4 timesteps", "2 timesteps"
@@ -40,11 +49,14 @@ RECIPES = (
     *_training(
         FORMER, 300, middle=True, timesteps_per_step=4, learning_rate=2.5e-3, adam_beta2=0.999, lr_warmup_steps=20
     ),
-    *_training(SHORTER, 200, middle=True, timesteps_per_step=4),
+    *_training(SHORTER, 200, middle=True, watched=True, timesteps_per_step=4),
     *_training(HALVED, 200, middle=True),
     *_training("2 timesteps, rate 3e-3", 120, learning_rate=3e-3),
     *_training("2 timesteps, from 700", 200, min_timestep=700),
     *_training("2 timesteps, half the appearance passes", 200, spatial_path_probability=0.4),
+    *_training("4 timesteps, rank 8", 200, timesteps_per_step=4, lora_rank=8),
+    *_training("4 timesteps, rank 16", 200, timesteps_per_step=4, lora_rank=16),
+    *_training("4 timesteps, Prodigy", 200, timesteps_per_step=4, optimizer="prodigy", learning_rate=1),
     *_training("4 timesteps, LoRA+", 100, timesteps_per_step=4, learning_rate=5e-4, lora_plus_ratio=8),
 )
 
@@ -92,6 +104,7 @@ SPEED = {
         prompts=4,
         world=True,
         needs="a model of the toy world",
+        target=Target("ddim @ 6", "ddim @ 20", 0.4),  # the recipe's sampling, and the one of 20 steps before it
     ),
     "time_to_motion": Artefact(
         "Time to motion: recipes of a training",
@@ -108,11 +121,17 @@ SPEED = {
                 "2 timesteps, half the appearance passes @ 200", f"{HALVED} @ 200", "half as many appearance passes"
             ),
             *_no_worse("4 timesteps, LoRA+ @ 100", f"{HALVED} @ 200", "LoRA+ at an eightfold rate in as many seconds"),
+            *_no_worse("4 timesteps, rank 8 @ 200", f"{SHORTER} @ 200", "a quarter of the rank"),
+            *_no_worse("4 timesteps, Prodigy @ 200", f"{SHORTER} @ 200", "a rate that Prodigy finds by itself"),
+            *_no_worse(
+                f"{SHORTER}, {EARLY}", f"{SHORTER} @ 200", "stopping where the reference's path error does not fall"
+            ),
         ),
         form="training",
         motions=tuple(RETIMINGS),
         appearances=3,  # what one clip learns, another may not: a recipe is no better than the hardest of them
         world=True,
         needs="a model of the toy world",
+        target=Target(f"{SHORTER} @ 200", f"{FORMER} @ 300", 0.5, success=0.9),  # today's recipe, and the former
     ),
 }

@@ -38,6 +38,30 @@ class Point:
         return short <= allowed + 1e-9  # 0.98 - 0.95 is more than 0.03
 
 
+@dataclass(frozen=True)
+class Target:
+    """What the project aims at: `one` takes at most the share `most` of the CPU seconds of `other`, both variants, with
+    a motion success of at least `success`."""
+
+    one: str
+    other: str
+    most: float
+    success: float = 0.0
+
+    def judged(self, points: list[Point]) -> list[str]:
+        """A sentence that says whether it was reached; none where one of the two was not measured."""
+        found = {point.name: point for point in points}
+        if not {self.one, self.other} <= found.keys() or not found[self.other].cost:
+            return []
+        one, share = found[self.one], found[self.one].cost / found[self.other].cost
+        reached = share <= self.most and one.success >= self.success
+        moved = f" and success {one.success:.2f}, target {self.success:g}" if self.success else ""
+        return [
+            f"{self.one} takes {share:.2f} of the CPU seconds of {self.other}, target {self.most:g}{moved}: "
+            f"{'reached' if reached else 'missed'}."
+        ]
+
+
 def keeping(points: list[Point]) -> list[Point]:
     """The points whose appearance and leakage lose nothing (LOST) against the best of what has learned the motion.
 

@@ -1,4 +1,8 @@
-"""What the project aims at in speed, and whether a measurement reached it."""
+"""What the project aims at in the speed of a step, and whether a measurement reached it.
+
+What it aims at for a whole video and a whole training stands at the artefacts that measure these, in
+scripts/artefacts/speed.py.
+"""
 
 TRAINING = {("pocket", "stock"): 0.6, ("mid", "plain"): 0.5, ("mid", "release"): 0.5}  # most of the baseline's time
 CUSTOMIZED = 1.01  # most that a sampling step with LoRA and highway may take of the plain model's, on a GPU
