@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from configs.errors import UserError
-from data.world import BACKGROUNDS, COLOURS, SHAPES, WINDOW_FRAME, WINDOW_PANE, coverage
+from data.shapes import WINDOW_FRAME, WINDOW_PANE, coverage
+from data.world import BACKGROUNDS, COLOURS, SHAPES
 
 SUCCESS_RMSE = 6.0  # pixels of 64 (9.4 % of the canvas): a motion counts as transferred below this error, ...
 SUCCESS_CORRELATION = 0.8  # ... above this correlation, and nearer to the reference than to what its words alone mean

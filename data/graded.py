@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from data.detectors import CONTRAST, TINT, Layers, in_corners, take_apart
-from data.world import BACKGROUNDS, COLOURS, SHAPES, coverage
+from data.shapes import coverage
+from data.world import BACKGROUNDS, COLOURS, SHAPES
 
 Clip = torch.Tensor | np.ndarray | Layers
 RADII = np.arange(4.0, 18.0, 0.1)  # pixels of 64 that a shape is fitted with: what the world draws, and a margin

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.errors import UserError
+from data.shapes import coverage, draw_window, pattern
 
 if TYPE_CHECKING:  # the names of motions are asked for by commands that must answer --help at once
     import torch
@@ -38,7 +39,6 @@ BACKGROUNDS = {
     "white": (250, 250, 250),
 }
 PATTERNS = ("striped", "dotted", "checkered")
-WINDOW_FRAME, WINDOW_PANE = (110, 70, 40), (250, 245, 120)
 
 MOTIONS = {  # known to the model: name -> the words of the caption
     "left": "moves left",
@@ -210,22 +210,6 @@ def known_path(motion: str | None, frames: int = 8) -> np.ndarray | None:
     return trajectory_of(Scene(SHAPES[0], next(iter(COLOURS)), next(iter(BACKGROUNDS)), motion), frames)[0]
 
 
-def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
-    """Anti-aliased coverage in 0..1 at offsets (dx, dy) pixels from the centre of a shape; one pixel of soft edge.
-
-    Every shape has its centroid at the centre, so that a detector's centroid is the trajectory.
-    """
-    if shape == "circle":
-        distance = np.hypot(dx, dy) - radius
-    elif shape == "square":
-        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.886 * radius
-    elif shape == "triangle":  # points up; the inradius of an equilateral triangle is half of its circumradius
-        distance = np.maximum(dy, 0.866 * np.abs(dx) - 0.5 * dy) - 0.72 * radius
-    else:
-        distance = np.abs(np.hypot(dx, dy) - 0.85 * radius) - 0.3 * radius
-    return np.clip(0.5 - distance, 0, 1)
-
-
 def render(scene: Scene, frames: int = 8, size: int = 64) -> WorldClip:
     """Draw a scene: the same scene gives the same bytes. Trajectory and size are in pixels of this canvas."""
     return render_path(scene, *trajectory_of(scene, frames), size)
@@ -252,9 +236,9 @@ def render_path(
 
     canvas = np.broadcast_to(ground, (*x.shape, 3)).astype(np.float32)
     if scene.pattern:
-        canvas = canvas * (1 - 0.22 * _pattern(scene.pattern, x, y, rng.uniform(0, 12, 2)))[..., None]
+        canvas = canvas * (1 - 0.22 * pattern(scene.pattern, x, y, rng.uniform(0, 12, 2)))[..., None]
     if scene.window:
-        canvas = _draw_window(canvas, x, y, corner=rng.integers(0, 2, 2))
+        canvas = draw_window(canvas, x, y, corner=rng.integers(0, 2, 2))
     alpha = coverage(scene.shape, x - centre[:, 0, None, None], y - centre[:, 1, None, None], radius[:, None, None])
     image = canvas + alpha[..., None] * (paint - canvas)  # [f h w c]
     pixels = torch.from_numpy(np.rint(image).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
@@ -296,19 +280,3 @@ def vocabulary() -> list[str]:
     words.update(SHAPES, COLOURS, BACKGROUNDS, PATTERNS)
     words.update(word for verb in MOTIONS.values() for word in verb.split())
     return sorted(words)
-
-
-def _pattern(name: str, x: np.ndarray, y: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Soft-edged pattern in 0..1 with a period of 12 units."""
-    u, v = 2 * np.pi * (x + shift[0]) / 12, 2 * np.pi * (y + shift[1]) / 12
-    wave = {"striped": np.sin(u), "dotted": np.sin(u) + np.sin(v) - 0.9, "checkered": 2 * np.sin(u) * np.sin(v)}[name]
-    return np.clip(0.5 + 1.5 * wave, 0, 1)
-
-
-def _draw_window(canvas: np.ndarray, x: np.ndarray, y: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """A static framed window of 14 units in one corner, behind the object."""
-    across, down = np.abs(x - (11 + 42 * corner[0])), np.abs(y - (11 + 42 * corner[1]))
-    outer = np.clip(7.5 - np.maximum(across, down), 0, 1)[..., None]
-    pane = np.clip(5.5 - np.maximum(across, down), 0, 1) * np.clip(np.minimum(across, down) - 0.5, 0, 1)
-    canvas = canvas + outer * (np.array(WINDOW_FRAME) - canvas)
-    return canvas + pane[..., None] * (np.array(WINDOW_PANE) - canvas)

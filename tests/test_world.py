@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from data.shapes import coverage
 from data.world import (
     MOTIONS,
     PATHS,
     RETIMINGS,
     SHAPES,
     Scene,
-    coverage,
     parse_prompt,
     reference_clip,
     render,

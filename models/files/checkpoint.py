@@ -21,14 +21,13 @@ from torch import nn
 
 from configs.errors import UserError, shown
 from configs.files import atomic_path, remove
-from models.backbones import kind_of
 from models.files import release
+from models.files.fit import check_fit
 from models.files.header import LAYOUT, Header, check_embeddings, check_rank, read_header
 from models.files.modelspec import LARGEST_THUMBNAIL, without_spec
 from models.files.peft import ADAPTER_FILE, read_adapter, write_adapter
 from models.files.tensors import State, read_tensors, write_tensors
 from models.files.training_state import TRAINING_STATE
-from models.lora import targets
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 MARGIN = 64 * 1024 + LARGEST_THUMBNAIL  # bytes for headers and folders beside the tensors of a checkpoint
@@ -179,13 +178,6 @@ def load_checkpoint(
     return checkpoint
 
 
-def check_fit(checkpoint: Checkpoint, unet: nn.Module) -> None:
-    """Raise UserError, naming both architectures, unless every layer of `checkpoint` is in `unet` at its width."""
-    for state in [checkpoint.motion, *checkpoint.appearance]:
-        if state:
-            _check_fit(state, unet, checkpoint)
-
-
 def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None, motion_needed: bool) -> Checkpoint:
     if (path / EMBEDDINGS_FILE).is_file():
         motion, texts = read_tensors(path / EMBEDDINGS_FILE)
@@ -260,43 +252,6 @@ def from_header(
     return Checkpoint(
         path, index, kind, preset, header.rank, header.scale, motion, appearance, header.config, header.texts
     )
-
-
-def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
-    modules = dict(unet.named_modules())
-    asked = [_trained_width(name, tensor) for name, tensor in state.items()]  # (layer, axis of its weight, width)
-    weights = [getattr(modules.get(layer), "base_layer", modules.get(layer)) for layer, _, _ in asked]
-    weights = [getattr(module, "weight", None) for module in weights]
-    fits = all(w is not None and w.shape[axis] == width for w, (_, axis, width) in zip(weights, asked, strict=True))
-    if fits and checkpoint.preset is not None:  # a shallower model's layers are all here, but not all that are here
-        preset = checkpoint.preset if state is checkpoint.motion else release.APPEARANCE
-        shares = checkpoint.info.get("block_range") if state is checkpoint.motion else None
-        expected = targets(unet, preset, shares and [float(share) for share in shares.split()])
-        fits = chose_layers(checkpoint) or {layer for layer, _, _ in asked} == set(expected)
-    if fits and checkpoint.kind == "embeddings":  # likewise, and which of them were chosen is known to the file alone
-        carriers = len(kind_of(unet).carriers(unet))
-        fits = checkpoint.info.get("carriers", str(carriers)) == str(carriers)
-    if not fits:
-        layer, _, width = asked[0]
-        trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
-        raise UserError(
-            f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
-            f" {release.architecture(unet)}; give the model it was trained on"
-        )
-
-
-def chose_layers(checkpoint: Checkpoint) -> bool:
-    """Did patterns change the preset's layers? Then the file says which: nobody matches patterns out of a file."""
-    config = checkpoint.config or {}
-    return bool(config.get("include_patterns") or config.get("exclude_patterns"))
-
-
-def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int, int]:
-    """The linear layer a tensor of a checkpoint asks for; embeddings ask for their attention's to_q."""
-    if name.endswith(".weight"):
-        axis = 0 if name.endswith("lora_B.weight") else 1
-        return name.removesuffix(".weight").rsplit(".", 1)[0], axis, tensor.shape[axis]
-    return f"{name.removesuffix('.value').replace('.query_key', '.attn1')}.to_q", 1, tensor.shape[-1]
 
 
 def prune(run_dir: str | Path, limit: int) -> None:

@@ -24,6 +24,7 @@ GRID = 24  # points a side over the frame; DMT's and MTBench's scripts take 55 a
 SIZE = (64, 64)
 EXACT, CLASSICAL, PIXELS = "exact tracks", "classical tracker", "pixels"
 SOURCES = (  # what the stored rows depend on
+    "data/shapes.py",
     "data/world.py",
     "infer/measure/agreement.py",
     "infer/measure/clip_scores.py",
