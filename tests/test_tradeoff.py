@@ -143,7 +143,7 @@ def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(tmp_path,
         "untouched model",
         *(point.curve for point in result.points[1:]),
     }
-    assert figure.axes[0].get_xlabel() == f"CPU seconds of {form}"
+    assert figure.get_supxlabel() == f"CPU seconds of {form}"
 
 
 def test_the_recipe_that_samplings_are_compared_with_is_the_toys():

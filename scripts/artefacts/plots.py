@@ -4,6 +4,7 @@ hidden states, frames."""
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from configs.files import atomic_path
@@ -101,7 +102,8 @@ def _costs(result: Result) -> Figure:
     tradeoff.py's front."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     shortcuts = [point for point in result.points if " @ " in point.name]
-    curves = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(p.curve for p in shortcuts))}
+    names = dict.fromkeys(point.curve for point in shortcuts)
+    curves = {name: colormaps["tab20"](number) for number, name in enumerate(names)}
     qualities = dict(zip(("success", "appearance", "match", "leakage"), QUALITIES))
     for axes, (quality, metric) in zip(figure.subplots(2, 2, sharex=True).flat, qualities.items()):
         for level in (point for point in result.points if " @ " not in point.name):
@@ -109,9 +111,10 @@ def _costs(result: Result) -> Figure:
         for curve, colour in curves.items():
             points = sorted((p for p in shortcuts if p.curve == curve), key=lambda point: point.cost)
             axes.plot([p.cost for p in points], [getattr(p, quality) for p in points], "o-", color=colour, label=curve)
-        axes.set(xlabel=f"CPU seconds of {result.artefact.form}", ylim=(-0.03, 1.05))
+        axes.set(ylim=(-0.03, 1.05))
         axes.set_title(ALL_DEFINITIONS[metric].heading, fontsize=9)
         axes.grid(alpha=0.3)
+    figure.supxlabel(f"CPU seconds of {result.artefact.form}", fontsize=10)
     best = front(shortcuts)
     axes = figure.axes[0]
     axes.plot([p.cost for p in best], [p.success for p in best], "o", color="black", fillstyle="none", markersize=11)
