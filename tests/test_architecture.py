@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-from collections import Counter
 from itertools import permutations
 
 import pytest
@@ -28,8 +27,11 @@ def room_of(path):
 
 
 def test_every_file_of_every_room_is_looked_at():
-    seen = Counter(map(room_of, FILES))
-    assert seen == {"configs": 15, "data": 11, "models": 47, "infer": 32, "scripts": 110, "train": 1}
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout: what belongs to the project is not known")
+    project = {ROOT / name for name in tracked.stdout.split() if not name.startswith("tests/")}
+    assert project <= set(FILES) and len(project) > 200
 
 
 def imports(path):
