@@ -1,4 +1,4 @@
-"""Claims that several tables make in the same words."""
+"""Claims that several artefacts make in the same words, each about rows or a model of its own."""
 
 from scripts.artefacts.artefact import Bound, Claim
 

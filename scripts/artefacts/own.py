@@ -95,7 +95,6 @@ OWN = {
                 "TAP (q + k)",
                 "ours",
             ),
-            *about_guidance("TAP (q + k)"),
         ),
         motions=(*RETIMINGS, *PATHS),
         appearances=3,

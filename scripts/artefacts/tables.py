@@ -1,7 +1,7 @@
 """The paper's six tables as data: what each compares, reports and claims."""
 
 from scripts.artefacts.artefact import RETIMED, Artefact, Claim, Variant
-from scripts.artefacts.claims import about_guidance, against_director
+from scripts.artefacts.claims import against_director
 from scripts.artefacts.variants import (
     BETAS,
     DIRECTOR,
@@ -80,7 +80,6 @@ TABLES = {
                 "more",
                 UNTOUCHED.name,
             ),
-            *about_guidance("TAP"),
         ),
         motions=(*RETIMED, "orbit"),
     ),
