@@ -56,19 +56,18 @@ from models import backbones, methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
 from models.compiled import attach_quicker
 from models.files.card import write_card
-from models.files.checkpoint import save_checkpoint
-from models.files.modelspec import model_spec
 from models.heads import find_heads, write_heads
 from models.highway import attach_highway
-from models.hooks import checkpoint_activations
+from models.hooks import checkpoint_activations, training_mode
 from models.placement import place
 from models.schedule import noised
 from models.threads import use_threads
-from models.training import memory, objective
+from models.training import beside, memory, objective
 from models.training.journal import Journal, mean_losses
 from models.training.optimizer import DualPathOptimizer, NotFinite, require_finite
 from models.training.processes import LostProcess, Processes
 from models.training.resume import last_checkpoint, open_run, resume
+from models.training.saving import save
 from models.training.stopping import StopSignals
 from models.training.trackers import check_tracker, start_tracker
 
@@ -84,6 +83,7 @@ def training_step(
     stills=None,
     clip=0,
     debias_beta=1.0,
+    learn_appearance=True,
     learn_motion=True,
     backward=torch.Tensor.backward,
 ) -> dict[str, torch.Tensor]:
@@ -97,7 +97,7 @@ def training_step(
     """
     is_video, losses = latents.shape[2] > 1, {}
 
-    if method.appearance and (draw.spatial or not is_video):
+    if learn_appearance and method.appearance and (draw.spatial or not is_video):
         with method.spatial_pass(clip):
             i = slice(draw.frame, draw.frame + 1)
             still, noise = (latents if stills is None else stills)[:, :, i], draw.noise[:, :, i]
@@ -198,11 +198,15 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
     device, copies = backbone.device, cfg.timesteps_per_step
     repeat = lambda x: None if x is None else x.to(device).expand(copies, *x.shape[1:])  # t timesteps in one pass
     batches = [tuple(map(repeat, (clip.latents, clip.text, clip.stills))) for clip in clips]
-    backbone.network.train()  # as the release: LoRA dropout and the temporal convolutions' own dropout are active
-    with StopSignals() as stop:
+    training_mode(backbone.network, cfg.frozen_dropout)
+    both = partial(gradients, cfg, backbone, method, optimizer, batches, processes)
+    apart = beside.fits(cfg, method, device, max(clip.latents.shape[2] for clip in clips), processes.count)
+    if apart:
+        processes.say(beside.LINE)
+    with StopSignals() as stop, beside.Passes(both, method.appearance_parameters, apart) as passes:
         for step in range(start + 1, cfg.max_train_steps + 1):
             try:
-                found, timesteps = gradients(cfg, backbone, method, optimizer, batches, step, processes)
+                found, timesteps = passes(step)
                 everyone = processes.gather((found, stop.requested))
                 losses = mean_losses([losses for found, _ in everyone for losses in found])
                 stopped = max(requested for _, requested in everyone)  # all leave at the same step
@@ -219,7 +223,8 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
             except LostProcess as lost:
                 raise LostProcess(f"{lost} during step {step}; {last_checkpoint(folder)}", lost.silent) from None
             if journal:
-                journal.log(step, losses, moved, timestep=timesteps[0], learning_rate=rate)
+                numbers = {"timestep": timesteps[0], "learning_rate": rate, "cpu_beside": passes.cpu_seconds}
+                journal.log(step, losses, moved, **numbers)
                 due = step == cfg.max_train_steps or stopped or step % cfg.checkpointing_steps == 0
                 if due:
                     save(cfg, method, optimizer, folder, step, previews)
@@ -238,7 +243,7 @@ def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, jour
 
 
 def gradients(
-    cfg, backbone, method, optimizer, batches, step: int, processes: Processes
+    cfg, backbone, method, optimizer, batches, processes, step: int, *, learn_appearance=True, learn_motion=True
 ) -> tuple[list[dict[str, float]], list[int]]:
     """This process's share of a step, one clip after another; returns their losses and the last clip's timesteps."""
     accumulation, found = cfg.gradient_accumulation_steps, []
@@ -268,28 +273,12 @@ def gradients(
             stills=stills,
             clip=0 if cfg.single_spatial_lora else clip,
             debias_beta=cfg.debias_beta,
-            learn_motion=cfg.train_temporal_lora,
+            learn_appearance=learn_appearance,
+            learn_motion=learn_motion and cfg.train_temporal_lora,
             backward=optimizer.backward,
         )
         found.append(losses)
     return [{name: loss.item() for name, loss in losses.items()} for losses in found], draw.timestep.tolist()
-
-
-def save(cfg, method, optimizer, folder: Path, step: int, previews: Previews) -> None:
-    motion, appearance = method.state()
-    info = {"base_model": cfg.pretrained_model_path, "method": cfg.method, **method.info()}
-    info |= model_spec(cfg, info, folder, step, caption=previews.caption, thumbnail=previews.thumbnail(step))
-    save_checkpoint(
-        folder,
-        step,
-        motion=motion,
-        appearance=appearance,
-        kind=method.kind,
-        config_yaml=to_yaml(cfg),
-        info=info,
-        training_state={"step": step, "optimizer": optimizer.state_dict()},
-        limit=cfg.checkpoints_total_limit,
-    )
 
 
 def dry_run(cfg: DictConfig) -> str:
@@ -299,8 +288,9 @@ def dry_run(cfg: DictConfig) -> str:
     """
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     planned = plan(cfg)
-    network, dtype = skeleton(cfg.pretrained_model_path), choose_dtype(cfg.mixed_precision, choose_device(cfg.device))
+    network, device = skeleton(cfg.pretrained_model_path), choose_device(cfg.device)
     check_solver_of_previews(cfg)
+    dtype = choose_dtype(cfg.mixed_precision, device)
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)
     model_bytes = place(network, "meta", cfg.memory)
@@ -313,13 +303,13 @@ def dry_run(cfg: DictConfig) -> str:
     latents = torch.empty(n, network.config.in_channels, *size, device="meta")
     text = torch.empty(n, kind.text_length(), kind.text_width(network), device="meta")
     draw = objective.Draw(latents, torch.empty(n, dtype=torch.long, device="meta"), 0, 0, True)
-    given = predictor(network.train()), DDIMScheduler(), method, latents, text, draw
+    given = predictor(training_mode(network, cfg.frozen_dropout)), DDIMScheduler(), method, latents, text, draw
     needed = memory.training_bytes(
         model_bytes,
         [*method.motion_parameters, *method.appearance_parameters],
         lambda: training_step(*given, learn_motion=cfg.train_temporal_lora),
     )
-    lines = method.describe()
+    lines = method.describe() + [beside.LINE] * beside.fits(cfg, method, device, size[0])
     if method.highway:
         with attach_highway(network, *method.highway) as highway:
             lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]

@@ -196,6 +196,9 @@ class Config:
     lora_dropout_placement: Literal["release", "peft"] = key(
         "release", "release: after the up projection; peft: before the down projection"
     )
+    frozen_dropout: bool = key(
+        True, "the frozen model's own dropout, in the temporal convolutions, acts in training as in the release"
+    )
     single_spatial_lora: bool = key(False, "one appearance adapter for all clips instead of one each")
     train_temporal_lora: bool = key(True, "learn the motion; off learns only appearance adapters")
     appearance_highway: AppearanceHighway = key(
@@ -253,7 +256,11 @@ class Config:
     )
     device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1")
     threads: int | None = key(
-        None, "CPU threads; default OMP_NUM_THREADS, else 1 for a small model and all for others", low=1, high=1024
+        None,
+        "CPU threads; default OMP_NUM_THREADS, else 1 for a small model and all for others; with 2 or more, or the "
+        "default on as many cores, a small model trains in two processes of 1 thread where that gives the same result",
+        low=1,
+        high=1024,
     )
 
     output_dir: str = key("./outputs/train", "a run writes into output_dir/train_<timestamp>")

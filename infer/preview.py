@@ -21,7 +21,7 @@ from infer.video import read_frames, safe_name, write_video
 from models.backbone import Backbone
 from models.backbones import kind_of_model
 from models.files.parts import load_part
-from models.hooks import Patch
+from models.hooks import Patch, training_mode
 from models.methods import Method
 
 BASE, ROWS = "step-0", 2  # the base model's folder; rows of the picture
@@ -149,5 +149,5 @@ def preview(
             rows.append((prompt, strip(frames)))
             write_video(folder / f"{safe_name(prompt)}.mp4", frames, fps=settings.fps)
     finally:
-        backbone.network.train()
+        training_mode(backbone.network, cfg.frozen_dropout)
     return contact_sheet(folder / SHEET, rows) if rows else None

@@ -123,3 +123,17 @@ def checkpoint_activations(network: nn.Module) -> Patch:
     between a forward and its backward.
     """
     return Patch([wrap_forward(m, _checkpointed) for m in network.modules() if isinstance(m, CHECKPOINTED_LAYERS)])
+
+
+def training_mode(network: nn.Module, frozen_dropout: bool = True) -> nn.Module:
+    """Put the network into training mode, in which LoRA dropout acts, and return it.
+
+    So does the frozen model's own dropout, which the temporal convolutions of a U-Net have, as in the release, unless
+    `frozen_dropout` is off.
+    """
+    network.train()
+    if not frozen_dropout:
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Dropout) and "lora_dropout" not in name:  # peft's name for a LoRA's
+                module.eval()
+    return network

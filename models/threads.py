@@ -1,8 +1,9 @@
-"""How many CPU threads a model is run with.
+"""How many CPU threads a model is run with, and how many cores there are for it.
 
 A second thread pays only where a layer is large enough for both to have work: a training step of PocketScope (10 M
-parameters) takes 0.33 CPU seconds for four timesteps on one thread and 0.44 to 0.53 on two, and is no sooner done.
-Threads change the order of sums, so results of different counts agree to rounding.
+parameters) takes 0.33 CPU seconds for four timesteps on one thread and 0.44 to 0.53 on two, and is no sooner done. What
+a second core can do for a small model's training is models/training/beside.py. Threads change the order of sums, so
+results of different counts agree to rounding.
 """
 
 import os
@@ -20,7 +21,22 @@ def use_threads(unet: nn.Module, device: torch.device, asked: int | None = None)
     """
     if asked is not None:
         torch.set_num_threads(asked)
-    elif device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        if sum(parameter.numel() for parameter in unet.parameters()) < SMALL:
-            torch.set_num_threads(1)
+    elif device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and is_small(unet):
+        torch.set_num_threads(1)
     return torch.get_num_threads()
+
+
+def is_small(network: nn.Module) -> bool:
+    """Is this network quicker on one thread than on two?"""
+    return sum(parameter.numel() for parameter in network.parameters()) < SMALL
+
+
+def cores(asked: int | None = None) -> int:
+    """Cores that this command may keep busy: `asked`, else OMP_NUM_THREADS, else, and at most, those it may run on."""
+    if asked is None and "OMP_NUM_THREADS" in os.environ:
+        asked = torch.get_num_threads()  # as torch has read it
+    return min(asked or _usable(), _usable())
+
+
+def _usable() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -58,7 +58,17 @@ class Journal:
         memory_gb(device)  # encoding and inversion are not the first step's
         self.pause()
 
-    def log(self, step: int, losses: dict[str, float], moved: Moved, *, timestep: int, learning_rate: float) -> None:
+    def log(
+        self,
+        step: int,
+        losses: dict[str, float],
+        moved: Moved,
+        *,
+        timestep: int,
+        learning_rate: float,
+        cpu_beside: float = 0.0,
+    ) -> None:
+        """Log a step; `cpu_beside` are the CPU seconds that another process spent on it (beside.py)."""
         now, cpu_now = time.perf_counter(), time.process_time()
         norms = {path: norm if math.isfinite(norm) else None for path, norm in moved.norms.items()}  # None: overflowed
         half = {} if moved.scale is None else {"fp16_scale": moved.scale, "fp16_skipped": moved.skipped}
@@ -71,7 +81,7 @@ class Journal:
             "timestep": timestep,
             "lr": learning_rate,
             "seconds": round(now - self._last, 4),
-            "cpu_seconds": round(cpu_now - self._cpu_last, 4),  # of all threads: says more on a busy machine
+            "cpu_seconds": round(cpu_now - self._cpu_last + cpu_beside, 4),  # of all threads: more telling if busy
             "memory_gb": round(memory_gb(self.device), 3),
         }
         self._last, self._cpu_last = now, cpu_now

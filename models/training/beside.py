@@ -1,0 +1,146 @@
+"""The appearance pass of a step in a process of its own, beside the motion pass: two cores of a CPU, the same numbers.
+
+Both passes of a step compute gradients at the weights from before it, and the optimizers step after both
+(train.py: training_step), so neither pass waits for the other. On one core a step of PocketScope with four timesteps
+takes 0.39 s, of which the motion pass alone takes 0.30 s. Sharing out the timesteps instead, two to each process, costs
+1.47 times the CPU seconds and adds the sums in another order; the passes, each as it is, give results equal to the bit.
+
+The second process is a copy of the first, forked before the first step. Appearance adapters and their gradients lie in
+memory that both see. A step's number is all it is told, because every draw derives from it; it answers with losses.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from mmap import mmap
+from multiprocessing.connection import Connection
+
+import torch
+from torch import nn
+
+from models.hooks import TEMPORAL_LAYERS
+from models.threads import cores, is_small
+from models.training.processes import LostProcess
+
+LINE = "processes   2: the appearance pass runs beside the motion pass, on a core of its own, with the same result"
+LINE_OF_MEMORY = 64  # bytes; where torch's own tensors begin
+
+Losses = list[dict[str, float]]  # of each clip of a step, by name
+Gradients = Callable[..., tuple[Losses, list[int]]]  # (step, learn_appearance=, learn_motion=) -> losses, timesteps
+
+
+def fits(cfg, method, device: torch.device, frames: int, processes: int = 1) -> bool:
+    """Whether a step's passes go to two processes: where a core is free for the second, and none could tell.
+
+    `frames` are those of the longest clip; images have no motion pass. Masks of dropout come from one generator that
+    both passes share, so the appearance pass must draw none. A forked copy can neither use a GPU, nor run a backward
+    pass where torch sees one.
+    """
+    alone = sys.platform == "linux" and device.type == "cpu" and processes == 1 and not torch.accelerator.is_available()
+    both = bool(method.appearance) and cfg.spatial_path_probability > 0 and cfg.train_temporal_lora and frames > 1
+    exact = cfg.lora_unet_dropout == 0 and not _drops_in_single_frames(method.network)
+    return alone and both and exact and cfg.compile == "off" and is_small(method.network) and cores(cfg.threads) > 1
+
+
+class Passes:
+    """Both passes of a step with their gradients, one after the other, or `apart`: each in a process of its own.
+
+    A `with` block in which the object is called with a step's number, as `gradients` is, and returns what that does.
+    `parameters` are those of the appearance adapters. `cpu_seconds` are those that the second process took in a step.
+    Apart, each process runs one thread.
+    """
+
+    def __init__(self, gradients: Gradients, parameters: list[nn.Parameter], apart: bool):
+        self.gradients, self.parameters, self.apart, self.cpu_seconds = gradients, parameters, apart, 0.0
+
+    def __enter__(self) -> "Passes":
+        if self.apart:
+            self._threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            for parameter, shared in zip(self.parameters, _shared(self.parameters)):
+                parameter.data = shared.copy_(parameter.data)
+            self._found = _shared(self.parameters)
+            context = multiprocessing.get_context("fork")
+            self._connection, other = context.Pipe()
+            self.process = context.Process(target=self._work, args=(other,), daemon=True)
+            self.process.start()
+            other.close()  # so that the end of the second process is the end of the connection
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.apart:
+            self._connection.close()
+            self.process.kill()  # what it may still compute is of no use
+            self.process.join()
+            torch.set_num_threads(self._threads)
+
+    def __call__(self, step: int) -> tuple[Losses, list[int]]:
+        """Raises LostProcess when the second process has ended, and what was raised in it."""
+        if not self.apart:
+            return self.gradients(step)
+        self._talk(self._connection.send, step)
+        losses, timesteps = self.gradients(step, learn_appearance=False)
+        answer = self._talk(self._connection.recv)
+        if isinstance(answer, Exception):
+            raise answer
+        of_appearance, touched, self.cpu_seconds = answer
+        for parameter, gradient, has_one in zip(self.parameters, self._found, touched):
+            parameter.grad = gradient if has_one else None
+        return [first | second for first, second in zip(of_appearance, losses, strict=True)], timesteps
+
+    def _talk(self, exchange: Callable, *given):
+        try:
+            return exchange(*given)
+        except (EOFError, OSError):
+            raise LostProcess("training: the process that runs its appearance pass has ended", silent=False) from None
+
+    def _work(self, connection: Connection) -> None:
+        """The second process: answers each step until the first one closes the connection, or is no more."""
+        self._connection.close()  # the copy of the first one's end, which would keep it open
+        for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to both, and the step is to be finished
+            signal.signal(number, signal.SIG_IGN)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):  # warnings have been printed, and whoever reads the first one's output waits for its end
+            os.dup2(nowhere, stream)
+        before = time.process_time()
+        try:
+            while True:
+                step = connection.recv()
+                losses, _ = self.gradients(step, learn_motion=False)
+                touched = [parameter.grad is not None for parameter in self.parameters]
+                for parameter, shared in zip(self.parameters, self._found):
+                    if parameter.grad is not None:
+                        shared.copy_(parameter.grad)
+                        parameter.grad = None
+                now = time.process_time()
+                connection.send((losses, touched, now - before))
+                before = now
+        except (EOFError, ConnectionError):
+            return
+        except Exception as error:
+            error.add_note(f"in the process of the appearance pass:\n{traceback.format_exc()}")
+            connection.send(error)
+
+
+def _shared(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    """A tensor of zeros of each parameter's shape and type, in memory that this process and its forks see.
+
+    An anonymous mapping has no name that could be left behind, and is not limited by the size of /dev/shm.
+    """
+    sizes = [-(-p.numel() * p.element_size() // LINE_OF_MEMORY) * LINE_OF_MEMORY for p in parameters]
+    memory = mmap(-1, sum(sizes))
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [
+        torch.frombuffer(memory, dtype=p.dtype, count=p.numel(), offset=start).view(p.shape)
+        for p, start in zip(parameters, starts)
+    ]
+
+
+def _drops_in_single_frames(network: nn.Module) -> bool:
+    """Is there dropout outside the temporal layers, which a pass on one frame bypasses (models/hooks.py)?"""
+    bypassed = {part for layer in network.modules() if isinstance(layer, TEMPORAL_LAYERS) for part in layer.modules()}
+    return any(isinstance(m, nn.Dropout) and m.p > 0 and m not in bypassed for m in network.modules())
