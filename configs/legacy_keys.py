@@ -30,7 +30,6 @@ REPLACED = {
     "lora_bias": "the LoRAs have no bias",
     "lora_path": "resume_from_checkpoint starts from trained adapters",
     "resume_step": "the step is read from the checkpoint",
-    "eval_train": "the frozen model's dropout follows the release's training mode",
     "scale_lr": "learning_rate is used as written",
     "shuffle": "the order of clips derives from seed",
     "random_hflip_img": "images are not flipped, a cached latent has one orientation",
@@ -66,6 +65,8 @@ def modernise(path: str, value: Any) -> tuple[dict[str, Any], str | None] | None
         return {}, None
     if path == "memory" and value == "low":
         return {"memory": "smallest"}, "low is smallest today: it streams the frozen model from the host"
+    if path == "eval_train":
+        return {"frozen_dropout": value is not True}, "frozen_dropout: false leaves the frozen model's dropout out"
     if path in ("logger", "logger_type"):
         tracker = "none" if value is False else value if value in TRACKERS else "tensorboard"  # YAML reads off as false
         return {"report_to": tracker}, f"report_to names it, and is {tracker}"

@@ -91,6 +91,12 @@ def test_release_files_run_unchanged_and_each_obsolete_key_is_explained_once(tmp
     assert all(line.startswith("note: ") for line in notes)
 
 
+@pytest.mark.parametrize(("old", "acts"), [("true", False), ("false", True), ("null", True)])
+def test_the_old_switch_of_the_training_mode_still_silences_the_frozen_models_dropout(old, acts, tmp_path):
+    cfg, _ = load("--config", write(tmp_path, "old.yaml", f"eval_train: {old}"))
+    assert cfg.frozen_dropout is acts
+
+
 def test_every_error_is_reported_at_once_with_a_suggestion(tmp_path):
     file = write(
         tmp_path, "bad.yaml", "lora_rnk: 4\nmethod: lora2\ntrain_data: {widht: 3, height: 100, single_video_path: a}\n"

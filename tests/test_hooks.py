@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from models import hooks
 from models.embeddings import attach_embeddings
 from models.highway import attach_highway
-from models.hooks import bypass_single_frames, checkpoint_activations, wrap_forward
+from models.hooks import bypass_single_frames, checkpoint_activations, training_mode, wrap_forward
 from models.lora import active, add_adapter
 from models.merge import merge
 from scripts.authors.weights import build_unet
@@ -140,3 +140,15 @@ def test_a_model_is_freed_with_its_last_name(removed):
         assert sum(reference() is not None for reference in layers) == 0
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("frozen_dropout", [True, False])
+def test_frozen_dropout_off_silences_the_frozen_models_own_dropout_alone(unet, frozen_dropout):
+    with add_adapter(unet, "motion", "tap", 2, dropout=0.5, placement="peft"):
+        assert training_mode(unet, frozen_dropout) is unet
+        modes = {name: m.training for name, m in unet.named_modules() if isinstance(m, torch.nn.Dropout)}
+        of_loras = {name for name in modes if "lora_dropout" in name}
+        assert of_loras and all(modes[name] for name in of_loras)
+        assert {modes[name] for name in modes.keys() - of_loras} == {frozen_dropout}
+        assert all(m.training for m in unet.modules() if not isinstance(m, torch.nn.Dropout))
+    unet.eval()

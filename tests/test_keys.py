@@ -69,6 +69,7 @@ CASES: dict[str, Case | list[Case]] = {
     "lora_alpha": Case(9.0, "moments"),
     "lora_unet_dropout": Case(0.0),
     "lora_dropout_placement": Case("peft"),
+    "frozen_dropout": Case(False),
     "single_spatial_lora": Case(True, "files", IMAGES),
     "train_temporal_lora": Case(False, "log"),
     "appearance_highway.use": [previewed("off"), Case("training", "log")],

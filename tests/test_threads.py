@@ -48,3 +48,16 @@ def test_the_key_and_the_flag_reach_torch(asked, tiny_config, trained, tmp_path,
     words = ["-cf", str(run), "--prompt", "a car", "-s", "1", "-o", str(tmp_path), "--threads", str(asked)]
     list(generate.generate(options.parse(words)))
     assert seen.count(asked) >= 2
+
+
+@pytest.mark.parametrize(("asked", "environment", "usable", "count"), [
+    (None, None, 4, 4), (2, None, 4, 2), (9, None, 4, 4), (None, 3, 4, 3), (None, 9, 4, 4), (1, 3, 4, 1),
+    (2, None, 1, 1),
+])  # fmt: skip
+def test_cores_are_those_that_are_asked_for_given_and_there(asked, environment, usable, count, monkeypatch):
+    monkeypatch.setattr(threads, "_usable", lambda: usable)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment:
+        monkeypatch.setenv("OMP_NUM_THREADS", str(environment))
+        torch.set_num_threads(environment)
+    assert threads.cores(asked) == count

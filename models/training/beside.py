@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from itertools import accumulate
 from mmap import mmap
 from multiprocessing.connection import Connection
 
@@ -132,8 +133,7 @@ def _shared(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
     An anonymous mapping has no name that could be left behind, and is not limited by the size of /dev/shm.
     """
     sizes = [-(-p.numel() * p.element_size() // LINE_OF_MEMORY) * LINE_OF_MEMORY for p in parameters]
-    memory = mmap(-1, sum(sizes))
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    memory, starts = mmap(-1, sum(sizes)), accumulate(sizes, initial=0)
     return [
         torch.frombuffer(memory, dtype=p.dtype, count=p.numel(), offset=start).view(p.shape)
         for p, start in zip(parameters, starts)
