@@ -27,8 +27,8 @@ def use_threads(unet: nn.Module, device: torch.device, asked: int | None = None)
 
 
 def is_small(network: nn.Module) -> bool:
-    """Is this network quicker on one thread than on two?"""
-    return sum(parameter.numel() for parameter in network.parameters()) < SMALL
+    """Is this network, whatever adapters it carries, quicker on one thread than on two?"""
+    return sum(p.numel() for name, p in network.named_parameters() if ".lora_" not in name) < SMALL
 
 
 def cores(asked: int | None = None) -> int:
