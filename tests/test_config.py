@@ -93,7 +93,9 @@ def test_release_files_run_unchanged_and_each_obsolete_key_is_explained_once(tmp
 
 @pytest.mark.parametrize(("old", "acts"), [("true", False), ("false", True), ("null", True)])
 def test_the_old_switch_of_the_training_mode_still_silences_the_frozen_models_dropout(old, acts, tmp_path):
-    cfg, _ = load("--config", write(tmp_path, "old.yaml", f"eval_train: {old}"))
+    cfg, _ = load(
+        "--config", write(tmp_path, "old.yaml", f"eval_train: {old}\ntrain_data: {{single_video_path: a.mp4}}\n")
+    )
     assert cfg.frozen_dropout is acts
 
 
