@@ -1,6 +1,6 @@
 """Learn a motion from one or a few clips: `python train.py --config configs/car.yaml [key=value ...]`.
 
-config -> frozen backbone -> method -> clips -> cache -> loop -> adapters saved. The loop is the dual-path objective of
+config -> frozen backbone -> clips -> cache -> method -> loop -> adapters saved. The loop is the dual-path objective of
 MotionDirector, which the paper keeps: appearance LoRA on single frames, motion LoRA on whole clips. stdout carries one
 line, the run folder; everything else goes to stderr and to the folder's log.jsonl. Several processes train together
 under `torchrun --nproc_per_node N train.py ...` (models/training/processes.py).

@@ -237,6 +237,16 @@ def test_the_log_counts_the_cpu_seconds_of_both_processes(bench, tmp_path, monke
 
 
 @linux
+def test_a_second_process_that_cannot_start_is_told_with_what_would_do(monkeypatch):
+    monkeypatch.setattr(
+        os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError(11, "Resource temporarily unavailable"))
+    )
+    with pytest.raises(UserError, match=r"could not be started \(Resource temporarily unavailable\); set threads=1"):
+        with Passes(print, [torch.nn.Parameter(torch.ones(1))], apart=True):
+            pass
+
+
+@linux
 def test_a_second_process_that_is_gone_is_a_lost_one_and_threads_are_put_back():
     torch.set_num_threads(2)
     with passes(lambda step: time.sleep(60)) as both:

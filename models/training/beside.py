@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 import torch
 from torch import nn
 
+from configs.errors import UserError
 from models.hooks import TEMPORAL_LAYERS
 from models.threads import cores, is_small
 from models.training.processes import LostProcess
@@ -52,7 +53,7 @@ class Passes:
 
     A `with` block in which the object is called with a step's number, as `gradients` is, and returns what that does.
     `parameters` are those of the appearance adapters. `cpu_seconds` are those that the second process took in a step.
-    Apart, each process runs one thread.
+    Apart, each process runs one thread. Entering raises UserError where no second process can be started.
     """
 
     def __init__(self, gradients: Gradients, parameters: list[nn.Parameter], apart: bool):
@@ -68,7 +69,12 @@ class Passes:
             context = multiprocessing.get_context("fork")
             self._connection, other = context.Pipe()
             self.process = context.Process(target=self._work, args=(other,), daemon=True)
-            self.process.start()
+            try:
+                self.process.start()
+            except OSError as error:  # no memory for it, or as many processes as this user may have
+                raise UserError(
+                    f"threads: the second process could not be started ({error.strerror}); set threads=1"
+                ) from None
             other.close()  # so that the end of the second process is the end of the connection
         return self
 
