@@ -17,6 +17,7 @@ from scripts.artefacts.result import QUALITIES, Result
 from scripts.artefacts.tradeoff import front
 from scripts.artefacts.variants import UNTOUCHED
 
+MOST_COLUMNS = 5  # panels beside each other that can still be read on a page
 GRID_ROWS, GRID_FRAMES = 3, 4  # prompts for each reference and frames for each video in a picture
 
 
@@ -48,8 +49,14 @@ def save_figure(figure: Figure, folder: Path) -> list[Path]:
 
 def _rows(result: Result) -> Figure:
     names = [variant.name for variant in result.variants]
-    figure = Figure(figsize=(2.2 + 2.4 * len(result.metrics), 1.3 + 0.4 * len(names)), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(result.metrics), sharey=True, squeeze=False)[0], result.metrics):
+    rows = -(-len(result.metrics) // MOST_COLUMNS)
+    columns = -(-len(result.metrics) // rows)
+    size = (2.2 + 2.4 * columns, 0.8 + rows * (0.5 + 0.4 * len(names)))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for spare in panels[len(result.metrics) :]:
+        spare.axis("off")
+    for axes, metric in zip(panels, result.metrics):
         for number, group in enumerate(result.groups):
             for row, (_, _, estimates, _) in enumerate(result.table(group)):
                 if metric in estimates:

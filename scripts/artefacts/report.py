@@ -63,11 +63,16 @@ def body(result: Result) -> str:
     if result.states is not None:
         parts.append(result.states.markdown())
     else:
-        parts += [_table(result, group, result.metrics) for group in result.groups] + [_by_motion(result)]
+        parts += [_table(result, group, result.metrics, result.reports) for group in result.groups] + [
+            _by_motion(result)
+        ]
         if result.quoted:
             parts += [markdown(result.quoted.source), markdown_table(result.quoted.rows)]
         if result.details:
-            parts += ["What they are made of:", *(_table(result, group, result.details) for group in result.groups)]
+            parts += [
+                "What they are made of:",
+                *(_table(result, group, result.details, False) for group in result.groups),
+            ]
     if curves := result.at_equal_motion():
         parts += [markdown(FORMULA), markdown_table(curves)]
     if result.costs:
@@ -90,13 +95,14 @@ def _verdict_lines(result: Result) -> list[str]:
     ]
 
 
-def _table(result: Result, group: str, metrics: list[str]) -> str:
+def _table(result: Result, group: str, metrics: list[str], with_paper: bool) -> str:
+    """A group's estimates; with a column of what the paper reports for the rows, or without."""
     if not metrics:
         return f"{markdown(group)}: nothing could be measured."
-    rows = [[group, REPORTED, *(ALL_DEFINITIONS[m].heading for m in metrics), "n"]]
+    rows = [[group, *[REPORTED] * with_paper, *(ALL_DEFINITIONS[m].heading for m in metrics), "n"]]
     for variant, reported, estimates, n in result.table(group):
         cells = [str(estimates[m]) if m in estimates else "–" for m in metrics]
-        rows.append([variant, reported or "–", *cells, str(n)])
+        rows.append([variant, *[reported or "–"] * with_paper, *cells, str(n)])
     return markdown_table(rows)
 
 

@@ -113,6 +113,11 @@ class Result:
     def of(self, variant: str, group: str | None = None) -> list[dict]:
         return [row for row in self.rows if row["variant"] == variant and group in (None, row["group"])]
 
+    @property
+    def reports(self) -> bool:
+        """Does the paper report anything for one of the rows?"""
+        return any(variant.reported for variant in self.variants)
+
     def table(self, group: str) -> list[tuple[str, str, dict[str, Estimate], int]]:
         """(variant, the paper's text, estimates, videos) of every variant; one without videos has no estimates."""
         table = []
