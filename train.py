@@ -64,6 +64,7 @@ from models.schedule import noised
 from models.threads import use_threads
 from models.training import beside, memory, objective
 from models.training.journal import Journal, mean_losses
+from models.training.kinds import check_optimizer
 from models.training.optimizer import DualPathOptimizer, NotFinite, require_finite
 from models.training.processes import LostProcess, Processes
 from models.training.resume import last_checkpoint, open_run, resume
@@ -126,6 +127,7 @@ def run(cfg: DictConfig) -> Path:
     for folder in (cfg.output_dir, cfg.cache_dir):
         check_writable(Path(folder))
     check_tracker(cfg.report_to)
+    check_optimizer(cfg)
     processes = Processes(cfg.device)
     if processes.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True

@@ -328,10 +328,22 @@ def test_a_damaged_state_of_prodigy_is_refused(tiny_config, tmp_path, spoil, sen
         load_training_state(tmp_path, optimizer.groups(), "prodigy")
 
 
-def test_a_missing_package_is_one_sentence_that_names_it(tiny_config, monkeypatch):
-    monkeypatch.setitem(sys.modules, "prodigyopt", None)
-    with pytest.raises(UserError, match="^optimizer: prodigy needs the package prodigyopt; `pip install prodigyopt`"):
-        prodigy(tiny_config, [torch.nn.Parameter(torch.ones(1))])
+@pytest.mark.parametrize(
+    ("package", "keys", "sentence"),
+    [
+        (
+            "prodigyopt",
+            {"optimizer": "prodigy", "learning_rate": 1.0},
+            "^optimizer: prodigy needs the package prodigyopt; `pip install prodigyopt`",
+        ),
+        ("bitsandbytes", {"use_8bit_adam": True}, "^use_8bit_adam: bitsandbytes is not installed; `pip install bits"),
+    ],
+)
+def test_a_missing_package_is_one_sentence_before_anything_is_loaded(package, keys, sentence, tiny_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.optim", None)
+    with pytest.raises(UserError, match=sentence):
+        train.run(tiny_config(**keys, pretrained_model_path="nowhere"))
 
 
 @pytest.mark.parametrize(

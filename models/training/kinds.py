@@ -15,37 +15,56 @@ from configs.errors import UserError
 LEARNED = ("d", "d_max", "d_numerator", "k")  # what Prodigy has found of its rate, in each of its groups
 
 
+def check_optimizer(cfg) -> None:
+    """Raise UserError, before anything is loaded, where the package that `cfg`'s optimizer comes from is missing."""
+    _kind(cfg)
+
+
 def make_optimizer(cfg, groups: list[dict], device: torch.device, options: dict[str, Any]) -> Optimizer:
     """The optimizer of one path that `cfg` asks for, on groups of {"params", "lr"} with betas, eps and weight_decay.
 
-    Raises UserError where the package that it comes from is not installed.
+    Raises UserError as `check_optimizer` does.
     """
+    kind = _kind(cfg)
     if cfg.optimizer == "prodigy":
-        return _prodigy(groups, **options)
-    if cfg.use_8bit_adam:
-        return _adamw_8bit()(groups, **options)
+        return _prodigy(kind, groups, **options)
     # one kernel, where torch's default is a dozen calls a parameter
-    made = {"fused": True} if device.type in ("cuda", "cpu") else {}
-    return torch.optim.AdamW(groups, **options, **made)
+    made = {"fused": True} if kind is torch.optim.AdamW and device.type in ("cuda", "cpu") else {}
+    return kind(groups, **options, **made)
 
 
-def _prodigy(groups: list[dict], *, weight_decay: float, **options: Any) -> Optimizer:
+def _kind(cfg) -> type[Optimizer]:
+    if cfg.optimizer == "prodigy":
+        try:
+            from prodigyopt import Prodigy
+        except ImportError:
+            raise UserError(
+                "optimizer: prodigy needs the package prodigyopt; `pip install prodigyopt`, or set optimizer to adamw"
+            ) from None
+        return Prodigy
+    if cfg.use_8bit_adam:
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise UserError(
+                "use_8bit_adam: bitsandbytes is not installed; `pip install bitsandbytes` (CUDA only), or "
+                "leave it off: the adapters' AdamW state is under 0.1 GB"
+            ) from None
+        return AdamW8bit
+    return torch.optim.AdamW
+
+
+def _prodigy(kind: type[Optimizer], groups: list[dict], *, weight_decay: float, **options: Any) -> Optimizer:
     """One Prodigy for all groups, with the settings that its authors advise for diffusion models and a warm-up.
 
     It takes one rate for all groups. A group whose rate is `stretch` times the first's is therefore moved in units of
     its own: Prodigy sees p / stretch and the gradient with respect to that, so that a step of p is `stretch` times as
     long.
     """
-    try:
-        from prodigyopt import Prodigy
-    except ImportError:
-        raise UserError(
-            "optimizer: prodigy needs the package prodigyopt; `pip install prodigyopt`, or set optimizer to adamw"
-        ) from None
     rate = groups[0]["lr"]
     # the decay stands in the groups: of one in its arguments the package speaks on stdout
     groups = [{**g, "lr": rate, "stretch": g["lr"] / rate, "weight_decay": weight_decay} for g in groups]
-    made = Prodigy(groups, use_bias_correction=True, safeguard_warmup=True, **options)
+    made = kind(groups, use_bias_correction=True, safeguard_warmup=True, **options)
     made.register_step_pre_hook(_shrink)
     made.register_step_post_hook(_stretch)
     return made
@@ -68,14 +87,3 @@ def _stretched(optimizer: Optimizer) -> list[tuple[torch.Tensor, float]]:
     """The parameters that will move, with their groups' stretch, where that is not 1."""
     groups = [group for group in optimizer.param_groups if group["stretch"] != 1]
     return [(p, group["stretch"]) for group in groups for p in group["params"] if p.grad is not None]
-
-
-def _adamw_8bit() -> type[Optimizer]:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        raise UserError(
-            "use_8bit_adam: bitsandbytes is not installed; `pip install bitsandbytes` (CUDA only), or "
-            "leave it off: the adapters' AdamW state is under 0.1 GB"
-        ) from None
-    return AdamW8bit
