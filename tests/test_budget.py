@@ -161,10 +161,12 @@ def test_a_benchmark_that_is_only_planned_is_counted_and_nothing_is_sampled(flag
         (["--method", "guidance", "--references", "1"], 0, 3, prices.video * prices.guided),
     ):
         command.main([*asked, *words])
-        first, *lacks = capsys.readouterr().out.splitlines()
+        first, *rest = capsys.readouterr().out.splitlines()
+        lacks, notes = ([line for line in rest if word in line] for word in ("lacks: ", "note: "))
         minutes = (trainings * (prices.start + prices.training) + videos * (each + prices.measuring)) / 60
         assert first.startswith(f"MTBench with {words[1]} would take {trainings} trainings and {videos} videos of ")
         assert f"about {minutes:.0f} min of a 24 GB card" in first and len(lacks) == 1 and "lacks: third" in lacks[0]
+        assert len(notes) == len(rest) - 1 == 4, "no trajectories and no mask of the two cases that are there"
     assert not (tmp_path / "out").exists()
 
 
