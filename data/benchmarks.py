@@ -199,7 +199,7 @@ def _elsewhere(motion: Path, first: Path, clips: list[Path]) -> tuple[str, ...]:
 
 def _configured(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
     """(name of a motion's folder -> validation prompts of all configurations under `folder` whose training path ends in
-    it, a sentence for each file that cannot be read)"""
+    it, a sentence for each file or entry that cannot be used)"""
     prompts: dict[str, list[str]] = {}
     notes = []
     for file in sorted(folder.rglob("*.yaml")):
@@ -216,7 +216,11 @@ def _configured(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
         path = data.get("path") if isinstance(data, dict) else None
         if isinstance(path, str) and isinstance(validation, dict):
             asked = validation.get("prompt")
-            texts = [text for text in (asked if isinstance(asked, list) else [asked]) if isinstance(text, str)]
+            entries = asked if isinstance(asked, list) else [] if asked is None else [asked]
+            texts = [entry for entry in entries if isinstance(entry, str)]
+            if others := len(entries) - len(texts):
+                none = f"{others} {'is' if others == 1 else 'are'} no text and left out"
+                notes.append(f"{file}: of the entries of validation_data.prompt {none}")
             prompts.setdefault(Path(path).name, []).extend(texts)
     return {motion: list(dict.fromkeys(texts)) for motion, texts in prompts.items()}, notes
 

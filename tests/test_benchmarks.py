@@ -111,12 +111,13 @@ def test_jointtuner_is_read_with_prompts_from_files_or_configurations(tmp_path):
     config.parent.mkdir()
     config.write_text(
         "train_data: {path: ../datasets/motion_16f/person_running/}\n"
-        "validation_data: {prompt: [a bear runs, a cat runs]}\n"
+        "validation_data: {prompt: [a bear runs, 7, a cat runs]}\n"
     )
     (config.parent / "broken.yaml").write_text("{")
     found = read_benchmark(tmp_path)
     cases, problems = found.cases, found.missing
-    assert found.name == JOINTTUNER and len(found.notes) == 1
+    assert found.name == JOINTTUNER and len(found.notes) == 2
+    assert found.notes[1] == f"{config}: of the entries of validation_data.prompt 1 is no text and left out"
     assert "broken.yaml: not plain YAML" in found.notes[0] and "its prompts are left out" in found.notes[0]
     assert {case.name: case.prompts for case in cases} == {
         "person_running": ("a bear runs", "a cat runs"),
