@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from models.files.checkpoint import list_checkpoints
+from scripts.artefacts.results_file import read_sections
 
 from conftest import ROOT
 
@@ -98,6 +99,22 @@ def test_the_figures_of_its_claims_are_those_of_the_results():
     known = {tuple(f"{float(value):.2f}" for value in pair) for pair in measured}
     shown = re.findall(r"(-?\d\.\d\d) against (-?\d\.\d\d)", table)
     assert len(shown) >= 5 and not set(shown) - known
+
+
+def test_the_shares_of_its_methods_are_those_of_table_2():
+    section = read_sections(ROOT / "RESULTS.md")["table2", "pocketscope"]
+    first = section[section.index("| re-timing |") :].partition("\n\n")[0]  # the table of the re-timed clips
+    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in first.splitlines())
+    columns = [header.index("motion success ↑"), header.index("appearance accuracy ↑")]
+    measured = {row[0]: " / ".join(row[column].split()[0] for column in columns) for row in rows}
+    table = TEXT["README.md"].partition("| method |")[2].partition("\n\n")[0]
+    shown = dict(re.findall(r"^\| `(\w+)`.*\| (\d\.\d\d / \d\.\d\d) \|", table, re.MULTILINE))
+    assert shown == {
+        "tap": measured["TAP"],
+        "release": measured["release (k + out)"],
+        "motiondirector": measured["MotionDirector"],
+        "motion_inversion": measured["Motion Inversion"],
+    }
 
 
 def test_files_that_single_commands_name_exist():
