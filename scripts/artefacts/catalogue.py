@@ -1,8 +1,8 @@
 """Everything that scripts/reproduce.py can make, by name.
 
-The paper's ten artefacts are in tables.py and figures.py, this project's own in own.py, speed.py and the
-two of the transformer: a new one is
-an `Artefact` in the dictionary of one of these files, and nothing else has to know. A study measures the measures.
+The paper's ten artefacts are in tables.py and figures.py, this project's own in own.py, speed.py, transformer.py and
+transformer_sweep.py: a new one is an `Artefact` in the dictionary of one of these files, and nothing else has to know.
+A study measures the measures.
 """
 
 from scripts.artefacts.figures import FIGURES
