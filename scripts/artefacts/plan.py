@@ -19,6 +19,7 @@ from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import SEEDS, Chain, Samples, infer_words, train_words
 from scripts.artefacts.testbed import MotionTask, Testbed
+from scripts.artefacts.variants import CHECKPOINT
 
 SMOKE = (
     "max_train_steps=2",
@@ -28,7 +29,6 @@ SMOKE = (
     "inversion_steps=2",
     "validation_data.num_inference_steps=2",
 )
-CHECKPOINT = "--checkpoint_index"  # a smoke training has none but its own two: each variant takes the latest
 POOLED = "every motion"
 NEXT_REPETITION = 1000  # how far the seeds of two trainings on one clip are apart
 # keys that do not shape a training: paths, whose contents are counted instead, and what the program keeps for itself
@@ -124,6 +124,7 @@ class Plan:
         chain = self.chains.setdefault(
             name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, [])
         )
+        # a smoke training makes none of the checkpoints that variants name: each takes the latest
         flags = _without(CHECKPOINT, variant.flags) if self.smoke else variant.flags
         folder = self.folder / "samples" / f"{name}-{_digest([*flags, *['watched'] * variant.watched])}"
         samples = Samples(
@@ -172,7 +173,7 @@ def commands(chain: Chain) -> str:
     """The commands that would do what is left of a chain."""
     lines = [] if chain.run_folder else [["python", "train.py", *train_words(chain)]]
     for samples in chain.samples:
-        chosen = ["--checkpoint_index", "WATCHED"] if samples.watched else []  # what scripts/artefacts/plateau.py finds
+        chosen = [CHECKPOINT, "WATCHED"] if samples.watched else []  # what scripts/artefacts/plateau.py finds
         lines += [
             ["python", "infer/infer.py", *infer_words(chain, samples, seed, prompts, chosen)]
             for seed, prompts in samples.missing()

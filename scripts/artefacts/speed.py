@@ -10,7 +10,7 @@ steps, or the checkpoint of step x.
 from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import Artefact, Claim, Variant
 from scripts.artefacts.tradeoff import Target
-from scripts.artefacts.variants import TAP, UNTOUCHED
+from scripts.artefacts.variants import TAP, UNTOUCHED, lengths
 
 EARLY = "early stop @ plateau"
 
@@ -40,7 +40,7 @@ def _training(
         *(f"{key}={value}" for key, value in keys.items()),
     )
     points = (steps // 2, steps) if middle else (steps,)
-    rows = tuple(Variant(f"{name} @ {step}", train, ("--checkpoint_index", str(step))) for step in points)
+    rows = lengths(name, train, points)
     return (*rows, Variant(f"{name}, {EARLY}", train, watched=True)) if watched else rows
 
 

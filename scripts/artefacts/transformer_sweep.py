@@ -12,7 +12,7 @@ from configs.layers import ROOT
 from configs.plain import read_yaml
 from scripts.artefacts.artefact import EQUAL_MOTION, Artefact, Claim, Variant
 from scripts.artefacts.transformer import MOTIONS, NO_APPEARANCE
-from scripts.artefacts.variants import MOTION_DIRECTOR, TAP, UNTOUCHED
+from scripts.artefacts.variants import MOTION_DIRECTOR, TAP, UNTOUCHED, lengths
 
 AVERAGE = read_yaml(ROOT / "configs/reproduce/pocket_dit.yaml")["learning_rate"] / 2
 RATES = tuple(factor * AVERAGE for factor in (1, 2, 4))
@@ -32,8 +32,7 @@ def _curve(preset: str, setting: str, rate: float) -> tuple[Variant, ...]:
         f"checkpointing_steps={STEPS[0]}",
         f"checkpoints_total_limit={STEPS[-1] // STEPS[0]}",
     )
-    name = f"{preset}, {setting}, rate {rate:g}"
-    return tuple(Variant(f"{name} @ {step}", train, ("--checkpoint_index", str(step))) for step in STEPS)
+    return lengths(f"{preset}, {setting}, rate {rate:g}", train, STEPS)
 
 
 CURVES = tuple(

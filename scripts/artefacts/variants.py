@@ -3,6 +3,8 @@
 Reported numbers are a secondary reading of the paper's tables ("[S]"), not checked against the PDF.
 """
 
+from collections.abc import Iterable
+
 from configs.layers import ROOT
 from configs.plain import read_yaml
 from scripts.artefacts.artefact import Variant
@@ -18,6 +20,7 @@ def highway(beta: float = 1.1, scope: str = "all") -> tuple[str, ...]:
     return ("--highway", scope, "--beta", str(beta))
 
 
+CHECKPOINT = "--checkpoint_index"
 TAP, MOTION_DIRECTOR = preset("tap"), preset("motiondirector")
 PLI, EARLY_PLI = ("--pli_threshold", str(PLI_TAU)), ("--pli_threshold", "400")
 WORDS_ALONE, TRUE_MOTION = "rendered: what the words say", "rendered: the motion itself"
@@ -32,6 +35,11 @@ GUIDANCE = Variant("guidance", TAP, ("--lora_scale", "0", "--guide"))  # the run
 PREDICTED = Variant("guidance, predicted", TAP, (*GUIDANCE.flags, "--guide_target", "predicted"))  # FlowMotion's
 TAP_GUIDANCE = Variant("TAP + guidance", TAP, ("--guide",))
 INVERSION = Variant("Motion Inversion", ("method=motion_inversion",), ("--embedding_sampling", "difference"))
+
+
+def lengths(name: str, train: tuple[str, ...], steps: Iterable[int]) -> tuple[Variant, ...]:
+    """Rows "NAME @ step", sampled from the checkpoints of one training."""
+    return tuple(Variant(f"{name} @ {step}", train, (CHECKPOINT, str(step))) for step in steps)
 
 
 def sweep(scope: str, label: str, betas: tuple[float, ...]) -> tuple[Variant, ...]:
