@@ -193,6 +193,14 @@ def test_a_smoke_run_asks_for_no_checkpoint_that_its_two_steps_do_not_make(name,
     assert sorted(theirs + chosen) == sorted(c.variant.name for c in whole)
 
 
+@pytest.mark.parametrize("name", ["dit_sweep", "time_to_motion"])
+def test_a_row_is_sampled_from_the_checkpoint_that_its_name_says(name):
+    rows = [variant for variant in ARTEFACTS[name].variants if variant.name.rpartition(" @ ")[2].isdigit()]
+    assert len(rows) > 10
+    for row in rows:
+        assert row.flags == ("--checkpoint_index", row.name.rpartition(" @ ")[2])
+
+
 def test_a_checkpoint_of_the_sweep_is_the_training_that_ends_there(tiny_wan, clip_file, tmp_path):
     """The rate does not know how long the training will be; under a cosine the same checkpoint is another."""
     curve = dict(word.split("=", 1) for word in SWEEP.variants[1].train)
