@@ -207,7 +207,7 @@ def test_a_larger_clip_of_the_same_shape_is_scaled(sampled, tmp_path):
     "size, words, said",
     [
         ((3, 64, 64), (), "3 frames where 4 are asked for at 8 frames a second; give a longer clip"),
-        ((6, 96, 64), (), "fits the videos' 64 x 64 as 64 x 43 pixels, so its shape is another"),
+        ((6, 96, 64), ("-W", "192", "-H", "192"), "fits the videos' 192 x 192 as 192 x 128 pixels, so its shape is"),
         ((6, 64, 64), ("-T", "1"), "a video of one frame has no motion"),
     ],
 )
