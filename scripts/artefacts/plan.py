@@ -18,11 +18,12 @@ from configs.schema import load
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import SEEDS, Chain, Samples, infer_words, train_words
+from scripts.artefacts.prices import SMOKE_STEPS
 from scripts.artefacts.testbed import MotionTask, Testbed
 from scripts.artefacts.variants import CHECKPOINT
 
 SMOKE = (
-    "max_train_steps=2",
+    f"max_train_steps={SMOKE_STEPS}",
     "lr_warmup_steps=0",
     "checkpointing_steps=1",
     "timesteps_per_step=1",

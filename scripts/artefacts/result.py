@@ -1,6 +1,5 @@
 """The result of one artefact: every measured video, the verdicts on its claims, what it cost and what is missing."""
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ import torch
 
 from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.measure.statistics import Estimate
+from models.training.journal import read_log
 from scripts.artefacts import equal_motion
 from scripts.artefacts.artefact import COSTS, EACH_MOTION, EQUAL_MOTION, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
@@ -204,7 +204,7 @@ class Result:
 def total_cost(cells: list[Cell]) -> Cost:
     """The cost of the cells' runs and videos, from the logs written when they were made."""
     runs = {cell.chain.run_folder for cell in cells if cell.chain.run_folder}
-    steps = [json.loads(line) for run in runs for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [record for run in runs for record in read_log(run / "log.jsonl")]
     notes = [found for folder in {cell.samples.folder for cell in cells} for found, *_ in sidecars(Path(folder))]
     devices = {found["device"].split(":")[0] for found in notes}
     named = {"cpu": f"cpu ({os.cpu_count()} cores)"}
