@@ -21,7 +21,7 @@ from scripts.artefacts.plan import Cell
 from scripts.artefacts.provenance import COMMITS
 from scripts.artefacts.quotation import Quotation
 from scripts.artefacts.testbed import Testbed
-from scripts.artefacts.tradeoff import Point, in_words
+from scripts.artefacts.tradeoff import Point, default_in_words, in_words
 from scripts.artefacts.variants import RENDERED
 from scripts.artefacts.verdict import Verdict, conclude, judge
 
@@ -158,9 +158,10 @@ class Result:
 
     @property
     def tradeoff(self) -> list[str]:
-        """Sentences on what the points say, and on whether the artefact's target was reached."""
-        target = self.artefact.target
-        return in_words(self.points, self.artefact.form) + (target.judged(self.points) if target else [])
+        """Sentences on what the points say, what is the default, and whether the artefact's target was reached."""
+        points, target = self.points, self.artefact.target
+        said = in_words(points, self.artefact.form)
+        return said + default_in_words(points, target.one) + target.judged(points) if target else said
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
