@@ -11,15 +11,16 @@ JointTuner (Chen et al. 2025): the folder of a checkout, or its datasets folder:
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from configs.errors import DAMAGED_PICKLE, UserError
 from configs.plain import read_text, read_yaml
-from data.clips import VIDEO_SUFFIXES
+from data.clips import UNREADABLE, VIDEO_SUFFIXES
 
 MTBENCH, JOINTTUNER = "MTBench", "JointTuner"
 PARTS = ("videos", "masks", "trajectories", "prompts.txt", "eval_prompts.txt")
@@ -75,8 +76,9 @@ def read_benchmark(folder: Path) -> Benchmark:
     )
 
 
-def read_tracks(path: Path, frames: int) -> np.ndarray:
-    """Trajectories [n f 2] as shares of the frame, of the points that are visible in the first of `frames` frames.
+def read_tracks(path: Path, frames: int, seen: Sequence[int] | None = None) -> np.ndarray:
+    """Trajectories [n f 2] as shares of the frame over the frames `seen` of the clip's `frames` (default all of them),
+    of the points that are visible in the first of those.
 
     Raises UserError for a damaged file, another layout, another length or a point that is nowhere.
     """
@@ -98,21 +100,24 @@ def read_tracks(path: Path, frames: int) -> np.ndarray:
         )
     if not torch.isfinite(tracks).all():
         raise UserError(f"{path}: trajectories with values that are not finite; download the file again")
-    seen = tracks[:, tracks[0, :, 2] > 0.5]
-    if not seen.shape[1]:
+    tracks = tracks if seen is None else tracks[list(seen)]
+    tracks = tracks[:, tracks[0, :, 2] > 0.5]
+    if not tracks.shape[1]:
         raise UserError(f"{path}: no point is visible in the first frame; the case cannot be measured by it")
-    return seen[..., :2].float().permute(1, 0, 2).numpy()
+    return tracks[..., :2].float().permute(1, 0, 2).numpy()
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """The mask [h w] in 0..1. Raises UserError for a file that is no picture."""
-    import imageio.v3 as imageio
+    """The mask, bool [h w]: the object is whatever is not 0 (a grey value, a palette's index, a colour), without alpha.
 
+    Raises UserError for a file that is no picture.
+    """
     try:
-        pixels = np.atleast_3d(imageio.imread(path, plugin="pillow"))
-    except (OSError, ValueError, SyntaxError) as error:
+        with Image.open(path) as image:
+            pixels, bands = np.atleast_3d(np.asarray(image)), image.getbands()  # a palette's indices, not its colours
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a mask that can be read ({error}); download it again") from None
-    return pixels.max(-1) / 255
+    return pixels[..., : len(bands) - (bands[-1] in ("A", "a"))].any(-1)
 
 
 def _mtbench(folder: Path) -> tuple[list[Case | str], list[str]]:

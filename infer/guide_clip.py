@@ -1,8 +1,10 @@
 """The clip that motion guidance steers towards: a video file, or the reference clip of the run that is sampled from.
 
-Its latents must have the size of the videos: a file is scaled to it, and refused when its shape or length differs.
+Its latents must have the size of the videos: a file is scaled to it, and refused when its shape or length differs. Of
+another shape is a file that a training with videos of this size would not cut to it either.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ import torch
 from configs.errors import UserError
 from configs.schema import locate
 from data.cache import primary
-from data.clips import Cut, read_video, resize
+from data.clips import Cut, bucket, read_video, resize
 from infer.request import Request, cached_clips
 from infer.settings import RUN_REFERENCE
 from models.backbone import Backbone
@@ -29,7 +31,7 @@ def guide_latents(request: Request, backbone: Backbone, number: int | None) -> t
     if settings.num_frames < 2:
         raise UserError("--guide: a video of one frame has no motion to guide; use --num-frames 2 or more")
     if settings.guide != RUN_REFERENCE:
-        return backbone.encode_video(_frames(settings.guide, settings))
+        return backbone.encode_video(_frames(settings.guide, settings, backbone.snap))
     motion = next((source for source in request.sources if source.part == "motion"), None)
     clips = cached_clips(motion.folder, motion.checkpoint) if motion else []
     if not clips:
@@ -51,8 +53,8 @@ def guide_latents(request: Request, backbone: Backbone, number: int | None) -> t
     return latents
 
 
-def _frames(name: str, settings) -> torch.Tensor:
-    """The clip's frames, uint8 [f c h w], at the videos' frame rate, length and size."""
+def _frames(name: str, settings, snap: int) -> torch.Tensor:
+    """The clip's frames, uint8 [f c h w], at the videos' frame rate, length and size; `snap` is the model's."""
     path, width, height = locate(name), settings.width, settings.height
     cut = Cut(width=width, height=height, frames=settings.num_frames, fps=settings.fps, snap=1)
     try:
@@ -66,7 +68,8 @@ def _frames(name: str, settings) -> torch.Tensor:
             "smaller --num-frames"
         ) from None
     high, wide = frames.shape[-2:]
-    if abs(wide * height / (high * width) - 1) > SAME_SHAPE:
+    is_cut_so = bucket(wide, high, replace(cut, snap=snap)) == (width, height)
+    if abs(wide * height / (high * width) - 1) > SAME_SHAPE and not is_cut_so:
         raise UserError(
             f"--guide: {name} fits the videos' {width} x {height} as {wide} x {high} pixels, so its shape is another; "
             "crop it, or give its shape with --width and --height"

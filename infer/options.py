@@ -187,7 +187,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         nargs=2,
         type=_between(float, 0, 1e6),
         metavar=("LATENTS", "MOTION"),
-        help="weights of the clip's clean latents and of their frame differences (default: 20 5)",
+        help=f"weights of the clip's clean latents and of their frame differences ({_own('20 5')})",
     )
     add(
         "--guide_across",

@@ -115,7 +115,7 @@ def sample(
         if on_timestep is not None:
             on_timestep(int(t))
         if steer is not None:
-            latents = steer(latents, t)
+            latents = _moved(stepper, latents, steer(latents, t))
         latents = stepper.step(denoise(latents, t), t, latents).prev_sample
     if not torch.isfinite(latents).all():
         raise UserError(
@@ -177,8 +177,22 @@ def check_solver(name: str, steps: int) -> None:
         raise UserError(f"solver: {name!r} is unknown; there are {', '.join(ORDERS)}")
     if steps < ORDERS[name]:
         raise UserError(
-            f"solver: {name} is of order {ORDERS[name]} and cannot take {steps} step; use 2 or more, or ddim"
+            f"solver: {name} is of order {ORDERS[name]} and cannot take {steps} step; use 2 or more, or ddim (for a "
+            "flow euler)"
         )
+
+
+def _moved(stepper: SchedulerMixin, latents: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """`moved`, from which the step will really be taken: UniPC's corrector is left out of a step of moved latents.
+
+    The corrector solves the step before anew from that step's latents, with the prediction made now, and puts the
+    result in place of the latents that it is given. A movement would be lost, and the prediction does not belong to
+    that solution: it was made beside it. Moved latents begin a new solution, as the first noise does, so there is
+    nothing to correct; the step itself keeps its order.
+    """
+    if isinstance(stepper, UniPCMultistepScheduler) and not torch.equal(latents, moved):
+        stepper.last_sample = None  # what the corrector would begin from
+    return moved
 
 
 def _beside(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

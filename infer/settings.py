@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from configs.checks import checked, of_type, real, text, whole
+from configs.checks import checked, listed, of_type, real, text, whole
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
 from configs.plain import read_json
@@ -46,6 +46,7 @@ GUIDE_CHECKS = {  # a model's own motion guidance, which acts where --guide asks
     "guide_steps": whole(1, 999),
     "guide_updates": whole(1, 100),
     "guide_rate": real(0, 10),
+    "guide_weights": listed(real(0, 1e6), 2, 2),
     "guide_across": real(0, 1),
     "guide_target": text(choices=TARGETS),
 }

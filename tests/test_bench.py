@@ -18,6 +18,7 @@ from models.training import memory
 from scripts import bench
 from scripts.artefacts.results_file import read_sections
 from scripts.benchmark import clock, results, steps, timings
+from scripts.benchmark.targets import judged
 
 from conftest import TINY
 
@@ -205,7 +206,11 @@ def test_a_devices_rows_are_kept_beside_each_other_and_replaced_by_newer_ones(tm
         ("mid", "off", "H100", 0.4),
     ):
         numbers = {"model": model, "compile": compiled, "device": device, "train_step_s": seconds}
-        results.keep_timings(path, numbers | {"targets": ["a: reached", "b: missed"]}, "bench `x`")
+        numbers |= {
+            "train_flop_by_dtype": {"bfloat16": 3e12, "float32": 1.25e9},
+            "targets": ["a: reached", "b: missed"],
+        }
+        results.keep_timings(path, numbers, "bench `x`")
     sections = read_sections(path)
     assert list(sections) == [("bench", "A10"), ("bench", "H100")]
     rows = [line for line in sections["bench", "H100"].splitlines() if line.startswith("| ")]
@@ -215,6 +220,34 @@ def test_a_devices_rows_are_kept_beside_each_other_and_replaced_by_newer_ones(tm
         ["| pocket", "off", "–", "–", "100.0 ms"],
     ]
     assert all(" | a: reached; b: missed | " in row for row in rows[1:])
+    assert all(row.endswith(" | 3e+12 in bfloat16, 1.25e+09 in float32 |") for row in rows[1:])
+
+
+ON_CARD = {
+    "baseline_ratio": 3.0,
+    "sample_ratio": 1.5,
+    "train_share": 0.4,
+    "sample_share": 0.5,
+    "customized_ratio": 1.01,
+}
+
+
+@pytest.mark.parametrize("key", [None, *ON_CARD])
+def test_every_target_of_a_card_is_judged_by_its_own_number(key):
+    """At its edge each is reached; a little worse in one, that one alone is missed."""
+    worse = {} if key is None else {key: ON_CARD[key] * (1.02 if key == "customized_ratio" else 0.98)}
+    numbers = {"model": "mid", "device": "NVIDIA H200", "baseline": "release", **ON_CARD, **worse}
+    found = dict(zip(ON_CARD, judged(numbers), strict=True))
+    assert {name for name, sentence in found.items() if sentence.endswith("missed")} == {key} - {None}
+    assert "3.00 times as fast as the release's, target at least 3" in judged(numbers | ON_CARD)[0]
+
+
+def test_what_was_not_measured_is_not_judged():
+    numbers = {"model": "mid", "device": "cpu, AVX512, 2 cores", "baseline": "plain", **ON_CARD}
+    assert judged(numbers) == ["a training step in 0.33 of plain's time, target 0.5: reached"]
+    numbers |= {"device": "NVIDIA H200", "baseline": None, "baseline_ratio": None, "sample_ratio": None}
+    assert [sentence.split(" at ")[0] for sentence in judged(numbers)][:2] == ["a training step", "a sampling step"]
+    assert len(judged(numbers)) == 3
 
 
 @pytest.mark.parametrize("name", ["cuda:1", "mps"])

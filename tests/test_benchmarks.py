@@ -10,6 +10,8 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
 from data.benchmarks import JOINTTUNER, MTBENCH, read_benchmark, read_mask, read_tracks
@@ -17,9 +19,11 @@ from infer.measure.metrics import VideoScorer
 from infer.measure.statistics import mean
 from infer.video import read_frames
 from scripts import reproduce
+from scripts.artefacts import public_benchmark
 from scripts.artefacts.public_benchmark import Found, _text, source_tracks
 
 FRAMES = 6
+VAE = "diffusion_pytorch_model.safetensors"
 TINY = (  # a training of two steps on frames of 64 x 64
     *("lora_rank=2", "mixed_precision=no", "train_data.width=64", "train_data.height=64"),
     *("train_data.n_sample_frames=4", "validation_data.num_frames=4"),
@@ -27,13 +31,14 @@ TINY = (  # a training of two steps on frames of 64 x 64
 )
 
 
-def clip(path, shift: int = 3) -> None:
-    """A textured square that moves right over a textured ground."""
+def clip(path, shift: int = 3, width: int = 64) -> None:
+    """A textured square that moves right over a textured ground, in 64 rows."""
     draw = np.random.default_rng(0)
     ground, square = (draw.integers(0, 255, (size, size, 3), np.uint8).repeat(4, 0).repeat(4, 1) for size in (16, 4))
     frames = np.stack([ground] * FRAMES)
     for i, frame in enumerate(frames):
         frame[24:40, 8 + shift * i : 24 + shift * i] = square
+    frames = np.pad(frames, ((0, 0), (0, 0), (0, width - 64), (0, 0)), mode="wrap")
     path.parent.mkdir(parents=True, exist_ok=True)
     iio.imwrite(path, frames, plugin="FFMPEG", fps=8, quality=10, macro_block_size=2)
 
@@ -213,19 +218,40 @@ def test_trajectories_are_opened_without_running_anything_and_checked(mtbench, t
 def test_source_points_come_from_trajectories_else_the_mask_else_the_frame(mtbench):
     case, *_ = read_benchmark(mtbench).cases
     frames = read_frames(case.clip)
-    tracks, points, notes = source_tracks(case, frames)
+    tracks, points, notes = source_tracks(case, frames, range(FRAMES))
     assert len(points) == 1 and not notes and tracks.shape == (1, FRAMES, 2)
+    part, points, notes = source_tracks(case, frames, [1, 3])  # what a model saw of it
+    assert torch.equal(part, tracks[:, [1, 3]]) and np.array_equal(points, tracks[:, 1]) and not notes
     mtbench_case(mtbench, "longer", frames=9)
     longer = next(found for found in read_benchmark(mtbench).cases if found.name == "longer")
-    tracks, points, notes = source_tracks(longer, frames)
+    tracks, points, notes = source_tracks(longer, frames, range(FRAMES))
     assert "over 9 frames of a clip of 6" in notes[0]
     assert points.min() >= 8 / 64 and points[:, 0].max() < 24 / 64
     on_square = tracks[(points[:, 0] > 0.2) & (points[:, 0] < 0.3) & (points[:, 1] > 0.45) & (points[:, 1] < 0.55)]
     assert (on_square[:, -1, 0] - on_square[:, 0, 0]).median() == pytest.approx(15 / 64, abs=0.03)
+    part, _, _ = source_tracks(longer, frames, [0, 1, 2])
+    assert torch.equal(part, tracks[:, :3])
+    assert "its mask is of frame 0" in source_tracks(longer, frames, [1, 2])[2][1]
     longer.mask.write_bytes(b"no picture")
-    assert len(source_tracks(longer, frames)[1]) == 50 * 50
+    assert len(source_tracks(longer, frames, range(FRAMES))[1]) == 50 * 50
     with pytest.raises(UserError, match="not a mask that can be read"):
         read_mask(longer.mask)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA"])
+def test_whatever_is_not_zero_in_a_mask_is_object_and_alpha_is_no_part_of_it(tmp_path, mode):
+    values = np.zeros((4, 6), np.uint8)
+    values[1:3, 2:4] = 1
+    if mode == "P":
+        image = Image.fromarray(values, "P")
+        image.putpalette([9, 9, 9, 0, 0, 0])  # the ground is drawn lighter than the object
+    else:
+        bands = [
+            values if number == 0 else np.full_like(values, 255 * (band == "A")) for number, band in enumerate(mode)
+        ]
+        image = Image.merge(mode, [Image.fromarray(band) for band in bands])
+    image.save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), values > 0)
 
 
 @pytest.fixture
@@ -271,15 +297,16 @@ def rows_of(table: str) -> dict[str, list[str]]:
 
 
 def test_jointtuners_columns_hold_its_own_measures_and_equal_names_stay_apart(
-    command, jointtuner, clip_folder, tmp_path
+    command, jointtuner, clip_folder, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(public_benchmark, "digest", lambda shaped_by: "known")
     scorer, wanted = VideoScorer(clip_folder, clip_folder), {}
     for group, shift in (("motion_16f", 3), ("motion_49f", 2)):
-        video = tmp_path / "out/benchmarks/jointtuner-guidance-smoke" / group / "person_walking" / "there.mp4"
+        video = tmp_path / "out/benchmarks/jointtuner-guidance-smoke" / group / "person_walking-known" / "there.mp4"
         clip(video, shift)  # as if it had been sampled: what random weights give has no points to follow
         notes = {"video": video.name, "prompt": "a horse is running", "seed": 0}
         video.with_suffix(".json").write_text(json.dumps(notes))
-        reference = read_frames(jointtuner / group / "person_walking" / "a.mp4")
+        reference = read_frames(jointtuner / group / "person_walking" / "a.mp4")[:4]  # the frames that it is guided by
         scores = scorer(read_frames(video), notes["prompt"], reference)
         found = [scores[name] for name in ("text_alignment", "temporal_consistency", "pickscore")]
         wanted[f"{group}, person_walking"] = [*found, 100 * scores["motion_fidelity_dmt_code"]]
@@ -300,7 +327,9 @@ def test_a_method_that_trains_learns_from_all_clips_of_a_motion(command, jointtu
     assert re.findall(r'clip (\d): .*/(\w)\.mp4.*"person walking"', told) == [("0", "a"), ("1", "b")]
 
 
-def test_guidance_on_mtbench_gives_its_table_and_goes_on(command, mtbench):
+def test_guidance_on_mtbench_gives_its_table_and_goes_on(command, mtbench, monkeypatch):
+    loaded, load = [], public_benchmark.load_backbone
+    monkeypatch.setattr(public_benchmark, "load_backbone", lambda args: loaded.append(load(args)) or loaded[-1])
     code, table, told = command(mtbench)
     assert code == 0 and "| case | EF | TC (CLIP for DINO) | MF |" in table and "SMOKE RUN" in table
     rows = rows_of(table)
@@ -308,6 +337,54 @@ def test_guidance_on_mtbench_gives_its_table_and_goes_on(command, mtbench):
     assert rows["All"][-1] == "4" and "–" not in rows["first"][2] and "nan" not in table
     assert "CLIP: no weights given" in table  # EF and TC need them; the rest is measured
     assert command(mtbench)[2].count("sample:") == 0  # nothing is made twice
+    assert len(loaded) == 1  # one model for both cases, and none where nothing is missing
+
+
+@pytest.mark.parametrize("method", ["guidance", "tap_guidance"])
+def test_videos_have_the_shape_of_their_clip_as_a_training_cuts_it(command, tmp_path, method):
+    case = mtbench_case(tmp_path / "MTBench", "wide")
+    clip(case / "videos" / "wide.mp4", width=96)
+    model = tmp_path / "model" / "sampling.json"
+    model.write_text('{"width": 192, "height": 192, "num_frames": 4, "noise_prior": 0.0}')
+    words = [word for word in TINY if "width" not in word and "height" not in word]
+    words += ["train_data.width=192", "train_data.height=192"]
+    code, table, told = command(case.parent, *words, "--method", method, "--prompts", "1")
+    assert code == 0 and rows_of(table)["wide"][-1] == "1", told
+    (video,) = (path for path in (tmp_path / "out").rglob("a_horse*.mp4"))
+    assert read_frames(video).shape == (4, 3, 128, 192)
+
+
+def test_videos_of_another_model_clip_or_setting_are_not_taken_for_this_ones(command, mtbench, tmp_path):
+    weights, settings = tmp_path / "model" / "vae" / VAE, tmp_path / "model" / "sampling.json"
+    few = ("--prompts", "1", "--references", "1")
+    assert command(mtbench, *few)[2].count("sample:")
+    tensors = load_file(weights)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, weights)
+    assert command(mtbench, *few)[2].count("sample:")
+    clip(mtbench / "first" / "videos" / "first.mp4", shift=2)
+    assert command(mtbench, *few)[2].count("sample:")
+    settings.write_text(settings.read_text().replace("}", ', "guidance_scale": 3.0}'))
+    assert command(mtbench, *few)[2].count("sample:")
+    assert command(mtbench, *few)[2].count("sample:") == 0
+    assert len(list((tmp_path / "out" / "benchmarks").rglob("*.mp4"))) == 4
+
+
+def test_a_case_that_ends_in_any_error_is_one_sentence_and_the_others_are_measured(command, mtbench, monkeypatch):
+    sample = public_benchmark.generate
+    errors = {"first": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "third": KeyError("x")}
+
+    def generate(args, backbone):
+        if error := errors.get(args.guide.split("/")[-1].removesuffix(".mp4")):
+            raise error
+        return sample(args, backbone)
+
+    mtbench_case(mtbench, "third")
+    monkeypatch.setattr(public_benchmark, "generate", generate)
+    code, table, told = command(mtbench, "--prompts", "1")
+    assert code == 2 and list(rows_of(table)) == ["case", "second", "All"] and "2 cases are missing" in told
+    assert "first: out of memory (2.00 GiB more were needed at once)" in table and "third: KeyError: 'x'" in table
+    errors["first"] = KeyboardInterrupt()
+    assert command(mtbench, "--prompts", "1")[0] == 130
 
 
 def test_a_case_that_cannot_be_sampled_is_named_and_the_others_are_measured(command, mtbench):
@@ -317,12 +394,16 @@ def test_a_case_that_cannot_be_sampled_is_named_and_the_others_are_measured(comm
     (mtbench / "third" / "prompts.txt").unlink()
     code, table, told = command(mtbench)
     assert code == 2 and "2 cases are missing from the table" in told
-    assert "| second |" in table and "first: --guide:" in table and "third: prompts.txt is missing" in table
+    assert (
+        "| second |" in table
+        and "first.mp4: not a video that can be decoded" in table
+        and "third: prompts.txt is missing" in table
+    )
 
 
 def test_a_damaged_video_is_named_and_the_others_of_its_case_are_measured(command, mtbench, tmp_path):
     command(mtbench)
-    places = {case: sorted((tmp_path / "out").rglob(f"all/{case}/*.mp4")) for case in ("first", "second")}
+    places = {case: sorted((tmp_path / "out").rglob(f"all/{case}-*/*.mp4")) for case in ("first", "second")}
     for video in (places["first"][0], *places["second"]):
         video.write_bytes(b"no video")
     code, table, told = command(mtbench)

@@ -54,21 +54,32 @@ def test_a_bill_counts_what_is_missing_and_nothing_twice(tmp_path):
 def test_prices_come_from_what_was_made_before(tmp_path):
     runs, samples = tmp_path / "runs", tmp_path / "samples"
     assert measured_prices(True, runs, samples) == stored_prices(True)
-    for name, seconds, done in (("one", 20, True), ("two", 40, True), ("cut off", 1, False)):
+    for name, seconds, steps, wanted in (
+        ("one", 20, 3, 3),
+        ("two", 40, 3, 3),
+        ("stopped at a checkpoint", 1, 2, 3),
+        ("smoke", 1, 2, 2),
+        ("without its configuration", 1, 3, None),
+    ):
         folder = runs / name / "train_1"
-        folder.mkdir(parents=True)
-        (folder / "log.jsonl").write_text(f'{{"seconds": {seconds}}}\n{{"seconds": {seconds}}}\n')
-        if done:
-            (folder / "checkpoint-2").mkdir()
+        (folder / "checkpoint-1").mkdir(parents=True)
+        lines = [json.dumps({"step": step, "seconds": seconds}) for step in range(1, steps + 1)]
+        (folder / "log.jsonl").write_text(
+            "\n".join([lines[0], '{"step": 1, "sec', *lines[1:]])
+        )  # a crash, then resumed
+        if wanted:
+            (folder / "config.yaml").write_text(f"max_train_steps: {wanted}\n")
     folder = samples / "s"
     folder.mkdir(parents=True)
-    for number, notes in enumerate(({"cpu_seconds": 1.0}, {"cpu_seconds": 3.0}, {})):
+    guided = {"cpu_seconds": 100.0, "settings": {"guide": "clip.mp4"}}  # another price
+    smoke = {"cpu_seconds": 0.1, "config": {"max_train_steps": 2}}
+    for number, notes in enumerate(({"cpu_seconds": 1.0}, {"cpu_seconds": 3.0}, {}, guided, smoke)):
+        (folder / f"{number}.mp4").write_bytes(b"x")
+        notes = {"video": f"{number}.mp4", "prompt": "a", "seed": number, **notes}
         (folder / f"{number}.json").write_text(json.dumps(notes))
     (folder / "damaged.json").write_text("{")
-    guided = {"cpu_seconds": 100.0, "settings": {"guide": "clip.mp4"}}
-    (folder / "guided.json").write_text(json.dumps(guided))  # another price
     found = measured_prices(True, runs, samples)
-    assert (found.training, found.video, found.source) == (60, 2.0, "2 trainings and 2 videos made before")
+    assert (found.training, found.video, found.source) == (90, 2.0, "2 trainings and 2 videos made before")
 
 
 ADAPTED, UNTRAINED = Variant("a", ("x=1",), ("--beta", "1")), Variant("zero", ("x=1",), ("--lora_scale", "0"))

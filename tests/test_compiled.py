@@ -100,8 +100,12 @@ def test_sampling_in_the_middle_of_a_training_runs_as_it_was_and_taking_the_patc
     assert not graphs
 
 
-def test_sampling_compiles_once_with_adapters_beside_the_layers():
-    """Half precision runs a LoRA beside the weights, where fp32 merges it into them."""
+@pytest.mark.parametrize("mode", ["blocks", "step"])
+def test_sampling_compiles_once_with_adapters_beside_the_layers(mode, monkeypatch):
+    """Half precision runs a LoRA beside the weights, where fp32 merges it into them. Of `step` the graphs run as they
+    are, on the CPU, and each forward of the whole U-Net begins a new step for what would be recorded."""
+    begun, device = [], torch.device("cuda" if mode == "step" else "cpu")
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(0))
     graphs, unet = [], fill(build_unet(ONE_LEVEL), 0).requires_grad_(False)
     bypass_single_frames(unet)
     cfg = schema.from_dict({"train_data": {"single_video_path": "random"}, "lora_rank": 4})
@@ -115,11 +119,14 @@ def test_sampling_compiles_once_with_adapters_beside_the_layers():
     denoise = guide(predictor(unet), TEXT, TEXT, scale=3.0)
     with attach_lora(unet, state), torch.no_grad():
         plain = denoise(LATENTS, torch.tensor(500))
-        with compile_layers(unet, "blocks", CPU, training=False, backend=lambda g, i: graphs.append(0) or g.forward):
+        with compile_layers(unet, mode, device, training=False, backend=lambda g, i: graphs.append(0) or g.forward):
             torch.testing.assert_close(denoise(LATENTS, torch.tensor(500)), plain, rtol=1e-4, atol=1e-5)
             first = len(graphs)
             denoise(LATENTS, torch.tensor(300))
+        assert len(begun) == (2 if mode == "step" else 0)
+        torch.testing.assert_close(denoise(LATENTS, torch.tensor(500)), plain, rtol=0, atol=0)  # taken off again
     assert first == len(graphs) > 5 and not counters["graph_break"]
+    assert len(begun) == (2 if mode == "step" else 0)
     kinds = {compiled._kind(n, m) for n, m in unet.named_modules() if isinstance(m, CHECKPOINTED_LAYERS)}
     assert first <= len(kinds)
 

@@ -9,6 +9,7 @@ from scripts.artefacts.artefact import Variant
 from scripts.artefacts.chain import Chain, Samples
 from scripts.artefacts.costs import HEADER, cost_table, variant_costs
 from scripts.artefacts.plan import Cell
+from scripts.artefacts.result import total_cost
 from scripts.artefacts.testbed import MotionTask
 
 SETTINGS = {"num_frames": 5, "height": 64, "width": 64, "guidance_scale": 3.0}
@@ -22,7 +23,8 @@ def cell(
     run, samples = folder / "run" / "train_1", folder / name
     (run / "checkpoint-2").mkdir(parents=True, exist_ok=True)
     log = [{"step": 1, "seconds": 9, "cpu_seconds": 3}, {"step": 2, "seconds": 4}, {"step": 3, "seconds": 100}]
-    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    broken_off = '{"step": 2, "seco\n'
+    (run / "log.jsonl").write_text(broken_off.join(json.dumps(record) + "\n" for record in log))
     samples.mkdir()
     for number, cost in enumerate(costs):
         (samples / f"{number}.mp4").write_bytes(b"x")
@@ -31,6 +33,12 @@ def cell(
         (samples / f"{number}.json").write_text(json.dumps(notes | cost))
     chain = Chain("run", [], str(folder / "run"), 2, [])
     return Cell(Variant(name), MotionTask("m", "g", (), (), folder), "m", chain, Samples(str(samples), [], []))
+
+
+def test_a_line_of_a_log_that_was_broken_off_counts_for_nothing_in_the_whole_cost(tmp_path):
+    made = cell(tmp_path, tmp_path, "trained", 1, SETTINGS, [{"cpu_seconds": 5.0, "seconds": 6.0, "device": "cpu"}])
+    cost = total_cost([made])
+    assert (cost.trainings, cost.train_seconds, cost.sample_seconds, cost.spent) == (1, 113, 6.0, 3 + 4 + 100 + 5.0)
 
 
 @pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_wan"])

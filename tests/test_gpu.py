@@ -325,6 +325,28 @@ def test_compiled_layers_give_the_same_losses_and_alternating_passes_compile_no_
     assert none[-1] == 0 < graphs[2] == graphs[-1]
 
 
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+@pytest.mark.parametrize("mode", ["blocks", "step"])
+@pytest.mark.parametrize("device", [CUDA])
+def test_compiled_layers_sample_the_same_video(tiny_pipeline, exact_fp32, device, mode, solver):
+    """Graphs that are replayed write into memory of their own, and a solver of order 2 keeps earlier predictions."""
+    torch._dynamo.reset()
+    backbone, generator = Backbone.load(tiny_pipeline, torch.float32, device), torch.Generator().manual_seed(0)
+    noise, text, negative = (
+        torch.randn(*s, generator=generator).to(device) for s in ((1, 4, *SIZE), (1, 6, 32), (1, 6, 32))
+    )
+
+    def sampled():
+        denoise = guide(backbone.predict, text, negative, scale=4.0)
+        return sample(denoise, backbone.scheduler, noise, steps=5, solver=solver)
+
+    expected = sampled()
+    with compile_layers(backbone.network, mode, torch.device(device), training=False):
+        assert difference(sampled(), expected) <= 1e-3
+        assert difference(sampled(), expected) <= 1e-3  # replayed
+    assert difference(sampled(), expected) == 0
+
+
 @pytest.mark.parametrize("solver", ["unipc", "dpm"])
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_a_solver_of_second_order_samples_what_it_samples_on_the_cpu(tiny_pipeline, exact_fp32, device, solver):

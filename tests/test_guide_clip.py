@@ -127,14 +127,18 @@ def test_the_forwards_in_the_sidecar_are_those_that_were_made_with_an_interval(
 
 
 def test_a_model_can_bring_its_own_guidance(tmp_path):
-    (tmp_path / "sampling.json").write_text('{"guide_rate": 0.3, "guide_target": "clean_latent"}')
+    (tmp_path / "sampling.json").write_text(
+        '{"guide_rate": 0.3, "guide_target": "clean_latent", "guide_weights": [1, 2]}'
+    )
     args = options.parse(["-p", "x", "--guide", "clip.mp4", "--guide_rate", "0.1"])
     settings = resolve(args, {}, tmp_path)
     assert (settings.guide_rate, settings.guide_target, settings.guide_updates) == (0.1, "clean_latent", 3)
+    assert settings.guide_weights == [1, 2] and settings.guidance().weights == [1, 2]
     assert "guide_rate" not in resolve(options.parse(["-p", "x"]), {}, tmp_path).values
-    (tmp_path / "sampling.json").write_text('{"guide_rate": -1}')
-    with pytest.raises(UserError, match="guide_rate is -1"):
-        resolve(args, {}, tmp_path)
+    for wrong, said in (('"guide_rate": -1', "guide_rate is -1"), ('"guide_weights": [1]', r"guide_weights is \[1\]")):
+        (tmp_path / "sampling.json").write_text(f"{{{wrong}}}")
+        with pytest.raises(UserError, match=said):
+            resolve(args, {}, tmp_path)
 
 
 def test_help_and_readme_name_the_target_that_pocketscope_really_has(capsys):
@@ -207,7 +211,7 @@ def test_a_larger_clip_of_the_same_shape_is_scaled(sampled, tmp_path):
     "size, words, said",
     [
         ((3, 64, 64), (), "3 frames where 4 are asked for at 8 frames a second; give a longer clip"),
-        ((6, 96, 64), (), "fits the videos' 64 x 64 as 64 x 43 pixels, so its shape is another"),
+        ((6, 96, 64), ("-W", "192", "-H", "192"), "fits the videos' 192 x 192 as 192 x 128 pixels, so its shape is"),
         ((6, 64, 64), ("-T", "1"), "a video of one frame has no motion"),
     ],
 )

@@ -123,6 +123,16 @@ def test_guidance_needs_no_training_of_its_own_in_any_artefact():
     assert options.parse(["-p", "x", "-cf", "run", *predicted.flags]).guide_target == "predicted"
 
 
+@pytest.mark.parametrize("name", ["table2", "motions"])
+def test_guidance_alone_and_with_training_stand_among_the_methods_with_their_costs(name):
+    artefact = ARTEFACTS[name]
+    rows = {variant.name: variant for variant in artefact.variants}
+    assert {"untouched model", "MotionDirector", "guidance", "TAP + guidance"} <= rows.keys()
+    assert rows["guidance"].flags == ("--lora_scale", "0", "--guide") and not rows["guidance"].uses_training
+    assert rows["TAP + guidance"].flags == ("--guide",) and rows["TAP + guidance"].uses_training
+    assert artefact.compares_costs
+
+
 def test_an_unknown_artefact_gets_a_suggestion():
     with pytest.raises(UserError, match="did you mean table4"):
         command.choose(["tabel4"])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from configs.errors import UserError
 from infer.sampler import SOLVERS, check_interval, guide, make_solver, rescale_guidance, sample, within
@@ -118,6 +118,47 @@ def test_every_solver_converges_to_the_exact_flow(solver, schedule, prediction_t
         assert error(solver, 250) < error("ddim", 250) / 3
 
 
+def gaussian_flow(mean=0.6, spread=0.7):
+    """The exact velocity of data ~ N(mean, spread^2) on a flow's straight lines."""
+
+    def denoise(latents, t):
+        s = t.double() / 1000
+        posterior = mean + spread**2 * (1 - s) / (spread**2 * (1 - s) ** 2 + s**2) * (latents - (1 - s) * mean)
+        return ((latents - posterior) / s).float()
+
+    return denoise
+
+
+@pytest.mark.parametrize("at", [0, 1, 10])
+@pytest.mark.parametrize("name", [*SOLVERS, "flow euler", "flow dpm", "flow unipc"])
+def test_latents_moved_before_any_step_stay_moved_under_every_solver(name, at):
+    """The exact flow is linear, so it takes a movement to where its spread goes; every solver comes near to that."""
+    z, spread = tensors()[0], 0.7
+    solver = name.removeprefix("flow ")
+    if solver == name:
+        scheduler = DDIMScheduler(**SCHEDULE)
+        denoise = gaussian(scheduler)[0]
+    else:
+        euler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        native = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+        scheduler, denoise = native if solver == "unipc" else euler, gaussian_flow()
+    t = make_solver(scheduler, solver, 20).timesteps[at]
+
+    def moved(by):
+        return lambda latents, now: latents + by if now == t else latents.clone()
+
+    def sampled(steer):
+        return sample(denoise, scheduler, z, steps=20, solver=solver, steer=steer)
+
+    plain = sampled(None)
+    assert torch.equal(sampled(moved(0.0)), plain)
+    s = t.double() / 1000
+    kept = scheduler.alphas_cumprod[t].double() if solver == name else (1 - s) ** 2
+    wanted = 0.5 * spread / (spread**2 * kept + (1 - kept if solver == name else s**2)).sqrt()
+    found = (sampled(moved(0.5)) - plain).mean().item()
+    assert found == pytest.approx(wanted.item(), rel=0.2)
+
+
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_any_number_of_steps_is_that_many_timesteps_and_stays_finite(solver, spacing):
@@ -154,7 +195,8 @@ def test_an_unknown_solver_and_too_few_steps_are_one_sentence():
     with pytest.raises(UserError, match="euler follows a flow, and this model is a diffusion; use ddim, unipc, dpm"):
         sample(gaussian(scheduler)[0], scheduler, z, steps=5, solver="euler")
     for solver in ("unipc", "dpm"):
-        with pytest.raises(UserError, match=f"{solver} is of order 2 and cannot take 1 step"):
+        advice = r"is of order 2 and cannot take 1 step; use 2 or more, or ddim \(for a flow euler\)"
+        with pytest.raises(UserError, match=f"{solver} {advice}"):
             sample(gaussian(scheduler)[0], scheduler, z, steps=1, solver=solver)
     assert sample(gaussian(scheduler)[0], scheduler, z, steps=1).isfinite().all()
 

@@ -4,13 +4,16 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from configs.errors import UserError
+from infer import generate
 from scripts.artefacts import schedule
-from scripts.artefacts.chain import Chain
+from scripts.artefacts.chain import Chain, Samples, work
 
 
 @pytest.fixture
@@ -83,6 +86,60 @@ def test_a_wrong_cluster_is_one_sentence(words, sentence, tmp_path, monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))  # no srun here, wherever this runs
     with pytest.raises(UserError, match=sentence):
         schedule.slurm_executor(tmp_path, dict(word.split("=") for word in words))
+
+
+@pytest.mark.parametrize("stopped_at", ["second submission", "waiting"])
+def test_stopping_cancels_the_jobs_that_were_submitted(stopped_at, tmp_path, monkeypatch):
+    """A fake in place of submitit: jobs that nobody waits for any more must not go on."""
+    helpers, cancelled = types.ModuleType("submitit.helpers"), []
+    helpers.CommandFunction = lambda words, verbose: words[-1]
+    monkeypatch.setitem(sys.modules, "submitit", types.ModuleType("submitit"))
+    monkeypatch.setitem(sys.modules, "submitit.helpers", helpers)
+
+    class Job:
+        def __init__(self, file):
+            self.name = Path(file).stem
+
+        def exception(self):
+            if self.name == "c1":
+                raise KeyboardInterrupt
+
+        def cancel(self, check):
+            cancelled.append(self.name)
+
+    class Executor:
+        def submit(self, file):
+            if stopped_at == "second submission" and file.endswith("c1.json"):
+                raise KeyboardInterrupt
+            return Job(file)
+
+    chains = [Chain(f"c{i}", [], str(tmp_path / f"nowhere{i}"), 1, []) for i in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        schedule.run_on_slurm(chains, tmp_path, Executor(), lambda line: None)
+    assert cancelled == (["c0"] if stopped_at == "second submission" else ["c0", "c1", "c2"])
+
+
+def test_a_refusal_of_one_row_leaves_the_others_of_its_training(tmp_path, monkeypatch):
+    sampled = []
+
+    def sample(request, backbone):
+        sampled.append(Path(request.output_dir).name)
+        if sampled[-1] != "good":
+            raise UserError(f"{sampled[-1]} cannot work")
+        return ()
+
+    monkeypatch.setattr(generate, "generate", sample)
+    monkeypatch.setattr(generate, "load_backbone", lambda request: "loaded")
+    (tmp_path / "run" / "train_1" / "checkpoint-1").mkdir(parents=True)
+    rows = [Samples(str(tmp_path / name), [], ["a"]) for name in ("first", "good", "last")]
+    damaged = tmp_path / "good" / "a_seed0.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    chain = Chain("c", [], str(tmp_path / "run"), 1, rows)
+    assert list(rows[1].missing()) == [(0, ["a"])] and damaged.exists()  # looking deletes nothing
+    with pytest.raises(UserError, match="^first cannot work; last cannot work$"):
+        work(chain)
+    assert sampled == ["first", "good", "last"] and not damaged.exists()
 
 
 def test_chains_run_as_jobs_of_submitit(done, tmp_path):

@@ -18,14 +18,14 @@ PARTS = {  # flags that switch a part (off, on)
 
 @pytest.fixture(scope="module")
 def sampled(trained):
-    """A function of a solver and one switch for each part, giving the frames of a video of three steps, made twice."""
+    """A function of a solver, a switch for each part and more flags; a video of three steps is made twice."""
     always = ["-cf", str(trained()), "-p", "a horse", "-s", "3", "-g", "3", "--device", "cpu", "--lora_scale", "20"]
     backbone = load_backbone(options.parse(always))
     text, negative = backbone.encode_text(["a horse", ""]).split(1)
     size = backbone.latent_size(4, 64, 64)
 
-    def video(solver, switches):
-        words = [word for flags, on in zip(PARTS.values(), switches) for word in flags[on]]
+    def video(solver, switches, *more):
+        words = [*more] + [word for flags, on in zip(PARTS.values(), switches) for word in flags[on]]
         request = read_request(options.parse([*always, "--solver", solver, *words]))
         clip = request.reference and request.reference.inversion
         for _ in range(2):
@@ -48,6 +48,18 @@ def test_every_combination_samples_and_repeats_itself_and_each_part_changes_it(s
             if switches[number]:
                 without = (*switches[:number], False, *switches[number + 1 :])
                 assert not torch.equal(found[without], frames), f"{part} in {switches}"
+
+
+@pytest.mark.parametrize("strategy", ["frequency", "blend_frequency", "fft"])
+@pytest.mark.parametrize("solver", ["unipc", "dpm"])
+def test_the_other_initial_noises_go_with_all_parts_and_each_part_still_changes_them(sampled, solver, strategy):
+    everything = (True,) * len(PARTS)
+    both = list(sampled(solver, everything, "--noise_strategy", strategy))
+    assert torch.equal(*both)
+    assert not torch.equal(both[0], next(sampled(solver, everything)))  # the blend
+    for number, part in enumerate(PARTS):
+        without = (*everything[:number], False, *everything[number + 1 :])
+        assert not torch.equal(both[0], next(sampled(solver, without, "--noise_strategy", strategy))), part
 
 
 def test_each_solver_makes_another_video_with_all_parts_on(sampled):

@@ -15,7 +15,7 @@ from scripts.artefacts.report import body
 from scripts.artefacts.result import Cost, Result
 from scripts.artefacts.speed import RECIPE
 from scripts.artefacts.testbed import WORLD_ROLES
-from scripts.artefacts.tradeoff import Point, Target, cheapest, front, in_words, reached
+from scripts.artefacts.tradeoff import Point, Target, cheapest, default_in_words, front, in_words, reached
 
 POCKET, CLIP = ROOT / "configs/reproduce/pocket.yaml", "train_data.single_video_path=data/examples/pocket_orbit.mp4"
 
@@ -91,6 +91,16 @@ def test_the_sentences_name_the_cheapest_and_when_each_recipe_is_there():
     assert in_words(POINTS[:1], "training") == []
 
 
+def test_a_default_follows_from_the_points_where_it_is_the_cheapest_that_loses_nothing():
+    (sentence,) = default_in_words(POINTS, "short @ 200")
+    assert "short @ 200; it follows from this" in sentence
+    (sentence,) = default_in_words(POINTS, "long @ 300")
+    assert "long @ 300, and it does not follow" in sentence and "loses nothing is short @ 200." in sentence
+    torn = [point("leaks @ 10", 10, 1.0, leakage=0.4), point("clean @ 20", 20, 0.9)]
+    assert default_in_words(torn, "clean @ 20")[0].endswith("each of the variants loses something.")
+    assert default_in_words(POINTS, "never made @ 1") == []
+
+
 def test_a_target_is_judged_by_its_share_of_the_cost_and_by_success():
     target = Target("short @ 100", "long @ 300", 0.5, success=0.85)
     assert target.judged(POINTS) == [
@@ -144,6 +154,11 @@ def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(tmp_path,
         *(point.curve for point in result.points[1:]),
     }
     assert figure.get_supxlabel() == f"CPU seconds of {form}"
+    assert f"The default on the toy world is {ARTEFACTS[name].target.one}" in result.tradeoff[-2]
+    rows.append({**rows[1], "reference": "another", "run": "another", "motion_success": 0.0})
+    drawn = plots._costs(result).axes[0].containers
+    assert len(drawn) == len(result.points) - 1  # each has its interval, the untouched model its line
+    assert max(len(bars.lines[2]) for bars in drawn) == 1 and sum(bool(bars.lines[2]) for bars in drawn) == 1
 
 
 def test_the_recipe_that_samplings_are_compared_with_is_the_toys():

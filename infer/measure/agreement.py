@@ -8,6 +8,7 @@ pixels of the same frame, as in infer/measure/motion_fidelity.py.
 import torch
 
 from infer.measure.clip_scores import MetricUnavailable
+from infer.measure.motion_fidelity import resample_tracklets
 
 
 def displacement_agreement(reference: torch.Tensor, generated: torch.Tensor) -> float:
@@ -24,7 +25,7 @@ def displacement_agreement(reference: torch.Tensor, generated: torch.Tensor) -> 
             f"displacement agreement: found {len(reference)} and {len(generated)} points over {length} frames; it "
             "needs a point in each video and two frames or more"
         )
-    moves = [_at_length(tracks, length).double().diff(dim=1) for tracks in (reference, generated)]  # [n f-1 2]
+    moves = [resample_tracklets(tracks, length).double().diff(dim=1) for tracks in (reference, generated)]  # [n f-1 2]
     travel = [move.norm(dim=-1).sum(-1) for move in moves]  # [n]
     difference = sum(
         torch.cdist(moves[0][:, frame], moves[1][:, frame], compute_mode="donot_use_mm_for_euclid_dist")
@@ -36,11 +37,3 @@ def displacement_agreement(reference: torch.Tensor, generated: torch.Tensor) -> 
         apart += nearest.values.sum().item()
         whole += (own + others[nearest.indices]).sum().item()
     return 1.0 - apart / whole if whole > 1e-9 else 1.0
-
-
-def _at_length(tracks: torch.Tensor, frames: int) -> torch.Tensor:
-    if tracks.shape[1] == frames:
-        return tracks
-    return torch.nn.functional.interpolate(
-        tracks.transpose(1, 2), size=frames, mode="linear", align_corners=True
-    ).transpose(1, 2)

@@ -31,11 +31,7 @@ def lucas_kanade(frames: torch.Tensor) -> torch.Tensor:
 
     Bouguet's pyramidal Lucas-Kanade as in OpenCV. A video without any texture gives no tracklets (n = 0).
     """
-    zoom = max(1.0, SHORT_SIDE / min(frames.shape[2:]))
-    grey = [
-        cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-        for image in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    ]
+    grey, zoom = grey_frames(frames)
     corners = cv2.goodFeaturesToTrack(grey[0], **CORNERS)
     if corners is None:
         return torch.zeros(0, len(grey), 2)
@@ -48,6 +44,16 @@ def lucas_kanade(frames: torch.Tensor) -> torch.Tensor:
         track.append(there)
     points = np.stack([points.reshape(-1, 2) for points in track], axis=1)  # [n f 2]
     return torch.from_numpy(points[alive] / zoom)
+
+
+def grey_frames(frames: torch.Tensor) -> tuple[list[np.ndarray], float]:
+    """(frames, uint8 [f c h w], in grey [h w] and enlarged for Lucas-Kanade, how many times)."""
+    zoom = max(1.0, SHORT_SIDE / min(frames.shape[2:]))
+    grey = [
+        cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+        for image in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    ]
+    return grey, zoom
 
 
 def load_cotracker(folder: str, device: str = "cpu") -> Tracker:
@@ -102,13 +108,13 @@ def motion_fidelity(reference: torch.Tensor, generated: torch.Tensor, definition
                 f"{tracklets.shape[1]} frames; it needs texture and two frames or more"
             )
     length = min(reference.shape[1], generated.shape[1])
-    reference, generated = (directions(_resample_tracklets(tracklets, length)) for tracklets in (reference, generated))
+    reference, generated = (directions(resample_tracklets(tracklets, length)) for tracklets in (reference, generated))
     correlation = torch.einsum("mfc,nfc->mn", generated, reference) / (length - 1)
     one_way = correlation.max(dim=1).values.mean().item()
     return one_way if definition == "dmt_code" else one_way + correlation.max(dim=0).values.mean().item()
 
 
-def _resample_tracklets(tracklets: torch.Tensor, frames: int) -> torch.Tensor:
+def resample_tracklets(tracklets: torch.Tensor, frames: int) -> torch.Tensor:
     """Tracklets [n f 2] resampled in time to `frames`."""
     if tracklets.shape[1] == frames:
         return tracklets

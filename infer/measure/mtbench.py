@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from infer.measure.clip_scores import MetricUnavailable
-from infer.measure.motion_fidelity import FLOW, SHORT_SIDE, directions
+from infer.measure.motion_fidelity import FLOW, directions, grey_frames
 
 GRID = 50  # points a side over the whole frame
 FRECHET_POINTS = 50  # that the script draws for its second part
@@ -52,11 +52,7 @@ def follow(frames: torch.Tensor, points: np.ndarray) -> torch.Tensor:
 
     Every point has a tracklet, as CoTracker gives one: a point that is lost stays where it was last seen.
     """
-    zoom = max(1.0, SHORT_SIDE / min(frames.shape[2:]))
-    grey = [
-        cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-        for image in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    ]
+    grey, zoom = grey_frames(frames)
     track = [(points * zoom).astype(np.float32)[:, None]]
     for before, after in zip(grey, grey[1:]):
         there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, track[-1], None, **FLOW)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from configs.errors import command
+from configs.errors import UserError, command
 from configs.files import atomic_path
 from configs.runtime import quiet_threads
 from scripts.artefacts.plateau import previews_of, watched_step
@@ -87,14 +87,27 @@ class Chain:
 
 
 def sidecars(folder: Path) -> Iterator[tuple[dict, str, int]]:
-    """(sidecar, prompt, seed) of every complete video in `folder`."""
+    """(sidecar, prompt, seed) of every complete video in `folder`; a damaged sidecar counts as none."""
     for path in sorted(folder.glob("*.json")):
-        try:
-            notes = json.loads(path.read_text())
-            if (folder / notes["video"]).exists():
-                yield notes, notes["prompt"], notes["seed"]
-        except (ValueError, KeyError, TypeError):
-            path.unlink()  # damaged: its video is sampled again
+        notes = _read(path)
+        if notes and (folder / notes["video"]).exists():
+            yield notes, notes["prompt"], notes["seed"]
+
+
+def clear_damaged(folder: Path) -> None:
+    """Delete the sidecars in `folder` that cannot be read, whose videos are then sampled again under the same names."""
+    for path in folder.glob("*.json"):
+        if _read(path) is None:
+            path.unlink()
+
+
+def _read(path: Path) -> dict | None:
+    """A sidecar; None where it is damaged."""
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        return notes if {"video", "prompt", "seed"} <= notes.keys() else None
+    except (ValueError, AttributeError, RecursionError):
+        return None
 
 
 def train_words(chain: Chain) -> list[str]:
@@ -121,7 +134,10 @@ def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str], c
 
 
 def work(chain: Chain) -> None:
-    """Do what is left of the chain in this process. Raises UserError as training and sampling do."""
+    """Do what is left of the chain in this process. Raises UserError as training and sampling do.
+
+    Videos that are refused do not keep the others from being sampled; what was wrong is raised at the end.
+    """
     quiet_threads()
     from configs.schema import load
     from infer import options  # slow imports only where there is something to do
@@ -140,14 +156,21 @@ def work(chain: Chain) -> None:
         for _ in generate(request, backbone):
             pass
 
+    problems: list[str] = []
     for samples in chain.samples:
         folder, missing, chosen = Path(samples.folder), list(samples.missing()), []
-        if samples.watched and missing:
-            step = watched_step(chain.run_folder, Path(samples.watched), previews_of(folder), sample)
-            chosen = ["--checkpoint_index", str(step)]
-        for seed, prompts in missing:
-            note_commit(folder)
-            sample(infer_words(chain, samples, seed, prompts, chosen))
+        clear_damaged(folder)
+        try:
+            if samples.watched and missing:
+                step = watched_step(chain.run_folder, Path(samples.watched), previews_of(folder), sample)
+                chosen = ["--checkpoint_index", str(step)]
+            for seed, prompts in missing:
+                note_commit(folder)
+                sample(infer_words(chain, samples, seed, prompts, chosen))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)))
 
 
 @command

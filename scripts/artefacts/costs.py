@@ -1,6 +1,5 @@
 """What each variant of an artefact costs beside what it reaches: training, forwards and CPU seconds a video, memory."""
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from infer.sampler import guide
 from models.backbone import latent_size_of, predictor, skeleton
 from models.backbones import kind_of
 from models.placement import parameter_bytes
+from models.training.journal import read_log
 from models.training.memory import PeakBytes
 from scripts.artefacts.chain import sidecars
 from scripts.artefacts.plan import Cell
@@ -80,7 +80,7 @@ def _training(run: Path, notes: dict) -> float | None:
     used = [source for source in notes.get("sources", []) if source["strength"]]
     if not used:
         return None
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    records = read_log(run / "log.jsonl")
     until = used[0]["index"]
     return sum(found.get("cpu_seconds", found["seconds"]) for found in records if found["step"] <= until)
 

@@ -18,11 +18,12 @@ from configs.schema import load
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import SEEDS, Chain, Samples, infer_words, train_words
+from scripts.artefacts.prices import SMOKE_STEPS
 from scripts.artefacts.testbed import MotionTask, Testbed
 from scripts.artefacts.variants import CHECKPOINT
 
 SMOKE = (
-    "max_train_steps=2",
+    f"max_train_steps={SMOKE_STEPS}",
     "lr_warmup_steps=0",
     "checkpointing_steps=1",
     "timesteps_per_step=1",
@@ -120,13 +121,13 @@ class Plan:
             *self.words,
         ]
         cfg = load(train, description="")[0]
-        name = f"{task.name}-{_digest([self.model_key, _settled(cfg), _contents(task)])}"
+        name = f"{task.name}-{digest([self.model_key, _settled(cfg), _contents(task)])}"
         chain = self.chains.setdefault(
             name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, [])
         )
         # a smoke training makes none of the checkpoints that variants name: each takes the latest
         flags = _without(CHECKPOINT, variant.flags) if self.smoke else variant.flags
-        folder = self.folder / "samples" / f"{name}-{_digest([*flags, *['watched'] * variant.watched])}"
+        folder = self.folder / "samples" / f"{name}-{digest([*flags, *['watched'] * variant.watched])}"
         samples = Samples(
             str(folder),
             list(flags),
@@ -165,7 +166,8 @@ def _contents(task: MotionTask) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """Ten characters that change with a value, which is plain data."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:10]
 
 

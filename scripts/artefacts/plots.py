@@ -105,19 +105,23 @@ def _sweep(result: Result) -> Figure:
 
 
 def _costs(result: Result) -> Figure:
-    """Success, appearance and leakage of every variant over the CPU seconds it takes; ringed: scripts/artefacts/
-    tradeoff.py's front."""
+    """Success, appearance and leakage of every variant over the CPU seconds it takes, with their intervals; ringed:
+    scripts/artefacts/tradeoff.py's front."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
-    shortcuts = [point for point in result.points if " @ " in point.name]
+    points = result.points
+    shortcuts = [point for point in points if " @ " in point.name]
+    estimates = {point.name: summarize(result.of(point.name)) for point in shortcuts}
     names = dict.fromkeys(point.curve for point in shortcuts)
     curves = {name: colormaps["tab20"](number) for number, name in enumerate(names)}
     qualities = dict(zip(("success", "appearance", "match", "leakage"), QUALITIES))
     for axes, (quality, metric) in zip(figure.subplots(2, 2, sharex=True).flat, qualities.items()):
-        for level in (point for point in result.points if " @ " not in point.name):
+        for level in (point for point in points if " @ " not in point.name):
             axes.axhline(getattr(level, quality), color="grey", linestyle="--", label=level.name)
         for curve, colour in curves.items():
-            points = sorted((p for p in shortcuts if p.curve == curve), key=lambda point: point.cost)
-            axes.plot([p.cost for p in points], [getattr(p, quality) for p in points], "o-", color=colour, label=curve)
+            line = sorted((p for p in shortcuts if p.curve == curve), key=lambda point: point.cost)
+            axes.plot([p.cost for p in line], [getattr(p, quality) for p in line], color=colour, label=curve)
+            for point in line:
+                _point(axes, estimates[point.name][metric], point.cost, colour, None, flat=False)
         axes.set(ylim=(-0.03, 1.05))
         axes.set_title(ALL_DEFINITIONS[metric].heading, fontsize=9)
         axes.grid(alpha=0.3)

@@ -1,14 +1,16 @@
 """What a training and a video cost: from the runs that are there, else from scripts/artefacts/measured.yaml."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
+from configs.errors import UserError
 from configs.plain import read_yaml
+from scripts.artefacts.chain import sidecars
 
 STORED = Path(__file__).parent / "measured.yaml"
+SMOKE_STEPS = 2  # of a smoke run's training: no other is as short
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,24 @@ def stored_prices(world: bool) -> Prices:
 
 def measured_prices(world: bool, runs: Path, samples: Path) -> Prices:
     """The stored ones, with training and video from the logs of `runs` and the sidecars of `samples` where there are
-    any. A log that was cut off, or a damaged sidecar, does not count."""
+    any. A training that did not reach its last step, whatever a smoke run made and a damaged file do not count."""
+    from models.training.journal import read_log  # slow, and stored prices need nothing of it
+
     prices = stored_prices(world)
     trained, sampled = [], []
     for log in runs.glob("*/train_*/log.jsonl"):
-        if any(log.parent.glob("checkpoint-*")):
-            trained += [sum(row.get("cpu_seconds", row["seconds"]) for row in rows)] if (rows := _lines(log)) else []
-    for notes in samples.glob("*/*.json"):
-        found = _lines(notes, whole=True)
-        if found and found[0].get("cpu_seconds") and "guide" not in found[0].get("settings", {}):
-            sampled.append(found[0]["cpu_seconds"])
+        try:
+            config, records = read_yaml(log.with_name("config.yaml")), read_log(log)
+        except (UserError, OSError, UnicodeDecodeError):
+            continue
+        steps = _steps(config)
+        if steps not in (None, SMOKE_STEPS) and records and records[-1]["step"] == steps:
+            trained.append(sum(record.get("cpu_seconds", record["seconds"]) for record in records))
+    for folder in samples.glob("*"):
+        for notes, *_ in sidecars(folder):
+            of_smoke = _steps(notes.get("config")) == SMOKE_STEPS
+            if notes.get("cpu_seconds") and "guide" not in notes.get("settings", {}) and not of_smoke:
+                sampled.append(notes["cpu_seconds"])
     sources = [f"{len(trained)} trainings"] * bool(trained) + [f"{len(sampled)} videos"] * bool(sampled)
     return replace(
         prices,
@@ -67,9 +77,6 @@ def stored_spread(one_training: bool) -> dict[str, float]:
     return read_yaml(STORED)["spread"]["one training" if one_training else "two trainings"]
 
 
-def _lines(path: Path, whole: bool = False) -> list[dict]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(part) for part in ([text] if whole else text.splitlines())]
-    except (OSError, ValueError):
-        return []
+def _steps(config: object) -> int | None:
+    """How many steps a stored configuration trains; None where it does not say."""
+    return config.get("max_train_steps") if isinstance(config, dict) else None

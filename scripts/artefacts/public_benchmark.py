@@ -1,32 +1,39 @@
 """A public benchmark (data/benchmarks.py) with one method on a real model: sample every case, measure, one table.
 
-Guidance needs no training; the other methods train on each case as the tables do. A case that fails is one sentence and
-the others go on; started again, only missing videos are made. Points are followed by Lucas-Kanade, so motion fidelity
-can be compared between methods here, and not with numbers that were published with CoTracker.
+Guidance needs no training; the other methods train on each case as the tables do. Videos have the shape of their clip,
+as a training cuts it, and are measured against those of its frames that were learned or guided by. A case that fails is
+one sentence and the others go on; started again, only missing videos are made. Points are followed by Lucas-Kanade, so
+motion fidelity can be compared between methods here, and not with numbers that were published with CoTracker.
 """
 
 import argparse
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from configs.errors import UserError
+from configs.errors import UserError, ending, printable
 from configs.files import atomic_path
+from configs.schema import load
 from data.benchmarks import JOINTTUNER, MTBENCH, Case, read_benchmark, read_mask, read_tracks
+from data.clips import Cut, bucket, decodable, open_video, pick_frames
+from data.sources import plan_clips
 from infer import options
-from infer.generate import generate
+from infer.generate import generate, load_backbone
 from infer.measure.clip_scores import MetricUnavailable
 from infer.measure.metrics import VideoScorer
 from infer.measure.mtbench import GRID, follow, grid_points, mtbench_code, mtbench_paper, whole_grid
 from infer.measure.statistics import share_or_mean
+from infer.request import read_request
 from infer.video import read_frames
-from models.backbone import choose_device
+from models.backbone import Backbone, choose_device, snap_of
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Variant
 from scripts.artefacts.chain import Samples, sidecars, work
-from scripts.artefacts.plan import Plan
+from scripts.artefacts.plan import Plan, digest
 from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.provenance import note_commit
 from scripts.artefacts.results_file import markdown, markdown_table
@@ -106,12 +113,13 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
     testbed = Testbed(Path(args.model).resolve(), False, output)
     plan = Plan(testbed, output, words, smoke=args.smoke, prompts=args.prompts)
     scorer = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device()))
+    model = cache(lambda: load_backbone(options.parse(["--model", args.model, "--prompt", ""])))
     found: list[Found] = []
     clips: list[str] = []
     for number, case in enumerate(cases, 1):
         try:
-            folder = sample_case(case, args, plan, output / "benchmarks" / name / case.group / case.name)
-            rows, notes = measure_case(case, case.prompts[: most_prompts(args)], folder, scorer)
+            folder, seen = sample_case(case, args, plan, output / "benchmarks" / name / case.group, model)
+            rows, notes = measure_case(case, case.prompts[: most_prompts(args)], folder, seen, scorer)
             problems += notes
             for note in notes:
                 say(f"note: {note}")
@@ -120,10 +128,10 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
             found += rows
             clips += which_clips(case, args.method)
             say(f"[{number}/{len(cases)}] {case.name}: {len(rows)} videos")
-        except UserError as error:
-            problems.append(f"{case.name}: {error}")
+        except Exception as error:  # whatever a case ends with, the others go on
+            problems.append(f"{case.name}: {_sentence(error)}")
             failed += 1
-            say(f"[{number}/{len(cases)}] {case.name}: {error}")
+            say(f"[{number}/{len(cases)}] {problems[-1]}")
     problems += scorer.unavailable.values()
     table = output / name / "table.md"
     table.parent.mkdir(parents=True, exist_ok=True)
@@ -132,34 +140,68 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
     return table, failed
 
 
-def sample_case(case: Case, args: argparse.Namespace, plan: Plan, folder: Path) -> Path:
-    """The folder with a case's videos, made where they are missing."""
+def sample_case(
+    case: Case, args: argparse.Namespace, plan: Plan, place: Path, model: Callable[[], Backbone]
+) -> tuple[Path, list[int]]:
+    """(the folder with a case's videos, made where they are missing; the frames of its clip that the method saw).
+
+    Those of guidance are in `place`, in a folder named by the case and by a digest of all that shapes them; `model`
+    gives the loaded model, for which it is asked only where a video is missing.
+    """
     if args.method != GUIDANCE:
         data = (f"train_data.single_video_path={case.clip}", f"train_data.single_video_prompt={case.caption}")
         if case.others:
             words = case.name.replace("_", " ")  # for the clips without a caption of their own
             folder_of = f"train_data.path={case.clip.parent}"
             data = ("dataset_types=[folder]", folder_of, f"train_data.fallback_prompt={words}")
+        trained = ["--config", str(plan.testbed.config), f"pretrained_model_path={plan.testbed.model}"]
+        cfg = load([*trained, *data, *plan.words], description="")[0]
+        (width, height), seen = _seen(case.clip, plan_clips(cfg, snap_of(plan.testbed.model))[0].cut)
+        data += (f"validation_data.width={width}", f"validation_data.height={height}")
         task = MotionTask(case.name, case.group, data, case.prompts, case.clip, several=bool(case.others))
         cell = plan.cell(METHODS[args.method], task, 0, most_prompts(args))
         work(cell.chain)
-        return Path(cell.samples.folder)
-    prompts = list(case.prompts[: most_prompts(args)])
-    samples = Samples(str(folder), ["--num-steps", "2"] if args.smoke else [], prompts)
-    for seed, prompts in list(samples.missing()):
+        return Path(cell.samples.folder), seen
+    prompts, flags = list(case.prompts[: most_prompts(args)]), ["--num-steps", "2"] if args.smoke else []
+    flags += ["--model", args.model, "--guide", str(case.clip)]
+    settings = read_request(options.parse([*flags, "--prompt", *prompts])).settings
+    snap = snap_of(plan.testbed.model)
+    cut = Cut(settings.width, settings.height, settings.num_frames, settings.fps, snap=snap)
+    (width, height), seen = _seen(case.clip, cut)
+    flags += ["--width", str(width), "--height", str(height)]
+    content = hashlib.sha256(case.clip.read_bytes()).hexdigest()
+    shaped_by = {name: value for name, value in settings.values.items() if name != "guide"}  # its path
+    folder = place / f"{case.name}-{digest([plan.model_key, content, shaped_by, width, height])}"
+    for seed, missing in list(Samples(str(folder), flags, prompts).missing()):
         note_commit(folder)
-        asked = ["--model", args.model, "--guide", str(case.clip), "--seed", str(seed), "--output_dir", str(folder)]
-        for _ in generate(options.parse([*asked, *samples.flags, "--prompt", *prompts])):
+        asked = [*flags, "--seed", str(seed), "--output_dir", str(folder), "--prompt", *missing]
+        for _ in generate(options.parse(asked), model()):
             pass
-    return folder
+    return folder, seen
+
+
+def _seen(path: Path, cut: Cut) -> tuple[tuple[int, int], list[int]]:
+    """((width, height) of videos in the shape of a clip, the numbers of its frames that are taken) for this cut."""
+    with decodable(path):
+        video = open_video(path)
+        return bucket(*video.size, cut), pick_frames(path, video.count, video.fps, cut)[0]
+
+
+def _sentence(error: Exception) -> str:
+    """What a case ended with, in one sentence."""
+    if known := ending(error):
+        return known[0].removeprefix("error: ")
+    return f"{type(error).__name__}: {printable(str(error))[:200]}; a defect of this project or of a library"
 
 
 def measure_case(
-    case: Case, prompts: Sequence[str], folder: Path, scorer: VideoScorer
+    case: Case, prompts: Sequence[str], folder: Path, seen: list[int], scorer: VideoScorer
 ) -> tuple[list[Found], list[str]]:
-    """Scores of a case's videos of these prompts, and a sentence for each video or score that is missing."""
+    """Scores of a case's videos of these prompts against the frames `seen` of its clip, and a sentence for each video
+    or score that is missing."""
     clip, problems, rows = read_frames(case.clip), [], []
-    source, points, notes = source_tracks(case, clip)
+    source, points, notes = source_tracks(case, clip, seen)
+    clip = clip[seen]
     problems += notes
     for notes, prompt, _ in sidecars(folder):
         if prompt not in prompts:
@@ -182,8 +224,8 @@ def measure_case(
     return rows, problems
 
 
-def source_tracks(case: Case, clip: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, list[str]]:
-    """(tracks [n f 2], their points in the first frame [n 2], notes), all as shares of the frame.
+def source_tracks(case: Case, clip: torch.Tensor, seen: Sequence[int]) -> tuple[torch.Tensor, np.ndarray, list[str]]:
+    """(tracks [n f 2] over the frames `seen`, their points in the first of those [n 2], notes), as shares of the frame.
 
     The published trajectories where they fit the clip, uint8 [f c h w]; else points of a grid in the mask's box, or
     over the whole frame, are followed.
@@ -191,7 +233,7 @@ def source_tracks(case: Case, clip: torch.Tensor) -> tuple[torch.Tensor, np.ndar
     notes = []
     if case.tracks is not None:
         try:
-            tracks = read_tracks(case.tracks, len(clip))
+            tracks = read_tracks(case.tracks, len(clip), seen)
             return torch.from_numpy(tracks), tracks[:, 0], notes
         except UserError as error:
             notes.append(f"{case.name}: {error}; its points are followed anew")
@@ -199,12 +241,14 @@ def source_tracks(case: Case, clip: torch.Tensor) -> tuple[torch.Tensor, np.ndar
     points = whole_grid(1, 1, GRID)
     if case.mask is not None:
         try:
+            if seen[0]:
+                raise UserError(f"its mask is of frame 0, and the frames that were used begin with {seen[0]}")
             mask = read_mask(case.mask)
             points = grid_points(mask, GRID) / mask.shape[::-1]
         except UserError as error:
             notes.append(f"{case.name}: {error}; points of the whole frame are taken")
     size = np.array([width, height])
-    return follow(clip, points * size) / torch.from_numpy(size), points, notes
+    return follow(clip[list(seen)], points * size) / torch.from_numpy(size), points, notes
 
 
 def which_clips(case: Case, method: str) -> list[str]:

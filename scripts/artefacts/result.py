@@ -1,6 +1,5 @@
 """The result of one artefact: every measured video, the verdicts on its claims, what it cost and what is missing."""
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ import torch
 
 from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.measure.statistics import Estimate
+from models.training.journal import read_log
 from scripts.artefacts import equal_motion
 from scripts.artefacts.artefact import COSTS, EACH_MOTION, EQUAL_MOTION, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
@@ -21,7 +21,7 @@ from scripts.artefacts.plan import Cell
 from scripts.artefacts.provenance import COMMITS
 from scripts.artefacts.quotation import Quotation
 from scripts.artefacts.testbed import Testbed
-from scripts.artefacts.tradeoff import Point, in_words
+from scripts.artefacts.tradeoff import Point, default_in_words, in_words
 from scripts.artefacts.variants import RENDERED
 from scripts.artefacts.verdict import Verdict, conclude, judge
 
@@ -158,9 +158,10 @@ class Result:
 
     @property
     def tradeoff(self) -> list[str]:
-        """Sentences on what the points say, and on whether the artefact's target was reached."""
-        target = self.artefact.target
-        return in_words(self.points, self.artefact.form) + (target.judged(self.points) if target else [])
+        """Sentences on what the points say, what is the default, and whether the artefact's target was reached."""
+        points, target = self.points, self.artefact.target
+        said = in_words(points, self.artefact.form)
+        return said + default_in_words(points, target.one) + target.judged(points) if target else said
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
@@ -204,7 +205,7 @@ class Result:
 def total_cost(cells: list[Cell]) -> Cost:
     """The cost of the cells' runs and videos, from the logs written when they were made."""
     runs = {cell.chain.run_folder for cell in cells if cell.chain.run_folder}
-    steps = [json.loads(line) for run in runs for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [record for run in runs for record in read_log(run / "log.jsonl")]
     notes = [found for folder in {cell.samples.folder for cell in cells} for found, *_ in sidecars(Path(folder))]
     devices = {found["device"].split(":")[0] for found in notes}
     named = {"cpu": f"cpu ({os.cpu_count()} cores)"}

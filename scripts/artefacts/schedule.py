@@ -1,7 +1,8 @@
 """Running chains (scripts/artefacts/chain.py): several at once where there are several GPUs, or as SLURM jobs.
 
 Every chain is a process of its own with a log. One that fails leaves a sentence, and the others continue. Stopping
-this process stops them after their current step, with a checkpoint, so that the same command continues.
+this process stops them after their current step, with a checkpoint, so that the same command continues; jobs of SLURM
+are cancelled, and continue from the last checkpoint that they had saved.
 """
 
 import os
@@ -143,18 +144,26 @@ def slurm_executor(folder: Path, parameters: dict[str, str]):
 def run_on_slurm(chains: list[Chain], folder: Path, executor, log: Callable[[str], None]) -> dict[str, str]:
     """Submit one job for each chain that is not done, and wait for all of them. Returns chain name -> what went wrong.
 
+    Stopping this process cancels the jobs; what they had made by their last checkpoint stays.
+
     `folder` keeps the requests; `executor` is `slurm_executor`'s.
     """
     from submitit.helpers import CommandFunction
 
     os.environ["PYTHONPATH"] = str(ROOT)
     waiting = [chain for chain in chains if not chain.is_done]
-    jobs = {chain.name: executor.submit(CommandFunction(command_of(chain, folder), verbose=False)) for chain in waiting}
-    log(f"submitted {len(jobs)} jobs; their logs are in {folder}")
-    problems = {}
-    for number, (name, job) in enumerate(jobs.items(), 1):
-        error = job.exception()
-        if error is not None:
-            problems[name] = sentence(str(error)) or f"job {job.job_id} failed, see {folder}"
-        log(f"[{number}/{len(jobs)}] {name}: {problems.get(name, 'done')}")
+    jobs, problems = {}, {}
+    try:
+        for chain in waiting:
+            jobs[chain.name] = executor.submit(CommandFunction(command_of(chain, folder), verbose=False))
+        log(f"submitted {len(jobs)} jobs; their logs are in {folder}")
+        for number, (name, job) in enumerate(jobs.items(), 1):
+            error = job.exception()
+            if error is not None:
+                problems[name] = sentence(str(error)) or f"job {job.job_id} failed, see {folder}"
+            log(f"[{number}/{len(jobs)}] {name}: {problems.get(name, 'done')}")
+    except BaseException:
+        for job in jobs.values():
+            job.cancel(check=False)  # one that has ended cannot be cancelled, and need not be
+        raise
     return problems

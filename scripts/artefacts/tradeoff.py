@@ -40,8 +40,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Target:
-    """What the project aims at: `one` takes at most the share `most` of the CPU seconds of `other`, both variants, with
-    a motion success of at least `success`."""
+    """What the project aims at: `one`, today's default, takes at most the share `most` of the CPU seconds of `other`,
+    both variants, with a motion success of at least `success`."""
 
     one: str
     other: str
@@ -123,6 +123,18 @@ def in_words(points: list[Point], form: str) -> list[str]:
             + "."
         )
     return sentences
+
+
+def default_in_words(points: list[Point], default: str) -> list[str]:
+    """A sentence on whether the variant that is the toy world's default follows from these points; none without it."""
+    shortcuts = [point for point in points if " @ " in point.name]
+    if default not in {point.name for point in shortcuts}:
+        return []
+    best = cheapest(shortcuts)
+    if best and best.name == default:
+        return [f"The default on the toy world is {default}; it follows from this, as the cheapest that loses nothing."]
+    other = f"the cheapest that loses nothing is {best.name}" if best else "each of the variants loses something"
+    return [f"The default on the toy world is {default}, and it does not follow from these numbers: {other}."]
 
 
 def _described(point: Point, form: str) -> str:

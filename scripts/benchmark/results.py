@@ -9,6 +9,7 @@ from scripts.artefacts.results_file import markdown, markdown_code, markdown_tab
 
 MS, GB = (lambda value: f"{1000 * value:.1f} ms"), (lambda value: f"{value / 1e9:.2f} GB")
 SECONDS, RATIO, SHARE = "{:.1f} s".format, "{:.2f}".format, lambda value: f"{100 * value:.0f} %"
+FLOP = lambda counts: ", ".join(f"{count:.3g} in {dtype}" for dtype, count in counts.items())  # noqa: E731
 COLUMNS = {  # heading -> (key of the JSON document, how it is written)
     "model": ("model", str),
     "compile": ("compile", str),
@@ -36,6 +37,7 @@ COLUMNS = {  # heading -> (key of the JSON document, how it is written)
     "a video": ("video_s", SECONDS),
     "targets": ("targets", "; ".join),
     "made": ("made", str),
+    "operations of a training step": ("train_flop_by_dtype", FLOP),  # last: rows of before end with the date
 }
 
 
