@@ -89,13 +89,14 @@ def find_heads(cfg, backbone, clips: Iterable) -> Heads | None:
 def classify(backbone, clips: Iterable, generator: torch.Generator) -> Heads:
     """Look at every head of `backbone` while it predicts noised clips (data/cache.py), with and without the caption."""
     found, numbers, network = [], [], backbone.network
+    lowest = backbone.kind.lowest_timestep(backbone.boundary)  # below, a second expert predicts, with other heads
     for number, clip in enumerate(clips):
         latents, texts = clip.latents.to(backbone.device), (clip.text, backbone.encode_text([""]))
         if latents.shape[2] == 1:
             continue  # an image has no other frames
         grid = _grid(latents, network.config.patch_size)
         for timestep in TIMESTEPS:
-            time = torch.tensor([float(timestep)], device=backbone.device)
+            time = torch.tensor([float(max(timestep, lowest))], device=backbone.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             noised = add_noise(backbone.scheduler, latents, noise, time)
             for text in texts:

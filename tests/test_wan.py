@@ -8,7 +8,13 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 
 import train
 from configs.errors import UserError
@@ -290,26 +296,65 @@ def test_another_wans_width_names_both(wan_run, tiny_wan, tmp_path):
         load_checkpoint(wan_run, unet=skeleton(other.parent))
 
 
-def test_two_experts_predict_on_either_side_of_their_boundary(tiny_wan, tmp_path):
-    folder = tmp_path / "experts"
+@pytest.fixture(scope="module")
+def two_experts(tiny_wan, tmp_path_factory):
+    """A folder of Wan 2.2's layout: the tiny model, and another expert for timesteps below 875."""
+    folder = tmp_path_factory.mktemp("experts") / "wan"
     torch.manual_seed(1)
-    pipe = pipeline(tiny_wan)
-    second = WanTransformer3DModel(**WAN)
-    both = WanPipeline(**{**pipe.components, "transformer_2": second}, boundary_ratio=0.875)
-    both.set_progress_bar_config(disable=True)
-    both.save_pretrained(folder)
+    parts = {**pipeline(tiny_wan).components, "transformer_2": WanTransformer3DModel(**WAN)}
+    WanPipeline(**parts, boundary_ratio=0.875).save_pretrained(folder)
+    return folder
+
+
+def test_two_experts_predict_on_either_side_of_their_boundary(tiny_wan, two_experts, tmp_path):
+    folder = shutil.copytree(two_experts, tmp_path / "experts")
     backbone, noise = Backbone.load(folder), normal(1, 4, 2, 8, 8)
     assert backbone.boundary == 0.875
     latents = ours(backbone, noise, steps=5)
-    assert (latents - stock(both, noise, steps=5)).abs().max() < 1e-5
+    assert (latents - stock(pipeline(folder), noise, steps=5)).abs().max() < 1e-5
     assert (latents - ours(Backbone.load(tiny_wan), noise, steps=5)).abs().max() > 1e-3
-
-    cfg = from_dict({"pretrained_model_path": str(folder), "train_data": {"single_video_path": "clip.mp4"}})
-    assert backbones.settled(cfg, folder).min_timestep == 875 and cfg.min_timestep == 0
 
     shutil.rmtree(folder / "transformer_2")
     with pytest.raises(UserError, match="has no transformer_2, the expert for timesteps below 875 that its index asks"):
         Backbone.load(folder)
+
+
+def test_each_clip_of_a_batch_goes_to_the_expert_of_its_timestep(two_experts):
+    backbone = Backbone.load(two_experts)
+    z_t, timesteps, text = normal(3, 4, 2, 4, 4), torch.tensor([900.0, 500.0, 875.0]), normal(3, 5, 64)
+    apart = [backbone.predict(*(x[i : i + 1] for x in (z_t, timesteps, text))) for i in range(3)]
+    assert torch.allclose(backbone.predict(z_t, timesteps, text), torch.cat(apart), atol=1e-6)
+
+
+def test_two_experts_learn_in_the_range_of_the_first(two_experts, wan_config):
+    own = wan_config(pretrained_model_path=str(two_experts), temporal_preset="tap_temporal", timesteps_per_step=2)
+    assert backbones.settled(own, two_experts).min_timestep == 875 and own.min_timestep == 0
+    lines = (train.run(own) / "log.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "loss_temporal" in line]
+    assert len(steps) == 2 and all(line["timestep"] >= 875 for line in steps)
+    for key in ("min_timestep", "max_timestep"):
+        for command in (train.run, train.dry_run):
+            with pytest.raises(UserError, match=f"{key}: 500 belongs to transformer_2 of .* give 875 or more"):
+                command(wan_config(pretrained_model_path=str(two_experts), **{key: 500}))
+
+
+def test_a_dry_run_counts_both_experts(two_experts, tiny_wan, wan_config, monkeypatch):
+    counted = []
+    monkeypatch.setattr(train.memory, "training_bytes", lambda model_bytes, *_: counted.append(model_bytes))
+    for folder in (tiny_wan, two_experts):
+        train.dry_run(wan_config(pretrained_model_path=str(folder)))
+    assert counted[1] == 2 * counted[0] > 0
+
+
+def test_a_hub_id_is_read_as_a_folder_is(two_experts, monkeypatch):
+    """What diffusers would download is patched; its own reading of a folder stands in for it."""
+    for cls in (DiffusionPipeline, AutoencoderKLWan, WanTransformer3DModel):
+        load = cls.load_config
+        monkeypatch.setattr(cls, "load_config", lambda _, load=load, **given: load(two_experts, **given))
+    assert backbones.kind_of_model("somebody/wan") is wan
+    assert wan.boundary_of("somebody/wan") == 0.875 and wan.defaults("somebody/wan")["min_timestep"] == 875
+    assert wan.parts("somebody/wan")["transformer_2"] is WanTransformer3DModel
+    assert latent_size_of("somebody/wan", 9, 32, 48) == (3, 4, 6)
 
 
 def test_the_real_architecture_needs_less_than_ten_gigabytes(tmp_path, monkeypatch):
@@ -325,7 +370,7 @@ def test_the_real_architecture_needs_less_than_ten_gigabytes(tmp_path, monkeypat
     words = [f"pretrained_model_path={tmp_path}", f"train_data.single_video_path={clip}"]
     cfg, _ = load(["--config", "configs/car.yaml", "--config", "configs/wan.yaml", *words], description="")
     text = train.dry_run(cfg)
-    assert "33 frames of 2.0 s" in text and "at 480x272" in text
+    assert "33 frames of 2.1 s" in text and "at 480x272" in text
     assert "tap: 60 layers, 30 blocks, 5,898,240 parameters" in text
     assert 4 < float(re.search(r"memory +([\d.]+) GB", text)[1]) < 5
 
