@@ -18,7 +18,7 @@ from diffusers import (
 
 import train
 from configs.errors import UserError
-from configs.schema import from_dict, load
+from configs.schema import load
 from data.cache import read_folder
 from infer import guidance, options
 from infer.generate import generate
@@ -156,12 +156,46 @@ def test_frames_become_latents_by_wans_rule(backbone):
     assert backbone.snap == backbone.sides == 16
 
 
+def test_a_frame_larger_than_a_tile_goes_through_the_vae_in_tiles(backbone, monkeypatch):
+    """Both ways, as `prepare` asks of a VAE with temporal compression; 256 pixels are one tile of the stock class."""
+    seen = []
+    for name in ("tiled_encode", "tiled_decode"):
+        inner = getattr(AutoencoderKLWan, name)
+        monkeypatch.setattr(
+            AutoencoderKLWan, name, lambda *a, name=name, inner=inner, **k: (seen.append(name), inner(*a, **k))[1]
+        )
+    for width, expected in ((64, []), (272, ["tiled_encode", "tiled_decode"])):
+        frames = torch.zeros(1, 3, 64, width, dtype=torch.uint8)
+        assert backbone.decode_video(backbone.encode_video(frames)).shape == frames.shape and seen == expected
+
+
 @pytest.mark.parametrize(("frames", "nearest"), [(16, 17), (6, 5), (3, 5)])
 def test_a_length_that_the_vae_cannot_take_names_the_nearest(tiny_wan, backbone, frames, nearest):
     with pytest.raises(UserError, match=rf"frames: {frames} cannot be encoded.* takes 4n\+1; use {nearest} frames"):
         latent_size_of(tiny_wan, frames, 32, 32)
     with pytest.raises(UserError, match=f"use {nearest} frames"):
         backbone.encode_video(torch.zeros(frames, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"train_data": {"width": 72}}, "train_data.width: 72 is not a multiple of 16, .*; use 64"),
+        ({"train_data": {"height": 40, "use_bucketing": False}}, "train_data.height: 40 is not a multiple of 16"),
+        ({"validation_data": {"height": 72, "num_frames": 5}}, "validation_data.height: 72 is not a multiple of 16"),
+        ({"train_data": {"n_sample_frames": 6}}, "frames: 6 cannot be encoded"),
+        ({"validation_data": {"num_frames": 6}}, "frames: 6 cannot be encoded"),
+    ],
+)
+def test_a_size_that_the_model_cannot_take_is_found_before_weights_are_loaded(
+    tiny_wan, clip_file, tmp_path, monkeypatch, given, sentence
+):
+    monkeypatch.setattr(Backbone, "load", None)
+    given = given | {"train_data": {"n_sample_frames": 5} | given.get("train_data", {})}
+    cfg = config_of(tiny_wan, clip_file, tmp_path, given)
+    for command in (train.dry_run, train.run):
+        with pytest.raises(UserError, match=sentence):
+            command(cfg)
 
 
 @pytest.mark.parametrize("preset", wan.PRESETS)
