@@ -38,8 +38,9 @@ def check_sizes(cfg) -> None:
     videos = not cfg.cached_latent_dir and set(cfg.dataset_types) != {"image"}
     asked = [("train_data", cfg.train_data.n_sample_frames if videos else 1)] * (not cfg.cached_latent_dir)
     asked += [("validation_data", cfg.validation_data.num_frames)] * bool(cfg.validation_data.prompt)
+    factor = sides_of(cfg.pretrained_model_path) if asked else 1
     for section, frames in asked:
-        factor, (width, height) = sides_of(cfg.pretrained_model_path), (cfg[section][side] for side in SIDES)
+        width, height = (cfg[section][side] for side in SIDES)
         for side, value in zip(SIDES, (width, height)):
             if value % factor:
                 raise UserError(
