@@ -295,7 +295,8 @@ def dry_run(cfg: DictConfig) -> str:
     dtype = choose_dtype(cfg.mixed_precision, device)
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)
-    model_bytes = place(network, "meta", cfg.memory)
+    experts = 1 if kind.boundary_of(cfg.pretrained_model_path) is None else 2  # which are alike
+    model_bytes = experts * place(network, "meta", cfg.memory)
     kind.prepare(network)
     n, data = cfg.timesteps_per_step, cfg.train_data
     size = latent_size_of(cfg.pretrained_model_path, data.n_sample_frames, data.height, data.width)

@@ -107,7 +107,9 @@ class ValidationData:
 
 @dataclass
 class AppearanceHighway:
-    use: Literal["sampling", "training", "off"] = key("sampling", "sampling only, training (and sampling), or off")
+    use: Literal["sampling", "training", "off"] = key(
+        "sampling", "sampling only, training (and sampling), or off; a transformer's default is off"
+    )
     scope: Literal["all", "release", "plain", "value"] = key(
         "all",
         "all: every attention skip; release: the authors' code; plain: the scale without moving skips (Figure 3); "

@@ -191,11 +191,16 @@ def sample_videos(
 
 
 def forwards(settings: Settings, scheduler: SchedulerMixin) -> int:
-    """How often the network sees each video: twice in a step with a guidance scale, more where motion is guided."""
+    """How often the network sees each video: twice in a step with a guidance scale, more where motion is guided, and
+    twice as often while the value highway acts, which phased integration takes off.
+    """
     interval, unguided = settings.guidance_interval, settings.guidance_scale == 1
+    highway, threshold = settings.highway(), settings.pli_threshold
     timesteps = make_solver(scheduler, settings.solver, settings.num_steps).timesteps
     each = [1 if unguided or not is_inside(interval, timestep) else 2 for timestep in timesteps]
-    return (settings.guidance() or GuidanceSettings(steps=0)).forwards(each)
+    twice = highway is not None and highway.scope == "value"
+    passes = [2 if twice and (threshold is None or timestep > threshold) else 1 for timestep in timesteps]
+    return (settings.guidance() or GuidanceSettings(steps=0)).forwards(each, passes)
 
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ only in `clean_latents` and `velocity`.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 
@@ -38,13 +39,16 @@ class GuidanceSettings:
     across: float = 0.1
     target: str = "predicted"
 
-    def forwards(self, each: Sequence[int]) -> int:
+    def forwards(self, each: Sequence[int], passes: Sequence[int] | None = None) -> int:
         """How often the network sees a video in a guided sampling, of which `each` step alone takes so many forwards.
 
-        A guided step takes its last update's prediction.
+        A guided step takes its last update's prediction. `passes` says how often the network runs in a forward of each
+        step, default once.
         """
         reference = 1 if self.target == "predicted" else 0
-        return sum(each) + sum(reference + (self.updates - 1) * count for count in each[: self.steps])
+        guided = [reference + (self.updates - 1) * count for count in each[: self.steps]]
+        taken = [count + more for count, more in zip_longest(each, guided, fillvalue=0)]
+        return sum(count * runs for count, runs in zip(taken, passes or [1] * len(each), strict=True))
 
 
 @dataclass(frozen=True)

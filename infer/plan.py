@@ -1,19 +1,23 @@
 """What is printed of the reference clips before a training costs anything: a plan for each, and warnings."""
 
-from configs.errors import printable
+from configs.errors import UserError, printable
 from configs.schema import locate
 from data.clips import read_image
 from data.inspection import inspect_video
 from data.sources import plan_clips
 from infer.options import RELEASE
 from infer.settings import read_native
-from models.backbone import snap_of
+from models.backbone import latent_size_of, sides_of, snap_of
 
+SIDES = ("width", "height")
 MOST_CLIPS = 16  # of a long list; each takes up to a second
 
 
 def plan(cfg) -> list[str]:
-    """The lines for the clips of `cfg`, videos and images. Raises UserError for a clip that cannot be used."""
+    """The lines for the clips of `cfg`, videos and images. Raises UserError for a clip that cannot be used, and for
+    sizes that the model cannot take.
+    """
+    check_sizes(cfg)
     if cfg.cached_latent_dir:
         return [printable(f"plan: the clips cached in {cfg.cached_latent_dir}, whose frames are not looked at again")]
     native, lines = read_native(locate(cfg.pretrained_model_path)), []
@@ -27,6 +31,23 @@ def plan(cfg) -> list[str]:
     if (more := len(clips) - MOST_CLIPS) > 0:
         lines.append(f"plan: and {more} more, which were not looked at")
     return lines
+
+
+def check_sizes(cfg) -> None:
+    """Raise UserError for a size or a length, of clips or of previews, that the model cannot take."""
+    videos = not cfg.cached_latent_dir and set(cfg.dataset_types) != {"image"}
+    asked = [("train_data", cfg.train_data.n_sample_frames if videos else 1)] * (not cfg.cached_latent_dir)
+    asked += [("validation_data", cfg.validation_data.num_frames)] * bool(cfg.validation_data.prompt)
+    factor = sides_of(cfg.pretrained_model_path) if asked else 1
+    for section, frames in asked:
+        width, height = (cfg[section][side] for side in SIDES)
+        for side, value in zip(SIDES, (width, height)):
+            if value % factor:
+                raise UserError(
+                    f"{section}.{side}: {value} is not a multiple of {factor}, which this model needs; use "
+                    f"{max(1, round(value / factor)) * factor}"
+                )
+        latent_size_of(cfg.pretrained_model_path, frames, height, width)
 
 
 def playing_rate(cfg, native: dict) -> int:

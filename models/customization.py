@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from configs.errors import UserError
-from models import lora
+from models import lora, merge
 from models.embeddings import MotionEmbeddings, attach_trained, mix
 from models.files.checkpoint import Checkpoint
 from models.highway import HighwaySettings, attach_highway, check_highway
@@ -64,8 +64,8 @@ def customize(
 
 
 def _put_lora(patches: ExitStack, network, name: str, state: State, checkpoint: Checkpoint, strength: float) -> str:
-    preset = checkpoint.preset if state is checkpoint.motion else lora.APPEARANCE
-    patches.enter_context(lora.attach_state(network, preset, state, strength, checkpoint.scale))
+    preset, normed = checkpoint.preset, merge.pairs(checkpoint.motion) if checkpoint.kind == "lora" else ()
+    patches.enter_context(lora.attach_state(network, preset, state, strength, checkpoint.scale, normed))
     how = "merged" if network.dtype == torch.float32 and not lora.has_pure_norm(network, preset) else "added"
     return f"{name}: {len(state) // 2} layers, {how} at {strength:g}"
 

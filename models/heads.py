@@ -14,13 +14,14 @@ heads together, so a changed head rescales the others a little; `pure_norm` take
 """
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from configs.errors import UserError, shown
 from configs.files import atomic_path
 from models.hooks import Patch, wrap_forward
 from models.schedule import add_noise
@@ -33,12 +34,13 @@ NEAR = 1  # tokens to each side that count as the same place
 @dataclass(frozen=True)
 class Heads:
     """Enrichments of every head, [n layers heads] for n ways of looking (clips, timesteps, prompts), and the clip of
-    each.
+    each. `kept` are the heads of the checkpoint that a run goes on from, in the words of its header: they stay.
     """
 
     spatial: torch.Tensor
     temporal: torch.Tensor
     clip: tuple[int, ...]
+    kept: str | None = None
 
     @property
     def ratio(self) -> torch.Tensor:
@@ -48,7 +50,18 @@ class Heads:
     @property
     def is_temporal(self) -> torch.Tensor:
         """bool [layers heads]."""
-        return self.ratio > 0
+        if self.kept is None:
+            return self.ratio > 0
+        return torch.tensor([[letter == "t" for letter in layer] for layer in self.kept.split()])
+
+    def keeping(self, words: str) -> "Heads":
+        """These, with the heads of a checkpoint's header for temporal. Raises UserError for those of another model."""
+        if [*map(len, words.split())] != [self.ratio.shape[1]] * len(self.ratio) or not set(words) <= set("ts "):
+            raise UserError(
+                f"resume_from_checkpoint: its header names the heads {shown(words)}, and this model has "
+                f"{len(self.ratio)} layers of {self.ratio.shape[1]}; give the model that it was trained on"
+            )
+        return replace(self, kept=words)
 
     @property
     def agreement(self) -> float:
@@ -78,10 +91,18 @@ class Heads:
         )
 
 
-def find_heads(cfg, backbone, clips: Iterable) -> Heads | None:
-    """The heads of `backbone` where the configuration's preset tells temporal ones from the others, else None."""
+def find_heads(cfg, backbone, clips: Sequence) -> Heads | None:
+    """The heads of `backbone` where the configuration's preset tells temporal ones from the others, else None.
+
+    Raises UserError where no clip has frames to tell them by.
+    """
     if cfg.method != "lora" or cfg.temporal_preset not in backbone.kind.HEAD_PRESETS:
         return None
+    if not any(clip.latents.shape[2] > 1 for clip in clips):
+        raise UserError(
+            f"temporal_preset: {cfg.temporal_preset} tells heads apart by what they see in other frames, and every "
+            "clip is an image or a single latent; give a longer clip, or use tap"
+        )
     return classify(backbone, clips, torch.Generator().manual_seed(cfg.seed))
 
 
@@ -89,13 +110,14 @@ def find_heads(cfg, backbone, clips: Iterable) -> Heads | None:
 def classify(backbone, clips: Iterable, generator: torch.Generator) -> Heads:
     """Look at every head of `backbone` while it predicts noised clips (data/cache.py), with and without the caption."""
     found, numbers, network = [], [], backbone.network
+    lowest = backbone.kind.lowest_timestep(backbone.boundary)  # below, a second expert predicts, with other heads
     for number, clip in enumerate(clips):
         latents, texts = clip.latents.to(backbone.device), (clip.text, backbone.encode_text([""]))
         if latents.shape[2] == 1:
             continue  # an image has no other frames
         grid = _grid(latents, network.config.patch_size)
         for timestep in TIMESTEPS:
-            time = torch.tensor([float(timestep)], device=backbone.device)
+            time = torch.tensor([float(max(timestep, lowest))], device=backbone.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             noised = add_noise(backbone.scheduler, latents, noise, time)
             for text in texts:
@@ -163,7 +185,8 @@ def pure_norm(network: nn.Module, layers: Iterable[str]) -> Patch:
     """Take the divisor of QK-norm from the base model's queries and keys in the attentions of `layers`.
 
     norm(q + d) becomes norm(q) + d * weight / rms(q): heads without a change keep their values bit for bit. It is the
-    identity where no adapter acts. Adapters must act beside the layers and not in their weights.
+    identity where no adapter acts. Adapters must act beside the layers and not in their weights. Several of these may
+    be on one network, in any order with the adapters: each looks at the layer under all of them.
     """
     undo = []
     for name in layers:
@@ -175,7 +198,7 @@ def pure_norm(network: nn.Module, layers: Iterable[str]) -> Patch:
             )
             known: list[torch.Tensor] = []
             undo += [
-                wrap_forward(getattr(projection, "base_layer", projection), _remember(known)),
+                wrap_forward(getattr(projection, "base_layer", projection), _remember(known), innermost=True),
                 wrap_forward(norm, _norm_of_base(known, norm.weight, norm.eps)),
             ]
     return Patch(undo)

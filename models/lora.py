@@ -132,9 +132,10 @@ class LoraAdapter(Patch):
         """Inside the block the adapter acts and learns nothing."""
         return active([self], on=[self])
 
-    def sampling(self, strength: float = 1.0) -> Patch:
-        """The adapter as sampling uses it; a context manager too."""
-        return attach_state(self.network, self.preset, self.state_dict(), strength, self.scale)
+    def sampling(self, strength: float = 1.0, beside: object | None = None) -> Patch:
+        """The adapter as sampling uses it; a context manager too. `beside` is the motion that it was trained with."""
+        motion = beside if isinstance(beside, LoraAdapter) else self
+        return attach_state(self.network, motion.preset, self.state_dict(), strength, self.scale, motion.layers)
 
     def info(self) -> dict[str, str | int | float]:
         """What a checkpoint's header must hold for the state to be read."""
@@ -232,13 +233,22 @@ def has_pure_norm(network: nn.Module, preset: str | None) -> bool:
 
 
 def attach_state(
-    network: nn.Module, preset: str | None, state: Mapping[str, torch.Tensor], strength: float = 1.0, scale: float = 1.0
+    network: nn.Module,
+    preset: str | None,
+    state: Mapping[str, torch.Tensor],
+    strength: float = 1.0,
+    scale: float = 1.0,
+    normed: Iterable[str] | None = None,
 ) -> Patch:
-    """A trained state on a plain network for sampling, as its preset acted in training; see `merge.attach_lora`."""
+    """A trained state on a plain network for sampling, as it acted in training; see `merge.attach_lora`.
+
+    `preset` is that of the run's motion, which decides on the QK-norm of appearance adapters too: they learned under
+    the same one. `normed` are then the layers of the motion, where `state` is not that.
+    """
     if not has_pure_norm(network, preset):
         return merge.attach_lora(network, state, strength, scale)
     with contextlib.ExitStack() as patches:
-        patches.enter_context(pure_norm(network, merge.pairs(state)))
+        patches.enter_context(pure_norm(network, merge.pairs(state) if normed is None else normed))
         patches.enter_context(merge.attach_lora(network, state, strength, scale, beside=True))
         return Patch([patches.pop_all().close])
 

@@ -46,8 +46,8 @@ class Method:
 
     `motion` is a LoraAdapter on the temporal transformers or Motion Inversion's embeddings. `appearance` holds one
     LoRA on the spatial transformers per reference clip, parallel and never nested: clip i trains number i alone
-    (dual path). `extra_loss` is added to the temporal one: "debiased", "difference", or None. `heads` are those of a
-    transformer's self-attention where the preset tells temporal ones from the others.
+    (dual path). `extra_loss` is added to the temporal one: "debiased", "difference", or None. `heads`, see `keep_to`,
+    are those of a transformer's self-attention where the preset tells temporal ones from the others.
     """
 
     def __init__(
@@ -59,12 +59,11 @@ class Method:
         *,
         highway_in_training: bool = False,
         extra_loss: str | None = "debiased",
-        heads: Heads | None = None,
         notes: Sequence[str] = (),
     ):
         self.network, self.motion, self.appearance = network, motion, appearance
         self.highway, self.highway_in_training = highway, highway_in_training
-        self.extra_loss, self.heads, self.notes = extra_loss, heads, notes
+        self.extra_loss, self.notes, self.heads = extra_loss, notes, None
 
     @property
     def kind(self) -> str:
@@ -110,7 +109,7 @@ class Method:
         with ExitStack() as patches:
             if appearance_scale and self.appearance:
                 adapter = self.appearance[min(clip, len(self.appearance) - 1)]  # a single one belongs to every clip
-                patches.enter_context(adapter.sampling(appearance_scale))
+                patches.enter_context(adapter.sampling(appearance_scale, beside=self.motion))
             patches.enter_context(self.motion.sampling())
             if self.highway:
                 patches.enter_context(attach_highway(self.network, *self.highway))
@@ -129,6 +128,14 @@ class Method:
         if self.heads:
             facts |= self.heads.info()
         return facts | self.motion.info()
+
+    def keep_to(self, heads: Heads) -> None:
+        """Let the motion be learned in the temporal ones of `heads` alone (EffiVMT: the appearance in the others)."""
+        self.heads = heads
+        restrict(self.motion, heads.is_temporal)
+        if self.motion.preset in backbones.kind_of(self.network).SPATIAL_APPEARANCE:
+            for adapter in self.appearance:
+                restrict(adapter, ~heads.is_temporal)
 
     def load(self, motion: State, appearance: list[State]) -> None:
         """Put a checkpoint's state back. Raises UserError when it is another preset, rank or number of clips."""
@@ -196,26 +203,17 @@ def attach(
         lora.add_adapter(network, f"appearance_{i}", "appearance", **options)
         for i in range(adapters if has_appearance else 0)
     ]
-    if heads:
-        restrict(motion, heads.is_temporal)
-        if cfg.temporal_preset in backbones.kind_of(network).SPATIAL_APPEARANCE:
-            for adapter in appearance:
-                restrict(adapter, ~heads.is_temporal)
     use, scope, beta = (cfg.appearance_highway[key] for key in ("use", "scope", "beta"))
     highway = None if use == "off" else HighwaySettings(scope, beta)
     in_training = use == "training"
     if highway:
         check_highway(network, scope, in_training, motion.kind)
-    return Method(
-        network,
-        motion,
-        appearance,
-        highway,
-        highway_in_training=in_training,
-        extra_loss=extra,
-        heads=heads,
-        notes=notes,
+    method = Method(
+        network, motion, appearance, highway, highway_in_training=in_training, extra_loss=extra, notes=notes
     )
+    if heads:
+        method.keep_to(heads)
+    return method
 
 
 def _motion_inversion(network: nn.Module, cfg, latent_size: tuple[int, int, int]) -> MotionEmbeddings:

@@ -5,14 +5,16 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 import train
 from configs.errors import UserError
 from data.cache import CachedClip
-from models import methods
+from models import heads, methods
 from models.backbone import Backbone, skeleton
-from models.files.checkpoint import load_checkpoint
+from models.customization import customize
+from models.files.checkpoint import load_checkpoint, save_checkpoint
 from models.heads import Heads, classify, enrichment, pure_norm, restrict, turned
 from models.lean import attach_lean
 from models.lora import add_adapter, attach_state
@@ -28,9 +30,9 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def one_hot(index):
+def one_hot(index, tokens=TOKENS):
     """Queries or keys that find each other where `index` is the same, sharply."""
-    return 40 * F.one_hot(index, TOKENS).float()[None]
+    return 40 * F.one_hot(index, tokens).float()[None]
 
 
 def test_enrichment_tells_pure_maps_apart():
@@ -73,6 +75,39 @@ def test_classification_leaves_the_model_alone_and_repeats(tiny_wan):
     one, two = (classify(backbone, [clip], torch.Generator().manual_seed(0)) for _ in "ab")
     assert one.ratio.shape == (2, 2) and torch.equal(one.ratio, two.ratio)
     assert torch.equal(backbone.network(*given).sample, before)
+
+
+def test_classification_looks_at_every_timestep_prompt_and_place(tiny_wan, monkeypatch):
+    """Each look is scripted: only all of them together make the second head temporal, and the grid is 3 by 2."""
+    backbone, timesteps, grids = Backbone.load(tiny_wan), [], []
+    clip = CachedClip(normal(1, 4, 3, 6, 4), backbone.encode_text(["a car"]), None, "a car", "clip")
+    inner = WanTransformer3DModel.forward
+
+    def noting(self, z_t, timestep, text):
+        timesteps.append((timestep.item(), text.sum().item()))
+        return inner(self, z_t, timestep, text)
+
+    monkeypatch.setattr(WanTransformer3DModel, "forward", noting)
+
+    def scripted(query, key, grid):
+        grids.append(grid)
+        look = (len(grids) - 1) // 2  # two layers a look
+        return torch.tensor([[1.0, 0.0], [1.0, 1.2 * (look + 1) / 3.5]])
+
+    monkeypatch.setattr(heads, "enrichment", scripted)
+    found = classify(backbone, [clip], torch.Generator().manual_seed(0))
+    looks = len(heads.TIMESTEPS) * 2
+    assert len(set(timesteps)) == looks and {time for time, _ in timesteps} == set(heads.TIMESTEPS)
+    assert set(grids) == {(3, 3, 2)} and len(grids) == 2 * looks
+    assert torch.allclose(found.temporal.mean(0)[:, 1], torch.tensor(1.2)), "the mean over all looks"
+    assert found.is_temporal.tolist() == [[False, True]] * 2
+
+
+def test_near_is_counted_on_a_grid_that_is_no_square():
+    """A head that looks one row away in every frame of two rows of five: near there, and far on the turned grid."""
+    place = torch.arange(40) % 10
+    looking = one_hot((place + 5) % 10, 40), one_hot(place, 40)
+    assert enrichment(*looking, (4, 2, 5))[0, 1] > 1.5 and enrichment(*looking, (4, 5, 2))[0, 1] < 1e-3
 
 
 def trained_rows(adapter, network, steps=3):
@@ -144,6 +179,82 @@ def test_pure_adapters_are_a_no_op_when_off_and_sample_as_they_trained(tiny_wan)
     with attach_state(network, "tap", state):
         assert not torch.allclose(network(*given).sample, acting, atol=1e-4)
     assert torch.equal(network(*given).sample, plain)
+
+
+def pure_state(seed, head):
+    """A trained tap_pure state of one head."""
+    state = {}
+    for layer in (0, 1):
+        for part in "qk":
+            name = f"blocks.{layer}.attn1.to_{part}"
+            up = torch.zeros(24, 4)
+            up[12 * head : 12 * head + 12] = normal(12, 4, seed=seed)
+            state |= {f"{name}.lora_A.weight": normal(4, 24, seed=seed + 1), f"{name}.lora_B.weight": up}
+    return state
+
+
+@torch.no_grad()
+def test_two_pure_motions_mix_in_either_order_and_leave_other_heads_alone(tiny_wan):
+    network = Backbone.load(tiny_wan).network
+    one, two = pure_state(1, head=0), pure_state(5, head=0)
+    attention, x = network.blocks[0].attn1, normal(1, 8, 24)
+    query = lambda: attention.norm_q(attention.to_q(x))
+    projected, base = attention.to_q(x), query()
+    found = []
+    for first, second in ((one, two), (two, one)):
+        with attach_state(network, "tap_pure", first), attach_state(network, "tap_pure", second):
+            changed = attention.to_q(x) - projected
+            found.append(query())
+    assert torch.equal(query(), base)
+    divisor = projected.square().mean(-1, keepdim=True).add(attention.norm_q.eps).sqrt()
+    assert all(torch.allclose(mixed, base + changed / divisor * attention.norm_q.weight, atol=1e-5) for mixed in found)
+    assert all(torch.equal(mixed[..., 12:], base[..., 12:]) for mixed in found)
+
+
+def test_the_appearance_of_a_pure_run_samples_as_it_trained(tiny_wan, clip_file, tmp_path):
+    network = Backbone.load(tiny_wan).network
+    cfg = config_of(tiny_wan, clip_file, tmp_path, {"temporal_preset": "tap_pure", "lora_unet_dropout": 0.0})
+    cfg.appearance_highway.use = "off"
+    method = methods.attach(network, cfg, clips=1, latent_size=(2, 4, 4))
+    for i, parameter in enumerate(method.appearance_parameters):
+        parameter.data = normal(*parameter.shape, seed=i)
+    given = normal(1, 4, 1, 4, 4), torch.tensor([500.0]), normal(1, 5, 64)
+    with torch.no_grad():
+        with method.spatial_pass(0):
+            trained = network(*given).sample
+        with method.sampling(appearance_scale=1.0):
+            assert torch.allclose(network(*given).sample, trained, atol=1e-4), "in a preview"
+        folder, (motion, appearance) = tmp_path / "run", method.state()
+        info = method.info()
+        save_checkpoint(folder, 1, motion=motion, appearance=appearance, kind="lora", config_yaml=None, info=info)
+        plain = Backbone.load(tiny_wan).network
+        with customize(plain, [], [(load_checkpoint(folder), 0, 1.0)]):
+            assert torch.allclose(plain(*given).sample, trained, atol=1e-4), "when sampling"
+
+
+def test_heads_of_images_alone_are_one_sentence(tiny_wan, clip_file, tmp_path):
+    one_latent = {"temporal_preset": "tap_pure", "train_data": {"n_sample_frames": 1}}
+    with pytest.raises(UserError, match="tap_pure tells heads apart by .* every clip is an image or a single latent"):
+        train.run(config_of(tiny_wan, clip_file, tmp_path, one_latent))
+
+
+def test_a_resumed_run_keeps_the_heads_of_its_checkpoint(tiny_wan, clip_file, tmp_path, monkeypatch, capsys):
+    """A near-tie may be called otherwise on another machine, and other rows would then act."""
+    given = {"temporal_preset": "effivmt", "train_data": {"n_sample_frames": 5}, "spatial_path_probability": 1.0}
+    run = train.run(config_of(tiny_wan, clip_file, tmp_path, given))
+    kept = load_checkpoint(run).info["heads"]
+    flipped = torch.tensor([[[2.0 * (letter == "s") for letter in word] for word in kept.split()]])
+    monkeypatch.setattr(train, "find_heads", lambda *_: Heads(torch.ones(1, 2, 2), flipped, (0,)))
+    more = given | {"max_train_steps": 4, "resume_from_checkpoint": str(run)}
+    checkpoint = load_checkpoint(train.run(config_of(tiny_wan, clip_file, tmp_path, more)))
+    assert checkpoint.info["heads"] == kept and f"those of the checkpoint stay: {kept}" in capsys.readouterr().err
+    up = checkpoint.motion["blocks.0.attn1.to_v.lora_B.weight"].unflatten(0, (2, 12)).abs().amax((1, 2))
+    assert torch.equal(up > 0, torch.tensor([letter == "t" for letter in kept.split()[0]]))
+    monkeypatch.setattr(train, "find_heads", lambda *_: Heads(torch.ones(1, 3, 2), torch.ones(1, 3, 2), (0,)))
+    with pytest.raises(UserError, match="this model has 3 layers of 2"):
+        train.run(config_of(tiny_wan, clip_file, tmp_path, more | {"max_train_steps": 5}))
+    with pytest.raises(UserError, match="block_range"):
+        train.run(config_of(tiny_wan, clip_file, tmp_path, more | {"block_range": [0, 0.5]}))
 
 
 def test_the_frame_difference_loss_is_the_slow_obvious_one():

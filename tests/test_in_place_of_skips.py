@@ -1,7 +1,10 @@
 """What a transformer has in place of the highway: the value highway, motion in some blocks, and phased integration."""
 
+import json
+
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 
 import train
 from configs.errors import UserError
@@ -101,7 +104,7 @@ def test_a_block_range_leaves_the_other_blocks_alone(network, tiny_wan):
         assert {name.split(".")[1] for name in adapted(network)} == {"1"}
 
 
-def test_a_run_with_both_is_saved_and_sampled_again(tiny_wan, clip_file, tmp_path):
+def test_a_run_with_both_is_saved_and_sampled_again(tiny_wan, clip_file, tmp_path, monkeypatch):
     given = {
         "block_range": [0.0, 1.0],
         "appearance_highway": {"use": "sampling", "scope": "value"},
@@ -111,8 +114,10 @@ def test_a_run_with_both_is_saved_and_sampled_again(tiny_wan, clip_file, tmp_pat
     run = train.run(config_of(tiny_wan, clip_file, tmp_path, given))
     checkpoint = load_checkpoint(run, unet=skeleton(tiny_wan))
     assert len(checkpoint.motion) == 8 and checkpoint.info["block_range"] == "0.0 1.0"
-    videos = {}
-    for name, words in {"value": [], "off": ["--highway", "off"], "pli": ["--pli_threshold", "1000"]}.items():
+    videos, seen = {}, []
+    inner = WanTransformer3DModel.forward
+    monkeypatch.setattr(WanTransformer3DModel, "forward", lambda *a, **k: (seen.append(1), inner(*a, **k))[1])
+    for name, words in {"value": [], "off": ["--highway", "off"], "pli": ["--pli_threshold", "900"]}.items():
         folder = tmp_path / name
         words = [
             "-cf",
@@ -129,8 +134,11 @@ def test_a_run_with_both_is_saved_and_sampled_again(tiny_wan, clip_file, tmp_pat
             "10",
             *words,
         ]
+        seen.clear()
         (video,) = generate(options.parse(words))
         videos[name] = video.read_bytes()
+        counted = json.loads(video.with_suffix(".json").read_text())["forwards"]
+        assert counted == 2 * len(seen), "the guided halves are one batch"
     assert len(set(videos.values())) == 3
 
 

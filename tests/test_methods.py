@@ -170,6 +170,38 @@ def test_each_method_file_runs_as_its_name_says(file, tiny_pipeline, clip_file):
     assert f"--config configs/methods/{file.name}" in file.read_text(), "a file starts with the command that runs it"
 
 
+FILES = [str(file.relative_to(ROOT / "configs/methods")) for file in sorted((ROOT / "configs/methods").rglob("*.yaml"))]
+REFUSED = {  # the model's fixture and the file: what the one sentence says
+    ("tiny_wan", "tap_highway_in_training.yaml"): "has no skip connections to move; what there is in its place",
+    **{
+        ("tiny_wan", f"motion_inversion{variant}.yaml"): "sampling: difference .* is the same in every frame"
+        for variant in ("", "_debiased", "_hybrid")
+    },
+    **{
+        ("tiny_pipeline", f"transformer/{name}.yaml"): "no preset of a U-Net is called"
+        for name in ("tap_temporal", "tap_pure", "effivmt")
+    },
+}
+
+
+@pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_wan"])
+@pytest.mark.parametrize("file", FILES)
+def test_each_method_file_is_planned_on_either_kind_of_model(file, model, clip_file, request, monkeypatch):
+    monkeypatch.setattr(train.memory, "training_bytes", lambda *_: "not counted, which takes seconds")
+    words = [f"pretrained_model_path={request.getfixturevalue(model)}", f"train_data.single_video_path={clip_file}"]
+    words += ["train_data.single_video_prompt=a car", "train_data.width=64", "train_data.height=64"]
+    cfg, _ = load(["--config", f"configs/methods/{file}", *words, "train_data.n_sample_frames=5"], description="")
+    if sentence := REFUSED.get((model, file)):
+        with pytest.raises(UserError, match=sentence):
+            train.dry_run(cfg)
+        return
+    text = train.dry_run(cfg)
+    if model == "tiny_wan":
+        assert "\nhighway     off" in text and "use: 'off'" in text
+    else:
+        assert ("\nhighway     in" in text) == file.startswith(("tap", "release"))
+
+
 def test_every_preset_has_its_file():
     assert {file.stem for file in METHOD_FILES} >= set(PRESETS) - {"appearance"}
 

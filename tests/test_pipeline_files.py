@@ -6,7 +6,9 @@ import shutil
 import pytest
 
 from configs.errors import UserError
+from configs.plain import MOST_BYTES
 from models.backbone import Backbone, skeleton, snap_of
+from models.files import pipeline
 from models.files.pipeline import check_pipeline
 
 from conftest import ROOT
@@ -74,3 +76,13 @@ def test_a_folder_without_the_vaes_settings_is_one_sentence(folder):
     for read in (snap_of, Backbone.load):
         with pytest.raises(UserError, match="vae"):
             read(folder)
+
+
+def test_a_tokenizer_larger_than_other_files_passes_and_an_endless_one_does_not(folder, monkeypatch):
+    """Wan's published tokenizer/tokenizer.json has 16,837,459 bytes."""
+    file = folder / "tokenizer" / "tokenizer.json"
+    file.write_text(json.dumps({"vocabulary": "x" * (MOST_BYTES + 1)}))
+    check_pipeline(folder)
+    monkeypatch.setattr(pipeline, "MOST_JSON", MOST_BYTES)
+    with pytest.raises(UserError, match="tokenizer.json: has 16,777,.* more than the 16,777,216"):
+        check_pipeline(folder)

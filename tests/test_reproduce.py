@@ -206,6 +206,14 @@ def test_motions_need_a_model_of_the_world(world_model, tmp_path):
     assert not real.chains and "--world" in real.problems["motions"][0]
 
 
+@pytest.mark.parametrize("name", ["dit", "dit_sweep"])
+def test_an_artefact_of_the_transformer_refuses_the_u_net(name, tmp_path):
+    argv = [name, "--plan", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=f"{name}: is about a transformer, .* --model models/pocketscope_dit --world"):
+        command.main.__wrapped__(argv)
+    assert not (tmp_path / "out").exists()
+
+
 def test_equal_trainings_are_planned_once(plan):
     assert len(plan.chains) == 1
     (chain,) = plan.chains.values()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import train
 from configs.errors import UserError
 from configs.schema import load, locate
 from data.clips import Cut, read_video
@@ -14,7 +15,7 @@ from infer.video import write_video
 from scripts.studio import library, markup, uploads
 from scripts.studio.excerpt import Length, choose, measure
 from scripts.studio.places import ROUTE, Places, short
-from scripts.studio.recipe import Recipe, configuration, is_small, preset
+from scripts.studio.recipe import METHODS, Recipe, configuration, is_small, preset
 from scripts.studio.runs import find_run, find_runs
 from scripts.studio.sampling import dials_of_model
 from scripts.studio.server import allowed, choose_port
@@ -264,6 +265,14 @@ def test_a_transformer_takes_its_own_recipe_and_its_own_files_of_methods(tmp_pat
     assert preset(TRANSFORMER, "motion_inversion") == "configs/methods/transformer/motion_inversion.yaml" in words
     assert preset(MODEL, "motion_inversion") == "configs/methods/motion_inversion.yaml"
     assert preset(TRANSFORMER, "tap") == "configs/methods/tap.yaml"  # one file serves both
+
+
+@pytest.mark.parametrize("model", [MODEL, TRANSFORMER])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_that_the_page_offers_can_be_planned(model, method, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.memory, "training_bytes", lambda *_: "not counted, which takes seconds")
+    cfg, _ = load(recipe(model=model, method=method).words(tmp_path / "run", tmp_path / "cache")[1:], description="")
+    assert "highway" in train.dry_run(cfg)
 
 
 def test_every_example_has_a_caption_and_prompts(places):

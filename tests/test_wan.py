@@ -4,13 +4,21 @@ import json
 import re
 import shutil
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 
 import train
 from configs.errors import UserError
-from configs.schema import from_dict, load
+from configs.schema import load
 from data.cache import read_folder
 from infer import guidance, options
 from infer.generate import generate
@@ -27,27 +35,9 @@ from models.schedule import draw_timesteps, noised
 from models.training.objective import draw_step
 from scripts.pocket import wan_parts
 
-from conftest import WAN, config_of
+from conftest import PUBLISHED, WAN, config_of
 
 PROMPT, NEGATIVE = "a car is running", "a horse"
-
-
-WAN_13B = {  # transformer/config.json and vae/config.json of Wan2.1-T2V-1.3B-Diffusers
-    "_class_name": "WanTransformer3DModel",
-    "num_attention_heads": 12,
-    "attention_head_dim": 128,
-    "num_layers": 30,
-    "ffn_dim": 8960,
-    "freq_dim": 256,
-    "text_dim": 4096,
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": [1, 2, 2],
-    "qk_norm": "rms_norm_across_heads",
-    "cross_attn_norm": True,
-    "rope_max_seq_len": 1024,
-}
-WAN_VAE = {"_class_name": "AutoencoderKLWan", "z_dim": 16, "scale_factor_temporal": 4, "scale_factor_spatial": 8}
 
 
 def normal(*shape, seed=0):
@@ -166,12 +156,46 @@ def test_frames_become_latents_by_wans_rule(backbone):
     assert backbone.snap == backbone.sides == 16
 
 
+def test_a_frame_larger_than_a_tile_goes_through_the_vae_in_tiles(backbone, monkeypatch):
+    """Both ways, as `prepare` asks of a VAE with temporal compression; 256 pixels are one tile of the stock class."""
+    seen = []
+    for name in ("tiled_encode", "tiled_decode"):
+        inner = getattr(AutoencoderKLWan, name)
+        monkeypatch.setattr(
+            AutoencoderKLWan, name, lambda *a, name=name, inner=inner, **k: (seen.append(name), inner(*a, **k))[1]
+        )
+    for width, expected in ((64, []), (272, ["tiled_encode", "tiled_decode"])):
+        frames = torch.zeros(1, 3, 64, width, dtype=torch.uint8)
+        assert backbone.decode_video(backbone.encode_video(frames)).shape == frames.shape and seen == expected
+
+
 @pytest.mark.parametrize(("frames", "nearest"), [(16, 17), (6, 5), (3, 5)])
 def test_a_length_that_the_vae_cannot_take_names_the_nearest(tiny_wan, backbone, frames, nearest):
     with pytest.raises(UserError, match=rf"frames: {frames} cannot be encoded.* takes 4n\+1; use {nearest} frames"):
         latent_size_of(tiny_wan, frames, 32, 32)
     with pytest.raises(UserError, match=f"use {nearest} frames"):
         backbone.encode_video(torch.zeros(frames, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"train_data": {"width": 72}}, "train_data.width: 72 is not a multiple of 16, .*; use 64"),
+        ({"train_data": {"height": 40, "use_bucketing": False}}, "train_data.height: 40 is not a multiple of 16"),
+        ({"validation_data": {"height": 72, "num_frames": 5}}, "validation_data.height: 72 is not a multiple of 16"),
+        ({"train_data": {"n_sample_frames": 6}}, "frames: 6 cannot be encoded"),
+        ({"validation_data": {"num_frames": 6}}, "frames: 6 cannot be encoded"),
+    ],
+)
+def test_a_size_that_the_model_cannot_take_is_found_before_weights_are_loaded(
+    tiny_wan, clip_file, tmp_path, monkeypatch, given, sentence
+):
+    monkeypatch.setattr(Backbone, "load", None)
+    given = given | {"train_data": {"n_sample_frames": 5} | given.get("train_data", {})}
+    cfg = config_of(tiny_wan, clip_file, tmp_path, given)
+    for command in (train.dry_run, train.run):
+        with pytest.raises(UserError, match=sentence):
+            command(cfg)
 
 
 @pytest.mark.parametrize("preset", wan.PRESETS)
@@ -306,40 +330,81 @@ def test_another_wans_width_names_both(wan_run, tiny_wan, tmp_path):
         load_checkpoint(wan_run, unet=skeleton(other.parent))
 
 
-def test_two_experts_predict_on_either_side_of_their_boundary(tiny_wan, tmp_path):
-    folder = tmp_path / "experts"
+@pytest.fixture(scope="module")
+def two_experts(tiny_wan, tmp_path_factory):
+    """A folder of Wan 2.2's layout: the tiny model, and another expert for timesteps below 875."""
+    folder = tmp_path_factory.mktemp("experts") / "wan"
     torch.manual_seed(1)
-    pipe = pipeline(tiny_wan)
-    second = WanTransformer3DModel(**WAN)
-    both = WanPipeline(**{**pipe.components, "transformer_2": second}, boundary_ratio=0.875)
-    both.set_progress_bar_config(disable=True)
-    both.save_pretrained(folder)
+    parts = {**pipeline(tiny_wan).components, "transformer_2": WanTransformer3DModel(**WAN)}
+    WanPipeline(**parts, boundary_ratio=0.875).save_pretrained(folder)
+    return folder
+
+
+def test_two_experts_predict_on_either_side_of_their_boundary(tiny_wan, two_experts, tmp_path):
+    folder = shutil.copytree(two_experts, tmp_path / "experts")
     backbone, noise = Backbone.load(folder), normal(1, 4, 2, 8, 8)
     assert backbone.boundary == 0.875
     latents = ours(backbone, noise, steps=5)
-    assert (latents - stock(both, noise, steps=5)).abs().max() < 1e-5
+    assert (latents - stock(pipeline(folder), noise, steps=5)).abs().max() < 1e-5
     assert (latents - ours(Backbone.load(tiny_wan), noise, steps=5)).abs().max() > 1e-3
-
-    cfg = from_dict({"pretrained_model_path": str(folder), "train_data": {"single_video_path": "clip.mp4"}})
-    assert backbones.settled(cfg, folder).min_timestep == 875 and cfg.min_timestep == 0
 
     shutil.rmtree(folder / "transformer_2")
     with pytest.raises(UserError, match="has no transformer_2, the expert for timesteps below 875 that its index asks"):
         Backbone.load(folder)
 
 
-def test_the_real_architecture_needs_less_than_ten_gigabytes(tmp_path, clip_file, monkeypatch):
+def test_each_clip_of_a_batch_goes_to_the_expert_of_its_timestep(two_experts):
+    backbone = Backbone.load(two_experts)
+    z_t, timesteps, text = normal(3, 4, 2, 4, 4), torch.tensor([900.0, 500.0, 875.0]), normal(3, 5, 64)
+    apart = [backbone.predict(*(x[i : i + 1] for x in (z_t, timesteps, text))) for i in range(3)]
+    assert torch.allclose(backbone.predict(z_t, timesteps, text), torch.cat(apart), atol=1e-6)
+
+
+def test_two_experts_learn_in_the_range_of_the_first(two_experts, wan_config):
+    own = wan_config(pretrained_model_path=str(two_experts), temporal_preset="tap_temporal", timesteps_per_step=2)
+    assert backbones.settled(own, two_experts).min_timestep == 875 and own.min_timestep == 0
+    lines = (train.run(own) / "log.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "loss_temporal" in line]
+    assert len(steps) == 2 and all(line["timestep"] >= 875 for line in steps)
+    for key in ("min_timestep", "max_timestep"):
+        for command in (train.run, train.dry_run):
+            with pytest.raises(UserError, match=f"{key}: 500 belongs to transformer_2 of .* give 875 or more"):
+                command(wan_config(pretrained_model_path=str(two_experts), **{key: 500}))
+
+
+def test_a_dry_run_counts_both_experts(two_experts, tiny_wan, wan_config, monkeypatch):
+    counted = []
+    monkeypatch.setattr(train.memory, "training_bytes", lambda model_bytes, *_: counted.append(model_bytes))
+    for folder in (tiny_wan, two_experts):
+        train.dry_run(wan_config(pretrained_model_path=str(folder)))
+    assert counted[1] == 2 * counted[0] > 0
+
+
+def test_a_hub_id_is_read_as_a_folder_is(two_experts, monkeypatch):
+    """What diffusers would download is patched; its own reading of a folder stands in for it."""
+    for cls in (DiffusionPipeline, AutoencoderKLWan, WanTransformer3DModel):
+        load = cls.load_config
+        monkeypatch.setattr(cls, "load_config", lambda _, load=load, **given: load(two_experts, **given))
+    assert backbones.kind_of_model("somebody/wan") is wan
+    assert wan.boundary_of("somebody/wan") == 0.875 and wan.defaults("somebody/wan")["min_timestep"] == 875
+    assert wan.parts("somebody/wan")["transformer_2"] is WanTransformer3DModel
+    assert latent_size_of("somebody/wan", 9, 32, 48) == (3, 4, 6)
+
+
+def test_the_real_architecture_needs_less_than_ten_gigabytes(tmp_path, monkeypatch):
     """Wan 2.1's 1.3 B on the meta device: 33 frames of 480x272 in bf16, every layer counted."""
-    for part, settings in {"transformer": WAN_13B, "vae": WAN_VAE}.items():
+    clip = tmp_path / "clip.mp4"
+    iio.imwrite(clip, np.zeros((33, 34, 60, 3), np.uint8), plugin="FFMPEG", fps=16, macro_block_size=2)
+    for part, settings in PUBLISHED.items():
         (tmp_path / part).mkdir()
         (tmp_path / part / "config.json").write_text(json.dumps(settings))
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", "boundary_ratio": None}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
     wan_parts.build_scheduler().save_pretrained(tmp_path / "scheduler")
     monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.bfloat16)  # what a GPU would be given
-    monkeypatch.setattr(train, "plan", lambda cfg: [])
-    words = [f"pretrained_model_path={tmp_path}", f"train_data.single_video_path={clip_file}"]
+    words = [f"pretrained_model_path={tmp_path}", f"train_data.single_video_path={clip}"]
     cfg, _ = load(["--config", "configs/car.yaml", "--config", "configs/wan.yaml", *words], description="")
     text = train.dry_run(cfg)
+    assert "33 frames of 2.1 s" in text and "at 480x272" in text
     assert "tap: 60 layers, 30 blocks, 5,898,240 parameters" in text
     assert 4 < float(re.search(r"memory +([\d.]+) GB", text)[1]) < 5
 

@@ -11,7 +11,8 @@
     HEAD_PRESETS, PURE_NORM, SPATIAL_APPEARANCE, DIFFERENCE_LOSS    presets with a behaviour of their own
     IN_PLACE_OF_SKIPS        what a network without skip connections has in place of the highway, in words
     carriers, choose_carriers, shift           blocks for Motion Inversion's embeddings, and how those act in them
-    parts, load_options, boundary_of, contradiction, prepare, predictor, architecture, count_blocks, in_range
+    parts, load_options, boundary_of, lowest_timestep, contradiction, prepare, predictor
+    architecture, count_blocks, in_range
     text_width, text_length, vae_factor, sides, snap, sequences, latent_frames
     encode_video, encode_stills, decode_video, encode_text, clean
 
@@ -21,13 +22,12 @@ Everything else asks here and does not know which kind it has. Latents are [b c 
 from pathlib import Path
 from types import ModuleType
 
-from diffusers import DiffusionPipeline
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from configs.layers import is_hub_id
-from configs.plain import read_json
+from configs.errors import UserError
 from models.backbones import unet3d, wan
+from models.backbones.index import read_index
 
 KINDS = (unet3d, wan)
 PRESETS = tuple(dict.fromkeys(name for kind in KINDS for name in kind.PRESETS))  # of any kind
@@ -42,18 +42,7 @@ def kind_of_model(model: str | Path | None) -> ModuleType:
     """The kind of a pipeline folder, of a network's own folder, or of a hub id; the U-Net's where nothing says."""
     if model is None:
         return unet3d
-    folder = Path(model)
-    if folder.is_dir():
-        files = (folder / "model_index.json", folder / "config.json")
-        found = next((read_json(file) for file in files if file.is_file()), {})
-    elif is_hub_id(str(model)):
-        try:
-            found = DiffusionPipeline.load_config(str(model))
-        except (OSError, ValueError):  # whoever loads it words this
-            found = {}
-    else:
-        found = {}
-    name = found.get("_class_name") if isinstance(found, dict) else None
+    name = read_index(model).get("_class_name")
     return next((kind for kind in KINDS if name in (kind.PIPELINE, kind.NETWORK.__name__)), unet3d)
 
 
@@ -64,9 +53,19 @@ def architecture(network: nn.Module) -> str:
 
 
 def settled(cfg: DictConfig, model: str | Path) -> DictConfig:
-    """`cfg` with the model's own values for keys that nobody chose; the configuration passed in is not changed."""
-    cfg = OmegaConf.create(cfg)
-    for key, value in kind_of_model(model).defaults(model).items():
+    """`cfg` with the model's own values for keys that nobody chose; the configuration passed in is not changed.
+
+    Raises UserError for timesteps that a second network predicts, which stays as it is.
+    """
+    cfg, kind = OmegaConf.create(cfg), kind_of_model(model)
+    for key, value in kind.defaults(model).items():
         if key not in cfg.chosen:
             OmegaConf.update(cfg, key, value)
+    lowest = kind.lowest_timestep(kind.boundary_of(model))
+    for key in ("min_timestep", "max_timestep"):
+        if cfg[key] < lowest:
+            raise UserError(
+                f"{key}: {cfg[key]} belongs to {kind.SECOND} of {model}, which learns nothing; the motion is learned "
+                f"above the boundary between the two, so give {lowest} or more"
+            )
     return cfg

@@ -172,6 +172,11 @@ def boundary_of(path: str | Path) -> None:
     """There is no second network."""
 
 
+def lowest_timestep(boundary: float | None) -> int:
+    """The lowest that the network predicts: all of them."""
+    return 0
+
+
 def prepare(network: nn.Module, vae: nn.Module | None = None) -> None:
     """Give today's class the one-frame bypass of the paper's base model."""
     bypass_single_frames(network)

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from configs.errors import UserError
 from configs.plain import read_json
+from models.backbones.index import read_index
 from models.backbones.wan_settings import NEEDED as NEEDED
 from models.backbones.wan_settings import SCHEDULERS
 from models.backbones.wan_settings import SETTINGS as SETTINGS
@@ -97,7 +98,7 @@ def load_options(dtype: torch.dtype) -> dict[str, dict]:
 
 
 def parts(path: str | Path) -> dict[str, type]:
-    """Part -> class, of this folder: with Wan 2.2's second expert, and the scheduler that its settings name.
+    """Part -> class, of this folder or hub id: with Wan 2.2's second expert, and the scheduler that its settings name.
 
     Raises UserError where the index names a boundary between two experts and the second is not there.
     """
@@ -105,9 +106,12 @@ def parts(path: str | Path) -> dict[str, type]:
     settings = folder / "scheduler" / "scheduler_config.json"
     if settings.is_file():
         name = read_json(settings).get("_class_name")
-        found["scheduler"] = next((kind for kind in SCHEDULERS if kind.__name__ == name), UniPCMultistepScheduler)
+    else:
+        named = read_index(path).get("scheduler")
+        name = named[-1] if isinstance(named, list) and named else None  # [library, class]
+    found["scheduler"] = next((kind for kind in SCHEDULERS if kind.__name__ == name), UniPCMultistepScheduler)
     if (boundary := boundary_of(path)) is not None:
-        if not (folder / SECOND).is_dir():
+        if folder.is_dir() and not (folder / SECOND).is_dir():
             raise UserError(
                 f"model: {path} has no {SECOND}, the expert for timesteps below {1000 * boundary:g} that its index "
                 "asks for; download the whole folder again"
@@ -118,15 +122,19 @@ def parts(path: str | Path) -> dict[str, type]:
 
 def defaults(path: str | Path) -> dict[str, object]:
     """Configuration values of such a model where nobody chose others; Wan 2.2 learns in its first expert's range."""
-    boundary = boundary_of(path)
-    return DEFAULTS if boundary is None else DEFAULTS | {"min_timestep": round(1000 * boundary)}
+    lowest = lowest_timestep(boundary_of(path))
+    return DEFAULTS | {"min_timestep": lowest} if lowest else DEFAULTS
 
 
 def boundary_of(path: str | Path) -> float | None:
     """Wan 2.2's boundary between its experts, as a share of the timesteps; None for a model with one expert."""
-    index = Path(path) / "model_index.json"
-    found = read_json(index).get("boundary_ratio") if index.is_file() else None
+    found = read_index(path).get("boundary_ratio")
     return float(found) if isinstance(found, int | float) and 0 < found < 1 else None
+
+
+def lowest_timestep(boundary: float | None) -> int:
+    """The lowest that the first expert predicts, whose motion is learned."""
+    return 0 if boundary is None else math.ceil(1000 * boundary)
 
 
 def prepare(network: nn.Module, vae: nn.Module | None = None) -> None:
@@ -141,7 +149,13 @@ def predictor(network: nn.Module, second: nn.Module | None = None, boundary: flo
 
     def predict(z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         timestep = timestep.expand(len(z_t))
-        expert = network if second is None or timestep[0] >= 1000 * boundary else second
+        high = None if second is None else timestep >= 1000 * boundary
+        if high is not None and high.any() != high.all():  # a batch on both sides of the boundary
+            text, found = text.expand(len(z_t), -1, -1), torch.empty_like(z_t, dtype=torch.float32)
+            for rows in (high, ~high):
+                found[rows] = predict(z_t[rows], timestep[rows], text[rows])
+            return found
+        expert = network if high is None or high.any() else second
         return expert(z_t.to(dtype), timestep, text.to(dtype)).sample.float()
 
     return predict

@@ -5,6 +5,7 @@ every part's settings are read as plain data and the ones that shape what is com
 limits. Other keys are passed on as they are.
 """
 
+import inspect
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from configs.plain import read_json, shown_error
 from models import backbones
 
 ADVICE = "download the whole folder again"
+MOST_JSON = 256 << 20  # bytes of one file: Wan's tokenizer.json has 17 MB
 
 
 def check_pipeline(folder: Path) -> None:
@@ -26,7 +28,7 @@ def check_pipeline(folder: Path) -> None:
     kind = backbones.kind_of_model(folder)
     for part, (name, schema) in kind.SETTINGS.items():
         for file in sorted((folder / part).glob("*.json")):
-            content = read_json(file)
+            content = read_json(file, most=MOST_JSON)
             if file.name == name:
                 found = checked(content, schema, str(file), advice=ADVICE)
                 if part == kind.FOLDER:
@@ -54,7 +56,8 @@ def check_folder(path: str) -> None:
 def settings_of(model: str, part: str) -> dict[str, Any]:
     """The checked settings of the network or the VAE of a pipeline folder (or of a network's own), or of a hub id.
 
-    Raises UserError where there are none or they are not usable.
+    What the file leaves out has its class's default, as when the part is loaded: Wan's published VAE has no
+    `scale_factor_temporal`, for one. Raises UserError where there are none or they are not usable.
     """
     kind = backbones.kind_of_model(model)
     if Path(model).is_dir():
@@ -76,7 +79,9 @@ def settings_of(model: str, part: str) -> dict[str, Any]:
     found = checked(config, kind.SETTINGS[part][1], origin, needed=kind.NEEDED.get(part, ()), advice=ADVICE)
     if part == kind.FOLDER:
         _check_together(kind, found, origin)
-    return {**config, **found}
+    arguments = inspect.signature(kind.PARTS[part]).parameters.values()
+    defaults = {entry.name: entry.default for entry in arguments if entry.default is not entry.empty}
+    return {**defaults, **config, **found}
 
 
 def _check_together(kind: ModuleType, settings: dict[str, Any], origin: str) -> None:

@@ -22,6 +22,7 @@ SHAPING = (
     "temporal_preset",
     "include_patterns",
     "exclude_patterns",
+    "block_range",
     "lora_rank",
     "lora_alpha",
     "seed",
@@ -74,6 +75,10 @@ def resume(cfg, method, optimizer, processes: Processes, same_clips: Callable[[P
         )
     if changed := other_differences(cfg, found.config or {}):
         processes.say(f"note: changed since the checkpoint: {changed}")
+    if method.heads and (heads := found.info.get("heads")):
+        if heads != method.heads.info()["heads"]:
+            processes.say(f"note: heads near the edge are called otherwise now; those of the checkpoint stay: {heads}")
+        method.keep_to(method.heads.keeping(heads))
     state = load_training_state(found.path, optimizer.groups(), cfg.optimizer)
     method.load(found.motion, found.appearance)
     optimizer.load_state_dict(state["optimizer"])

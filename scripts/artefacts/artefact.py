@@ -102,6 +102,7 @@ class Artefact:
     prompts: int = 8
     also: tuple[str, ...] = ()
     world: bool = False  # needs a model of the toy world, where the truth is known
+    network: str | None = None  # the folder of the network that it is about, where it is about one kind of model
     needs: str = "one reference clip for each motion"
     reported: str = ""
     beside: Beside | None = None

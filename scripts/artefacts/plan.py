@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.errors import UserError
 from configs.schema import load
+from models.backbones import kind_of_model
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import SEEDS, Chain, Samples, infer_words, train_words
@@ -77,8 +78,14 @@ class Plan:
         self.problems: dict[str, list[str]] = {}
 
     def add(self, name: str) -> None:
-        """Plan an artefact; what it lacks is added to its problems."""
+        """Plan an artefact; what it lacks is added to its problems. Raises UserError for a model of another kind."""
         artefact, self.cells[name], self.problems[name] = ARTEFACTS[name], [], []
+        kind = kind_of_model(self.testbed.model)
+        if artefact.network not in (None, kind.FOLDER):
+            raise UserError(
+                f"{name}: is about a {artefact.network}, and {self.testbed.name} is a {kind.NAME}; it needs "
+                f"{artefact.needs}"
+            )
         if artefact.world and not self.testbed.world:
             self.problems[name].append(f"{artefact.title} needs a model of the toy world: --model pocket, or --world")
             return

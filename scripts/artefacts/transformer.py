@@ -99,6 +99,7 @@ TRANSFORMER = {
         motions=MOTIONS,
         appearances=1,
         world=True,
+        network="transformer",
         needs="PocketScope-DiT: --model models/pocketscope_dit --world",
         beside=Beside("the U-Net (PocketScope)", "motions", "pocketscope", ("TAP (q + k)", "MotionDirector")),
     )

@@ -66,6 +66,7 @@ SWEEP = {
         pooled=True,
         appearances=1,
         world=True,
+        network="transformer",
         needs="PocketScope-DiT: --model models/pocketscope_dit --world",
     )
 }

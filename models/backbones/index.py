@@ -1,0 +1,25 @@
+"""A pipeline's model_index.json, which names its class, its parts and, of Wan 2.2, the boundary between two experts."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from configs.layers import is_hub_id
+from configs.plain import read_json
+
+
+def read_index(model: str | Path) -> dict[str, Any]:
+    """The index of a pipeline folder or hub id, or the config.json of a network's own folder; empty where none is."""
+    folder = Path(model)
+    if folder.is_dir():
+        files = (folder / "model_index.json", folder / "config.json")
+        found = next((read_json(file) for file in files if file.is_file()), {})
+    elif is_hub_id(str(model)):
+        try:
+            found = DiffusionPipeline.load_config(str(model))
+        except (OSError, ValueError):  # whoever loads it words this
+            found = {}
+    else:
+        found = {}
+    return found if isinstance(found, dict) else {}
