@@ -3,20 +3,22 @@
 Any folder in ZeroScope's / ModelScope's diffusers layout works, in today's format or the one of 2023 (.bin weights,
 vocab.json + merges.txt), Wan's does, and so does a hub id where there is a network. Which kind it is, and all that
 differs between them, is in models/backbones. Videos are uint8 [f c h w] outside and latents [1 c f h w] inside; the VAE
-and the text encoder only visit a small GPU while they are needed.
+and the text encoder only visit a small GPU while they are needed, a very large text encoder layer by layer.
 """
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from diffusers import SchedulerMixin
+from diffusers.hooks import apply_group_offloading
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -26,7 +28,7 @@ from configs.plain import shown_error
 from models import backbones
 from models.files.parts import UNLOADABLE, load_part, quiet
 from models.files.pipeline import check_folder, check_pipeline, settings_of
-from models.placement import place
+from models.placement import parameter_bytes, place
 
 ROOM = 12e9  # bytes free beside all parts of the model, twice what training and sampling need: then no part is moved
 
@@ -88,6 +90,7 @@ class Backbone:
     second: nn.Module | None = None
     boundary: float | None = None
     memory: str = "default"
+    text_by_layers: bool = False  # whether the text encoder's layers visit the device one after another
 
     @classmethod
     def load(
@@ -120,8 +123,19 @@ class Backbone:
         for each in filter(None, (network, second)):
             place(each, device, memory)
         kind.prepare(network, loaded["vae"])
-        boundary = kind.boundary_of(path)
-        return cls(network, **loaded, path=path, device=device, second=second, boundary=boundary, memory=memory)
+        by_layers = parameter_bytes(loaded["text_encoder"]) > _free_bytes(device) / 2  # Wan's: 11.4 GB for one prompt
+        if by_layers:
+            apply_group_offloading(loaded["text_encoder"], device, offload_type="leaf_level")
+        return cls(
+            network,
+            **loaded,
+            path=path,
+            device=device,
+            second=second,
+            boundary=kind.boundary_of(path),
+            memory=memory,
+            text_by_layers=by_layers,
+        )
 
     @property
     def kind(self) -> ModuleType:
@@ -191,7 +205,7 @@ class Backbone:
         for prompt in prompts:
             self._report_cut(prompt, length)
         rows = list(zip(found.input_ids.to(self.device).split(1), found.attention_mask.to(self.device).split(1)))
-        with _visiting(self.text_encoder, self.device):
+        with nullcontext() if self.text_by_layers else _visiting(self.text_encoder, self.device):
             return torch.cat([self.kind.encode_text(self.text_encoder, *row) for row in rows])
 
     def _report_cut(self, prompt: str, length: int) -> None:
@@ -234,6 +248,11 @@ def latent_size_of(model: str | Path, frames: int, height: int, width: int) -> t
     """`Backbone.latent_size` of a pipeline folder or hub id, read from its configurations."""
     kind, vae = backbones.kind_of_model(model), settings_of(str(model), "vae")
     return kind.latent_frames(frames, vae), height // kind.vae_factor(vae), width // kind.vae_factor(vae)
+
+
+def _free_bytes(device: torch.device) -> float:
+    """What is free on a GPU. On other devices there is no limit, because nothing needs to be moved to them."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from models.backbones.unet3d import PRESETS, ZEROSCOPE
 from models.compiled import compile_layers
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.placement import parameter_bytes
 from models.training import objective
 from models.training.memory import PeakBytes
 from scripts.authors.weights import build_unet, fill
@@ -280,6 +281,21 @@ def test_a_step_with_the_model_out_of_the_way_stays_near_its_counted_peak(device
     counted = steps.count_bytes(architecture, cfg=cfg)
     assert counted > 0 and (peak is None) == (device == "cpu")
     assert peak is None or peak - held < 1.1 * counted
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_a_text_encoder_that_visits_layer_by_layer_never_lies_on_the_card_as_a_whole(
+    tiny_pipeline, exact_fp32, device, monkeypatch
+):
+    whole = Backbone.load(tiny_pipeline, torch.float32, "cpu").encode_text(["a car"])
+    monkeypatch.setattr("models.backbone._free_bytes", lambda _: 0)
+    backbone = Backbone.load(tiny_pipeline, torch.float32, device)
+    backbone.encode_text(["a car"])  # what a first call sets up does not count
+    held = torch.cuda.memory_allocated(device) if device == "cuda" else 0
+    peak = peak_bytes(lambda: backbone.encode_text(["a car"]), torch.device(device))
+    assert difference(backbone.encode_text(["a car"]).cpu(), whole) < (1e-5 if device == "cuda" else 1e-12)
+    assert (peak is None) == (device == "cpu")
+    assert peak is None or peak - held < parameter_bytes(backbone.text_encoder)
 
 
 def losses(device, mode, backend, numbers):

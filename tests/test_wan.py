@@ -15,6 +15,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from transformers import UMT5Config, UMT5EncoderModel
 
 import train
 from configs.errors import UserError
@@ -416,3 +417,20 @@ def test_an_image_to_video_model_is_refused(tiny_wan, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_dim": 1280}))
     with pytest.raises(UserError, match="image-to-video"):
         Backbone.load(folder)
+
+
+def test_a_text_encoder_too_large_for_the_device_visits_layer_by_layer(backbone, tiny_wan, monkeypatch):
+    monkeypatch.setattr("models.backbone._free_bytes", lambda _: 0)
+    by_layers, expected = Backbone.load(tiny_wan), backbone.encode_text([PROMPT, NEGATIVE])
+    monkeypatch.setattr("models.backbone._visiting", lambda *_: pytest.fail("the whole encoder moved"))
+    assert by_layers.text_by_layers and not backbone.text_by_layers
+    assert torch.equal(by_layers.encode_text([PROMPT, NEGATIVE]), expected)
+
+
+def test_the_largest_layer_of_its_text_encoder():
+    """UMT5-XXL on the meta device: 11.4 GB in bf16, of which the layer with the most holds 2.1."""
+    sizes = dict(d_model=4096, d_ff=10240, d_kv=64, num_layers=24, num_heads=64, vocab_size=256384)
+    with torch.device("meta"):
+        encoder = UMT5EncoderModel(UMT5Config(**sizes, feed_forward_proj="gated-gelu")).to(torch.bfloat16)
+    largest = max(sum(p.nbytes for p in layer.parameters(recurse=False)) for layer in encoder.modules())
+    assert 11.3e9 < sum(p.nbytes for p in encoder.parameters()) < 11.5e9 and 2.0e9 < largest < 2.2e9
