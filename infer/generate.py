@@ -75,12 +75,11 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
             yield from _sample_part(part, each, backbone, clip, folder, rows, bar, first=number == 0)
     jobs = [job for part in parts for job in part.jobs]
-    if more := len(jobs) - len(rows):
-        rows.append((f"and {more:,} more in this folder", Image.new("RGB", (1, 1), "white")))
     records = [shared_record(part.args, each, backbone) for part, each in zip(parts, requests)]
     made = [jobs, records[0] if len(records) == 1 else records]
     name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
-    print(f"contact sheet: {contact_sheet(folder / f'sheet_{name}.png', rows)}", file=sys.stderr)
+    sheet = contact_sheet(folder / f"sheet_{name}.png", rows, more=len(jobs) - len(rows))
+    print(f"contact sheet: {sheet}", file=sys.stderr)
 
 
 def _changed(request: Request, first: Request) -> str:
