@@ -176,8 +176,10 @@ def test_json_in_motiondirectors_layout_and_as_a_list(folder):
     (folder / "nested.json").write_text(json.dumps(nested))
     clips = load_clips(config(dataset_types=["json"], json_path=str(folder / "nested.json")), 32)
     assert [(clip.prompt, numbers(clip)[0]) for clip in clips] == [("third", 3), ("first", 0)]
-    (folder / "list.json").write_text(json.dumps([{"video": "b.mp4", "caption": "plain"}]))
-    assert load_clips(config(dataset_types=["json"], json_path=str(folder / "list.json")), 32)[0].prompt == "plain"
+    plain = [{"video": "b.mp4", "caption": "plain"}, {"video": "b.mp4", "caption": "later", "frame_index": 2}]
+    (folder / "list.json").write_text(json.dumps(plain))
+    clips = load_clips(config(dataset_types=["json"], json_path=str(folder / "list.json")), 32)
+    assert [(clip.prompt, numbers(clip)[0]) for clip in clips] == [("plain", 0), ("later", 2)]
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,8 @@ def test_a_video_of_other_settings_is_never_overwritten(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["../../etc/passwd", "/abs/olute", "🐎🐎🐎", "a\nb\0c", "." * 5, "x" * 1000, "CON", "a/b\\c:d*e?", "A horse"]
+    "prompt",
+    ["../../etc/passwd", "/abs/olute", "🐎🐎🐎", "a\nb\0c", "." * 5, "x" * 1000, "CON", "a/b\\c:d*e?", "A horse"],
 )
 def test_any_prompt_makes_a_safe_file_name(prompt, tmp_path):
     name = safe_name(prompt)
