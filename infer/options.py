@@ -43,6 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The flags as given, None where left out. Wrong ones exit with code 2 and argparse's one line."""
     parser = _Parser("infer.py", description=DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
+    attention, motion, strength = (parser.add_mutually_exclusive_group().add_argument for _ in range(3))
     add("--model", "-m", help="model folder in ZeroScope's layout, or a hub id (default: the folder trained on)")
     add("--prompt", "-p", nargs="+", action="extend", default=[], help="one or several prompts")
     add("--prompt_file", "--prompt-file", help="a prompt a line, which may end in options such as --w 64 --d 3")
@@ -100,13 +101,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="torch.compile for the U-Net's layers; step also replays them as CUDA graphs (default: %(default)s)",
     )
     add("--precision", choices=["fp16", "bf16", "no"], help=f"a CPU always computes in fp32 ({_else('fp16')})")
-    add("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
-    add("--sdp", "-S", action="store_true", help="attention through PyTorch's SDPA (the default)")
-    add("--checkpoint_folder", "--checkpoint-folder", "-cf", help="run folder of train.py, or of the authors' release")
+    attention("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
+    attention("--sdp", "-S", action="store_true", help="attention through PyTorch's SDPA (the default)")
+    motion(
+        "--checkpoint_folder", "--checkpoint-folder", "-cf", help="run folder of train.py, or the authors' release's"
+    )
     add("--checkpoint_index", "--checkpoint-index", "-ci", type=int, help="N of checkpoint-N (default: the latest)")
     add("--temporal_preset", help="layers of a file without names, where shapes cannot tell: release or tap")
     add("--lora_rank", "-lr", type=_count, help="only checked: the rank is in the checkpoint")
-    add(
+    strength(
         "--lora_scale",
         "-ls",
         type=_strength,
@@ -123,8 +126,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--spatial_path_folder", help="take the appearance of this checkpoint (MotionDirector's mixing)")
     add("--spatial_path_scale", type=_strength, default=1.0, help="strength of that appearance (default: 1)")
-    add("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
-    add("--temporal_path_scale", type=_strength, help="same as --lora_scale")
+    motion("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
+    strength("--temporal_path_scale", type=_strength, help="same as --lora_scale")
     add(
         "--clip",
         type=int,
@@ -235,6 +238,7 @@ class _Parser(argparse.ArgumentParser):
         wrong = [word for word in message.split() if word.startswith("-")] if "unrecognized" in message else []
         near = difflib.get_close_matches(wrong[0], self._option_string_actions, 1) if wrong else []
         hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+        hint = "give one of the two" if "not allowed with" in message else hint
         message = printable(message if len(message) <= MOST_LETTERS else f"{message[:MOST_LETTERS]}...")
         self.exit(2, f"error: {message}; {hint}\n")
 

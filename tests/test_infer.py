@@ -349,6 +349,12 @@ def test_a_full_disk_is_one_sentence(capsys):
         (["--freeu", "(" * 10_000], "((..."),
         (["--guidance-scale", "-5"], "is not between 0 and"),
         (["--width", "0"], "0 is not 1 or more"),
+        (
+            ["-cf", "a", "--temporal_path_folder", "b"],
+            "--temporal_path_folder: not allowed with argument --checkpoint_",
+        ),
+        (["--temporal_path_scale", "2", "-ls", "1"], "-ls: not allowed with argument --temporal_path_scale; give one"),
+        (["--sdp", "-x"], "-x: not allowed with argument --sdp/-S; give one of the two"),
     ],
 )
 def test_a_wrong_flag_ends_in_one_line(words, sentence, capsys):
