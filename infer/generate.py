@@ -199,14 +199,18 @@ def forwards(settings: Settings, scheduler: SchedulerMixin) -> int:
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:
     """Frames, height and width in latent pixels. Raises UserError for sizes that the model cannot take."""
-    factor = backbone.sides
+    check_sides(settings, backbone.sides)
+    return backbone.latent_size(settings.num_frames, settings.height, settings.width)
+
+
+def check_sides(settings: Settings, factor: int) -> None:
+    """Raise UserError for a width or height in pixels that is not a multiple of `factor`."""
     for side in ("width", "height"):
         if settings[side] % factor:
             raise UserError(
-                f"--{side}: {settings[side]} is not a multiple of {factor}, which this model's VAE needs; "
-                f"use {max(1, round(settings[side] / factor)) * factor}"
+                f"{side}: {settings[side]} is not a multiple of {factor}, which this model needs; "
+                f"use {max(1, round(settings[side] / factor)) * factor} (--{side}, or validation_data.{side})"
             )
-    return backbone.latent_size(settings.num_frames, settings.height, settings.width)
 
 
 def check_batch(batch: int, settings: Settings, sequences: int) -> None:
