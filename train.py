@@ -189,7 +189,7 @@ def _train(cfg, processes: Processes) -> Path:
     try:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal, previews)
         previews.at_last()
-        write_card(folder, cfg, method.info(), previews.caption, journal.measures())
+        write_card(folder, cfg, method.info(), previews.caption, journal.measures(), clips=previews.clips)
     finally:
         processes.say(f"loss plot: {journal.close()}")
     return folder

@@ -154,7 +154,7 @@ def same_clips(clips: list[CachedClip], kept: Path) -> bool:
 
 
 def primary(clips: list[CachedClip]) -> int:
-    """Number of the clip that speaks for all: the first of the longest, since images have no motion to start from."""
+    """Index of the representative clip: the first of the longest, since images have no motion to start from."""
     return max(range(len(clips)), key=lambda i: clips[i].latents.shape[2])
 
 

@@ -94,12 +94,18 @@ class Previews:
 
     @property
     def caption(self) -> str:
-        """Of the reference clip that speaks for all."""
+        """The caption of the representative reference clip (data/cache.py: primary)."""
         clips = self.model[2]
         return clips[primary(clips)].prompt
 
+    @property
+    def clips(self) -> int:
+        """How many reference clips have a motion; of images alone, how many there are."""
+        clips = self.model[2]
+        return sum(clip.latents.shape[2] > 1 for clip in clips) or len(clips)
+
     def _reference(self) -> Clip:
-        """The reference clip that speaks for all, as its file has it, else as its latents decode."""
+        """The representative reference clip as its file has it, else as its latents decode."""
         backbone, _, clips = self.model
         number = primary(clips)
         if self.cfg.cached_latent_dir:

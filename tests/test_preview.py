@@ -195,9 +195,9 @@ def test_the_base_model_is_sampled_once_whenever_it_is(tiny_config, backbone, tm
 
 def test_cached_clips_are_shown_as_their_latents_decode(tiny_config, backbone, tmp_path):
     cfg = tiny_config(max_train_steps=1, validation_data={**VALIDATION, "side_by_side": True}, cached_latent_dir="kept")
-    previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, lambda line: None)
+    previews = module.Previews(cfg, backbone, Untrained(), [clip(1), clip(4)], tmp_path, lambda line: None)
     previews.after(1)
-    assert previews.at_last().is_file()
+    assert previews.at_last().is_file() and previews.clips == 1, "an image has no motion"
     backbone.network.eval()
 
 
