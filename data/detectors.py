@@ -109,9 +109,9 @@ def name_motion(trajectory: np.ndarray, size: np.ndarray) -> str | None:
     """The known motion that a path [f 2] and radii [f] show; None where the object is lost in some frame.
 
     Rules, in pixels of 64: a direction is a net travel of at least 16 along one axis, steady in time (correlation
-    above 0.9), with less than 8 of spread across it; still moves less than 5 and changes its size by less than a
-    fifth; grow and shrink stay in place with a steady change by more than a quarter; anything else that moves by
-    more than 6 wanders.
+    above 0.9), with less than 8 of spread across it. The ratio of the last two frames' radii to the first two frames' is
+    below 0.8 for shrink and above 1.25 for grow, which both stay within 8 and change steadily (correlation above 0.8);
+    still stays within 5 at a ratio between 0.8 and 1.25. Anything else that moves by more than 6 wanders.
     """
     if not (np.isfinite(trajectory).all() and np.isfinite(size).all()):
         return None

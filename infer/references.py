@@ -1,6 +1,6 @@
 """The reference clips as the model sees them: read, encoded and inverted once, and kept in the cache.
 
-Latents [1 4 f h w], text embeddings [1 n d], inversions like the latents; all fp32 on the CPU.
+Latents [1 c f h w], text embeddings [1 n d], inversions like the latents; all fp32 on the CPU.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from models.backbone import Backbone
 def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache.CachedClip]:
     """Latents, text embeddings and inversions of the reference clips, from the cache where it has them.
 
-    With `quiet` nothing is printed on how each clip is cut: another process has. Raises UserError as the clips' readers
-    do.
+    With `quiet` nothing is printed on how each clip is cut, because another process prints it. Raises UserError as the
+    clips' readers do.
     """
     if cfg.cached_latent_dir:
         clips = [

@@ -241,6 +241,15 @@ def test_a_clip_too_short_is_told_what_would_do(count, start, advice):
         pick_frames(Path("phone.mp4"), count, 30, Cut(64, 64, 16, fps=8, start=start))
 
 
+@pytest.mark.parametrize("number, words", [
+    (1, "frame"), (2, "2nd frame"), (3, "3rd frame"), (4, "4th frame"), (12, "12th frame"), (21, "21st frame"),
+    (111, "111th frame"),
+])  # fmt: skip
+def test_the_frames_of_a_clip_too_short_are_counted_in_words(number, words):
+    with pytest.raises(UserError, match=f"taking every {words} from frame 7[)]"):
+        pick_frames(Path("phone.mp4"), 8, 30, Cut(64, 64, 16, step=number, start=7))
+
+
 def test_an_image_in_place_of_a_clip_is_told_where_it_belongs(tmp_path):
     with pytest.raises(UserError, match="dataset_types=.image."):
         (tmp_path / "look.png").write_bytes(b"x")
