@@ -36,7 +36,9 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
         clips = load_clips(cfg, backbone.snap)
     unconditional = once(lambda: backbone.encode_text([""]).to(backbone.device))  # where a clip is not cached yet
 
-    def invert(latents: torch.Tensor) -> torch.Tensor:
+    def invert(latents: torch.Tensor) -> torch.Tensor | None:
+        if latents.shape[2] == 1:
+            return None  # an image has no motion that a sampling could start from
         denoise = guide(backbone.predict, unconditional())
         return ddim_invert(denoise, backbone.scheduler, latents.to(backbone.device), cfg.inversion_steps).cpu()
 
