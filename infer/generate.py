@@ -29,7 +29,7 @@ from infer.jobs import Part, read_parts
 from infer.noise import initial_noise
 from infer.pictures import MOST_ROWS, contact_sheet, strip
 from infer.request import Request, read_request
-from infer.sampler import guide, is_inside, make_solver, sample, within
+from infer.sampler import classifier_free_guidance, is_inside, make_solver, sample, within
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
@@ -144,7 +144,7 @@ def sample_videos(
 
     `customization` is on the U-Net inside its `with` block; phased LoRA integration takes it off before. `negative` is
     [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
-    size is the clip that `settings.guidance()` steers to. Raises UserError when the latents do not stay finite.
+    size is the clip that `settings.motion_guidance()` steers to. Raises UserError when the latents do not stay finite.
     """
     shape = (1, backbone.network.config.in_channels, *latent_size(settings, backbone))
     noise = [
@@ -158,7 +158,7 @@ def sample_videos(
         )
         for seed in seeds
     ]
-    denoise = guide(
+    denoise = classifier_free_guidance(
         backbone.predict,
         text,
         negative.expand(len(text), -1, -1),
@@ -166,12 +166,17 @@ def sample_videos(
         rescale=settings.guidance_rescale,
     )
     if settings.guidance_interval is not None:
-        denoise = within(settings.guidance_interval, denoise, guide(backbone.predict, text))
+        denoise = within(settings.guidance_interval, denoise, classifier_free_guidance(backbone.predict, text))
     steer = None
-    if (guidance := settings.guidance()) is not None:
+    if (guidance := settings.motion_guidance()) is not None:
         empty = backbone.encode_text([""]).expand(len(text), -1, -1)
         denoise = MotionGuidance(
-            towards, denoise, guide(backbone.predict, empty), backbone.scheduler, guidance, list(seeds)
+            towards,
+            denoise,
+            classifier_free_guidance(backbone.predict, empty),
+            backbone.scheduler,
+            guidance,
+            list(seeds),
         )
         steer = denoise.steer
     threshold = settings.pli_threshold
@@ -194,7 +199,7 @@ def forwards(settings: Settings, scheduler: SchedulerMixin) -> int:
     interval, unguided = settings.guidance_interval, settings.guidance_scale == 1
     timesteps = make_solver(scheduler, settings.solver, settings.num_steps).timesteps
     each = [1 if unguided or not is_inside(interval, timestep) else 2 for timestep in timesteps]
-    return (settings.guidance() or GuidanceSettings(steps=0)).forwards(each)
+    return (settings.motion_guidance() or GuidanceSettings(steps=0)).forwards(each)
 
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:

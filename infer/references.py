@@ -15,7 +15,7 @@ import torch
 from data import cache
 from data.sources import load_clips
 from infer.inversion import ddim_invert
-from infer.sampler import guide
+from infer.sampler import classifier_free_guidance
 from models.backbone import Backbone
 
 
@@ -39,7 +39,7 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
     def invert(latents: torch.Tensor) -> torch.Tensor | None:
         if latents.shape[2] == 1:
             return None  # an image has no motion that a sampling could start from
-        denoise = guide(backbone.predict, unconditional())
+        denoise = classifier_free_guidance(backbone.predict, unconditional())
         return ddim_invert(denoise, backbone.scheduler, latents.to(backbone.device), cfg.inversion_steps).cpu()
 
     return cache.build(

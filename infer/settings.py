@@ -89,7 +89,7 @@ class Settings:
         scope = self["highway"]
         return None if scope == "off" else HighwaySettings(scope, self["beta"], self["freeu"])
 
-    def guidance(self) -> GuidanceSettings | None:
+    def motion_guidance(self) -> GuidanceSettings | None:
         """How motion is guided; None without guidance."""
         if "guide" not in self.values:
             return None

@@ -16,7 +16,7 @@ from infer import guidance, options
 from infer.generate import generate
 from infer.inversion import ddim_invert
 from infer.preview import check_previews
-from infer.sampler import guide, make_solver, sample
+from infer.sampler import classifier_free_guidance, make_solver, sample
 from infer.video import read_frames
 from models import backbones
 from models.backbone import Backbone, latent_size_of, predictor, skeleton
@@ -97,7 +97,11 @@ def stock(pipe, noise, steps, output="latent"):
 def ours(backbone, noise, steps, solver="unipc"):
     text, negative = backbone.encode_text([PROMPT, NEGATIVE]).split(1)
     return sample(
-        guide(backbone.predict, text, negative, scale=4), backbone.scheduler, noise, steps=steps, solver=solver
+        classifier_free_guidance(backbone.predict, text, negative, scale=4),
+        backbone.scheduler,
+        noise,
+        steps=steps,
+        solver=solver,
     )
 
 
@@ -147,7 +151,7 @@ def test_timesteps_of_a_flow_lie_within_the_limits_and_lean_to_much_noise(backbo
 
 def test_an_inverted_flow_samples_its_clip_again(backbone):
     clip, empty = 0.5 * normal(1, 4, 2, 8, 8), backbone.encode_text([""])
-    denoise = guide(backbone.predict, empty)
+    denoise = classifier_free_guidance(backbone.predict, empty)
     inverted = ddim_invert(denoise, backbone.scheduler, clip, 50)
     again = sample(denoise, backbone.scheduler, inverted, steps=50, solver="euler")
     assert (again - clip).abs().mean() < 0.02 < (inverted - clip).abs().mean()
