@@ -138,9 +138,9 @@ def read_folder(directory: str | Path) -> list[CachedClip]:
 
 
 def same_clips(clips: list[CachedClip], kept: Path) -> bool:
-    """Are these the clips and captions whose latents a run keeps? Yes also where it keeps none.
+    """Whether these are the clips and captions whose latents a run keeps; True as well where it keeps none.
 
-    Other precision changes latents by a little, another clip by much.
+    Another precision changes latents a little, another clip changes them a lot.
     """
     if not kept.is_dir():
         return True

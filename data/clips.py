@@ -41,10 +41,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Cut:
-    """What to take from a file: `frames` frames, every `step`-th of those sampled at `fps` (0: all), in pixels.
+    """What to take from a file: `frames` frames of `width` x `height` pixels.
 
-    `start` counts the file's own frames from 0. `snap` is the multiple of pixels that bucketed sides are rounded up to;
-    None stretches to exactly width x height (the release without use_bucketing).
+    They are every `step`-th of those that are sampled at `fps` frames a second (0: all of the file's). `start` counts
+    the file's own frames from 0. `snap` is the multiple of pixels that bucketed sides are rounded up to; None stretches
+    to exactly width x height (the release without use_bucketing).
     """
 
     width: int

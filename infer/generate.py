@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from configs.errors import UserError, shown
 from configs.files import check_writable, sweep
+from configs.plain import shown_error
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.guide_clip import guide_latents
 from infer.jobs import Part, read_parts
@@ -85,7 +86,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
 def _changed(request: Request, first: Request) -> str:
     """What a line's options change of the first request's settings, in words."""
     new, old = request.settings.values, first.settings.values
-    return ", ".join(f"{name} {shown(value)}" for name, value in new.items() if value != old.get(name)) or "as before"
+    return ", ".join(f"{name} {shown(value)}" for name, value in new.items() if value != old.get(name)) or "as at first"
 
 
 def _sample_part(
@@ -277,7 +278,7 @@ def _attention(backbone: Backbone, args: argparse.Namespace) -> Iterator[None]:
             network.enable_xformers_memory_efficient_attention()
         except (ImportError, ValueError, NotImplementedError) as error:
             raise UserError(
-                f"--xformers: not usable here ({str(error).splitlines()[0][:120]}); leave it out: PyTorch's "
+                f"--xformers: not usable here ({shown_error(error)}); leave it out: PyTorch's "
                 "SDPA, the default, is as fast"
             ) from None
     elif args.sdp:

@@ -48,7 +48,7 @@ class Source:
 
 @dataclass
 class Request:
-    """A request of which everything is known but the loaded model. `reference` is None when nothing of it is used."""
+    """A request, complete but for the loaded model. `reference` is None when nothing of it is used."""
 
     sources: list[Source]
     model: str

@@ -1,7 +1,7 @@
 """A picture that plays: reference clip, base model and customized model side by side, one row for each prompt.
 
 Videos are uint8 [f c h w]. The picture is an animated WebP, which browsers play, of at most `MOST_BYTES`; the same
-frames are kept as an mp4. What is drawn small is enlarged by whole pixels, what is large is reduced.
+frames are kept as an mp4. Small videos are enlarged by whole pixels, large ones are reduced.
 """
 
 import textwrap
@@ -35,7 +35,7 @@ def write_side_by_side(
     count = max(len(video) for _, *videos in rows for video in (reference.frames, *videos))
     images = [_frame(rows, reference, number, count) for number in range(count)]
     frames = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
-    video = write_video(path.with_suffix(".mp4"), frames, fps=round(fps))
+    video = write_video(path.with_suffix(".mp4"), frames, fps=max(1, round(fps)))
     settings = dict(format="WEBP", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
     tries = [dict(lossless=True, quality=100), *(dict(quality=quality, method=6) for quality in QUALITIES)]
     with atomic_path(path) as temporary:
