@@ -50,7 +50,7 @@ from configs.files import atomic_path, check_writable
 from configs.schema import to_yaml
 from data import cache
 from infer.plan import plan
-from infer.preview import Previews, check_solver_of_previews
+from infer.preview import Previews, check_previews
 from infer.references import prepare_clips
 from models import backbones, methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
@@ -146,7 +146,7 @@ def _train(cfg, processes: Processes) -> Path:
     backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
     use_threads(backbone.network, device, cfg.threads)
     objective.check_scheduler(backbone.scheduler, cfg.max_timestep)
-    check_solver_of_previews(cfg)
+    check_previews(cfg)
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
     latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
@@ -189,7 +189,7 @@ def _train(cfg, processes: Processes) -> Path:
     try:
         loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal, previews)
         previews.at_last()
-        write_card(folder, cfg, method.info(), previews.caption, journal.measures())
+        write_card(folder, cfg, method.info(), previews.caption, journal.measures(), clips=previews.clips)
     finally:
         processes.say(f"loss plot: {journal.close()}")
     return folder
@@ -291,7 +291,7 @@ def dry_run(cfg: DictConfig) -> str:
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     planned = plan(cfg)
     network, device = skeleton(cfg.pretrained_model_path), choose_device(cfg.device)
-    check_solver_of_previews(cfg)
+    check_previews(cfg)
     dtype = choose_dtype(cfg.mixed_precision, device)
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as exceptions that arrive: what is raised where a signal finds the program, and where it waits.
+"""Turns SIGTERM and Ctrl-C into exceptions, and delays them inside `held`.
 
 The first of them raises `Terminated` or `Interrupted`, and context managers clear away what is being written. Three
 places would spoil that. What must not be broken off, such as an encoder that makes its file anew when it is left alone,

@@ -121,7 +121,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def _mtbench(folder: Path) -> tuple[list[Case | str], list[str]]:
-    """(each case, or the sentence that it is left out; a sentence for each folder that is nothing of the benchmark)"""
+    """(each case, or the sentence that it is left out; a sentence for each folder that does not belong to it)"""
     places = _folders(folder)
     levels = [path for path in places if not _is_case(path) and any(map(_is_case, _folders(path)))]
     cases = [(path, "all") for path in places if _is_case(path)]

@@ -66,15 +66,15 @@ def build(
     key_parts: dict[str, Any],
     encode_video: Callable[[torch.Tensor], torch.Tensor],
     encode_text: Callable[[str], torch.Tensor],
-    invert: Callable[[torch.Tensor], torch.Tensor] | None,
+    invert: Callable[[torch.Tensor], torch.Tensor | None] | None,
     encode_stills: Callable[[torch.Tensor], torch.Tensor | None] = lambda frames: None,
 ) -> list[CachedClip]:
     """The cached form of every clip, read from `directory` or computed and written there.
 
     `encode_video` maps uint8 [f c h w] to latents [1 c f h w], `encode_text` a prompt to [1 n d], `invert` latents to
-    their inverted noise (None: not wanted), `encode_stills` frames to `CachedClip.stills`. Prints to stderr what was
-    reused; an unreadable entry is made anew. Every entry is written as soon as it is computed, so what is done stays
-    when the rest is interrupted.
+    their inverted noise, or to None where a clip needs none (in place of the function None: no clip does),
+    `encode_stills` frames to `CachedClip.stills`. Prints to stderr what was reused; an unreadable entry is made anew.
+    Every entry is written as soon as it is computed, so what is done stays when the rest is interrupted.
     """
     sweep(directory)
     found = []
@@ -138,9 +138,9 @@ def read_folder(directory: str | Path) -> list[CachedClip]:
 
 
 def same_clips(clips: list[CachedClip], kept: Path) -> bool:
-    """Are these the clips and captions whose latents a run keeps? Yes also where it keeps none.
+    """Whether these are the clips and captions whose latents a run keeps; True as well where it keeps none.
 
-    Other precision changes latents by a little, another clip by much.
+    Another precision changes latents a little, another clip changes them a lot.
     """
     if not kept.is_dir():
         return True
@@ -154,7 +154,7 @@ def same_clips(clips: list[CachedClip], kept: Path) -> bool:
 
 
 def primary(clips: list[CachedClip]) -> int:
-    """Number of the clip that speaks for all: the first of the longest, since images have no motion to start from."""
+    """Index of the representative clip: the first of the longest, since images have no motion to start from."""
     return max(range(len(clips)), key=lambda i: clips[i].latents.shape[2])
 
 

@@ -41,10 +41,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Cut:
-    """What to take from a file: `frames` frames, every `step`-th of those sampled at `fps` (0: all), in pixels.
+    """What to take from a file: `frames` frames of `width` x `height` pixels.
 
-    `start` counts the file's own frames from 0. `snap` is the multiple of pixels that bucketed sides are rounded up to;
-    None stretches to exactly width x height (the release without use_bucketing).
+    They are every `step`-th of those that are sampled at `fps` frames a second (0: all of the file's). `start` counts
+    the file's own frames from 0. `snap` is the multiple of pixels that bucketed sides are rounded up to; None stretches
+    to exactly width x height (the release without use_bucketing).
     """
 
     width: int
@@ -82,9 +83,16 @@ def pick_frames(path: Path, count: int, native_fps: float, cut: Cut) -> tuple[li
         advice = "lower train_data.n_sample_frames or train_data.frame_step, or take a longer clip"
     raise UserError(
         f"{path}: {len(indices)} frames where {cut.frames} are asked for ({count} in the file at {native_fps:g} fps, "
-        f"every"
-        f" {every}. taken from frame {cut.start}); {advice}"
+        f"taking every {_ordinal(every)} from frame {cut.start}); {advice}"
     )
+
+
+def _ordinal(number: int) -> str:
+    """How many frames lead from one that is taken to the next, in words: "frame", "2nd frame", "11th frame"."""
+    if number == 1:
+        return "frame"
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending} frame"
 
 
 def bucket(width: int, height: int, cut: Cut) -> tuple[int, int]:
@@ -166,7 +174,7 @@ class Gif:
         self.size = self._frames.shape[2], self._frames.shape[1]
 
     def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8 [f h w c] at the gif's own size: `size` is a wish that only a decoder of video can fulfil."""
+        """uint8 [f h w c] at the gif's own size: `size`, which lets a decoder of video work faster, is ignored."""
         return self._frames[list(indices)]
 
 

@@ -108,10 +108,12 @@ def read_clip(frames: torch.Tensor | np.ndarray | Layers) -> Reading:
 def name_motion(trajectory: np.ndarray, size: np.ndarray) -> str | None:
     """The known motion that a path [f 2] and radii [f] show; None where the object is lost in some frame.
 
-    Rules, in pixels of 64: a direction is a net travel of at least 16 along one axis, steady in time (correlation
-    above 0.9), with less than 8 of spread across it; still moves less than 5 and changes its size by less than a
-    fifth; grow and shrink stay in place with a steady change by more than a quarter; anything else that moves by
-    more than 6 wanders.
+    Rules, in pixels of 64, where growth is the last two frames' mean radius divided by that of the first two:
+    - a direction is a net travel of at least 16 along one axis, steady in time (correlation above 0.9), with less than
+      8 of spread across it;
+    - grow (growth above 1.25) and shrink (below 0.8) stay within 8 and change steadily (correlation above 0.8);
+    - still stays within 5, with a growth between 0.8 and 1.25;
+    - anything else that moves by more than 6 wanders.
     """
     if not (np.isfinite(trajectory).all() and np.isfinite(size).all()):
         return None

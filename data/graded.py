@@ -7,8 +7,10 @@ way from the prompt's appearance (0) to the reference's (1), so that a tint coun
 
 Clips are uint8 RGB [f 3 h w], or taken apart (data/detectors.py: take_apart) where several functions read one clip;
 images are float32 [f h w 3] and paths [f 2] in pixels of a 64-pixel canvas.
-A frame without an object counts as the worst that could be there, never as missing: as the colour of all that is
-farthest from the wanted one, as an edge without a trace of the object, and as the reference's own colour.
+
+A frame without an object is not left out: it counts as the worst that could be there. Its colour is the one of all that
+is farthest from the wanted one. Its edge error is the whole step from the ground to the wanted colour. For leakage, it
+has the reference's own colour.
 """
 
 from __future__ import annotations
@@ -95,7 +97,6 @@ def timing(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 
     - motion_quality: 100 x the mean cosine between both displacements from frame to frame, over the frames in which the
       reference moves by half a pixel or more: motion fidelity (infer/measure/motion_fidelity.py) of the object alone.
-
     - timing_error: mean distance of the two paths after each is centred and divided by its own widest extent, so that
       on a straight line this is the error of the clock as a share of the travel.
     - speed_error: half the sum of |share of the travel between two frames, found minus reference|: 0 for the same

@@ -5,7 +5,8 @@ is printed by `train.py --dry-run` and at the head of every run, and shown on an
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ MOST_WATCHED = 400  # frames; of a longer stretch evenly spaced ones
 STILL = 0.005  # share of pixels that differ from the first frame at any time
 FAST_STEP = 0.25  # of the picture, from one frame to the next
 FAST_LOST, FAST_BUSY = 0.9, 0.25  # share of the moving pixels that cannot be followed, where so much moves at once
-PACES = (0.6, 1.7)  # playing slower or faster than this is told
+PACES = (0.6, 1.7)  # playing slower or faster than this is reported
 FARTHEST_SHAPE, FARTHEST_STRETCH, FARTHEST_SIZE, FARTHEST_ZOOM = 2.0, 1.25, 2.0, 1.5
 
 
@@ -97,12 +98,15 @@ def inspect_video(path: str | Path, cut: Cut, plays_at: float, native: tuple[int
     trained = bucket(width, height, cut)
     plan = Inspection(path, video.count, video.fps, (width, height), tuple(taken), rate, plays_at, trained)
     findings = [*_seen(plan, np.asarray(watched), frames), *_measured(plan, cut, native)]
-    return Inspection(**{**vars(plan), "findings": tuple(findings)})
+    return replace(plan, findings=tuple(findings))
 
 
 def _watched(taken: list[int]) -> list[int]:
-    """The frames from the first to the last that is taken: a cut is found between neighbours."""
-    every = max(1, (taken[-1] - taken[0]) // MOST_WATCHED)
+    """The frames from the first to the last that is taken, at most `MOST_WATCHED` and those that are taken.
+
+    Those in between count because a cut is found between neighbours.
+    """
+    every = ceil((taken[-1] + 1 - taken[0]) / MOST_WATCHED)
     return sorted({*range(taken[0], taken[-1] + 1, every), *taken})
 
 

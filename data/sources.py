@@ -6,7 +6,7 @@ prompt; a single file takes the config's prompt first. A json list gives each cl
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,10 @@ def _images(data: Any, cut: Cut) -> Iterator[Planned]:
 
 
 def _json(data: Any, cut: Cut) -> Iterator[Planned]:
-    """MotionDirector's layout ({"data": [{"video_path", "data": [{"frame_index", "prompt"}]}]}) or a plain list."""
+    """MotionDirector's layout ({"data": [{"video_path", "data": [{"frame_index", "prompt"}]}]}) or a plain list.
+
+    `frame_index` is the first frame that is taken, counted from 0; without it `cut.start` counts.
+    """
     source = locate(data.json_path)
     content = read_json(source)
     entries = content.get("data") if isinstance(content, dict) else content
@@ -109,11 +112,10 @@ def _json(data: Any, cut: Cut) -> Iterator[Planned]:
                     f"{where}: {shown(name)} has no caption; give it one of the keys {', '.join(TEXT_KEYS)}"
                 )
             beside = source.parent / name
-            start = part.get("frame_index", cut.start)
+            start = both.get("frame_index", cut.start)
             if type(start) is not int or start < 0:
                 raise UserError(f"{where}: frame_index is {shown(start)}; give a whole number from 0")
-            taken = Cut(cut.width, cut.height, cut.frames, cut.fps, cut.step, start, cut.snap)
-            yield Planned(beside if beside.exists() else locate(name), taken, prompt)
+            yield Planned(beside if beside.exists() else locate(name), replace(cut, start=start), prompt)
 
 
 def _files(folder: Path, suffixes: tuple[str, ...], kind: str, key: str) -> list[Path]:

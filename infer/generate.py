@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from configs.errors import UserError, shown
 from configs.files import check_writable, sweep
+from configs.plain import shown_error
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.guide_clip import guide_latents
 from infer.jobs import Part, read_parts
 from infer.noise import initial_noise
 from infer.pictures import MOST_ROWS, contact_sheet, strip
 from infer.request import Request, read_request
-from infer.sampler import guide, is_inside, make_solver, sample, within
+from infer.sampler import classifier_free_guidance, is_inside, make_solver, sample, within
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
@@ -75,18 +76,17 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
             yield from _sample_part(part, each, backbone, clip, folder, rows, bar, first=number == 0)
     jobs = [job for part in parts for job in part.jobs]
-    if more := len(jobs) - len(rows):
-        rows.append((f"and {more:,} more in this folder", Image.new("RGB", (1, 1), "white")))
     records = [shared_record(part.args, each, backbone) for part, each in zip(parts, requests)]
     made = [jobs, records[0] if len(records) == 1 else records]
     name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
-    print(f"contact sheet: {contact_sheet(folder / f'sheet_{name}.png', rows)}", file=sys.stderr)
+    sheet = contact_sheet(folder / f"sheet_{name}.png", rows, more=len(jobs) - len(rows))
+    print(f"contact sheet: {sheet}", file=sys.stderr)
 
 
 def _changed(request: Request, first: Request) -> str:
     """What a line's options change of the first request's settings, in words."""
     new, old = request.settings.values, first.settings.values
-    return ", ".join(f"{name} {shown(value)}" for name, value in new.items() if value != old.get(name)) or "as before"
+    return ", ".join(f"{name} {shown(value)}" for name, value in new.items() if value != old.get(name)) or "as at first"
 
 
 def _sample_part(
@@ -145,7 +145,7 @@ def sample_videos(
 
     `customization` is on the U-Net inside its `with` block; phased LoRA integration takes it off before. `negative` is
     [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
-    size is the clip that `settings.guidance()` steers to. Raises UserError when the latents do not stay finite.
+    size is the clip that `settings.motion_guidance()` steers to. Raises UserError when the latents do not stay finite.
     """
     shape = (1, backbone.network.config.in_channels, *latent_size(settings, backbone))
     noise = [
@@ -159,7 +159,7 @@ def sample_videos(
         )
         for seed in seeds
     ]
-    denoise = guide(
+    denoise = classifier_free_guidance(
         backbone.predict,
         text,
         negative.expand(len(text), -1, -1),
@@ -167,12 +167,17 @@ def sample_videos(
         rescale=settings.guidance_rescale,
     )
     if settings.guidance_interval is not None:
-        denoise = within(settings.guidance_interval, denoise, guide(backbone.predict, text))
+        denoise = within(settings.guidance_interval, denoise, classifier_free_guidance(backbone.predict, text))
     steer = None
-    if (guidance := settings.guidance()) is not None:
+    if (guidance := settings.motion_guidance()) is not None:
         empty = backbone.encode_text([""]).expand(len(text), -1, -1)
         denoise = MotionGuidance(
-            towards, denoise, guide(backbone.predict, empty), backbone.scheduler, guidance, list(seeds)
+            towards,
+            denoise,
+            classifier_free_guidance(backbone.predict, empty),
+            backbone.scheduler,
+            guidance,
+            list(seeds),
         )
         steer = denoise.steer
     threshold = settings.pli_threshold
@@ -200,19 +205,23 @@ def forwards(settings: Settings, scheduler: SchedulerMixin) -> int:
     each = [1 if unguided or not is_inside(interval, timestep) else 2 for timestep in timesteps]
     twice = highway is not None and highway.scope == "value"
     passes = [2 if twice and (threshold is None or timestep > threshold) else 1 for timestep in timesteps]
-    return (settings.guidance() or GuidanceSettings(steps=0)).forwards(each, passes)
+    return (settings.motion_guidance() or GuidanceSettings(steps=0)).forwards(each, passes)
 
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:
     """Frames, height and width in latent pixels. Raises UserError for sizes that the model cannot take."""
-    factor = backbone.sides
+    check_sides(settings, backbone.sides)
+    return backbone.latent_size(settings.num_frames, settings.height, settings.width)
+
+
+def check_sides(settings: Settings, factor: int) -> None:
+    """Raise UserError for a width or height in pixels that is not a multiple of `factor`."""
     for side in ("width", "height"):
         if settings[side] % factor:
             raise UserError(
-                f"--{side}: {settings[side]} is not a multiple of {factor}, which this model's VAE needs; "
-                f"use {max(1, round(settings[side] / factor)) * factor}"
+                f"{side}: {settings[side]} is not a multiple of {factor}, which this model needs; "
+                f"use {max(1, round(settings[side] / factor)) * factor} (--{side}, or validation_data.{side})"
             )
-    return backbone.latent_size(settings.num_frames, settings.height, settings.width)
 
 
 def check_batch(batch: int, settings: Settings, sequences: int) -> None:
@@ -274,7 +283,7 @@ def _attention(backbone: Backbone, args: argparse.Namespace) -> Iterator[None]:
             network.enable_xformers_memory_efficient_attention()
         except (ImportError, ValueError, NotImplementedError) as error:
             raise UserError(
-                f"--xformers: not usable here ({str(error).splitlines()[0][:120]}); leave it out: PyTorch's "
+                f"--xformers: not usable here ({shown_error(error)}); leave it out: PyTorch's "
                 "SDPA, the default, is as fast"
             ) from None
     elif args.sdp:

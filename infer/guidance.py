@@ -17,15 +17,15 @@ from itertools import zip_longest
 
 import torch
 
+from infer.options import GUIDANCE
 from infer.sampler import Denoiser
 
 SHARE = 0.2  # of the sampling's steps that are guided by default: FlowMotion's 10 of 50
-TARGETS = ("predicted", "clean_latent")
 
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """`steps` guided from the first on, `updates` of Adam in each with learning rate `rate` (FlowMotion: 10, 3, 0.003).
+    """`steps` guided from the first on, `updates` of Adam in each with learning rate `rate`.
 
     `weights` of the two objectives, clean latents and their frame differences; `across` is the share that stays of the
     predicted velocity across the mean velocity so far; `target` is "predicted", or "clean_latent" for the clip's own
@@ -33,11 +33,11 @@ class GuidanceSettings:
     """
 
     steps: int
-    updates: int = 3
-    rate: float = 0.003
-    weights: tuple[float, float] = (20.0, 5.0)
-    across: float = 0.1
-    target: str = "predicted"
+    updates: int = GUIDANCE["updates"]
+    rate: float = GUIDANCE["rate"]
+    weights: tuple[float, float] = GUIDANCE["weights"]
+    across: float = GUIDANCE["across"]
+    target: str = GUIDANCE["target"]
 
     def forwards(self, each: Sequence[int], passes: Sequence[int] | None = None) -> int:
         """How often the network sees a video in a guided sampling, of which `each` step alone takes so many forwards.
@@ -103,7 +103,7 @@ class MotionGuidance:
         """The latents [b c f h w] from which this step is to be taken; unchanged after the last guided step."""
         settings, step = self.settings, self.step
         self.step += 1
-        if step >= settings.steps or not settings.updates:
+        if step >= settings.steps:
             return latents
         level = Level.of(self.scheduler, timestep)
         self.first = self.first or (latents, level)

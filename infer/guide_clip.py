@@ -26,7 +26,7 @@ def guide_latents(request: Request, backbone: Backbone, number: int | None) -> t
     Raises UserError for a clip that is missing, too short, of another shape, or of a single frame.
     """
     settings = request.settings
-    if settings.guidance() is None:
+    if settings.motion_guidance() is None:
         return None
     if settings.num_frames < 2:
         raise UserError("--guide: a video of one frame has no motion to guide; use --num-frames 2 or more")

@@ -3,7 +3,6 @@
 The command of the README; the work is in infer/generate.py. stdout carries one line a video, its path.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import command
+from configs.runtime import quiet_threads
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a step several times slower on a busy CPU
+quiet_threads()
 
 
 @command

@@ -1,10 +1,9 @@
 """DDIM inversion: walk a clean clip back to the noise that deterministic DDIM would denoise into it.
 
-A flow is inverted likewise, by Euler's steps from clean to noise.
-
-As the release does it: 50 steps, the empty prompt, no guidance. The result carries the reference clip's layout and
+It follows the release: 50 steps, the empty prompt, no guidance. The result carries the reference clip's layout and
 motion, and a share of it (the noise prior) starts the sampling of new videos. Each step is diffusers'
-`DDIMInverseScheduler`; the timesteps are those of the DDIM that will sample, in reverse. Latents are [b c f h w].
+`DDIMInverseScheduler`; the timesteps are those of the DDIM that will sample, in reverse. A flow is inverted by Euler's
+steps from clean to noise. Latents are [b c f h w].
 """
 
 from collections.abc import Callable, Iterable
@@ -55,9 +54,9 @@ def ddim_invert(
 ) -> torch.Tensor:
     """Invert clean latents [b c f h w] to noise of the same shape, in fp32.
 
-    `denoise` is the model under the empty prompt, without guidance (`guide`). With `trajectory` the result is
-    [steps+1 b c f h w], from the clean latents to the noise. The scheduler passed in is not changed. Raises UserError
-    when the latents do not stay finite.
+    `denoise` is the model under the empty prompt, without guidance (`classifier_free_guidance` of scale 1). With
+    `trajectory` the result is [steps+1 b c f h w], from the clean latents to the noise. The scheduler passed in is not
+    changed. Raises UserError when the latents do not stay finite.
     """
     inverse = make_inverse(scheduler, steps)
     latents = latents.float()

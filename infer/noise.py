@@ -58,20 +58,30 @@ def initial_noise(
 
 
 def blend(inversion: torch.Tensor, noise: torch.Tensor, *, prior: float, **_) -> torch.Tensor:
+    """`prior` is the inversion's share of the variance; both are [1 c f h w] of unit variance, and so is the result."""
     return math.sqrt(prior) * inversion + math.sqrt(1 - prior) * noise
 
 
 def frequency(inversion: torch.Tensor, noise: torch.Tensor, *, cutoff: float, **_) -> torch.Tensor:
-    # Square means are an orthogonal projection: two unit Gaussians exchange their low band and stay a unit Gaussian.
+    """The inversion's means over squares of 1 / `cutoff` latent pixels with the noise's detail, [1 c f h w].
+
+    The means are an orthogonal projection, so Gaussian noise of unit variance stays that.
+    """
     side = round(1 / cutoff)
     return _square_means(inversion, side) + noise - _square_means(noise, side)
 
 
 def blend_frequency(inversion: torch.Tensor, noise: torch.Tensor, *, prior: float, cutoff: float, **_) -> torch.Tensor:
+    """`frequency` with the means of `blend` in place of the inversion's, [1 c f h w] of unit variance."""
     return frequency(blend(inversion, noise, prior=prior), noise, cutoff=cutoff)
 
 
 def fft(inversion: torch.Tensor, noise: torch.Tensor, *, cutoff: float, **_) -> torch.Tensor:
+    """FreeInit's mixture: low frequencies of the inversion, high ones of the noise, both [1 c f h w] of unit variance.
+
+    `cutoff` is the Gaussian low-pass filter's standard deviation over frames, height and width, as a share of the
+    highest frequency. Where the filter lets a part of both through, the result has less than unit variance.
+    """
     dims = (-3, -2, -1)
     axes = [2 * torch.fft.fftfreq(n) for n in noise.shape[2:]]  # -1..1, 1 is the Nyquist frequency
     distance = sum(axis**2 for axis in torch.meshgrid(*axes, indexing="ij"))

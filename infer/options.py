@@ -7,9 +7,11 @@ folder's sampling.json, else it is the release's default (`RELEASE`). `infer/set
 import argparse
 import ast
 import difflib
+from typing import get_args
 
 from configs.checks import no_interval
 from configs.errors import printable
+from configs.fields import KEYS
 
 # what the release's infer.py assumes unless the checkpoint says otherwise
 RELEASE = {
@@ -31,9 +33,10 @@ RELEASE = {
     "pli_threshold": None,
 }
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
-SOLVERS = ("ddim", "euler", "unipc", "dpm")
-STRATEGIES = ("blend", "frequency", "blend_frequency", "fft")
-RATE = 0.003  # of motion guidance: FlowMotion's
+SOLVERS, STRATEGIES = (get_args(KEYS[name].type) for name in ("validation_data.solver", "initial_noise.strategy"))
+# motion guidance (infer/guidance.py) unless flags or the model's sampling.json say otherwise: FlowMotion's values
+GUIDANCE = {"updates": 3, "rate": 0.003, "weights": (20.0, 5.0), "across": 0.1, "target": "predicted"}
+TARGETS = ("predicted", "clean_latent")
 MOST_LETTERS = 300  # of a refused flag's message
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
@@ -43,29 +46,36 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The flags as given, None where left out. Wrong ones exit with code 2 and argparse's one line."""
     parser = _Parser("infer.py", description=DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
+    attention, motion, strength = (parser.add_mutually_exclusive_group().add_argument for _ in range(3))
     add("--model", "-m", help="model folder in ZeroScope's layout, or a hub id (default: the folder trained on)")
     add("--prompt", "-p", nargs="+", action="extend", default=[], help="one or several prompts")
     add("--prompt_file", "--prompt-file", help="a prompt a line, which may end in options such as --w 64 --d 3")
     add("--negative-prompt", "--negative_prompt", "-n", help=f"what to steer away from ({_else('nothing')})")
     add("--output_dir", "--output-dir", "-o", default="outputs/infer", help="where videos go (default: %(default)s)")
     add("--batch-size", "--batch_size", "-B", type=_count, default=1, help="videos denoised together (default: 1)")
-    add("--width", "-W", type=_count, help=f"pixels ({_else(384)})")
-    add("--height", "-H", type=_count, help=f"pixels ({_else(384)})")
-    add("--num-frames", "--num_frames", "-T", type=_count, help=f"frames ({_else(16)})")
-    add("--num-steps", "--num_steps", "-s", type=_between(int, 1, 999), help=f"steps of the solver ({_else(30)})")
-    add("--solver", choices=SOLVERS, help=f"unipc and dpm need fewer steps ({_else('ddim')})")
+    add("--width", "-W", type=_count, help=f"pixels ({_release('width')})")
+    add("--height", "-H", type=_count, help=f"pixels ({_release('height')})")
+    add("--num-frames", "--num_frames", "-T", type=_count, help=f"frames ({_release('num_frames')})")
+    add(
+        "--num-steps",
+        "--num_steps",
+        "-s",
+        type=_between(int, 1, 999),
+        help=f"steps of the solver ({_release('num_steps')})",
+    )
+    add("--solver", choices=SOLVERS, help=f"unipc and dpm need fewer steps ({_release('solver')})")
     add(
         "--guidance-scale",
         "--guidance_scale",
         "-g",
         type=_between(float, 0, 1000),
-        help=f"classifier-free guidance ({_else(12)})",
+        help=f"classifier-free guidance ({_release('guidance_scale')})",
     )
     add(
         "--guidance_rescale",
         "--guidance-rescale",
         type=_between(float, 0, 1),
-        help=f"share of guidance rescaling ({_else(0)})",
+        help=f"share of guidance rescaling ({_release('guidance_rescale')})",
     )
     add(
         "--guidance_interval",
@@ -75,7 +85,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar=("LOW", "HIGH"),
         help=f"guide only at timesteps from LOW to HIGH, 0 to 1000 ({_else('at every one')})",
     )
-    add("--fps", "-f", type=_count, help=f"frames a second of the file ({_else(8)})")
+    add("--fps", "-f", type=_count, help=f"frames a second of the file ({_release('fps')})")
     add(
         "--device",
         "-d",
@@ -99,14 +109,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default="off",
         help="torch.compile for the U-Net's layers; step also replays them as CUDA graphs (default: %(default)s)",
     )
-    add("--precision", choices=["fp16", "bf16", "no"], help=f"a CPU always computes in fp32 ({_else('fp16')})")
-    add("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
-    add("--sdp", "-S", action="store_true", help="attention through PyTorch's SDPA (the default)")
-    add("--checkpoint_folder", "--checkpoint-folder", "-cf", help="run folder of train.py, or of the authors' release")
+    add("--precision", choices=["fp16", "bf16", "no"], help=f"a CPU always computes in fp32 ({_release('precision')})")
+    attention("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
+    attention("--sdp", "-S", action="store_true", help="attention through PyTorch's SDPA (the default)")
+    motion(
+        "--checkpoint_folder", "--checkpoint-folder", "-cf", help="run folder of train.py, or the authors' release's"
+    )
     add("--checkpoint_index", "--checkpoint-index", "-ci", type=int, help="N of checkpoint-N (default: the latest)")
     add("--temporal_preset", help="layers of a file without names, where shapes cannot tell: release or tap")
     add("--lora_rank", "-lr", type=_count, help="only checked: the rank is in the checkpoint")
-    add(
+    strength(
         "--lora_scale",
         "-ls",
         type=_strength,
@@ -123,8 +135,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--spatial_path_folder", help="take the appearance of this checkpoint (MotionDirector's mixing)")
     add("--spatial_path_scale", type=_strength, default=1.0, help="strength of that appearance (default: 1)")
-    add("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
-    add("--temporal_path_scale", type=_strength, help="same as --lora_scale")
+    motion("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
+    strength("--temporal_path_scale", type=_strength, help="same as --lora_scale")
     add(
         "--clip",
         type=int,
@@ -144,14 +156,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--noise-prior",
         "-np",
         type=_between(float, 0, 1),
-        help="share of the reference clip's inversion in the initial noise (default: as chosen for the training, else "
-        "the model's own, else 0.2 with one reference clip; 0 with several)",
+        help="share of the reference clip's inversion in the initial noise "
+        f"({_release('noise_prior')} with one reference clip; 0 with several)",
     )
-    add("--noise_strategy", choices=STRATEGIES, help=f"how inversion and noise are mixed ({_else('blend')})")
+    add(
+        "--noise_strategy", choices=STRATEGIES, help=f"how inversion and noise are mixed ({_release('noise_strategy')})"
+    )
     add(
         "--noise_cutoff",
         type=_between(float, 0.01, 1),
-        help=f"edge of the low band for the frequency strategies ({_else(0.25)})",
+        help=f"edge of the low band for the frequency strategies ({_release('noise_cutoff')})",
     )
     add(
         "--highway",
@@ -169,7 +183,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--embedding_sampling",
         choices=["none", "difference", "drop_value"],
-        help=f"Motion Inversion's value embedding ({_else('none')})",
+        help=f"Motion Inversion's value embedding ({_release('embedding_sampling')})",
     )
     add(
         "--guide",
@@ -180,25 +194,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "reference clip of the run)",
     )
     add("--guide_steps", type=_between(int, 1, 999), help=f"steps that are guided ({_own('a fifth of --num-steps')})")
-    add("--guide_rate", type=_between(float, 0, 10), help=f"how far an update moves the latents ({_own(RATE)})")
-    add("--guide_updates", type=_between(int, 1, 100), help=f"updates in each guided step ({_own(3)})")
+    add(
+        "--guide_rate",
+        type=_between(float, 0, 10),
+        help=f"how far an update moves the latents ({_own(GUIDANCE['rate'])})",
+    )
+    add(
+        "--guide_updates", type=_between(int, 1, 100), help=f"updates in each guided step ({_own(GUIDANCE['updates'])})"
+    )
     add(
         "--guide_weights",
         nargs=2,
         type=_between(float, 0, 1e6),
         metavar=("LATENTS", "MOTION"),
-        help=f"weights of the clip's clean latents and of their frame differences ({_own('20 5')})",
+        help="weights of the clip's clean latents and of their frame differences "
+        f"({_own('{:g} {:g}'.format(*GUIDANCE['weights']))})",
     )
     add(
         "--guide_across",
         type=_between(float, 0, 1),
-        help=f"share that is kept of the velocity across the mean velocity so far ({_own(0.1)})",
+        help=f"share that is kept of the velocity across the mean velocity so far ({_own(GUIDANCE['across'])})",
     )
     add(
         "--guide_target",
-        choices=["predicted", "clean_latent"],
+        choices=TARGETS,
         help="what the clip's clean latents are: predicted by the model, or its own, which is quicker "
-        f"({_own('predicted')}; PocketScope's is clean_latent)",
+        f"({_own(GUIDANCE['target'])}; PocketScope's is clean_latent)",
     )
     add("--format", choices=["mp4", "gif", "frames"], default="mp4", help="of the files (default: %(default)s)")
     add(
@@ -224,6 +245,11 @@ def _else(value: object) -> str:
     return f"default: as chosen for the training, else the model's own, else {value}"
 
 
+def _release(name: str) -> str:
+    value = RELEASE[name]
+    return _else(f"{value:g}" if isinstance(value, float) else value)
+
+
 def _own(value: object) -> str:
     return f"default: the model's own in its sampling.json, else {value}"
 
@@ -235,6 +261,7 @@ class _Parser(argparse.ArgumentParser):
         wrong = [word for word in message.split() if word.startswith("-")] if "unrecognized" in message else []
         near = difflib.get_close_matches(wrong[0], self._option_string_actions, 1) if wrong else []
         hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+        hint = "give one of the two" if "not allowed with" in message else hint
         message = printable(message if len(message) <= MOST_LETTERS else f"{message[:MOST_LETTERS]}...")
         self.exit(2, f"error: {message}; {hint}\n")
 

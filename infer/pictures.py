@@ -32,14 +32,14 @@ def strip(frames: torch.Tensor, columns: int = 8, height: int = 128) -> Image.Im
     return row
 
 
-def contact_sheet(path: Path, rows: Sequence[tuple[str, Image.Image]]) -> Path:
+def contact_sheet(path: Path, rows: Sequence[tuple[str, Image.Image]], more: int = 0) -> Path:
     """Write (caption, strip) rows below each other as a PNG file; returns `path`.
 
-    At most MOST_ROWS are drawn; a last line counts the others.
+    At most MOST_ROWS are drawn; a last line counts the others and the `more` videos of which no row was kept.
     """
-    drawn, left = rows[:MOST_ROWS], len(rows) - MOST_ROWS
+    drawn, left = rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS) + more
     width = max(row.width for _, row in drawn) + 2 * MARGIN
-    height = MARGIN + sum(row.height + TEXT_HEIGHT + MARGIN for _, row in drawn) + (TEXT_HEIGHT if left > 0 else 0)
+    height = MARGIN + sum(row.height + TEXT_HEIGHT + MARGIN for _, row in drawn) + (TEXT_HEIGHT if left else 0)
     sheet = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     y = MARGIN
@@ -47,8 +47,8 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, Image.Image]]) -> Path:
         draw.text((MARGIN, y), fitted(draw, caption, font, width - 2 * MARGIN), fill="black", font=font)
         sheet.paste(row, (MARGIN, y + TEXT_HEIGHT))
         y += TEXT_HEIGHT + row.height + MARGIN
-    if left > 0:
-        draw.text((MARGIN, y), f"and {left} more", fill="black", font=font)
+    if left:
+        draw.text((MARGIN, y), f"and {left:,} more", fill="black", font=font)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path

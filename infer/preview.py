@@ -1,24 +1,27 @@
 """Previews of a training: the validation prompts, through the sampling that inference uses.
 
 The base model's come before the first step, the customized model's every validation_steps; when a training ends, the
-last ones are put beside the reference clip in a video that plays everywhere and in a picture for a README.
+last ones are put beside the reference clip in a video that plays everywhere and in a picture for a README. What goes
+wrong with a preview is printed as a note and ends no training; what no preview could ever do is refused at the start.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from configs.errors import UserError
 from data.cache import CachedClip, primary
 from data.clips import Clip
 from data.sources import plan_clips
-from infer.generate import sample_videos
+from infer.generate import check_sides, sample_videos
 from infer.pictures import contact_sheet, strip, thumbnail
 from infer.sampler import make_solver
 from infer.settings import of_training
 from infer.side_by_side import write_side_by_side
 from infer.video import read_frames, safe_name, write_video
-from models.backbone import Backbone
+from models.backbone import Backbone, latent_size_of, sides_of
 from models.backbones import kind_of_model
 from models.files.parts import load_part
 from models.hooks import Patch, training_mode
@@ -60,19 +63,17 @@ class Previews:
         step = self.cfg.max_train_steps
         if not (self.on and self.wanted.side_by_side and (customized := self.videos(step))):
             return None
-        if not (self.of(0) / SHEET).is_file():
-            preview(self.cfg, *self.model, self.of(0), base=True)
-        base, reference = self.videos(0), self._reference()
-        rows = [(p, read_frames(base[p]), read_frames(customized[p])) for p in customized if p in base][:ROWS]
-        if not rows:
-            return None
-        try:
+        with noted("picture side by side", self.say):
+            if not (self.of(0) / SHEET).is_file():
+                preview(self.cfg, *self.model, self.of(0), base=True)
+            base, reference = self.videos(0), self._reference()
+            rows = [(p, read_frames(base[p]), read_frames(customized[p])) for p in customized if p in base][:ROWS]
+            if not rows:
+                return None
             path = write_side_by_side(self.run / PLAYING, rows, reference, fps=of_training(self.cfg).fps)
-        except UserError as error:  # too large for a README: no reason to end a training with an error
-            self.say(f"note: {error}")
-            return None
-        self.say(f"side by side: {path.with_suffix('.mp4')} and, for a README, {path.name}")
-        return path
+            self.say(f"side by side: {path.with_suffix('.mp4')} and, for a README, {path.name}")
+            return path
+        return None
 
     def thumbnail(self, step: int) -> str | None:
         """A frame of the latest customized preview up to `step`, for the header of a checkpoint; None without any."""
@@ -93,12 +94,18 @@ class Previews:
 
     @property
     def caption(self) -> str:
-        """Of the reference clip that speaks for all."""
+        """The caption of the representative reference clip (data/cache.py: primary)."""
         clips = self.model[2]
         return clips[primary(clips)].prompt
 
+    @property
+    def clips(self) -> int:
+        """How many reference clips have a motion; of images alone, how many there are."""
+        clips = self.model[2]
+        return sum(clip.latents.shape[2] > 1 for clip in clips) or len(clips)
+
     def _reference(self) -> Clip:
-        """The reference clip that speaks for all, as its file has it, else as its latents decode."""
+        """The representative reference clip as its file has it, else as its latents decode."""
         backbone, _, clips = self.model
         number = primary(clips)
         if self.cfg.cached_latent_dir:
@@ -108,11 +115,26 @@ class Previews:
         return planned.read(planned.path, planned.cut, planned.prompt)
 
 
-def check_solver_of_previews(cfg) -> None:
-    """Raise UserError, as sampling does, where the previews' solver cannot work with this model. Reads no weights."""
-    model, wanted = cfg.pretrained_model_path, cfg.validation_data
+def check_previews(cfg) -> None:
+    """Raise UserError, as sampling does, where the previews' solver, size or length does not suit the model.
+
+    Reads no weights. Size and length count only where previews are made.
+    """
+    model, wanted, settings = cfg.pretrained_model_path, cfg.validation_data, of_training(cfg)
     scheduler = load_part(model, "scheduler", kind_of_model(model).parts(model)["scheduler"], {})
     make_solver(scheduler, wanted.solver, wanted.num_inference_steps)
+    if wanted.sample_preview and wanted.prompt:
+        check_sides(settings, sides_of(model))
+        latent_size_of(model, settings.num_frames, settings.height, settings.width)
+
+
+@contextmanager
+def noted(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """What sampling, reading or writing raises inside the block becomes a note: no preview must end a training."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        say(f"note: no {what}: {error}")
 
 
 def preview(
@@ -122,8 +144,8 @@ def preview(
 
     Highway, phased integration and solver are those that `infer/infer.py` would use; the noise prior is the release's
     0.5 unless it was chosen, and 0 with several reference clips or without an inversion. With `base` nothing of the
-    method acts: no adapter, no highway, no noise prior. A preview that overflows is left out with a note, because it
-    must not end a training. The U-Net is left in training mode.
+    method acts: no adapter, no highway, no noise prior. A preview that overflows or cannot be written is left out, with
+    a note. The U-Net is left in training mode.
     """
     wanted, settings, number = cfg.validation_data, of_training(cfg), primary(clips)
     inversion = clips[number].inversion
@@ -134,20 +156,19 @@ def preview(
     elif len(clips) > 1 and wanted.noise_prior is None:
         settings.replace("noise_prior", 0.0, "number of reference clips")
     *texts, negative = backbone.encode_text([*wanted.prompt, settings.negative_prompt]).split(1)
-    rows = []
+    rows, say = [], partial(print, file=sys.stderr)
     backbone.network.eval()
     try:
         for prompt, text in zip(wanted.prompt, texts, strict=True):
             customization = Patch() if base else method.sampling(wanted.spatial_scale, number)
-            try:
+            with noted(f"preview of {prompt!r}", say):
                 (frames,) = sample_videos(
                     backbone, customization, settings, text, negative, seeds=[cfg.seed], inversion=inversion
                 )
-            except UserError as error:
-                print(f"note: no preview of {prompt!r}: {error}", file=sys.stderr)
-                continue
-            rows.append((prompt, strip(frames)))
-            write_video(folder / f"{safe_name(prompt)}.mp4", frames, fps=settings.fps)
+                write_video(folder / f"{safe_name(prompt)}.mp4", frames, fps=settings.fps)
+                rows.append((prompt, strip(frames)))
     finally:
         training_mode(backbone.network, cfg.frozen_dropout)
-    return contact_sheet(folder / SHEET, rows) if rows else None
+    with noted("sheet of the previews", say):
+        return contact_sheet(folder / SHEET, rows) if rows else None
+    return None

@@ -1,6 +1,6 @@
 """The reference clips as the model sees them: read, encoded and inverted once, and kept in the cache.
 
-Latents [1 4 f h w], text embeddings [1 n d], inversions like the latents; all fp32 on the CPU.
+Latents [1 c f h w], text embeddings [1 n d], inversions like the latents; all fp32 on the CPU.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ import torch
 from data import cache
 from data.sources import load_clips
 from infer.inversion import ddim_invert
-from infer.sampler import guide
+from infer.sampler import classifier_free_guidance
 from models.backbone import Backbone
 
 
 def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache.CachedClip]:
     """Latents, text embeddings and inversions of the reference clips, from the cache where it has them.
 
-    With `quiet` nothing is printed on how each clip is cut: another process has. Raises UserError as the clips' readers
-    do.
+    With `quiet` nothing is printed on how each clip is cut, because another process prints it. Raises UserError as the
+    clips' readers do.
     """
     if cfg.cached_latent_dir:
         clips = [
@@ -36,8 +36,10 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
         clips = load_clips(cfg, backbone.snap)
     unconditional = once(lambda: backbone.encode_text([""]).to(backbone.device))  # where a clip is not cached yet
 
-    def invert(latents: torch.Tensor) -> torch.Tensor:
-        denoise = guide(backbone.predict, unconditional())
+    def invert(latents: torch.Tensor) -> torch.Tensor | None:
+        if latents.shape[2] == 1:
+            return None  # an image has no motion that a sampling could start from
+        denoise = classifier_free_guidance(backbone.predict, unconditional())
         return ddim_invert(denoise, backbone.scheduler, latents.to(backbone.device), cfg.inversion_steps).cpu()
 
     return cache.build(

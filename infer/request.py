@@ -48,7 +48,7 @@ class Source:
 
 @dataclass
 class Request:
-    """A request of which everything is known but the loaded model. `reference` is None when nothing of it is used."""
+    """A request, complete but for the loaded model. `reference` is None when nothing of it is used."""
 
     sources: list[Source]
     model: str
@@ -188,10 +188,10 @@ def choose_reference(args: argparse.Namespace, sources: list[Source], settings: 
     missing = (
         "no cached_latents lie beside the checkpoint"
         if not clips
+        else "that clip is an image"
+        if clips[number].latents.shape[2] == 1
         else "its cache holds no inversion"
         if inversion is None
-        else "that clip is an image"
-        if inversion.shape[2] == 1
         else None
     )
     origin = settings.origins["noise_prior"]

@@ -1,11 +1,11 @@
 """The sampler: one loop for previews, inference and evaluation (the release: DDIM, 30 steps, guidance 12).
 
-The loop sees the model as a denoiser, a function of noisy latents and timestep; `guide` makes one from the frozen model
-and a prompt. It knows nothing about adapters: what must change along the way, such as phased LoRA integration switching
-to the untouched model at t <= tau, is a callback that sees each timestep before the model does. Latents are
-[b c f h w] in fp32 whatever the model's precision, because a solver adds up many small differences. Timesteps stay on
-the CPU, where the solver looks up its coefficients; only what the model gets is moved, so that a DDIM step never waits
-for the device.
+The loop sees the model as a denoiser, a function of noisy latents and timestep; `classifier_free_guidance` makes one
+from the frozen model and a prompt. The loop knows nothing about adapters: what must change along the way, such as
+phased LoRA integration switching to the untouched model at t <= tau, is a callback that sees each timestep before the
+model does. Latents are [b c f h w] in fp32 whatever the model's precision, because a solver adds up many small
+differences. Timesteps stay on the CPU, where the solver looks up its coefficients; only what the model gets is moved,
+so that a DDIM step never waits for the device.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +31,7 @@ FLOW_SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, **{name: SOLVERS[name]
 ORDERS = {"ddim": 1, "euler": 1, "unipc": 2, "dpm": 2}
 
 
-def guide(
+def classifier_free_guidance(
     predict: Predictor,
     text: torch.Tensor,
     negative: torch.Tensor | None = None,
@@ -45,12 +45,12 @@ def guide(
     negative half. `rescale` in [0, 1] is the share of `rescale_guidance`.
     """
     if scale == 1:
-        return lambda latents, timestep: predict(latents, _beside(latents, timestep), text)
+        return lambda latents, timestep: predict(latents, _on_device_of(latents, timestep), text)
     both = torch.cat([negative, text])
 
     def denoise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         twice = torch.cat([latents, latents])
-        unconditional, conditional = predict(twice, _beside(latents, timestep), both).chunk(2)
+        unconditional, conditional = predict(twice, _on_device_of(latents, timestep), both).chunk(2)
         guided = unconditional + scale * (conditional - unconditional)
         return rescale_guidance(guided, conditional, rescale) if rescale else guided
 
@@ -195,6 +195,6 @@ def _moved(stepper: SchedulerMixin, latents: torch.Tensor, moved: torch.Tensor) 
     return moved
 
 
-def _beside(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+def _on_device_of(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """The timestep on the device of the latents, without waiting for that device."""
     return timestep.to(latents.device, non_blocking=True)

@@ -17,8 +17,8 @@ from configs.checks import checked, listed, of_type, real, text, whole
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
 from configs.plain import read_json
-from infer.guidance import SHARE, TARGETS, GuidanceSettings
-from infer.options import RATE, RELEASE, RELEASE_FREEU
+from infer.guidance import SHARE, GuidanceSettings
+from infer.options import RELEASE, RELEASE_FREEU, TARGETS
 from infer.sampler import check_interval, check_solver
 from models import backbones
 from models.highway import HighwaySettings
@@ -90,7 +90,7 @@ class Settings:
         scope = self["highway"]
         return None if scope == "off" else HighwaySettings(scope, self["beta"], self["freeu"])
 
-    def guidance(self) -> GuidanceSettings | None:
+    def motion_guidance(self) -> GuidanceSettings | None:
         """How motion is guided; None without guidance."""
         if "guide" not in self.values:
             return None
@@ -190,7 +190,7 @@ def _choose_guidance(args: argparse.Namespace, native: Mapping[str, Any], settin
     if args.guide is None:
         return
     settings.choose("guide", ("flag", args.guide or RUN_REFERENCE))
-    default = GuidanceSettings(steps=max(1, round(SHARE * settings.num_steps)), rate=RATE)
+    default = GuidanceSettings(steps=max(1, round(SHARE * settings.num_steps)))
     for name, value in vars(default).items():
         name = f"guide_{name}"
         settings.choose(name, ("flag", getattr(args, name)), ("model", native.get(name)), ("guidance's default", value))

@@ -1,7 +1,7 @@
 """A picture that plays: reference clip, base model and customized model side by side, one row for each prompt.
 
 Videos are uint8 [f c h w]. The picture is an animated WebP, which browsers play, of at most `MOST_BYTES`; the same
-frames are kept as an mp4. What is drawn small is enlarged by whole pixels, what is large is reduced.
+frames are kept as an mp4. Small videos are enlarged by whole pixels, large ones are reduced.
 """
 
 import textwrap
@@ -29,12 +29,13 @@ def write_side_by_side(
 ) -> Path:
     """Write `path` (.webp) and the same as .mp4 beside it; returns `path`.
 
-    A row is (prompt, base model's video, customized model's video); `reference` stands in the
-    first column. Raises UserError when the picture cannot be made small enough.
+    A row is (prompt, base model's video, customized model's video); `reference` stands in the first column. Raises
+    UserError when the picture cannot be made small enough; the mp4, which may have any size, is there all the same.
     """
     count = max(len(video) for _, *videos in rows for video in (reference.frames, *videos))
     images = [_frame(rows, reference, number, count) for number in range(count)]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+    video = write_video(path.with_suffix(".mp4"), frames, fps=max(1, round(fps)))
     settings = dict(format="WEBP", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
     tries = [dict(lossless=True, quality=100), *(dict(quality=quality, method=6) for quality in QUALITIES)]
     with atomic_path(path) as temporary:
@@ -45,10 +46,8 @@ def write_side_by_side(
         else:
             raise UserError(
                 f"{path.name}: {len(rows)} rows of {count} frames take {temporary.stat().st_size} bytes; "
-                f"a picture of a README should stay below {MOST_BYTES}: give fewer prompts"
+                f"a picture of a README should stay below {MOST_BYTES}: give fewer prompts, or show {video.name}"
             )
-    frames = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
-    write_video(path.with_suffix(".mp4"), frames, fps=round(fps))
     return path
 
 

@@ -11,9 +11,9 @@ import unicodedata
 from pathlib import Path
 
 import imageio.v3 as iio
+import imageio_ffmpeg
 import numpy as np
 import torch
-from imageio_ffmpeg import count_frames_and_secs
 from PIL import Image
 
 from configs.errors import UserError, printable
@@ -27,7 +27,7 @@ def safe_name(text: str, length: int = 60) -> str:
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     stem = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:length].strip("_")
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return stem if stem and stem.replace("_", " ") == text.rstrip(".") else f"{stem or 'prompt'}_{digest}"
+    return stem if stem and stem.replace("_", " ") == text else f"{stem or 'prompt'}_{digest}"
 
 
 def write_video(path: Path, frames: torch.Tensor, fps: int, quality: float = 8) -> Path:
@@ -37,10 +37,11 @@ def write_video(path: Path, frames: torch.Tensor, fps: int, quality: float = 8) 
     nothing, where what was written does not read back, and NoSpace where the reason is a full disk.
     """
     images = frames.permute(0, 2, 3, 1).contiguous().numpy()  # [f h w c]
+    images = _even(images) if path.suffix == ".mp4" else images
     try:
         with atomic_path(path) as temporary:
             _encode(temporary, images, fps, quality)
-            _check_written(temporary, len(images))
+            _check_written(temporary, images)
     except _Broken as error:
         raise UserError(
             f"{path}: the video could not be written ({error}); nothing of it was kept: try another format, or"
@@ -60,11 +61,12 @@ def _encode(path: Path, images: np.ndarray, fps: int, quality: float) -> None:
             options = (
                 {"codec": "libx264rgb", "pixelformat": "rgb24", "output_params": ["-crf", "0"]}
                 if lossless
-                else {"quality": quality, "macro_block_size": 2, "output_params": ["-movflags", "+faststart"]}
+                else {"quality": quality, "output_params": ["-movflags", "+faststart"]}
             )
+            options["macro_block_size"] = 2  # imageio would scale the frames to multiples of 16
             options["ffmpeg_log_level"] = "fatal"  # of a full disk it would print six lines beside our one
             with held():  # an ffmpeg that is left in its first moments makes the file anew after it was removed
-                iio.imwrite(path, _even(images), extension=".mp4", plugin="FFMPEG", fps=fps, **options)
+                iio.imwrite(path, images, extension=".mp4", plugin="FFMPEG", fps=fps, **options)
         elif path.suffix == ".gif":
             first, *others = map(Image.fromarray, images)  # imageio would print the traceback of a full disk
             first.save(path, format="GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0)
@@ -78,15 +80,20 @@ def _encode(path: Path, images: np.ndarray, fps: int, quality: float) -> None:
         raise _Broken(_reason(error)) from error  # of ffmpeg, with its command and all that it printed
 
 
-def _check_written(path: Path, count: int) -> None:
-    """Read back what an encoder left: ffmpeg on a full disk ends early without telling anybody."""
+def _check_written(path: Path, images: np.ndarray) -> None:
+    """Read back what an encoder left of `images` [f h w c]: ffmpeg on a full disk ends early without an error."""
+    count, height, width = images.shape[:3]
     if path.suffix == ".mp4":
         try:
-            found, _ = count_frames_and_secs(path)  # decodes them all
+            decoded = imageio_ffmpeg.read_frames(path)  # what is known of the video, then its frames
+            size = next(decoded)["size"]
+            found = sum(1 for _ in decoded)
         except (RuntimeError, OSError, ValueError) as error:
             raise _Broken(f"what ffmpeg wrote cannot be read: {_reason(error)}") from error
         if found != count or not _boxes_are_whole(path):
             raise _Broken(f"ffmpeg wrote {found} of {count} frames, or not their end")
+        if size != (width, height):
+            raise _Broken(f"ffmpeg wrote frames of {size[0]}x{size[1]} in place of {width}x{height}")
     elif path.suffix == ".gif":
         with open(path, "rb") as file:
             if file.seek(0, os.SEEK_END) == 0 or (file.seek(-1, os.SEEK_END) and file.read() != b";"):

@@ -98,9 +98,8 @@ class Backbone:
     ) -> "Backbone":
         """Load every part in `dtype`, frozen, with what every method needs attached (the U-Net's one-frame bypass).
 
-        `memory` says where the U-Net's weights wait (models/placement.py).
-
-        Raises UserError when the folder or a part of it is missing or unreadable.
+        `memory` says where the U-Net's weights wait (models/placement.py). Raises UserError when the folder or a part
+        of it is missing or unreadable.
         """
         path = str(path)
         check_folder(path)

@@ -167,7 +167,8 @@ class Bench:
         name = hashlib.sha256(repr([words, sorted(trained.items())]).encode()).hexdigest()[:12]
         if name not in self.runs:
             out = self.folder / "samples" / name
-            flags = ["-cf", str(self.train(trained)["run"]), "-o", str(out), "--device", "cpu", *words]
+            flags = [] if "--temporal_path_folder" in words else ["-cf", str(self.train(trained)["run"])]
+            flags += ["-o", str(out), "--device", "cpu", *words]
             flags += [] if "--seed" in words else ["--seed", "5"]
             flags += [] if {"--prompt", "--prompt_file"} & set(words) else ["--prompt", "a horse"]
             args = options.parse(flags)

@@ -176,8 +176,10 @@ def test_json_in_motiondirectors_layout_and_as_a_list(folder):
     (folder / "nested.json").write_text(json.dumps(nested))
     clips = load_clips(config(dataset_types=["json"], json_path=str(folder / "nested.json")), 32)
     assert [(clip.prompt, numbers(clip)[0]) for clip in clips] == [("third", 3), ("first", 0)]
-    (folder / "list.json").write_text(json.dumps([{"video": "b.mp4", "caption": "plain"}]))
-    assert load_clips(config(dataset_types=["json"], json_path=str(folder / "list.json")), 32)[0].prompt == "plain"
+    plain = [{"video": "b.mp4", "caption": "plain"}, {"video": "b.mp4", "caption": "later", "frame_index": 2}]
+    (folder / "list.json").write_text(json.dumps(plain))
+    clips = load_clips(config(dataset_types=["json"], json_path=str(folder / "list.json")), 32)
+    assert [(clip.prompt, numbers(clip)[0]) for clip in clips] == [("plain", 0), ("later", 2)]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +239,15 @@ def test_two_seconds_are_enough_at_every_usual_rate(rate):
 def test_a_clip_too_short_is_told_what_would_do(count, start, advice):
     with pytest.raises(UserError, match=advice):
         pick_frames(Path("phone.mp4"), count, 30, Cut(64, 64, 16, fps=8, start=start))
+
+
+@pytest.mark.parametrize("number, words", [
+    (1, "frame"), (2, "2nd frame"), (3, "3rd frame"), (4, "4th frame"), (12, "12th frame"), (21, "21st frame"),
+    (111, "111th frame"),
+])  # fmt: skip
+def test_the_frames_of_a_clip_too_short_are_counted_in_words(number, words):
+    with pytest.raises(UserError, match=f"taking every {words} from frame 7[)]"):
+        pick_frames(Path("phone.mp4"), 8, 30, Cut(64, 64, 16, step=number, start=7))
 
 
 def test_an_image_in_place_of_a_clip_is_told_where_it_belongs(tmp_path):

@@ -14,7 +14,7 @@ import train
 from configs import schema
 from configs.errors import UserError
 from infer import generate, options
-from infer.sampler import guide
+from infer.sampler import classifier_free_guidance
 from models import compiled, methods
 from models.backbone import predictor
 from models.compiled import compile_layers
@@ -93,7 +93,7 @@ def test_sampling_in_the_middle_of_a_training_runs_as_it_was_and_taking_the_patc
     unet, method, patch = prepared("sampling", False, backend=lambda graph, inputs: graphs.append(0) or graph.forward)
     unet.eval()
     with method.sampling(), torch.no_grad():
-        guide(predictor(unet), TEXT, TEXT, scale=3.0)(LATENTS, torch.tensor(500))
+        classifier_free_guidance(predictor(unet), TEXT, TEXT, scale=3.0)(LATENTS, torch.tensor(500))
     assert not graphs, "training=True compiles in training mode alone"
     patch.remove()
     gradients(unet.train(), method, [0])
@@ -116,7 +116,7 @@ def test_sampling_compiles_once_with_adapters_beside_the_layers(mode, monkeypatc
     for adapter in (method.motion, *method.appearance):
         adapter.remove()
     torch.nn.Module.to(unet, torch.bfloat16).eval()
-    denoise = guide(predictor(unet), TEXT, TEXT, scale=3.0)
+    denoise = classifier_free_guidance(predictor(unet), TEXT, TEXT, scale=3.0)
     with attach_lora(unet, state), torch.no_grad():
         plain = denoise(LATENTS, torch.tensor(500))
         with compile_layers(unet, mode, device, training=False, backend=lambda g, i: graphs.append(0) or g.forward):

@@ -92,6 +92,9 @@ def test_without_a_reference_the_motion_is_the_prompts():
     left = replace(SCENE, motion="left")
     assert world_scores(render(left).frames, left.caption, None)["motion_success"]
     assert "leakage" not in world_scores(render(left).frames, left.caption, None)
+    assert "motion_success" not in world_scores(
+        torch.full_like(render(left).frames, 200), "a red circle over sand", None
+    )
 
 
 def test_frame_consistency_counts_neighbours_that_show_the_same_object():

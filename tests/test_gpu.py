@@ -22,7 +22,7 @@ from configs.schema import to_yaml
 from infer import options
 from infer.generate import generate
 from infer.guidance import GuidanceSettings, MotionGuidance
-from infer.sampler import guide, sample
+from infer.sampler import classifier_free_guidance, sample
 from infer.video import read_frames
 from models import methods
 from models.backbone import Backbone, predictor
@@ -353,7 +353,7 @@ def test_compiled_layers_sample_the_same_video(tiny_pipeline, exact_fp32, device
     )
 
     def sampled():
-        denoise = guide(backbone.predict, text, negative, scale=4.0)
+        denoise = classifier_free_guidance(backbone.predict, text, negative, scale=4.0)
         return sample(denoise, backbone.scheduler, noise, steps=5, solver=solver)
 
     expected = sampled()
@@ -371,7 +371,7 @@ def test_a_solver_of_second_order_samples_what_it_samples_on_the_cpu(tiny_pipeli
         noise, text, negative = (
             torch.randn(*s, generator=generator).to(device) for s in ((1, 4, *SIZE), (1, 6, 32), (1, 6, 32))
         )
-        denoise = guide(backbone.predict, text, negative, scale=4.0)
+        denoise = classifier_free_guidance(backbone.predict, text, negative, scale=4.0)
         return sample(denoise, backbone.scheduler, noise, steps=5, solver=solver).cpu()
 
     expected = sampled("cpu", solver)
@@ -389,9 +389,11 @@ def test_guidance_needs_hardly_more_memory_than_plain_sampling(device):
         network = UNet3DConditionModel.from_config(ZEROSCOPE).to(torch.float16).eval().requires_grad_(False)
         z = torch.randn(1, 4, 16, 48, 48)
         text, empty = torch.randn(2, 1, 77, ZEROSCOPE["cross_attention_dim"], dtype=torch.float16).unbind(0)
-    plain = guide(predictor(network), text, empty, scale=9.0)
+    plain = classifier_free_guidance(predictor(network), text, empty, scale=9.0)
     settings = GuidanceSettings(steps=1, updates=2)
-    guided = MotionGuidance(z, plain, guide(predictor(network), empty), DDIMScheduler(), settings, [0])
+    guided = MotionGuidance(
+        z, plain, classifier_free_guidance(predictor(network), empty), DDIMScheduler(), settings, [0]
+    )
 
     @torch.no_grad()
     def peak(step) -> int:

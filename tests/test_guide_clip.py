@@ -12,7 +12,7 @@ from configs.errors import UserError
 from infer import options
 from infer.generate import generate, load_backbone
 from infer.guidance import GuidanceSettings, MotionGuidance
-from infer.sampler import guide
+from infer.sampler import classifier_free_guidance
 from infer.settings import RUN_REFERENCE, resolve
 from infer.video import read_frames
 from models.backbone import predictor, skeleton
@@ -133,7 +133,7 @@ def test_a_model_can_bring_its_own_guidance(tmp_path):
     args = options.parse(["-p", "x", "--guide", "clip.mp4", "--guide_rate", "0.1"])
     settings = resolve(args, {}, tmp_path)
     assert (settings.guide_rate, settings.guide_target, settings.guide_updates) == (0.1, "clean_latent", 3)
-    assert settings.guide_weights == [1, 2] and settings.guidance().weights == [1, 2]
+    assert settings.guide_weights == [1, 2] and settings.motion_guidance().weights == [1, 2]
     assert "guide_rate" not in resolve(options.parse(["-p", "x"]), {}, tmp_path).values
     for wrong, said in (('"guide_rate": -1', "guide_rate is -1"), ('"guide_weights": [1]', r"guide_weights is \[1\]")):
         (tmp_path / "sampling.json").write_text(f"{{{wrong}}}")
@@ -155,8 +155,10 @@ def test_memory_stays_near_that_of_plain_sampling():
     z = torch.empty(1, 4, 16, 48, 48, device="meta")
     text, empty = torch.empty(2, 1, 77, unet.config.cross_attention_dim, device="meta").unbind(0)
     predict = predictor(unet)
-    plain = guide(predict, text, empty, scale=9.0)
-    guided = MotionGuidance(z, plain, guide(predict, empty), DDIMScheduler(), GuidanceSettings(steps=1), [0])
+    plain = classifier_free_guidance(predict, text, empty, scale=9.0)
+    guided = MotionGuidance(
+        z, plain, classifier_free_guidance(predict, empty), DDIMScheduler(), GuidanceSettings(steps=1), [0]
+    )
     peaks = []
     for step in (plain, guided.steer):
         with PeakBytes() as watch, torch.no_grad():
@@ -182,9 +184,14 @@ def test_a_guided_step_keeps_a_few_latents_for_its_gradient_and_nothing_of_the_n
     """Measured on a network with weights, an update; one that is differentiated through shows what is counted."""
     z = torch.randn(1, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     text, empty = model.encode_text(["a horse", ""]).split(1)
-    plain, t = guide(model.predict, text, empty, scale=3.0), torch.tensor(901)
+    plain, t = classifier_free_guidance(model.predict, text, empty, scale=3.0), torch.tensor(901)
     guided = MotionGuidance(
-        z, plain, guide(model.predict, empty), model.scheduler, GuidanceSettings(steps=1, updates=1), [0]
+        z,
+        plain,
+        classifier_free_guidance(model.predict, empty),
+        model.scheduler,
+        GuidanceSettings(steps=1, updates=1),
+        [0],
     )
     with torch.no_grad():
         assert saved_bytes(lambda: plain(z, t)) == 0

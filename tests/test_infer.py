@@ -7,12 +7,13 @@ import weakref
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 import train
 from configs.errors import UserError, command
 from configs.files import atomic_path
 from infer import generate as sampling
-from infer import options, request, settings, sidecar
+from infer import options, pictures, request, settings, sidecar
 from infer.generate import generate, load_backbone
 from infer.jobs import read_jobs
 from infer.video import read_frames, safe_name, write_video
@@ -221,14 +222,15 @@ def test_a_video_of_other_settings_is_never_overwritten(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["../../etc/passwd", "/abs/olute", "🐎🐎🐎", "a\nb\0c", "." * 5, "x" * 1000, "CON", "a/b\\c:d*e?"]
+    "prompt",
+    ["../../etc/passwd", "/abs/olute", "🐎🐎🐎", "a\nb\0c", "." * 5, "x" * 1000, "CON", "a/b\\c:d*e?", "A horse"],
 )
 def test_any_prompt_makes_a_safe_file_name(prompt, tmp_path):
     name = safe_name(prompt)
     assert name.replace("_", "").isalnum() and len(name) <= 80
     path = write_video(tmp_path / f"{name}.mp4", torch.zeros(2, 3, 16, 16, dtype=torch.uint8), fps=8)
     assert path.resolve().parent == tmp_path.resolve()
-    assert safe_name(prompt + "!") != name
+    assert len({name, *(safe_name(prompt + end) for end in ("!", ".", "..."))}) == 4
 
 
 @pytest.mark.parametrize("quality, limit", [(10, 0), (8, 6)])
@@ -347,6 +349,12 @@ def test_a_full_disk_is_one_sentence(capsys):
         (["--freeu", "(" * 10_000], "((..."),
         (["--guidance-scale", "-5"], "is not between 0 and"),
         (["--width", "0"], "0 is not 1 or more"),
+        (
+            ["-cf", "a", "--temporal_path_folder", "b"],
+            "--temporal_path_folder: not allowed with argument --checkpoint_",
+        ),
+        (["--temporal_path_scale", "2", "-ls", "1"], "-ls: not allowed with argument --temporal_path_scale; give one"),
+        (["--sdp", "-x"], "-x: not allowed with argument --sdp/-S; give one of the two"),
     ],
 )
 def test_a_wrong_flag_ends_in_one_line(words, sentence, capsys):
@@ -431,8 +439,8 @@ def test_another_model_than_the_one_asked_for_is_refused(trained, backbone, tiny
 def test_all_prompts_are_encoded_in_one_visit_and_only_small_strips_are_kept(
     trained, backbone, tmp_path, monkeypatch, capsys
 ):
-    visits, held, sheets = [], weakref.WeakSet(), []
-    encode, decode, sheet = backbone.encode_text, backbone.decode_video, sampling.contact_sheet
+    visits, held, texts = [], weakref.WeakSet(), []
+    encode, decode, draw = backbone.encode_text, backbone.decode_video, ImageDraw.ImageDraw.text
 
     def decoded(latents):
         frames = decode(latents)
@@ -442,17 +450,16 @@ def test_all_prompts_are_encoded_in_one_visit_and_only_small_strips_are_kept(
 
     monkeypatch.setattr(backbone, "encode_text", lambda prompts: visits.append(prompts) or encode(prompts))
     monkeypatch.setattr(backbone, "decode_video", decoded)
-    monkeypatch.setattr(sampling, "contact_sheet", lambda path, rows: sheets.append(rows) or sheet(path, rows))
-    monkeypatch.setattr(sampling, "MOST_ROWS", 3)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: texts.append(a[2]) or draw(*a, **k))
+    for module in (sampling, pictures):
+        monkeypatch.setattr(module, "MOST_ROWS", 3)
     words = ("-p", "a horse", "a car", "a horse", "-n", "a road", "-r", "1", "2", "3")
     paths = list(generate(asked(trained, tmp_path, *words), backbone))
     assert len(paths) == 9 and visits == [["a horse", "a car", "a road"]]
-    (rows,) = sheets
-    assert [caption for caption, _ in rows] == [
-        *(f"a horse  (seed {seed})" for seed in (1, 2, 3)),
-        "and 6 more in this folder",
-    ]
-    assert rows[0][1].height == 128 and "contact sheet: " in capsys.readouterr().err
+    assert texts == [*(f"a horse (seed {seed})" for seed in (1, 2, 3)), "and 6 more"]
+    (sheet,) = tmp_path.glob("sheet_*.png")
+    height = 3 * (128 + pictures.TEXT_HEIGHT + pictures.MARGIN) + pictures.MARGIN + pictures.TEXT_HEIGHT
+    assert Image.open(sheet).height == height and f"contact sheet: {sheet}" in capsys.readouterr().err
 
 
 def test_a_huge_request_holds_the_embeddings_of_a_part_of_it(trained, backbone, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
+from data import inspection
 from data.clips import Cut, read_video
 from data.footage import motion
 from data.inspection import inspect_video
@@ -142,6 +143,9 @@ def test_shapes_and_sizes_far_from_the_models(inspected):
 def test_a_long_stretch_is_watched_in_steps_and_every_frame_that_is_taken(inspected):
     plan = inspected(pan(1000, step=0.05, side=32), fps=60, cut=Cut(32, 32, 8, 0, step=140), plays_at=60 / 140)
     assert plan.taken[-1] == 980 and kinds(plan) == []
+    for last in (399, 400, 798, 799, 5000):
+        assert len(inspection._watched([0, last])) <= inspection.MOST_WATCHED + 1, "and the last that is taken"
+    assert inspection._watched([3, 402]) == list(range(3, 403))
 
 
 def test_images_gifs_and_broken_files(tmp_path):

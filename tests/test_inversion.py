@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from configs.errors import UserError
 from infer.inversion import ddim_invert, make_inverse
-from infer.sampler import guide
+from infer.sampler import classifier_free_guidance
 from models.backbone import predictor
 
 from conftest import SCHEDULE
@@ -65,7 +65,7 @@ def inverted_by_hand(unet, text, scheduler, latents, steps):
 @pytest.mark.parametrize("config", SCHEDULERS.values(), ids=SCHEDULERS.keys())
 def test_inversion_equals_the_formula_written_out(config, steps, latents, capsys):
     unet, text, scheduler = ToyUnet(), torch.full((1, 2, 3), 0.1), DDIMScheduler(**config)
-    ours = ddim_invert(guide(predictor(unet), text), scheduler, latents, steps)
+    ours = ddim_invert(classifier_free_guidance(predictor(unet), text), scheduler, latents, steps)
     visited = list(unet.timesteps)
     theirs = inverted_by_hand(unet, text, DDIMScheduler(**config), latents, steps)
     torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=2e-6)
@@ -85,7 +85,9 @@ def test_golden_steps_of_the_release_are_reproduced():
 def test_timesteps_are_the_releases_and_the_last_of_fifty_is_981(steps, latents):
     golden = load_file(Path(__file__).parent / "golden" / "inversion_steps.safetensors")[f"timesteps{steps}"]
     unet = ToyUnet()
-    ddim_invert(guide(predictor(unet), torch.zeros(1, 2, 3)), DDIMScheduler(**SCHEDULE), latents, steps)
+    ddim_invert(
+        classifier_free_guidance(predictor(unet), torch.zeros(1, 2, 3)), DDIMScheduler(**SCHEDULE), latents, steps
+    )
     assert unet.timesteps == sorted(golden.tolist())
     assert steps != 50 or unet.timesteps[-1] == 981
 
@@ -93,7 +95,7 @@ def test_timesteps_are_the_releases_and_the_last_of_fifty_is_981(steps, latents)
 def test_sampling_the_inversion_gives_the_clip_back(latents):
     # a noise prediction that does not depend on the latents makes every step exactly reversible
     unet, text, scheduler = ToyUnet(gain=0.0), torch.full((1, 2, 3), 0.1), DDIMScheduler(**SCHEDULE)
-    restored = ddim_invert(guide(predictor(unet), text), scheduler, latents, 50)
+    restored = ddim_invert(classifier_free_guidance(predictor(unet), text), scheduler, latents, 50)
     scheduler.set_timesteps(50)
     for t in scheduler.timesteps:
         restored = scheduler.step(unet(restored, t, text).sample, t, restored).prev_sample
@@ -102,15 +104,20 @@ def test_sampling_the_inversion_gives_the_clip_back(latents):
 
 def test_trajectory_starts_at_the_clip_and_ends_at_the_noise(latents):
     scheduler, text = DDIMScheduler(**SCHEDULE), torch.zeros(1, 2, 3)
-    path = ddim_invert(guide(predictor(ToyUnet()), text), scheduler, latents, 4, trajectory=True)
+    path = ddim_invert(classifier_free_guidance(predictor(ToyUnet()), text), scheduler, latents, 4, trajectory=True)
     assert path.shape == (5, *latents.shape)
     assert torch.equal(path[0], latents)
-    assert torch.equal(path[-1], ddim_invert(guide(predictor(ToyUnet()), text), scheduler, latents, 4))
+    assert torch.equal(
+        path[-1], ddim_invert(classifier_free_guidance(predictor(ToyUnet()), text), scheduler, latents, 4)
+    )
     assert scheduler.num_inference_steps is None, "the caller's scheduler must stay as it was"
 
 
 def test_overflow_is_one_sentence(latents):
     with pytest.raises(UserError, match="not finite"):
         ddim_invert(
-            guide(predictor(ToyUnet(gain=float("inf"))), torch.zeros(1, 2, 3)), DDIMScheduler(**SCHEDULE), latents, 4
+            classifier_free_guidance(predictor(ToyUnet(gain=float("inf"))), torch.zeros(1, 2, 3)),
+            DDIMScheduler(**SCHEDULE),
+            latents,
+            4,
         )

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_without_weights_each_metric_says_how_to_get_them_and_the_others_go_on(c
     assert all(math.isfinite(score) for score in scores.values())
 
 
-def test_missing_and_wrong_weights_are_one_sentence(tmp_path, clip_folder):
+def test_missing_and_wrong_weights_are_one_sentence(tmp_path, clip_folder, monkeypatch):
     with pytest.raises(MetricUnavailable, match="no usable model"):
         load_clip(str(tmp_path))
     with pytest.raises(MetricUnavailable, match="download"):
@@ -123,6 +124,9 @@ def test_missing_and_wrong_weights_are_one_sentence(tmp_path, clip_folder):
     save_file({"other.weight": torch.zeros(1)}, wrong / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MetricUnavailable, match="another model or an incomplete copy"):
         load_clip(str(wrong))
+    monkeypatch.setattr(clip_scores.CLIPModel, "from_pretrained", Mock(side_effect=OSError()))
+    with pytest.raises(MetricUnavailable, match="no usable model in .* [(]OSError[)]"):
+        load_clip(clip_folder)
     (wrong / "model.safetensors").write_bytes(b"\0" * 64)
     with pytest.raises(MetricUnavailable, match="no usable model"):
         load_clip(str(wrong))

@@ -16,6 +16,7 @@ from PIL import Image
 import train
 from configs.errors import UserError
 from infer.pictures import thumbnail
+from infer.video import write_video
 from models.files.card import escaped, fenced, write_card
 from models.files.checkpoint import load_checkpoint, save_checkpoint
 from models.files.modelspec import HASH, SPEC, THUMBNAIL, date_of, model_spec
@@ -135,6 +136,21 @@ def test_embeddings_and_families(tiny_config, tmp_path, monkeypatch):
     texts = model_spec(tiny_config(method="motion_inversion"), {}, tmp_path, 3, caption="a car")
     assert texts["modelspec.architecture"] == "unet3d/motion-embeddings"
     assert texts["ss_learning_rate"] == "0.02" and "ss_network_dim" not in texts
+    texts = model_spec(tiny_config(), INFO, tmp_path, 3, caption="a car", clips=3)
+    told = 'A motion for pipeline, learned from 3 clips, such as one that shows "a car".'
+    assert texts["modelspec.description"] == told
+
+
+def test_the_card_says_of_the_run_what_is_so(tiny_config, tmp_path):
+    cfg = tiny_config()
+    text = write_card(tmp_path, cfg, {}, "a car", {}, clips=3).read_text()
+    assert "The motion of 3 clips (such as: a car), learned as `motion embeddings`" in text
+    assert "convert.py" not in text, "motion embeddings are no LoRA"
+    assert "It was tried with" not in text, "there is no preview"
+    write_video(tmp_path / "previews" / "step-2" / "a.mp4", torch.zeros(2, 3, 16, 16, dtype=torch.uint8), fps=8)
+    text = write_card(tmp_path, cfg, INFO, "a car", {}).read_text()
+    assert "The motion of one clip (a car), learned as `tap`" in text and "convert.py diffusers RUN OUT" in text
+    assert "It was tried with:\n\n- a horse is running" in text
 
 
 def test_the_card_is_what_a_hub_takes(run):
@@ -158,6 +174,8 @@ def test_the_card_is_what_a_hub_takes(run):
 def test_nothing_in_a_caption_gets_out_of_its_place(tiny_config, tmp_path):
     evil = "---\nlicense: mit\n# <script>alert(1)</script> [x](javascript:y) ```\n````"
     cfg = tiny_config(train_data={"single_video_prompt": evil}, validation_data={"prompt": [evil]})
+    (tmp_path / "previews" / "step-2").mkdir(parents=True)
+    (tmp_path / "previews" / "step-2" / "a.mp4").touch()
     card = ModelCard.load(write_card(tmp_path, cfg, {}, evil, {}))
     assert card.data.license == "unknown" and card.data.instance_prompt == evil and "Not named yet" in card.text
     outside = re.sub(r"`{5,}yaml\n.*\n`{5,}", "", card.text, flags=re.DOTALL)

@@ -9,7 +9,7 @@ import train
 from configs import schema
 from configs.errors import UserError
 from infer import generate, options
-from infer.sampler import guide
+from infer.sampler import classifier_free_guidance
 from models import methods
 from models.backbone import Backbone, predictor
 from models.backbones.unet3d import ZEROSCOPE
@@ -63,7 +63,7 @@ def training(unet, checkpointing=True, steps=3):
         found.append(torch.cat([p.grad.flatten() for p in parameters]))
     unet.eval()
     with method.sampling(), torch.no_grad():
-        found.append(guide(predictor(unet), text, text, scale=3.0)(latents, torch.tensor(500)))
+        found.append(classifier_free_guidance(predictor(unet), text, text, scale=3.0)(latents, torch.tensor(500)))
     return found
 
 

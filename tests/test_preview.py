@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from configs.errors import UserError
+from configs.files import NoSpace
 from data.cache import CachedClip
 from infer import preview as module
 from infer.generate import sample_videos
@@ -194,9 +195,9 @@ def test_the_base_model_is_sampled_once_whenever_it_is(tiny_config, backbone, tm
 
 def test_cached_clips_are_shown_as_their_latents_decode(tiny_config, backbone, tmp_path):
     cfg = tiny_config(max_train_steps=1, validation_data={**VALIDATION, "side_by_side": True}, cached_latent_dir="kept")
-    previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, lambda line: None)
+    previews = module.Previews(cfg, backbone, Untrained(), [clip(1), clip(4)], tmp_path, lambda line: None)
     previews.after(1)
-    assert previews.at_last().is_file()
+    assert previews.at_last().is_file() and previews.clips == 1, "an image has no motion"
     backbone.network.eval()
 
 
@@ -209,5 +210,27 @@ def test_a_picture_that_is_too_large_ends_no_training(tiny_config, backbone, tmp
     cfg = tiny_config(max_train_steps=1, validation_data={**VALIDATION, "side_by_side": True})
     previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, said.append)
     previews.after(1)
-    assert previews.at_last() is None and said == ["note: side_by_side.webp: too large"]
+    assert previews.at_last() is None and said == ["note: no picture side by side: side_by_side.webp: too large"]
+    backbone.network.eval()
+
+
+def test_a_clip_that_is_gone_ends_no_training(tiny_config, backbone, tmp_path):
+    said, cfg = [], tiny_config(max_train_steps=1, validation_data={**VALIDATION, "side_by_side": True})
+    previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, said.append)
+    previews.after(1)
+    cfg.train_data.single_video_path = str(tmp_path / "moved.mp4")
+    assert previews.at_last() is None
+    assert said == [f"note: no picture side by side: {tmp_path}/moved.mp4: no such file; point it at a clip"]
+    backbone.network.eval()
+
+
+@pytest.mark.parametrize("name", ["write_video", "contact_sheet"])
+def test_a_preview_that_cannot_be_written_ends_no_training(name, tiny_config, backbone, tmp_path, monkeypatch, capsys):
+    def full(path, *_, **__):
+        raise NoSpace(path)
+
+    monkeypatch.setattr(module, name, full)
+    cfg = tiny_config(validation_data={**VALIDATION, "prompt": ["a horse"]})
+    assert module.preview(cfg, backbone, Untrained(), [clip(4)], tmp_path) is None
+    assert "No space left on device" in capsys.readouterr().err and backbone.network.training
     backbone.network.eval()

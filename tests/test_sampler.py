@@ -3,7 +3,15 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from configs.errors import UserError
-from infer.sampler import SOLVERS, check_interval, guide, make_solver, rescale_guidance, sample, within
+from infer.sampler import (
+    SOLVERS,
+    check_interval,
+    classifier_free_guidance,
+    make_solver,
+    rescale_guidance,
+    sample,
+    within,
+)
 from models.backbone import predictor
 from scripts.authors.weights import build_unet
 
@@ -28,7 +36,7 @@ def tensors(batch=1):
 def test_sampling_equals_the_ddim_formula_written_out(unet, prediction_type):
     scheduler = DDIMScheduler(**SCHEDULE, prediction_type=prediction_type)
     z, text, negative = tensors()
-    sampled = sample(guide(predictor(unet), text, negative, scale=5.0), scheduler, z, steps=4)
+    sampled = sample(classifier_free_guidance(predictor(unet), text, negative, scale=5.0), scheduler, z, steps=4)
     for t in (751, 501, 251, 1):
         with torch.no_grad():
             e0, e1 = (unet(z, t, c).sample for c in (negative, text))
@@ -46,23 +54,27 @@ def test_sampling_equals_the_ddim_formula_written_out(unet, prediction_type):
 def test_videos_of_a_batch_do_not_see_each_other(unet):
     z, text, negative = tensors(2)
     scheduler = DDIMScheduler(**SCHEDULE)
-    both = sample(guide(predictor(unet), text, negative, scale=3.0), scheduler, z, steps=2)
-    alone = sample(guide(predictor(unet), text[1:], negative[1:], scale=3.0), scheduler, z[1:], steps=2)
+    both = sample(classifier_free_guidance(predictor(unet), text, negative, scale=3.0), scheduler, z, steps=2)
+    alone = sample(
+        classifier_free_guidance(predictor(unet), text[1:], negative[1:], scale=3.0), scheduler, z[1:], steps=2
+    )
     assert torch.allclose(both[1:], alone, atol=1e-5)
 
 
 def test_guidance_of_one_needs_no_negative_prompt(unet):
     z, text, negative = tensors()
     scheduler = DDIMScheduler(**SCHEDULE)
-    one = sample(guide(predictor(unet), text, negative, scale=1.0), scheduler, z, steps=2)
-    assert torch.equal(one, sample(guide(predictor(unet), text, negative * 7, scale=1.0), scheduler, z, steps=2))
+    one = sample(classifier_free_guidance(predictor(unet), text, negative, scale=1.0), scheduler, z, steps=2)
+    assert torch.equal(
+        one, sample(classifier_free_guidance(predictor(unet), text, negative * 7, scale=1.0), scheduler, z, steps=2)
+    )
 
 
 def test_every_timestep_is_announced_before_its_prediction(unet):
     seen = []
     z, text, negative = tensors()
     sample(
-        guide(predictor(unet), text, negative, scale=2.0),
+        classifier_free_guidance(predictor(unet), text, negative, scale=2.0),
         DDIMScheduler(**SCHEDULE),
         z,
         steps=4,
@@ -182,7 +194,10 @@ def test_a_solver_starts_anew_and_leaves_the_models_scheduler_alone(unet, solver
     scheduler, (z, text, negative) = DDIMScheduler(**SCHEDULE), tensors()
     before = dict(scheduler.config)
     first, again = (
-        sample(guide(predictor(unet), text, negative, scale=3.0), scheduler, z, steps=3, solver=solver) for _ in "ab"
+        sample(
+            classifier_free_guidance(predictor(unet), text, negative, scale=3.0), scheduler, z, steps=3, solver=solver
+        )
+        for _ in "ab"
     )
     assert torch.equal(first, again)
     assert dict(scheduler.config) == before and scheduler.num_inference_steps is None
@@ -217,8 +232,8 @@ def test_no_step_waits_for_the_device(solver):
         return latents
 
     text = torch.empty(1, 5, 32, device="meta")
-    denoise = guide(predict, text, text, scale=3.0)
-    interval = within((300, 1000), denoise, guide(predict, text))
+    denoise = classifier_free_guidance(predict, text, text, scale=3.0)
+    interval = within((300, 1000), denoise, classifier_free_guidance(predict, text))
     z = torch.empty(1, 4, 3, 8, 8, device="meta")
     with pytest.raises((NotImplementedError, RuntimeError), match="(?i)meta"):
         sample(interval, DDIMScheduler(**SCHEDULE), z, steps=4, solver=solver, on_timestep=announced.append)
@@ -228,7 +243,7 @@ def test_no_step_waits_for_the_device(solver):
 
 def test_guidance_inside_every_timestep_is_guidance_and_inside_none_is_scale_one(unet):
     scheduler, (z, text, negative) = DDIMScheduler(**SCHEDULE), tensors()
-    guided, plain = (guide(predictor(unet), text, negative, scale=scale) for scale in (5.0, 1.0))
+    guided, plain = (classifier_free_guidance(predictor(unet), text, negative, scale=scale) for scale in (5.0, 1.0))
 
     def sampled(denoise):
         return sample(denoise, scheduler, z, steps=4)
@@ -246,7 +261,11 @@ def test_guidance_outside_its_interval_costs_one_forward():
         sizes.append((int(timestep), len(latents)))
         return latents
 
-    denoise = within((251, 501), guide(predict, text, negative, scale=5.0), guide(predict, text))
+    denoise = within(
+        (251, 501),
+        classifier_free_guidance(predict, text, negative, scale=5.0),
+        classifier_free_guidance(predict, text),
+    )
     sample(denoise, DDIMScheduler(**SCHEDULE), z, steps=4)
     assert sizes == [(751, 1), (501, 2), (251, 2), (1, 1)]
 

@@ -1,5 +1,6 @@
 """The picture that plays: what stands where, that it plays, and that it is small enough for a README."""
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -58,12 +59,18 @@ def test_videos_of_other_length_and_size_are_spread_and_reduced(tmp_path):
     assert max(reds[:4]) - min(reds[:4]) <= 3 and reds[0] - reds[-1] == pytest.approx(10, abs=3)
 
 
-def test_a_picture_that_cannot_be_made_small_is_refused_and_leaves_no_file(tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_made_small_is_refused_and_leaves_the_video_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(animation, "MOST_BYTES", 100)
     rows = [("one", plain(GREEN), plain(BLUE))]
     with pytest.raises(UserError, match="give fewer prompts"):
         animation.write_side_by_side(tmp_path / "p.webp", rows, Clip(plain(RED), "clip", "c", 8), fps=8)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["p.mp4"]
+
+
+def test_a_slow_clip_plays_at_a_frame_a_second_at_least(tmp_path):
+    rows = [("one", plain(GREEN), plain(BLUE))]
+    path = animation.write_side_by_side(tmp_path / "p.webp", rows, Clip(plain(RED), "clip", "c", 0.4), fps=0.4)
+    assert path.is_file() and iio.immeta(path.with_suffix(".mp4"), plugin="FFMPEG")["fps"] == 1
 
 
 def test_noise_is_made_small_by_lossy_compression(tmp_path):

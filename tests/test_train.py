@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler
 import train
 from configs.errors import UserError
 from configs.schema import to_yaml
+from data.cache import read_folder
 from infer.video import read_frames
 from models import methods, schedule
 from models.backbone import Backbone
@@ -238,6 +239,7 @@ def test_an_image_runs_the_spatial_pass_even_where_videos_skip_it(tiny_config, t
             train_data={"image_dir": str(image), "single_img_prompt": "a red wall"},
         )
     )
+    assert [clip.inversion is None for clip in read_folder(folder / "cached_latents")] == [False, True]
     of_video, of_image = load_checkpoint(folder).appearance
     assert any(t.any() for name, t in of_image.items() if "lora_B" in name)
     assert not any(t.any() for name, t in of_video.items() if "lora_B" in name)

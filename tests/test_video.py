@@ -57,6 +57,23 @@ def test_a_video_that_lost_frames_never_gets_its_final_name(tmp_path, monkeypatc
         write_video(tmp_path / "a.mp4", FRAMES, fps=8)
 
 
+@pytest.mark.parametrize("size", [(72, 40), (30, 18), (33, 17)])
+def test_a_lossless_video_has_its_size_and_every_bit(tmp_path, size):
+    width, height = size
+    frames = torch.randint(0, 256, (3, 3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = read_frames(write_video(tmp_path / "a.mp4", frames, fps=8, quality=10))
+    assert found.shape[2:] == (height + height % 2, width + width % 2)
+    assert torch.equal(found[..., :height, :width], frames)
+
+
+def test_a_video_of_another_size_never_gets_its_final_name(tmp_path, monkeypatch):
+    whole = video._encode
+    monkeypatch.setattr(video, "_encode", lambda path, images, *how: whole(path, images[:, :-2], *how))
+    with pytest.raises(UserError, match="frames of 32x30 in place of 32x32"):
+        write_video(tmp_path / "a.mp4", FRAMES, fps=8)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_said_where_ffmpeg_does_not(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "_encode", cut_to(0.5))
     monkeypatch.setattr("configs.files.BLOCK", 2**60)  # as if nothing were left
@@ -95,7 +112,7 @@ def test_reading_back_costs_little(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", frames, fps=8)
     whole = time.perf_counter() - began
     began = time.perf_counter()
-    video._check_written(path, 16)
+    video._check_written(path, frames.permute(0, 2, 3, 1).numpy())
     assert time.perf_counter() - began < whole / 2
 
 
@@ -180,6 +197,8 @@ def test_a_sheet_has_so_many_rows_and_counts_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MOST_ROWS", 4)
     heights = [Image.open(pictures.contact_sheet(tmp_path / "s.png", [("x", row)] * n)).height for n in (3, 4, 5, 900)]
     assert heights[0] < heights[1] < heights[2] == heights[3]
+    sheet = pictures.contact_sheet(tmp_path / "s.png", [("x", row)] * 4, more=7)
+    assert Image.open(sheet).height == heights[2]
 
 
 def test_a_strip_keeps_first_and_last_frame():

@@ -24,7 +24,8 @@ from data.cache import read_folder
 from infer import guidance, options
 from infer.generate import generate
 from infer.inversion import ddim_invert
-from infer.sampler import guide, make_solver, sample
+from infer.preview import check_previews
+from infer.sampler import classifier_free_guidance, make_solver, sample
 from infer.video import read_frames
 from models import backbones
 from models.backbone import Backbone, latent_size_of, predictor, skeleton
@@ -87,7 +88,11 @@ def stock(pipe, noise, steps, output="latent"):
 def ours(backbone, noise, steps, solver="unipc"):
     text, negative = backbone.encode_text([PROMPT, NEGATIVE]).split(1)
     return sample(
-        guide(backbone.predict, text, negative, scale=4), backbone.scheduler, noise, steps=steps, solver=solver
+        classifier_free_guidance(backbone.predict, text, negative, scale=4),
+        backbone.scheduler,
+        noise,
+        steps=steps,
+        solver=solver,
     )
 
 
@@ -137,7 +142,7 @@ def test_timesteps_of_a_flow_lie_within_the_limits_and_lean_to_much_noise(backbo
 
 def test_an_inverted_flow_samples_its_clip_again(backbone):
     clip, empty = 0.5 * normal(1, 4, 2, 8, 8), backbone.encode_text([""])
-    denoise = guide(backbone.predict, empty)
+    denoise = classifier_free_guidance(backbone.predict, empty)
     inverted = ddim_invert(denoise, backbone.scheduler, clip, 50)
     again = sample(denoise, backbone.scheduler, inverted, steps=50, solver="euler")
     assert (again - clip).abs().mean() < 0.02 < (inverted - clip).abs().mean()
@@ -305,6 +310,19 @@ def test_the_appearance_pass_sees_single_frames(wan_config, tiny_wan, monkeypatc
 def test_a_dry_run_counts_memory_without_weights(wan_config):
     text = train.dry_run(wan_config(gradient_checkpointing=True))
     assert "tap: 4 layers, 2 blocks" in text and "GB for a training step" in text and "highway     off" in text
+
+
+@pytest.mark.parametrize("wanted, sentence", [
+    ({"width": 40}, "width: 40 is not a multiple of 16, .* use 32 .*validation_data.width"),
+    ({"num_frames": 4}, "frames: 4 cannot be encoded"),
+])  # fmt: skip
+def test_previews_that_the_model_cannot_make_are_refused_at_the_start(wan_config, monkeypatch, wanted, sentence):
+    monkeypatch.setattr(train, "prepare_clips", lambda *_, **__: pytest.fail("the training has begun"))
+    for start in (train.dry_run, train.run):
+        with pytest.raises(UserError, match=sentence):
+            start(wan_config(validation_data=wanted))
+    for nobody in ({"prompt": []}, {"sample_preview": False}):
+        check_previews(wan_config(validation_data={"solver": "euler", **wanted, **nobody}))
 
 
 def test_a_highway_that_was_asked_for_says_what_there_is_in_its_place(wan_config, tmp_path):

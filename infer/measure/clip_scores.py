@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from configs.errors import UserError
+from configs.plain import shown_error
 
 CLIP = "openai/clip-vit-large-patch14"  # TGVE's model
 PICKSCORE = "yuvalkirstain/PickScore_v1"
@@ -72,9 +73,8 @@ def load_clip(path: str, device: str = "cpu", tokenizer: str | None = None, metr
         edge = model.config.vision_config.image_size
         processor = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
     except LOADING_ERRORS as error:
-        reason = str(error).strip().splitlines()[0][:160]
         raise MetricUnavailable(
-            f"{metric}: no usable model in {path} ({reason}); give a folder in transformers' layout "
+            f"{metric}: no usable model in {path} ({shown_error(error)}); give a folder in transformers' layout "
             "or a hub id that this machine can reach"
         ) from error
     if missing := report["missing_keys"]:
@@ -123,8 +123,9 @@ def load_viclip(path: str, device: str = "cpu") -> torch.nn.Module:
     try:
         model = AutoModel.from_pretrained(path, trust_remote_code=True, local_files_only=True)
     except (*LOADING_ERRORS, ImportError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise MetricUnavailable(f"ViCLIP: {path} does not load ({reason}); give a complete copy of {VICLIP}") from error
+        raise MetricUnavailable(
+            f"ViCLIP: {path} does not load ({shown_error(error)}); give a complete copy of {VICLIP}"
+        ) from error
     return model.to(device).eval()
 
 

@@ -54,7 +54,8 @@ class ReferenceClips:
 
 
 def world_scores(frames: torch.Tensor, prompt: str, reference: ReferenceClips | None) -> dict[str, bool | float]:
-    """The metrics of `WORLD_DEFINITIONS` for one video; without a reference neither path nor leakage.
+    """The metrics of `WORLD_DEFINITIONS` for one video; without a reference neither path nor leakage, and whether the
+    motion is the prompt's only where the prompt names one.
 
     Of several reference clips the path is their mean, the appearance of any of them counts as leakage, and graded
     leakage is towards the one that the video is drawn to most. A pull that cannot be measured is left out.
@@ -71,7 +72,8 @@ def world_scores(frames: torch.Tensor, prompt: str, reference: ReferenceClips | 
     if len(frames) > 1:  # a single frame has no neighbour to be consistent with
         scores["frame_consistency"] = _frame_consistency(frames)
     if reference is None:
-        return {"motion_success": seen.motion == wanted["motion"], **scores}
+        asked = wanted["motion"]
+        return scores if asked is None else {"motion_success": seen.motion == asked, **scores}
     captions = [parse_prompt(caption) for caption in reference.captions]
     path, shown = reference.path, _resampled(seen.trajectory, len(reference.path))
     motion = compare_paths(shown, path, known_path(captions[0]["motion"], len(path)))

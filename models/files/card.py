@@ -26,25 +26,32 @@ ON_THE_HUB = {  # folders as their README names them
 PAPER = "https://arxiv.org/abs/2501.16714"
 
 
-def write_card(run: Path, cfg: Any, info: Mapping[str, Any], caption: str, measures: Mapping[str, str]) -> Path:
+def write_card(
+    run: Path, cfg: Any, info: Mapping[str, Any], caption: str, measures: Mapping[str, str], *, clips: int = 1
+) -> Path:
     """Write the card into the folder `run` and return its path.
 
-    `info` is what the checkpoint's header says of the method, `measures` what was measured, by name. The picture and
-    the video are shown where they lie in `run`.
+    `info` is what the checkpoint's header says of the method, `measures` what was measured, by name; `caption` is that
+    of the only one, or of the representative one, of `clips` reference clips. Picture, video and previews are named
+    where they lie in `run`.
     """
     facts = yaml.safe_dump(_facts(cfg, info, caption), sort_keys=False, allow_unicode=True)
-    prompts = list(cfg.validation_data.prompt)[:2]
-    shape, step = info.get("preset", "motion embeddings"), cfg.max_train_steps
+    tried = any(run.glob("previews/step-[1-9]*/*.mp4"))
+    prompts = list(cfg.validation_data.prompt)[:2] if tried else []
+    is_lora, step = "preset" in info, cfg.max_train_steps
+    shape = info["preset"] if is_lora else "motion embeddings"
     model = escaped(_base(cfg) or Path(cfg.pretrained_model_path).name)
+    origin = f"one clip ({escaped(caption)})" if clips == 1 else f"{clips} clips (such as: {escaped(caption)})"
+    convert = "python scripts/convert.py diffusers RUN OUT   # a file for diffusers' load_lora_weights\n"
     parts = [
         f"---\n{facts}---",
         f"# {escaped(run_name(cfg))}: a motion for {model}",
         *_shown(run),
-        f"The motion of one clip ({escaped(caption)}), learned as `{shape}` in {step:,} steps. What a video shows is"
-        f" said by its prompt. The method: [Separate Motion from Appearance]({PAPER}).",
+        f"The motion of {origin}, learned as `{shape}` in {step:,} steps. What a video shows is said by its prompt. The"
+        f" method: [Separate Motion from Appearance]({PAPER}).",
         "## Use\n\nFrom the repository that trained it, with this folder as RUN:\n\n```bash\n"
         'python infer/infer.py --checkpoint_folder RUN --prompt "..."\n'
-        "python scripts/convert.py diffusers RUN OUT   # a file for diffusers' load_lora_weights\n```",
+        f"{convert if is_lora else ''}```",
         "It was tried with:\n\n" + "\n".join(f"- {escaped(prompt)}" for prompt in prompts) if prompts else "",
         "## Measures\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in measures.items()),
         f"## Configuration\n\n{fenced(to_yaml(cfg), 'yaml')}",
@@ -76,7 +83,8 @@ def _base(cfg: Any) -> str | None:
 
 def _shown(run: Path) -> list[str]:
     picture = [f"![reference clip, base model and customized model]({PICTURE})"] if (run / PICTURE).is_file() else []
-    return picture + ([f"[The same as a video]({VIDEO})"] if (run / VIDEO).is_file() else [])
+    link = "The same as a video" if picture else "Reference clip, base model and customized model, as a video"
+    return picture + ([f"[{link}]({VIDEO})"] if (run / VIDEO).is_file() else [])
 
 
 def _license(cfg: Any) -> str:

@@ -26,22 +26,30 @@ START = re.compile(r"train_(\d{4}-\d\d-\d\d)T(\d\d)-(\d\d)-(\d\d)")
 
 
 def model_spec(
-    cfg: Any, info: Mapping[str, Any], run: Path, step: int, *, caption: str, thumbnail: str | None = None
+    cfg: Any,
+    info: Mapping[str, Any],
+    run: Path,
+    step: int,
+    *,
+    caption: str,
+    thumbnail: str | None = None,
+    clips: int = 1,
 ) -> dict[str, str]:
     """The header's texts for the adapter of configuration `cfg` after `step` steps of the run in the folder `run`.
 
-    `info` is what our own header says of the method, `caption` the reference clip's, `thumbnail` a small picture as a
-    data URL. What has no value is left out.
+    `info` is what our own header says of the method, `caption` the reference clip's (of several `clips` that of the
+    representative one), `thumbnail` a small picture as a data URL. What has no value is left out.
     """
     data, model = cfg.train_data, Path(cfg.pretrained_model_path).name
     shape = info.get("preset") or "motion embeddings"
     date, name = date_of(run), run_name(cfg)
+    learned_from = "a clip that shows" if clips == 1 else f"{clips} clips, such as one that shows"
     spec = {
         "sai_model_spec": VERSION,
         "architecture": f"{_family(info)}/{'lora' if 'preset' in info else 'motion-embeddings'}",
         "implementation": "diffusers",
         "title": f"{name} ({shape})",
-        "description": f'A motion for {model}, learned from a clip that shows "{caption}".',
+        "description": f'A motion for {model}, learned from {learned_from} "{caption}".',
         "date": date and date.isoformat().replace("+00:00", "Z"),
         "license": cfg.license,
         "resolution": f"{data.width}x{data.height}",

@@ -11,7 +11,8 @@ def save(cfg, method, optimizer, folder: Path, step: int, previews) -> None:
     """Write `folder`/checkpoint-`step`; `previews` (infer/preview.py) give its header a caption and a thumbnail."""
     motion, appearance = method.state()
     info = {"base_model": cfg.pretrained_model_path, "method": cfg.method, **method.info()}
-    info |= model_spec(cfg, info, folder, step, caption=previews.caption, thumbnail=previews.thumbnail(step))
+    shown = dict(caption=previews.caption, clips=previews.clips, thumbnail=previews.thumbnail(step))
+    info |= model_spec(cfg, info, folder, step, **shown)
     save_checkpoint(
         folder,
         step,

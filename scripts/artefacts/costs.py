@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from infer.guidance import GuidanceSettings, MotionGuidance
-from infer.sampler import guide
+from infer.sampler import classifier_free_guidance
 from models.backbone import latent_size_of, predictor, skeleton
 from models.backbones import kind_of
 from models.placement import parameter_bytes
@@ -108,10 +108,12 @@ def _step_bytes(model: str, frames: int, height: int, width: int, scale: float, 
     size = latent_size_of(model, frames, height, width)
     z = torch.empty(1, network.config.in_channels, *size, device="meta")
     text, empty = torch.empty(2, 1, kind.text_length(), kind.text_width(network), device="meta").unbind(0)
-    step = guide(predictor(network), text, empty, scale=scale)
+    step = classifier_free_guidance(predictor(network), text, empty, scale=scale)
     if guided is not None:
         settings = GuidanceSettings(steps=1, **dict(zip(GUIDED, guided, strict=True)))
-        step = MotionGuidance(z, step, guide(predictor(network), empty), DDIMScheduler(), settings, [0]).steer
+        step = MotionGuidance(
+            z, step, classifier_free_guidance(predictor(network), empty), DDIMScheduler(), settings, [0]
+        ).steer
     with PeakBytes() as watch, torch.no_grad():
         step(z, torch.tensor(901))
     return watch.peak + parameter_bytes(network)

@@ -18,7 +18,7 @@ from configs.errors import UserError
 from data.cache import read_folder
 from infer.inversion import ddim_invert, make_inverse
 from infer.noise import blend
-from infer.sampler import guide, sample
+from infer.sampler import classifier_free_guidance, sample
 from models.backbones.unet3d import PRESETS
 from models.customization import customize
 from models.files.checkpoint import load_checkpoint
@@ -139,7 +139,7 @@ def inversion_case(ref: ReferenceFile) -> Iterator[Row]:
     empty = backbone.encode_text([""]).expand(data["latents"].shape[0], -1, -1)
 
     def invert(steps: int, trajectory: bool = False) -> torch.Tensor:
-        denoise = guide(backbone.predict, empty)
+        denoise = classifier_free_guidance(backbone.predict, empty)
         return ddim_invert(denoise, backbone.scheduler, data["latents"], steps, trajectory=trajectory)
 
     lengths = sorted(int(key.removeprefix("inv")) for key in data if re.fullmatch(r"inv\d+", key))
@@ -195,7 +195,9 @@ def infer_case(ref: ReferenceFile) -> Iterator[Row]:
     with customize(
         backbone.network, [(checkpoint, wanted.lora_scale)], highway=HighwaySettings("release", 1.0, tuple(freeu))
     ):
-        denoise = guide(backbone.predict, text, negative, scale=wanted.guidance_scale if guided else 1.0)
+        denoise = classifier_free_guidance(
+            backbone.predict, text, negative, scale=wanted.guidance_scale if guided else 1.0
+        )
         hook = backbone.network.register_forward_pre_hook(lambda _, args: first.append(args[0]))
         latents = sample(denoise, backbone.scheduler, start, steps=wanted.num_steps, on_timestep=seen.append)
         hook.remove()

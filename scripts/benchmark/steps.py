@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from configs import schema
 from infer.inversion import ddim_invert
-from infer.sampler import Denoiser, guide, sample
+from infer.sampler import Denoiser, classifier_free_guidance, sample
 from models import lora, methods
 from models.backbone import Backbone, predictor
 from models.backbones.unet3d import ZEROSCOPE
@@ -131,7 +131,7 @@ class Step:
 
     def denoiser(self) -> Denoiser:
         """The guided model: two videos in each forward."""
-        return guide(self.predict, self.text, self.text, scale=GUIDANCE)
+        return classifier_free_guidance(self.predict, self.text, self.text, scale=GUIDANCE)
 
     def sample(self, steps: int = 1) -> torch.Tensor:
         """`steps` guided denoising steps; enter `sampling()` and eval mode first. Returns latents."""
@@ -139,7 +139,7 @@ class Step:
 
     def invert(self) -> None:
         """One step of DDIM inversion of the clip; enter eval mode first."""
-        ddim_invert(guide(self.predict, self.text), self.scheduler, self.latents, 1)
+        ddim_invert(classifier_free_guidance(self.predict, self.text), self.scheduler, self.latents, 1)
 
     def encoders(self, dtype: torch.dtype) -> Backbone:
         """A backbone around this U-Net with a VAE and a text encoder of random weights; it has no tokenizer."""

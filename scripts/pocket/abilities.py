@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 
 from data.detectors import read_clip
 from data.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, parse_prompt, render, sample_scene
-from infer.sampler import guide, sample
+from infer.sampler import classifier_free_guidance, sample
 from models.backbone import predictor
 from models.hooks import Patch, wrap_forward
 
@@ -52,7 +52,7 @@ def sample_clips(parts: dict, prompts: list[str], seed: int, steps: int, guidanc
             torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + start + i))
             for i in range(len(part))
         ]
-        denoise = guide(predictor(unet), embed(part), embed([""] * len(part)), scale=guidance)
+        denoise = classifier_free_guidance(predictor(unet), embed(part), embed([""] * len(part)), scale=guidance)
         latents = sample(denoise, parts["scheduler"], torch.stack(noise).to(device), steps=steps)
         latents = latents.transpose(1, 2).to(vae.dtype) / vae.config.scaling_factor  # [b f c h w]
         clips += [to_uint8(vae.decode(frames).sample) for frames in latents]
