@@ -396,7 +396,7 @@ def test_tensors_that_the_file_does_not_hold_are_refused(tmp_path, tensor):
         release.read_list(tmp_path / "1_unet.pt")
 
 
-SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
