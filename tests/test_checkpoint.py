@@ -330,6 +330,20 @@ def test_the_moments_of_another_training_are_one_sentence(unet, tmp_path):
             load_training_state(save(unet, tmp_path, clips=0, training_state=state))
 
 
+def test_adamw_goes_on_from_moments_in_the_bits_that_it_keeps_them_in(unet, tmp_path):
+    weights, state = [[[torch.ones(2)]]], training_state()
+    plain = save(unet, tmp_path / "plain", clips=0, training_state=state)
+    state["optimizer"]["optimizers"][0]["state"][0] = {"step": 5, "state1": torch.ones(2), "state2": torch.ones(2)}
+    small = save(unet, tmp_path / "small", clips=0, training_state=state)
+    for folder, written in ((plain, False), (small, True)):
+        assert load_training_state(folder, weights, "adamw", written)["step"] == 5
+        with pytest.raises(UserError, match=f"^use_8bit_adam: .*resume with use_8bit_adam={str(written).lower()}$"):
+            load_training_state(folder, weights, "adamw", not written)
+    del state["optimizer"]["optimizers"][0]["state"][0]["state2"]
+    with pytest.raises(UserError, match="has no state2"):
+        load_training_state(save(unet, tmp_path / "cut", clips=0, training_state=state), weights)
+
+
 def test_a_schedules_methods_are_not_replaced_by_what_a_file_says(unet, tmp_path):
     state = training_state()
     state["optimizer"]["schedules"][0]["step"] = 3
