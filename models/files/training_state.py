@@ -42,7 +42,8 @@ SCALER = {
     "_growth_tracker": whole(0),
 }
 MOMENTS = ("exp_avg", "exp_avg_sq")
-IN_EIGHT_BITS = ("step", "state1", "state2")  # bitsandbytes' names for AdamW's moments
+IN_EIGHT_BITS = ("state1", "state2")  # bitsandbytes' names for AdamW's moments
+WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes of today keeps them, in a dict of their own
 FLAT = ("s", "p0")  # Prodigy's: sum of gradients and first value, of a weight as one row; a single zero for all zeros
 FOUND = {"d": real(above=0), "d_max": real(above=0), "d_numerator": real(), "k": whole(0)}  # its rate, in each group
 
@@ -113,6 +114,9 @@ def _check_optimizer(
         type(number) is not int or number not in range(count) for number in parts["state"]
     ):
         raise UserError(f"{file}: its optimizer state is {shown(parts['state'])}; {ADVICE}")
+    for moments in parts["state"].values():
+        if isinstance(moments, dict) and isinstance(moments.get(WRAPPED), dict):
+            moments |= moments.pop(WRAPPED)
     in_eight_bits = any(isinstance(moments, dict) and "state1" in moments for moments in parts["state"].values())
     if kind == "adamw" and parts["state"] and in_eight_bits != eight_bits:
         run, saved_with = (str(value).lower() for value in (eight_bits, in_eight_bits))
@@ -123,8 +127,8 @@ def _check_optimizer(
     for number, moments in parts["state"].items():
         if not isinstance(moments, dict):
             raise UserError(f"{file}: the optimizer state of parameter {number} is {shown(moments)}; {ADVICE}")
-        needed = {"step", *MOMENTS} | ({*FLAT} if wrote == "prodigy" else set())
-        if lost := sorted(({*IN_EIGHT_BITS} if in_eight_bits else needed) - moments.keys()):
+        needed = {"step", *(IN_EIGHT_BITS if in_eight_bits else MOMENTS), *(FLAT if wrote == "prodigy" else ())}
+        if lost := sorted(needed - moments.keys()):
             raise UserError(f"{file}: the optimizer state of parameter {number} has no {lost[0]}; {ADVICE}")
         for name, value in moments.items():
             wanted = None if parameters is None else _shape(name, value, parameters[number])
@@ -134,7 +138,7 @@ def _check_optimizer(
 
 def _shape(name: Any, value: Any, weight: torch.Tensor) -> torch.Size | None:
     """The shape that an entry of a weight's state must have; None for one that may have any."""
-    if name in MOMENTS:
+    if name in MOMENTS + IN_EIGHT_BITS:
         return weight.shape
     single = name == "p0" and isinstance(value, torch.Tensor) and not value.dim()
     return torch.Size([] if single else [weight.numel()]) if name in FLAT else None

@@ -19,7 +19,7 @@ from diffusers.optimization import get_scheduler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from configs.errors import UserError
-from models.training.kinds import LEARNED, make_optimizer
+from models.training.kinds import LEARNED, make_optimizer, state_of
 from models.training.processes import Processes
 
 MOST_SKIPPED = 20  # steps in a row; the loss scale has then been halved from 65,536 to below 0.1
@@ -131,7 +131,7 @@ class DualPathOptimizer:
 
     def state_dict(self) -> dict:
         return {
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "optimizers": [state_of(o) for o in self.optimizers],
             "schedules": [s.state_dict() for s in self.schedules],
             "scaler": self.scaler.state_dict(),
         }
