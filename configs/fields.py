@@ -226,7 +226,7 @@ class Config:
         "constant", "learning-rate schedule"
     )
     lr_warmup_steps: int = key(
-        0, "steps over which the learning rate rises from 0; every lr_scheduler but constant has them", low=0, high=10**9
+        0, "steps over which the learning rate rises from 0, with every lr_scheduler but constant", low=0, high=10**9
     )
     gradient_accumulation_steps: int = key(1, "clips whose gradients make one optimizer step", low=1, high=10**5)
     timesteps_per_step: int = key(

@@ -18,9 +18,7 @@ from infer.sampler import make_solver
 from infer.settings import of_training
 from infer.side_by_side import write_side_by_side
 from infer.video import read_frames, safe_name, write_video
-from models.backbone import Backbone
-from models.backbones import kind_of_model
-from models.files.parts import load_part
+from models.backbone import Backbone, scheduler_of
 from models.hooks import Patch, training_mode
 from models.methods import Method
 
@@ -110,9 +108,8 @@ class Previews:
 
 def check_solver_of_previews(cfg) -> None:
     """Raise UserError, as sampling does, where the previews' solver cannot work with this model. Reads no weights."""
-    model, wanted = cfg.pretrained_model_path, cfg.validation_data
-    scheduler = load_part(model, "scheduler", kind_of_model(model).parts(model)["scheduler"], {})
-    make_solver(scheduler, wanted.solver, wanted.num_inference_steps)
+    wanted = cfg.validation_data
+    make_solver(scheduler_of(cfg.pretrained_model_path), wanted.solver, wanted.num_inference_steps)
 
 
 def preview(

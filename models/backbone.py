@@ -225,6 +225,11 @@ def snap_of(model: str | Path) -> int:
     return backbones.kind_of_model(model).snap(skeleton(model).config, settings_of(str(model), "vae"))
 
 
+def scheduler_of(model: str | Path) -> SchedulerMixin:
+    """The noise schedule of a pipeline folder or hub id, without the rest. Raises UserError where it is unusable."""
+    return load_part(str(model), "scheduler", backbones.kind_of_model(model).parts(model)["scheduler"], {})
+
+
 def latent_size_of(model: str | Path, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """`Backbone.latent_size` of a pipeline folder or hub id, read from its configurations."""
     kind, vae = backbones.kind_of_model(model), settings_of(str(model), "vae")

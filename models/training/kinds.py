@@ -22,6 +22,11 @@ def check_optimizer(cfg) -> None:
     _kind(cfg)
 
 
+def bytes_of_state(cfg) -> int:
+    """What the optimizer keeps of each trained number: two moments, and for Prodigy a sum and the first value too."""
+    return 16 if cfg.optimizer == "prodigy" else 2 if cfg.use_8bit_adam else 8
+
+
 def make_optimizer(cfg, groups: list[dict], device: torch.device, options: dict[str, Any]) -> Optimizer:
     """The optimizer of one path that `cfg` asks for, on groups of {"params", "lr"} with betas, eps and weight_decay.
 
