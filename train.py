@@ -102,10 +102,10 @@ def training_step(
     """Both passes of the objective with their gradients; no weight moves. Returns the detached losses by name.
 
     latents [b c f h w] and text [b n d] belong to reference clip number `clip`; `draw` holds noise, timestep, frame
-    and anchor. `stills` are single frames for the spatial pass, like the latents, where a latent is not one. Each pass
-    runs its backward before adapters are switched, and both do before any optimizer steps: the release steps the
-    appearance LoRA in between, which falsifies the motion gradients. One-frame clips (images) only have an appearance
-    to teach: they always run the spatial pass and never the temporal one.
+    and anchor. `stills` [b c f h w]: frames encoded one by one, used in the spatial pass when one latent covers several
+    frames; else None. Each pass runs its backward before adapters are switched, and both do before any optimizer steps:
+    the release steps the appearance LoRA in between, which falsifies the motion gradients. One-frame clips (images)
+    only have an appearance to teach: they always run the spatial pass and never the temporal one.
     """
     is_video, losses = latents.shape[2] > 1, {}
 

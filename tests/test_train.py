@@ -175,6 +175,22 @@ def test_resuming_tells_what_changed_and_when_nothing_is_left(tiny_config, capsy
     assert (folder / "config.yaml").read_text() == stored
 
 
+def test_the_logged_timestep_is_the_mean_of_all_that_a_step_drew(tiny_config, monkeypatch):
+    drawn, real = [], train.training_step
+    monkeypatch.setattr(train, "training_step", lambda *a, **k: drawn.append(a[5].timestep.tolist()) or real(*a, **k))
+    folder = train.run(
+        tiny_config(
+            max_train_steps=1,
+            timesteps_per_step=2,
+            gradient_accumulation_steps=2,
+            threads=1,
+            validation_data={"sample_preview": False},
+        )
+    )
+    (record,) = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    assert len(set(sum(drawn, []))) > 2 and record["timestep"] == sum(sum(drawn, [])) / 4
+
+
 def test_no_prompts_mean_no_previews(tiny_config):
     folder = train.run(tiny_config(validation_steps=1, max_train_steps=1, validation_data={"prompt": []}))
     assert not (folder / "previews").exists()

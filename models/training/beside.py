@@ -6,7 +6,8 @@ takes 0.39 s, of which the motion pass alone takes 0.30 s. Sharing out the times
 1.47 times the CPU seconds and adds the sums in another order; the passes, each as it is, give results equal to the bit.
 
 The second process is a copy of the first, forked before the first step. Appearance adapters and their gradients lie in
-memory that both see. A step's number is all it is told, because every draw derives from it; it answers with losses.
+memory that both processes share. The first process sends the number of the step, from which every random draw derives;
+the second one answers with the losses of the appearance pass.
 """
 
 import multiprocessing
@@ -36,7 +37,7 @@ Gradients = Callable[..., tuple[Losses, list[int]]]  # (step, learn_appearance=,
 
 
 def fits(cfg, method, device: torch.device, frames: int, processes: int = 1) -> bool:
-    """Whether a step's passes go to two processes: where a core is free for the second, and none could tell.
+    """True when a second core is free for the appearance pass and the result is bit-identical to that of one process.
 
     `frames` are those of the longest clip; images have no motion pass. Masks of dropout come from one generator that
     both passes share, so the appearance pass must draw none. A forked copy can neither use a GPU, nor run a backward

@@ -45,7 +45,13 @@ class Moved(NamedTuple):
 
 
 class DualPathOptimizer:
-    """`backward(loss)` for each pass, then `step()`; `state_dict()` holds all the next step needs."""
+    """`backward(loss)` for each pass, then `step()`; `state_dict()` holds all the next step needs.
+
+    `motion` and `appearance` are the parameters of the two paths. `motion_lr` is the learning rate of the first; that
+    of the second is `learning_rate` of `cfg`. `second_factors` are the B matrices of all LoRAs, which LoRA+ gives a
+    higher rate. With `half` the losses are scaled, as the backward pass of an fp16 network needs. Raises UserError
+    where the package of the optimizer is missing.
+    """
 
     def __init__(
         self,
