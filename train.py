@@ -46,8 +46,9 @@ import torch
 from diffusers import DDIMScheduler
 from omegaconf import DictConfig, OmegaConf
 
-from configs.errors import printable
+from configs.errors import UserError, printable
 from configs.files import atomic_path, check_writable
+from configs.limits import contradictions
 from configs.schema import to_yaml
 from data import cache
 from infer.plan import plan
@@ -147,7 +148,12 @@ def run(cfg: DictConfig) -> Path:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise UserError, before anything large is loaded, where a folder, a package or the model would end a training."""
+    """Raise UserError, before anything large is loaded, where a folder, a package or the model would end a training.
+
+    `cfg` holds the model's own defaults (backbones.settled), which can contradict what somebody chose.
+    """
+    if wrong := contradictions(cfg):
+        raise UserError(wrong[0])
     for folder in (cfg.output_dir, cfg.cache_dir):
         check_writable(Path(folder))
     check_tracker(cfg.report_to)
@@ -325,5 +331,5 @@ def dry_run(cfg: DictConfig) -> str:
     lines = method.describe() + [beside.LINE] * beside.fits(cfg, method, device, size[0])
     if method.highway:
         with attach_highway(network, *method.highway) as highway:
-            lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
+            lines += [f"  {skip}" for skip in highway.skips]
     return "\n".join(map(printable, [*to_yaml(cfg).split("\n"), *planned, *lines, f"memory      {needed}"]))

@@ -1,8 +1,8 @@
 """How many CPU threads a model is run with, and how many cores there are for it.
 
 A second thread pays only where a layer is large enough for both to have work: a training step of PocketScope (10 M
-parameters) takes 0.33 CPU seconds for four timesteps on one thread and 0.44 to 0.53 on two, and is no sooner done. What
-a second core can do for a small model's training is models/training/beside.py. Threads change the order of sums, so
+parameters) takes 0.33 CPU seconds for four timesteps on one thread and 0.44 to 0.53 on two, and ends no earlier. What a
+second core can do for a small model's training is in models/training/beside.py. Threads change the order of sums, so
 results of different counts agree to rounding.
 """
 

@@ -69,6 +69,13 @@ def test_a_dry_run_refuses_what_a_run_refuses(key, value, sentence, tiny_config,
             call(tiny_config(**{key: value}))
 
 
+def test_a_models_default_that_contradicts_what_was_chosen_is_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr(train.backbones.unet3d, "defaults", lambda model: {"min_timestep": 875})  # as Wan 2.2's
+    for call in (train.run, train.dry_run):
+        with pytest.raises(UserError, match="^min_timestep: 875 is above max_timestep 500"):
+            call(tiny_config(max_timestep=500))
+
+
 def test_a_dry_run_counts_single_frames_for_images_and_the_state_of_the_optimizer(tiny_config, tmp_path, monkeypatch):
     image = tmp_path / "red.png"
     iio.imwrite(image, np.full((64, 64, 3), 90, np.uint8))

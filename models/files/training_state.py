@@ -1,4 +1,4 @@
-"""What only training needs of a checkpoint: optimizers, schedules, loss scale and step, in `training_state.pt`.
+"""The part of a checkpoint that only training needs: optimizers, schedules, loss scale and step (`training_state.pt`).
 
 The file is opened so that nothing in it executes, and every value is checked before an optimizer takes it over: a list
 in place of a dict, moments of another model or a negative step end in one sentence.

@@ -2,8 +2,8 @@
 
 They step together, after both passes have run their backward. A path that did not run leaves its gradients None, so
 that nothing decays or moves its weights. Parameters are the adapters' fp32 masters; with an fp16 backbone the losses
-are scaled. Several processes average their gradients here, without a wrapper around the U-Net. Which optimizers there
-are is in models/training/kinds.py.
+are scaled. Several processes average their gradients here, without a wrapper around the network. The optimizers that
+can be chosen are in models/training/kinds.py.
 
 B of a LoRA B A starts at zero and, at A's learning rate, stays far smaller than A for long; LoRA+ (Hayou et al., arXiv
 2402.12354) gives it a higher one, here `lora_plus_ratio` times A's. The norm that is clipped stays that of both.

@@ -1,4 +1,4 @@
-"""Where a training begins: in a new run folder, or after the steps that a checkpoint has behind it.
+"""Where a training begins: in a new run folder at step 1, or at the step after the one that a checkpoint was saved at.
 
 Method and clips must match the checkpoint; other changed keys are printed.
 """
