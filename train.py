@@ -234,7 +234,11 @@ def _train_and_record(training: Training, folder: Path, start: int) -> None:
 
 
 def loop(training: Training, folder: Path, start: int, after: Callable[[int, Done, float], None] | None = None) -> None:
-    """Steps start+1 to max_train_steps; `after` gets each step's number, the step and its CPU seconds elsewhere."""
+    """Take the steps from start + 1 to max_train_steps, and leave after one in which a signal came.
+
+    `after` is called after each step with its number, what it did, and the CPU seconds that a second process
+    (models/training/beside.py) spent on it.
+    """
     cfg, backbone, method, _, clips, processes = training
     device, copies, last = backbone.device, cfg.timesteps_per_step, cfg.max_train_steps
     repeat = lambda x: None if x is None else x.to(device).expand(copies, *x.shape[1:])  # t timesteps in one pass

@@ -1,4 +1,4 @@
-"""One step of a training, in all its processes together: who takes part, what it gives, and what is kept of it."""
+"""One step of a training, in all its processes together: what it needs, what it returns, and what is written of it."""
 
 from pathlib import Path
 from statistics import mean
