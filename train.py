@@ -38,6 +38,7 @@ if __name__ == "__main__":
     main()
     sys.exit()
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -47,15 +48,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.errors import UserError, printable
 from configs.files import atomic_path, check_writable
+from configs.limits import contradictions
 from configs.schema import to_yaml
 from data import cache
 from infer.plan import plan
-from infer.preview import Previews, check_previews
+from infer.preview import Previews, check_solver_of_previews
 from infer.references import prepare_clips
 from models import backbones, methods
-from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
+from models.backbone import (
+    Backbone,
+    Predictor,
+    choose_device,
+    choose_dtype,
+    latent_size_of,
+    predictor,
+    scheduler_of,
+    skeleton,
+)
 from models.compiled import attach_quicker
 from models.files.card import write_card
+from models.files.pipeline import check_folder, check_pipeline
 from models.heads import find_heads, write_heads
 from models.highway import attach_highway
 from models.hooks import checkpoint_activations, training_mode
@@ -63,12 +75,12 @@ from models.placement import place
 from models.schedule import noised
 from models.threads import use_threads
 from models.training import beside, memory, objective
-from models.training.journal import Journal, mean_losses
-from models.training.kinds import check_optimizer
-from models.training.optimizer import DualPathOptimizer, NotFinite, require_finite
-from models.training.processes import LostProcess, Processes
-from models.training.resume import last_checkpoint, open_run, resume
-from models.training.saving import save
+from models.training.journal import Journal
+from models.training.kinds import bytes_of_state, check_optimizer
+from models.training.optimizer import DualPathOptimizer
+from models.training.processes import Processes
+from models.training.resume import open_run, resume
+from models.training.steps import Done, Training, move, record
 from models.training.stopping import StopSignals
 from models.training.trackers import check_tracker, start_tracker
 
@@ -91,10 +103,10 @@ def training_step(
     """Both passes of the objective with their gradients; no weight moves. Returns the detached losses by name.
 
     latents [b c f h w] and text [b n d] belong to reference clip number `clip`; `draw` holds noise, timestep, frame
-    and anchor. `stills` are single frames for the spatial pass, like the latents, where a latent is not one. Each pass
-    runs its backward before adapters are switched, and both do before any optimizer steps: the release steps the
-    appearance LoRA in between, which falsifies the motion gradients. One-frame clips (images) only have an appearance
-    to teach: they always run the spatial pass and never the temporal one.
+    and anchor. `stills` [b c f h w]: frames encoded one by one, used in the spatial pass when one latent covers several
+    frames; else None. Each pass runs its backward before adapters are switched, and both do before any optimizer steps:
+    the release steps the appearance LoRA in between, which falsifies the motion gradients. One-frame clips (images)
+    only have an appearance to teach: they always run the spatial pass and never the temporal one.
     """
     is_video, losses = latents.shape[2] > 1, {}
 
@@ -124,10 +136,8 @@ def run(cfg: DictConfig) -> Path:
 
     On CUDA what stays in fp32 may use TF32, for this process from here on. Raises UserError for what a person can mend.
     """
-    for folder in (cfg.output_dir, cfg.cache_dir):
-        check_writable(Path(folder))
-    check_tracker(cfg.report_to)
-    check_optimizer(cfg)
+    cfg = backbones.settled(cfg, cfg.pretrained_model_path)
+    check(cfg)
     processes = Processes(cfg.device)
     if processes.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -137,16 +147,49 @@ def run(cfg: DictConfig) -> Path:
         processes.leave()
 
 
-def _train(cfg, processes: Processes) -> Path:
+def check(cfg: DictConfig) -> None:
+    """Raise UserError, before anything large is loaded, where a folder, a package or the model would end a training.
+
+    `cfg` holds the model's own defaults (backbones.settled), which can contradict what somebody chose.
+    """
+    if wrong := contradictions(cfg):
+        raise UserError(wrong[0])
+    for folder in (cfg.output_dir, cfg.cache_dir):
+        check_writable(Path(folder))
+    check_tracker(cfg.report_to)
+    check_optimizer(cfg)
+    check_folder(model := cfg.pretrained_model_path)
+    if Path(model).is_dir():
+        check_pipeline(Path(model))
+    objective.check_scheduler(scheduler_of(model), cfg.max_timestep)
+    check_solver_of_previews(cfg)
+
+
+def _train(cfg: DictConfig, processes: Processes) -> Path:
+    training = prepare(cfg, processes)
+    method, same_clips = training.method, partial(cache.same_clips, training.clips)
+    checkpoint, start = resume(cfg, method, training.optimizer, processes, same_clips)
+    if start >= cfg.max_train_steps:
+        processes.say(
+            f"nothing is left to do: {start} of {cfg.max_train_steps} steps are done; raise max_train_steps to go on"
+        )
+        return checkpoint.parent
+    folder = open_run(cfg, processes, checkpoint)
+    if processes.is_main:
+        _train_and_record(training, folder, start)
+    else:
+        loop(training, folder, start)
+    return folder
+
+
+def prepare(cfg: DictConfig, processes: Processes) -> Training:
+    """Load the frozen model, encode the clips or find them encoded, and attach what is trained, with its optimizer."""
     device = processes.device
-    cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     if processes.is_main:
         processes.say("\n".join(plan(cfg)))
     dtype = choose_dtype(cfg.mixed_precision, device)
     backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
     use_threads(backbone.network, device, cfg.threads)
-    objective.check_scheduler(backbone.scheduler, cfg.max_timestep)
-    check_previews(cfg)
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
     latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
@@ -166,89 +209,64 @@ def _train(cfg, processes: Processes) -> Path:
         half=backbone.dtype == torch.float16,
         processes=processes,
     )
-    checkpoint, start = resume(cfg, method, optimizer, processes, partial(cache.same_clips, clips))
-    if start >= cfg.max_train_steps:
-        processes.say(
-            f"nothing is left to do: {start} of {cfg.max_train_steps} steps are done; raise max_train_steps to go on"
-        )
-        return checkpoint.parent
-    folder = open_run(cfg, processes, checkpoint)
-    if not processes.is_main:
-        loop(cfg, backbone, method, optimizer, clips, folder, start, processes)
-        return folder
+    return Training(cfg, backbone, method, optimizer, clips, processes)
 
+
+def _train_and_record(training: Training, folder: Path, start: int) -> None:
+    """The loop of the first process, which also writes everything that the run folder holds."""
+    cfg, method, clips, say = training.cfg, training.method, training.clips, training.processes.say
     with atomic_path(folder / "config.yaml") as unfinished:
         unfinished.write_text(to_yaml(cfg))
     cache.export_clips(clips, folder)
     if method.heads:
-        processes.say(f"heads: {write_heads(method.heads, folder)}")
-    previews = Previews(cfg, backbone, method, clips, folder, processes.say)
+        say(f"heads: {write_heads(method.heads, folder)}")
+    previews = Previews(cfg, training.backbone, method, clips, folder, say)
     previews.at_first()
     tracker = start_tracker(cfg.report_to, folder, OmegaConf.to_container(cfg), start)
-    journal = Journal(folder, start, cfg.max_train_steps, device, tracker)
+    journal = Journal(folder, start, cfg.max_train_steps, training.backbone.device, tracker)
     try:
-        loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal, previews)
+        loop(training, folder, start, partial(record, training, folder, journal, previews))
         previews.at_last()
         write_card(folder, cfg, method.info(), previews.caption, journal.measures(), clips=previews.clips)
     finally:
-        processes.say(f"loss plot: {journal.close()}")
-    return folder
+        if plot := journal.close():
+            say(f"loss plot: {plot}")
 
 
-def loop(cfg, backbone, method, optimizer, clips, folder, start, processes, journal=None, previews=None) -> None:
-    """Steps start+1 to max_train_steps: both passes, move the weights; the first process logs, saves and previews."""
-    device, copies = backbone.device, cfg.timesteps_per_step
+def loop(training: Training, folder: Path, start: int, after: Callable[[int, Done, float], None] | None = None) -> None:
+    """Take the steps from start + 1 to max_train_steps, and leave after one in which a signal came.
+
+    `after` is called after each step with its number, what it did, and the CPU seconds that a second process
+    (models/training/beside.py) spent on it.
+    """
+    cfg, backbone, method, _, clips, processes = training
+    device, copies, last = backbone.device, cfg.timesteps_per_step, cfg.max_train_steps
     repeat = lambda x: None if x is None else x.to(device).expand(copies, *x.shape[1:])  # t timesteps in one pass
     batches = [tuple(map(repeat, (clip.latents, clip.text, clip.stills))) for clip in clips]
     training_mode(backbone.network, cfg.frozen_dropout)
-    both = partial(gradients, cfg, backbone, method, optimizer, batches, processes)
     apart = beside.fits(cfg, method, device, max(clip.latents.shape[2] for clip in clips), processes.count)
     if apart:
         processes.say(beside.LINE)
+    both = partial(gradients, training, batches)
     with StopSignals() as stop, beside.Passes(both, method.appearance_parameters, apart) as passes:
-        for step in range(start + 1, cfg.max_train_steps + 1):
-            try:
-                found, timesteps = passes(step)
-                everyone = processes.gather((found, stop.requested))
-                losses = mean_losses([losses for found, _ in everyone for losses in found])
-                stopped = max(requested for _, requested in everyone)  # all leave at the same step
-                require_finite(losses)
-                rate, moved = optimizer.learning_rate, optimizer.step()
-                if moved.skipped and optimizer.skipped_in_a_row == cfg.max_train_steps - start:
-                    raise NotFinite("gradient overflowed fp16 in every step, so that nothing was learned")
-            except NotFinite as what:
-                advice = "" if backbone.dtype == torch.float32 else ", or use mixed_precision=bf16"
-                raise UserError(
-                    f"training: the {what} at step {step}, timestep {timesteps}; no weight was moved in this step, and "
-                    f"{last_checkpoint(folder)}; lower learning_rate{advice}"
-                ) from None
-            except LostProcess as lost:
-                raise LostProcess(f"{lost} during step {step}; {last_checkpoint(folder)}", lost.silent) from None
-            if journal:
-                numbers = {"timestep": timesteps[0], "learning_rate": rate, "cpu_beside": passes.cpu_seconds}
-                journal.log(step, losses, moved, **numbers)
-                due = step == cfg.max_train_steps or stopped or step % cfg.checkpointing_steps == 0
-                if due:
-                    save(cfg, method, optimizer, folder, step, previews)
-                made = previews.after(step)
-                if due and made:  # once more, with its own preview in the header
-                    save(cfg, method, optimizer, folder, step, previews)
-                journal.previews(step, made)
-                journal.pause()
-            if step == cfg.max_train_steps:  # nobody waits for this process any more
-                stopped = stopped or stop.requested
+        for step in range(start + 1, last + 1):
+            done = move(training, passes, stop, folder, step, last - start)
+            if after:
+                after(step, done, passes.cpu_seconds)
+            stopped = done.stopped or (stop.requested if step == last else 0)  # nobody waits after the last step
             if stopped:
                 more = f"go on with: resume_from_checkpoint={folder}"
-                last = f"it was the last, and the picture is left out: python scripts/side_by_side.py {folder}"
-                processes.say(f"stopped after step {step}; {more if step < cfg.max_train_steps else last}")
+                over = f"it was the last, and the picture is left out: python scripts/side_by_side.py {folder}"
+                processes.say(f"stopped after step {step}; {more if step < last else over}")
                 raise SystemExit(128 + stopped)
 
 
 def gradients(
-    cfg, backbone, method, optimizer, batches, processes, step: int, *, learn_appearance=True, learn_motion=True
-) -> tuple[list[dict[str, float]], list[int]]:
-    """This process's share of a step, one clip after another; returns their losses and the last clip's timesteps."""
-    accumulation, found = cfg.gradient_accumulation_steps, []
+    training: Training, batches: list[tuple], step: int, *, learn_appearance: bool = True, learn_motion: bool = True
+) -> tuple[list[dict[str, float]], list[float]]:
+    """This process's share of a step, one clip after another; returns the losses of each and all their timesteps."""
+    cfg, backbone, processes = training.cfg, training.backbone, training.processes
+    accumulation, found, timesteps = cfg.gradient_accumulation_steps, [], []
     for k in range(accumulation):
         micro = k * processes.count + processes.rank
         position = (step - 1) * accumulation * processes.count + micro
@@ -268,7 +286,7 @@ def gradients(
         losses = training_step(
             backbone.predict,
             backbone.scheduler,
-            method,
+            training.method,
             latents,
             text,
             draw,
@@ -277,10 +295,11 @@ def gradients(
             debias_beta=cfg.debias_beta,
             learn_appearance=learn_appearance,
             learn_motion=learn_motion and cfg.train_temporal_lora,
-            backward=optimizer.backward,
+            backward=training.optimizer.backward,
         )
         found.append(losses)
-    return [{name: loss.item() for name, loss in losses.items()} for losses in found], draw.timestep.tolist()
+        timesteps.append(draw.timestep)
+    return [{name: loss.item() for name, loss in losses.items()} for losses in found], torch.cat(timesteps).tolist()
 
 
 def dry_run(cfg: DictConfig) -> str:
@@ -289,9 +308,9 @@ def dry_run(cfg: DictConfig) -> str:
     Loads no weights and writes nothing. Raises UserError as `run` does, also for a clip that cannot be used.
     """
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
+    check(cfg)
     planned = plan(cfg)
     network, device = skeleton(cfg.pretrained_model_path), choose_device(cfg.device)
-    check_previews(cfg)
     dtype = choose_dtype(cfg.mixed_precision, device)
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)
@@ -299,7 +318,8 @@ def dry_run(cfg: DictConfig) -> str:
     model_bytes = experts * place(network, "meta", cfg.memory)
     kind.prepare(network)
     n, data = cfg.timesteps_per_step, cfg.train_data
-    size = latent_size_of(cfg.pretrained_model_path, data.n_sample_frames, data.height, data.width)
+    frames = 1 if set(cfg.dataset_types) == {"image"} else data.n_sample_frames
+    size = latent_size_of(cfg.pretrained_model_path, frames, data.height, data.width)
     method = methods.attach(network, cfg, clips=1, latent_size=size)
     if cfg.gradient_checkpointing:
         checkpoint_activations(network)
@@ -311,9 +331,10 @@ def dry_run(cfg: DictConfig) -> str:
         model_bytes,
         [*method.motion_parameters, *method.appearance_parameters],
         lambda: training_step(*given, learn_motion=cfg.train_temporal_lora),
+        bytes_of_state(cfg),
     )
     lines = method.describe() + [beside.LINE] * beside.fits(cfg, method, device, size[0])
     if method.highway:
         with attach_highway(network, *method.highway) as highway:
-            lines += [f"  up_blocks.{s.up} layer {s.layer}: skip from {s.source}, x{s.factor:g}" for s in highway.skips]
+            lines += [f"  {skip}" for skip in highway.skips]
     return "\n".join(map(printable, [*to_yaml(cfg).split("\n"), *planned, *lines, f"memory      {needed}"]))

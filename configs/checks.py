@@ -1,4 +1,4 @@
-"""What a value out of a file must be: its type, finite, within limits.
+"""What a value out of a file must be: of its type, finite and within limits.
 
 A check is a function from a value to the checked value that raises ValueError with the end of the sentence "key is x,
 ...". A schema is a dict from key to check, and `checked` applies one; `of_type` makes the check of a configuration

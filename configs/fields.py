@@ -224,10 +224,12 @@ class Config:
     lora_plus_ratio: float = key(
         1.0, "LoRA+: learning rate of each LoRA's second factor B, as a multiple of A's", low=1, high=1000
     )
-    lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-    ] = key("constant", "learning-rate schedule")
-    lr_warmup_steps: int = key(0, "steps over which the learning rate rises from 0", low=0, high=10**9)
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = key(
+        "constant", "learning-rate schedule"
+    )
+    lr_warmup_steps: int = key(
+        0, "steps over which the learning rate rises from 0, with every lr_scheduler but constant", low=0, high=10**9
+    )
     gradient_accumulation_steps: int = key(1, "clips whose gradients make one optimizer step", low=1, high=10**5)
     timesteps_per_step: int = key(
         1, "timesteps drawn for a clip in one pass (a batch of noised copies)", low=1, high=1000

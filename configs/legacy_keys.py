@@ -65,6 +65,8 @@ def modernise(path: str, value: Any) -> tuple[dict[str, Any], str | None] | None
         return {}, None
     if path == "memory" and value == "low":
         return {"memory": "smallest"}, "low is smallest today: it streams the frozen model from the host"
+    if (path, value) == ("lr_scheduler", "cosine_with_restarts"):
+        return {"lr_scheduler": "cosine"}, "cosine_with_restarts had one cycle, without a restart; that is cosine"
     if path == "eval_train":
         return {"frozen_dropout": value is not True}, "frozen_dropout: false leaves the frozen model's dropout out"
     if path in ("logger", "logger_type"):

@@ -127,6 +127,17 @@ def contradictions(cfg: DictConfig) -> list[str]:
     return wrong
 
 
+def without_effect(cfg: DictConfig) -> list[str]:
+    """Keys that do nothing beside the others' values, a sentence each."""
+    wrong = []
+    if cfg.lr_warmup_steps and cfg.lr_scheduler == "constant":
+        wrong.append(
+            f"lr_warmup_steps: {cfg.lr_warmup_steps} does nothing under lr_scheduler constant; set lr_scheduler to "
+            "constant_with_warmup, or lr_warmup_steps to 0"
+        )
+    return wrong
+
+
 def _of_prodigy(cfg: DictConfig) -> list[str]:
     embeds = cfg.method == "motion_inversion"
     used = ["embeddings.learning_rate"] * embeds + ["learning_rate"] * (not embeds or cfg.embeddings.loss == "hybrid")

@@ -20,7 +20,7 @@ from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS, SECTIONS, Config, default_of, kind_of
 from configs.layers import BASE, FALLBACK, MODEL, ROOT, brief, is_hub_id, leaves, locate, read_chains, with_fallback
 from configs.legacy_keys import BATCH_SIZE, batch_size, modernise
-from configs.limits import beyond, contradictions, did_you_mean, unfit
+from configs.limits import beyond, contradictions, did_you_mean, unfit, without_effect
 from configs.plain import read_yaml
 from configs.runtime import note
 from configs.tables import help_text, markdown_tables
@@ -66,13 +66,14 @@ def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
     for layer in layers:
         merge.add(layer.values, layer.origin)
     merge.add(asked, "command line")
-    return merge.finish(), dry_run
+    return merge.finish(asked=True), dry_run
 
 
 def from_dict(values: dict[str, Any]) -> DictConfig:
     """The checked configuration stored in a checkpoint's header or built by a test. Raises UserError as `load` does.
 
-    Nothing in it is looked up: `${...}` is text in a prompt and an error anywhere else.
+    Nothing in it is looked up: `${...}` is text in a prompt and an error anywhere else. A key without effect is
+    accepted, since a training that was made with it can still be sampled and evaluated.
     """
     merge = _Merge()
     if isinstance(values, dict):
@@ -231,8 +232,11 @@ class _Merge:
             return False
         return given
 
-    def finish(self) -> DictConfig:
-        """Fill in what follows from other keys, check limits, and raise every error together."""
+    def finish(self, asked: bool = False) -> DictConfig:
+        """Fill in what follows from other keys, check limits, and raise every error together.
+
+        A key without effect is an error only in what a person has `asked` for now.
+        """
         cfg, chosen = self.cfg, self.chosen
         for text in self.notes:
             note(text)
@@ -258,7 +262,7 @@ class _Merge:
         for path, entry in KEYS.items():
             if path not in followed:
                 self.errors += beyond(path, OmegaConf.select(cfg, path), entry.metadata)
-        self.errors += contradictions(cfg)
+        self.errors += contradictions(cfg) + (without_effect(cfg) if asked else [])
         if self.errors:
             raise UserError(_together(self.errors))
         cfg[CHOSEN] = [path for path in KEYS if path in chosen]

@@ -34,10 +34,11 @@ def plan(cfg) -> list[str]:
 
 
 def check_sizes(cfg) -> None:
-    """Raise UserError for a size or a length, of clips or of previews, that the model cannot take."""
+    """Raise UserError for a size or a length, of clips or of previews that are made, which the model cannot take."""
     videos = not cfg.cached_latent_dir and set(cfg.dataset_types) != {"image"}
     asked = [("train_data", cfg.train_data.n_sample_frames if videos else 1)] * (not cfg.cached_latent_dir)
-    asked += [("validation_data", cfg.validation_data.num_frames)] * bool(cfg.validation_data.prompt)
+    previews = cfg.validation_data.sample_preview and cfg.validation_data.prompt
+    asked += [("validation_data", cfg.validation_data.num_frames)] * bool(previews)
     factor = sides_of(cfg.pretrained_model_path) if asked else 1
     for section, frames in asked:
         width, height = (cfg[section][side] for side in SIDES)

@@ -15,15 +15,13 @@ from configs.errors import UserError
 from data.cache import CachedClip, primary
 from data.clips import Clip
 from data.sources import plan_clips
-from infer.generate import check_sides, sample_videos
+from infer.generate import sample_videos
 from infer.pictures import contact_sheet, strip, thumbnail
 from infer.sampler import make_solver
 from infer.settings import of_training
 from infer.side_by_side import write_side_by_side
 from infer.video import read_frames, safe_name, write_video
-from models.backbone import Backbone, latent_size_of, sides_of
-from models.backbones import kind_of_model
-from models.files.parts import load_part
+from models.backbone import Backbone, scheduler_of
 from models.hooks import Patch, training_mode
 from models.methods import Method
 
@@ -115,17 +113,10 @@ class Previews:
         return planned.read(planned.path, planned.cut, planned.prompt)
 
 
-def check_previews(cfg) -> None:
-    """Raise UserError, as sampling does, where the previews' solver, size or length does not suit the model.
-
-    Reads no weights. Size and length count only where previews are made.
-    """
-    model, wanted, settings = cfg.pretrained_model_path, cfg.validation_data, of_training(cfg)
-    scheduler = load_part(model, "scheduler", kind_of_model(model).parts(model)["scheduler"], {})
-    make_solver(scheduler, wanted.solver, wanted.num_inference_steps)
-    if wanted.sample_preview and wanted.prompt:
-        check_sides(settings, sides_of(model))
-        latent_size_of(model, settings.num_frames, settings.height, settings.width)
+def check_solver_of_previews(cfg) -> None:
+    """Raise UserError, as sampling does, where the previews' solver cannot work with this model. Reads no weights."""
+    wanted = cfg.validation_data
+    make_solver(scheduler_of(cfg.pretrained_model_path), wanted.solver, wanted.num_inference_steps)
 
 
 @contextmanager

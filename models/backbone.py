@@ -98,8 +98,9 @@ class Backbone:
     ) -> "Backbone":
         """Load every part in `dtype`, frozen, with what every method needs attached (the U-Net's one-frame bypass).
 
-        `memory` says where the U-Net's weights wait (models/placement.py). Raises UserError when the folder or a part
-        of it is missing or unreadable.
+        `memory` says where the network's weights wait (models/placement.py).
+
+        Raises UserError when the folder or a part of it is missing or unreadable.
         """
         path = str(path)
         check_folder(path)
@@ -180,7 +181,10 @@ class Backbone:
             return self.kind.encode_video(self.vae, frames, self.device)
 
     def encode_stills(self, frames: torch.Tensor) -> torch.Tensor | None:
-        """Latents of single frames like those of the clip, for the appearance pass; None where the clip's will do."""
+        """uint8 [f c h w] -> frames encoded one by one, fp32 [1 c f h/8 w/8] with as many frames as the clip's latents.
+
+        They are for the appearance pass. None where every latent of the clip covers one frame, as a U-Net's does.
+        """
         with _visiting(self.vae, self.device):
             return self.kind.encode_stills(self.vae, frames, self.device)
 
@@ -241,6 +245,11 @@ def snap_of(model: str | Path) -> int:
 def sides_of(model: str | Path) -> int:
     """`Backbone.sides` of a pipeline folder or hub id, likewise."""
     return backbones.kind_of_model(model).sides(skeleton(model).config, settings_of(str(model), "vae"))
+
+
+def scheduler_of(model: str | Path) -> SchedulerMixin:
+    """The noise schedule of a pipeline folder or hub id, without the rest. Raises UserError where it is unusable."""
+    return load_part(str(model), "scheduler", backbones.kind_of_model(model).parts(model)["scheduler"], {})
 
 
 def latent_size_of(model: str | Path, frames: int, height: int, width: int) -> tuple[int, int, int]:

@@ -56,7 +56,9 @@ def compile_layers(
                 regions[kind] = _region(backend, options)
             undo.append(wrap_forward(layer, _compiled(layer, regions[kind], training), innermost=True))
     if not regions:
-        raise UserError(f"compile: it is made for the 3-D U-Net, and this is a {type(unet).__name__}; use compile=off")
+        raise UserError(
+            f"compile: it is made for the 3-D U-Net and Wan, and this is a {type(unet).__name__}; use compile=off"
+        )
     if mode == "step":
         undo.append(wrap_forward(unet, _as_one_step))
     return Patch(undo)

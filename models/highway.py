@@ -42,6 +42,9 @@ class Skip(NamedTuple):
     factor: float
     hidden_factor: float
 
+    def __str__(self) -> str:
+        return f"up_blocks.{self.up} layer {self.layer}: skip from {self.source}, x{self.factor:g}"
+
 
 class Highway(Patch):
     """The attached highway. `skips` is the complete table of skip connections, in the order the decoder meets them."""

@@ -117,10 +117,9 @@ def checkpoint_activations(network: nn.Module) -> Patch:
     """Keep only the inputs of the network's leaf layers for the backward pass and recompute the rest.
 
     Leaf layers are ResNet blocks, temporal convolutions, spatial and temporal transformers, and a diffusion
-    transformer's blocks. Gradients are the same to
-    the bit and dropout masks are replayed: on CUDA because every leaf layer is called with its hidden states as a
-    positional tensor, by which torch finds the device whose random state it keeps. Adapters must not be switched
-    between a forward and its backward.
+    transformer's blocks. Gradients are the same to the bit and dropout masks are replayed: on CUDA because every leaf
+    layer is called with its hidden states as a positional tensor, by which torch finds the device whose random state it
+    keeps. Adapters must not be switched between a forward and its backward.
     """
     return Patch([wrap_forward(m, _checkpointed) for m in network.modules() if isinstance(m, CHECKPOINTED_LAYERS)])
 

@@ -37,20 +37,20 @@ FEW_PIXELS = 4  # below, a convolution costs more than copying its input into th
 LARGEST_MATRIX = 1 << 20  # entries that a convolution may become, 4 MB
 
 
-def attach_lean(unet: nn.Module, parts: Iterable[str] | None = None) -> Patch:
-    """Make `unet` lean until the patch is removed; `parts` are names of PARTS, default all.
+def attach_lean(network: nn.Module, parts: Iterable[str] | None = None) -> Patch:
+    """Make `network` lean until the patch is removed; `parts` are names of PARTS, default all.
 
     Attach it after the adapters: LoRA layers that come later are left as they are. Nothing is patched but fp32 on a
     CPU. In half precision W + B A rounds to the digits of W, which loses 16 % of a typical motion LoRA; and on a GPU
     cuDNN and the fused attention kernels are better than what replaces them here. Weights that are made when they are
     read (models/placement.py) are left alone too: what is kept of one here would outlive it.
     """
-    parameter = next(unet.parameters())
-    if parameter.device.type != "cpu" or parameter.dtype != torch.float32 or not all(map(is_plain, unet.modules())):
+    parameter = next(network.parameters())
+    if parameter.device.type != "cpu" or parameter.dtype != torch.float32 or not all(map(is_plain, network.modules())):
         return Patch()
     chosen = [layer for name in (PARTS if parts is None else parts) for layer in PARTS[name].items()]
     undo = []
-    for module in unet.modules():
+    for module in network.modules():
         for kind, make in chosen:
             if isinstance(module, kind):
                 # innermost: bypass, checkpointing and embeddings stay around it, in whatever order they come

@@ -92,7 +92,11 @@ class Method:
 
     @contextmanager
     def temporal_pass(self, clip: int, with_appearance: bool) -> Iterator[None]:
-        """Motion acts and is trained; the appearance LoRA explains the appearance away and gets no gradient here."""
+        """The motion adapter acts and is trained.
+
+        With `with_appearance` the clip's appearance LoRA acts too, so that the motion adapter need not learn the
+        appearance; it gets no gradient here.
+        """
         with ExitStack() as patches:
             patches.enter_context(self._highway_of_a_pass())
             if with_appearance and self.appearance:
@@ -165,7 +169,7 @@ class Method:
         return f"{where}, scope {self.highway.scope}, beta {self.highway.beta:g}"
 
     def _highway_of_a_pass(self) -> Patch:
-        """The highway for one training pass, where it belongs to training too; nothing of it stands in between."""
+        """The highway for one training pass if it acts in training, else an empty patch; leaving it takes it off."""
         return attach_highway(self.network, *self.highway) if self.highway and self.highway_in_training else Patch()
 
 

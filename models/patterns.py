@@ -29,10 +29,10 @@ def choose_layers(
 ) -> tuple[list[str], list[str]]:
     """(names of the layers to adapt, a line for each pattern with what it matched).
 
-    Those of `preset` that no pattern of `exclude` matches come first, in the preset's order; then every linear layer of
-    the blocks that learn motion that a pattern of `include` matches, so that `exclude` of everything and an `include`
-    choose freely. Raises UserError for a pattern that matches nothing, naming the nearest layers, and where no layer
-    is left.
+    The layers of `preset` that no pattern of `exclude` matches come first, in the preset's order. Then come the linear
+    layers, in the blocks that learn motion, that a pattern of `include` matches. To choose layers freely, exclude
+    everything and include what is wanted. Raises UserError for a pattern that matches nothing, naming the nearest
+    layers, and where no layer is left.
     """
     chosen, notes, block = targets(network, preset, block_range), [], kind_of(network).MOTION_BLOCK
     for pattern in exclude or ():

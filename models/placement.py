@@ -1,4 +1,4 @@
-"""Where the frozen U-Net waits while adapters are trained or videos are sampled (the key `memory`).
+"""Where the frozen network waits while adapters are trained or videos are sampled (the key `memory`).
 
 default   on the device, in the model's precision: fastest
 small     on the device, most weights in 8 bits: half the bytes, at the cost of rounding them
@@ -22,27 +22,30 @@ from models.streamed import stream_from_host
 LARGE = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
-def place(unet: nn.Module, device: torch.device | str, memory: str = "default") -> int:
-    """Put a frozen U-Net that carries no adapters yet where `memory` says, for good; returns its bytes on `device`.
+def place(network: nn.Module, device: torch.device | str, memory: str = "default") -> int:
+    """Put a frozen network that carries no adapters yet where `memory` says, for good; returns its bytes on `device`.
 
     Training with "small" saves memory, and with "smallest" works, only where activations are recomputed leaf by leaf.
+    Raises UserError for another `memory` than "default" where the network has no layers of a U-Net or of Wan.
     """
     device = torch.device(device)
-    groups = [large_layers(leaf) for leaf in unet.modules() if isinstance(leaf, CHECKPOINTED_LAYERS)]
+    groups = [large_layers(leaf) for leaf in network.modules() if isinstance(leaf, CHECKPOINTED_LAYERS)]
     if memory != "default" and not groups:
-        raise UserError(f"memory: {memory} is made for the 3-D U-Net, and this is a {type(unet).__name__}; use default")
+        raise UserError(
+            f"memory: {memory} is made for the 3-D U-Net and Wan, and this is a {type(network).__name__}; use default"
+        )
     if memory == "small":
         store_in_eight_bits([layer for group in groups for layer in group])
     if memory != "smallest":
-        nn.Module.to(unet, device)  # diffusers' own `to` warns for no reason
-        return parameter_bytes(unet)
+        nn.Module.to(network, device)  # diffusers' own `to` warns for no reason
+        return parameter_bytes(network)
     stream = stream_from_host(groups, device)
     streamed = {id(layer.parametrizations.weight.original) for group in groups for layer in group}
-    for tensor in (*unet.parameters(), *unet.buffers()):
+    for tensor in (*network.parameters(), *network.buffers()):
         if id(tensor) not in streamed:
             tensor.data = tensor.data.to(device)
     host = sum(unit.flat.nbytes for unit in stream.units)
-    return parameter_bytes(unet) - host + stream.bytes
+    return parameter_bytes(network) - host + stream.bytes
 
 
 def is_plain(layer: nn.Module) -> bool:

@@ -1,27 +1,29 @@
 """How many CPU threads a model is run with, and how many cores there are for it.
 
 A second thread pays only where a layer is large enough for both to have work: a training step of PocketScope (10 M
-parameters) takes 0.33 CPU seconds for four timesteps on one thread and 0.44 to 0.53 on two, and is no sooner done. What
-a second core can do for a small model's training is models/training/beside.py. Threads change the order of sums, so
+parameters) takes 0.33 CPU seconds for four timesteps on one thread and 0.44 to 0.53 on two, and ends no earlier. What a
+second core can do for a small model's training is in models/training/beside.py. Threads change the order of sums, so
 results of different counts agree to rounding.
 """
 
 import os
+from pathlib import Path
 
 import torch
 from torch import nn
 
 SMALL = 30_000_000  # parameters; below, one thread is quicker than two
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container sees its own here
 
 
-def use_threads(unet: nn.Module, device: torch.device, asked: int | None = None) -> int:
+def use_threads(network: nn.Module, device: torch.device, asked: int | None = None) -> int:
     """Set and return the number of threads for this process: `asked`, else OMP_NUM_THREADS, else by the model's size.
 
     On another device than the CPU only an explicit number changes anything.
     """
     if asked is not None:
         torch.set_num_threads(asked)
-    elif device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and is_small(unet):
+    elif device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and is_small(network):
         torch.set_num_threads(1)
     return torch.get_num_threads()
 
@@ -39,4 +41,18 @@ def cores(asked: int | None = None) -> int:
 
 
 def _usable() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process is scheduled on, or fewer where its container may use only a share of their time."""
+    scheduled = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(scheduled, _allowed() or scheduled)
+
+
+def _allowed() -> int | None:
+    """Whole cores, at least one, that the quota of a cgroup (version 2) allows; None where there is no quota.
+
+    Neither torch nor os.cpu_count knows it: a container that may use 1.5 cores of 64 is scheduled on all 64.
+    """
+    try:
+        quota, period = QUOTA.read_text().split()  # microseconds of CPU time in so many microseconds
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file; "max" for no limit
+        return None

@@ -179,7 +179,7 @@ def test_graphs_of_the_device_need_cuda():
 
 
 def test_another_kind_of_model_is_refused():
-    with pytest.raises(UserError, match="compile: it is made for the 3-D U-Net, and this is a Linear"):
+    with pytest.raises(UserError, match="compile: it is made for the 3-D U-Net and Wan, and this is a Linear"):
         compile_layers(torch.nn.Linear(2, 2), "blocks", CPU, training=True, backend="eager")
 
 

@@ -229,6 +229,19 @@ def test_files_that_ask_for_low_memory_still_load_and_take_the_smallest(capsys):
     assert "low is smallest today" in capsys.readouterr().err
 
 
+def test_a_cosine_with_restarts_which_had_none_is_the_cosine_that_it_was(capsys):
+    assert schema.from_dict({**DATA, "lr_scheduler": "cosine_with_restarts"}).lr_scheduler == "cosine"
+    assert "one cycle" in capsys.readouterr().err
+    assert stored_config({"lr_scheduler": "cosine_with_restarts"}, "a file") == {"lr_scheduler": "cosine"}
+
+
+def test_a_warm_up_that_does_nothing_is_refused_and_what_was_trained_with_it_can_still_be_read():
+    assert refusal("lr_warmup_steps=20").endswith("set lr_scheduler to constant_with_warmup, or lr_warmup_steps to 0")
+    for words in (["lr_warmup_steps=0"], ["lr_warmup_steps=20", "lr_scheduler=constant_with_warmup"]):
+        schema.load([CLIP, *words], description="test")
+    assert schema.from_dict({**DATA, "lr_warmup_steps": 20}).lr_warmup_steps == 20
+
+
 def test_a_command_ends_with_the_sentence_and_exit_code_2():
     code = (
         "import sys; from configs.errors import command; from configs.schema import load\n"

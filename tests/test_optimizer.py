@@ -12,6 +12,7 @@ import train
 from configs.errors import UserError
 from models.files.checkpoint import list_checkpoints, load_checkpoint
 from models.files.training_state import TRAINING_STATE, load_training_state
+from models.training.kinds import state_of
 from models.training.optimizer import MOST_SKIPPED, DualPathOptimizer, NotFinite
 
 from conftest import ROOT
@@ -326,6 +327,18 @@ def test_a_damaged_state_of_prodigy_is_refused(tiny_config, tmp_path, spoil, sen
     torch.save({"step": 1, "optimizer": state}, tmp_path / TRAINING_STATE)
     with pytest.raises(UserError, match=sentence):
         load_training_state(tmp_path, optimizer.groups(), "prodigy")
+
+
+def test_tables_that_8_bit_moments_share_are_read_back_from_a_checkpoint(tmp_path):
+    """As bitsandbytes holds them; a tensor that stands in a pickle many times is refused (configs/archives.py)."""
+    parameters, table = [torch.nn.Parameter(torch.ones(2)) for _ in range(50)], torch.linspace(-1, 1, 256)
+    optimizer = torch.optim.AdamW(parameters)
+    for p in parameters:
+        optimizer.state[p] = {"step": 1, "state1": p.detach() + 0, "state2": p.detach() + 0, "qmap1": table}
+    parts = {"optimizers": [state_of(optimizer)], "schedules": [{"last_epoch": 1, "_step_count": 2}], "scaler": {}}
+    torch.save({"step": 1, "optimizer": parts}, tmp_path / TRAINING_STATE)
+    (read,) = load_training_state(tmp_path, [[parameters]], "adamw", True)["optimizer"]["optimizers"]
+    assert all(torch.equal(moments["qmap1"], table) for moments in read["state"].values())
 
 
 @pytest.mark.parametrize(

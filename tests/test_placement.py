@@ -220,5 +220,5 @@ def test_a_loaded_model_is_used_only_where_it_waits_as_asked(tiny_pipeline):
 
 
 def test_another_kind_of_model_is_refused():
-    with pytest.raises(UserError, match="memory: small is made for the 3-D U-Net, and this is a Linear"):
+    with pytest.raises(UserError, match="memory: small is made for the 3-D U-Net and Wan, and this is a Linear"):
         place(nn.Linear(2, 2), CPU, "small")

@@ -1,5 +1,6 @@
 """The lines that come before any cost: one plan for each clip, at the rate that the model will play."""
 
+import importlib.util
 import json
 
 import imageio.v3 as iio
@@ -9,6 +10,7 @@ import pytest
 import train
 from configs.errors import UserError
 from infer.plan import plan, playing_rate
+from models.training import memory
 
 from scenes import pan
 
@@ -53,6 +55,40 @@ def test_images_cached_clips_and_many_clips(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("infer.plan.MOST_CLIPS", 1)
     assert plan(cfg)[1] == "plan: and 1 more, which were not looked at"
     assert "cached in" in plan(tiny_config(cached_latent_dir="somewhere"))[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [("output_dir", "/proc/x", "name another folder"), ("report_to", "wandb", "report_to: wandb is not installed")],
+)
+def test_a_dry_run_refuses_what_a_run_refuses(key, value, sentence, tiny_config, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
+    for call in (train.run, train.dry_run):
+        with pytest.raises(UserError, match=sentence):
+            call(tiny_config(**{key: value}))
+
+
+def test_a_models_default_that_contradicts_what_was_chosen_is_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr(train.backbones.unet3d, "defaults", lambda model: {"min_timestep": 875})  # as Wan 2.2's
+    for call in (train.run, train.dry_run):
+        with pytest.raises(UserError, match="^min_timestep: 875 is above max_timestep 500"):
+            call(tiny_config(max_timestep=500))
+
+
+def test_a_dry_run_counts_single_frames_for_images_and_the_state_of_the_optimizer(tiny_config, tmp_path, monkeypatch):
+    image = tmp_path / "red.png"
+    iio.imwrite(image, np.full((64, 64, 3), 90, np.uint8))
+    given, real = [], memory.training_bytes
+    monkeypatch.setattr(memory, "training_bytes", lambda *words: given.append(real(*words)) or given[-1])
+    data = {"image_dir": str(image), "single_img_prompt": "red"}
+    images = dict(dataset_types=["image"], train_data=data, optimizer="prodigy", learning_rate=1.0)
+    for cfg in (tiny_config(), tiny_config(**images)):
+        monkeypatch.setattr(train, "check_optimizer", lambda cfg: None)  # Prodigy may not be installed
+        train.dry_run(cfg)
+    videos, images = given
+    assert images.activations < videos.activations / 2
+    assert 12 * images.trained == 20 * videos.trained
 
 
 def test_a_clip_that_is_missing_ends_the_dry_run(tiny_config):

@@ -31,9 +31,10 @@ import train
 
 loop = train.loop
 
-def reporting(cfg, backbone, method, optimizer, clips, folder, start, processes, *others):
-    loop(cfg, backbone, method, optimizer, clips, folder, start, processes, *others)
-    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in method.state()[0].values()))
+def reporting(training, folder, *others):
+    loop(training, folder, *others)
+    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in training.method.state()[0].values()))
+    processes = training.processes
     report = {"rank": processes.rank, "count": processes.count, "sha256": digest.hexdigest(), "folder": str(folder)}
     print(f"\\nreport {json.dumps(report)}\\n", end="", file=sys.stderr, flush=True)
 

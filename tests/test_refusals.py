@@ -9,6 +9,7 @@ import train
 from configs.schema import to_yaml
 from infer import infer
 from models.training import memory
+from models.training.processes import Processes
 from scripts import reproduce
 
 
@@ -52,8 +53,11 @@ def test_exhausted_memory_is_one_sentence(fail, amount, refusal, tiny_config, tm
     monkeypatch.setattr(train, "training_step", lambda *_, **__: fail())
     config = tmp_path / "config.yaml"
     config.write_text(to_yaml(tiny_config(validation_data={"sample_preview": False})))
+    said = []
+    monkeypatch.setattr(Processes, "say", lambda self, text: said.append(text))
     line = refusal(train.main, "--config", config)
     assert amount in line and "make the frames smaller" in line
+    assert not any("loss plot" in text for text in said), "no step was logged, so nothing was plotted"
     monkeypatch.setattr("infer.generate.sample", lambda *_, **__: fail())
     model, out = tiny_config().pretrained_model_path, tmp_path / "out"
     size = ["-W", 64, "-H", 64, "-T", 2]

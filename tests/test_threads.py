@@ -61,3 +61,16 @@ def test_cores_are_those_that_are_asked_for_given_and_there(asked, environment, 
         monkeypatch.setenv("OMP_NUM_THREADS", str(environment))
         torch.set_num_threads(environment)
     assert threads.cores(asked) == count
+
+
+@pytest.mark.parametrize(("quota", "count"), [
+    ("max 100000", 4), ("150000 100000", 1), ("250000 100000", 2), ("50000 100000", 1), ("6400000 100000", 4), ("", 4),
+    (None, 4),
+])  # fmt: skip
+def test_a_containers_share_of_the_cores_time_counts(quota, count, tmp_path, monkeypatch):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(4), raising=False)
+    monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        threads.QUOTA.write_text(f"{quota}\n")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads.cores() == count

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from configs.errors import UserError
-from models.training.trackers import check_tracker, start_tracker
+from models.training.trackers import Tracker, check_tracker, start_tracker
 
 
 @pytest.fixture
@@ -96,6 +96,19 @@ def test_a_tracker_that_does_not_start_ends_in_one_sentence(pretended, tmp_path)
     pretended("wandb", fails=True)
     with pytest.raises(UserError, match="report_to: wandb cannot be started .no account is known.; set it up"):
         start_tracker("wandb", tmp_path, {}, done=0)
+
+
+def test_a_tracker_that_does_not_finish_is_a_note_after_the_error_that_ended_the_training(
+    pretended, tiny_config, monkeypatch, capsys
+):
+    pretended("wandb")
+    monkeypatch.setattr(Tracker, "log", lambda *_: (_ for _ in ()).throw(KeyError("the first error")))
+    monkeypatch.setattr("accelerate.tracking.WandBTracker.finish", lambda self: 1 / 0)
+    with pytest.raises(KeyError, match="the first error"):
+        train.run(tiny_config(report_to="wandb", max_train_steps=1, validation_data={"sample_preview": False}))
+    printed = capsys.readouterr().err
+    assert "note: report_to: wandb did not finish (division by zero)" in printed
+    assert "loss plot: " in printed
 
 
 def test_the_old_key_for_trackers_means_the_new_one(tiny_config, capsys):

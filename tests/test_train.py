@@ -162,14 +162,34 @@ def test_resuming_on_another_clip_or_caption_is_refused_and_nothing_is_lost(tiny
 
 
 def test_resuming_tells_what_changed_and_when_nothing_is_left(tiny_config, capsys):
-    folder = train.run(tiny_config(max_train_steps=1))
+    folder = train.run(tiny_config(max_train_steps=1, lr_scheduler="linear"))
     (folder / "log.jsonl").unlink()  # no reason to stop
-    train.run(tiny_config(max_train_steps=2, resume_from_checkpoint=str(folder), learning_rate=0.25))
-    assert "changed since the checkpoint: learning_rate 0.0005 → 0.25" in capsys.readouterr().err
+    resumed = dict(resume_from_checkpoint=str(folder), lr_scheduler="linear")
+    train.run(tiny_config(max_train_steps=2, learning_rate=0.25, **resumed))
+    printed = capsys.readouterr().err
+    assert "changed since the checkpoint: learning_rate 0.0005 → 0.25" in printed
+    assert "max_train_steps 1 → 2 changes the linear schedule" in printed and "jumps to 0.125 in step 2" in printed
     stored = (folder / "config.yaml").read_text()
-    assert train.run(tiny_config(max_train_steps=1, resume_from_checkpoint=str(folder))) == folder
-    assert "nothing is left to do: 2 of 1 steps" in capsys.readouterr().err
+    assert train.run(tiny_config(max_train_steps=1, **resumed)) == folder
+    printed = capsys.readouterr().err
+    assert "nothing is left to do: 2 of 1 steps" in printed and "schedule" not in printed
     assert (folder / "config.yaml").read_text() == stored
+
+
+def test_the_logged_timestep_is_the_mean_of_all_that_a_step_drew(tiny_config, monkeypatch):
+    drawn, real = [], train.training_step
+    monkeypatch.setattr(train, "training_step", lambda *a, **k: drawn.append(a[5].timestep.tolist()) or real(*a, **k))
+    folder = train.run(
+        tiny_config(
+            max_train_steps=1,
+            timesteps_per_step=2,
+            gradient_accumulation_steps=2,
+            threads=1,
+            validation_data={"sample_preview": False},
+        )
+    )
+    (record,) = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    assert len(set(sum(drawn, []))) > 2 and record["timestep"] == sum(sum(drawn, [])) / 4
 
 
 def test_no_prompts_mean_no_previews(tiny_config):

@@ -24,7 +24,7 @@ from data.cache import read_folder
 from infer import guidance, options
 from infer.generate import generate
 from infer.inversion import ddim_invert
-from infer.preview import check_previews
+from infer.plan import check_sizes
 from infer.sampler import classifier_free_guidance, make_solver, sample
 from infer.video import read_frames
 from models import backbones
@@ -313,7 +313,7 @@ def test_a_dry_run_counts_memory_without_weights(wan_config):
 
 
 @pytest.mark.parametrize("wanted, sentence", [
-    ({"width": 40}, "width: 40 is not a multiple of 16, .* use 32 .*validation_data.width"),
+    ({"width": 40}, "validation_data.width: 40 is not a multiple of 16, .* use 32"),
     ({"num_frames": 4}, "frames: 4 cannot be encoded"),
 ])  # fmt: skip
 def test_previews_that_the_model_cannot_make_are_refused_at_the_start(wan_config, monkeypatch, wanted, sentence):
@@ -322,7 +322,7 @@ def test_previews_that_the_model_cannot_make_are_refused_at_the_start(wan_config
         with pytest.raises(UserError, match=sentence):
             start(wan_config(validation_data=wanted))
     for nobody in ({"prompt": []}, {"sample_preview": False}):
-        check_previews(wan_config(validation_data={"solver": "euler", **wanted, **nobody}))
+        check_sizes(wan_config(validation_data={**wanted, **nobody}))
 
 
 def test_a_highway_that_was_asked_for_says_what_there_is_in_its_place(wan_config, tmp_path):

@@ -10,11 +10,19 @@
     ATTENTION                diffusers' processor for PyTorch's own attention
     HEAD_PRESETS, PURE_NORM, SPATIAL_APPEARANCE, DIFFERENCE_LOSS    presets with a behaviour of their own
     IN_PLACE_OF_SKIPS        what a network without skip connections has in place of the highway, in words
-    carriers, choose_carriers, shift           blocks for Motion Inversion's embeddings, and how those act in them
-    parts, load_options, boundary_of, lowest_timestep, contradiction, prepare, predictor
-    architecture, count_blocks, in_range
-    text_width, text_length, vae_factor, sides, snap, sequences, latent_frames
-    encode_video, encode_stills, decode_video, encode_text, clean
+
+and these functions; models/backbones/unet3d.py documents what each takes and returns:
+
+    parts, load_options, boundary_of, prepare  what is loaded from a folder, and what is done to it once
+    lowest_timestep                            of those that the adapted network serves
+    defaults, contradiction                    configuration values of such a model; settings that no model has
+    predictor                                  the network as one function (models/backbone.py: Predictor)
+    architecture, count_blocks, in_range       what tells one network from another; how its blocks are counted
+    carriers, choose_carriers, shift           blocks for Motion Inversion's embeddings (models/blocks.py), and how
+                                               embeddings act in them (models/shifted.py)
+    text_width, text_length, encode_text, clean          prompts
+    vae_factor, sides, snap, sequences, latent_frames    sizes
+    encode_video, encode_stills, decode_video            between frames and latents
 
 Everything else asks here and does not know which kind it has. Latents are [b c f h w], videos uint8 [f c h w].
 """

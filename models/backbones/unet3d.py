@@ -208,7 +208,7 @@ def count_blocks(layers: Iterable[str]) -> int:
 
 
 def in_range(network: nn.Module, name: str, block_range: Sequence[float]) -> bool:
-    """Raises UserError: a U-Net's blocks are no row in which some come first."""
+    """Raises UserError: block_range is undefined for a U-Net."""
     raise UserError("block_range: belongs to diffusion transformers, whose blocks are alike; on a U-Net leave it out")
 
 

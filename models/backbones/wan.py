@@ -191,7 +191,7 @@ def carriers(network: nn.Module) -> list[Block]:
 def choose_carriers(
     network: nn.Module, sides: Sequence[str] | None = None, widths: Sequence[int] | None = None
 ) -> list[Block]:
-    """All of them. Raises UserError for what tells a U-Net's apart."""
+    """Every block. Raises UserError for `sides` and `widths`, which choose among the blocks of a U-Net."""
     for name, value in (("blocks", sides), ("widths", widths)):
         if value is not None:
             raise UserError(
@@ -275,9 +275,10 @@ def encode_video(vae: nn.Module, frames: torch.Tensor, device: torch.device) -> 
 
 @torch.no_grad()
 def encode_stills(vae: nn.Module, frames: torch.Tensor, device: torch.device) -> torch.Tensor | None:
-    """Single frames as latents of their own [1 c f h w], one for each latent of the clip; None where those are it.
+    """uint8 [f c h w] -> every fourth frame encoded on its own, normal latents fp32 [1 c f' h/8 w/8], f' as the clip's.
 
-    A latent of Wan's VAE holds four frames and means little alone, while a single frame is what the first one holds.
+    A latent of Wan's VAE covers four frames of a clip, except the first, which covers one; the spatial pass needs
+    latents of one frame. Returns None for a VAE whose latents cover one frame each: the clip's own latents then do.
     """
     factor = vae.config.scale_factor_temporal
     if factor == 1:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits a model: every layer that it was trained on is there, at its width, and none lacks."""
+"""Whether a checkpoint fits a model: every layer that it was trained on is there, at its width, and none is missing."""
 
 from __future__ import annotations
 

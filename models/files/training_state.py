@@ -1,4 +1,4 @@
-"""What only training needs of a checkpoint: optimizers, schedules, loss scale and step, in `training_state.pt`.
+"""The part of a checkpoint that only training needs: optimizers, schedules, loss scale and step (`training_state.pt`).
 
 The file is opened so that nothing in it executes, and every value is checked before an optimizer takes it over: a list
 in place of a dict, moments of another model or a negative step end in one sentence.
@@ -42,18 +42,23 @@ SCALER = {
     "_growth_tracker": whole(0),
 }
 MOMENTS = ("exp_avg", "exp_avg_sq")
+IN_EIGHT_BITS = ("state1", "state2")  # bitsandbytes' names for AdamW's moments
+WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes of today keeps them, in a dict of their own
 FLAT = ("s", "p0")  # Prodigy's: sum of gradients and first value, of a weight as one row; a single zero for all zeros
 FOUND = {"d": real(above=0), "d_max": real(above=0), "d_numerator": real(), "k": whole(0)}  # its rate, in each group
 
 
 def load_training_state(
-    folder: str | Path, parameters: Sequence[Sequence[Sequence[torch.Tensor]]] | None = None, kind: str | None = None
+    folder: str | Path,
+    parameters: Sequence[Sequence[Sequence[torch.Tensor]]] | None = None,
+    kind: str | None = None,
+    eight_bits: bool = False,
 ) -> dict[str, Any]:
     """{"step": int, "optimizer": {"optimizers", "schedules", "scaler"}} of the checkpoint `folder`.
 
     `parameters` are those of each optimizer that is to take the state over, by its groups; moments must have their
-    shapes. `kind` is the value of the key `optimizer` of the run that does. Raises UserError where the file is missing,
-    damaged, or another training's.
+    shapes. `kind` and `eight_bits` are the values of the keys `optimizer` and `use_8bit_adam` of the run that does.
+    Raises UserError where the file is missing, damaged, or another training's.
     """
     file = Path(folder) / TRAINING_STATE
     if not file.is_file():
@@ -71,7 +76,7 @@ def load_training_state(
             " the same method"
         )
     for number, optimizer in enumerate(parts["optimizers"]):
-        _check_optimizer(optimizer, parameters[number] if parameters is not None else None, kind, file)
+        _check_optimizer(optimizer, parameters[number] if parameters is not None else None, kind, eight_bits, file)
     needed = ("last_epoch", "_step_count")
     schedules = [checked(s, SCHEDULE, str(file), needed=needed, advice=ADVICE) for s in parts["schedules"]]
     scaler = checked(parts["scaler"], SCALER, str(file), advice=ADVICE)
@@ -81,7 +86,9 @@ def load_training_state(
     return {"step": state["step"], "optimizer": optimizer}
 
 
-def _check_optimizer(state: Any, groups: Sequence[Sequence[torch.Tensor]] | None, kind: str | None, file: Path) -> None:
+def _check_optimizer(
+    state: Any, groups: Sequence[Sequence[torch.Tensor]] | None, kind: str | None, eight_bits: bool, file: Path
+) -> None:
     shape = {"state": _anything, "param_groups": listed(_anything, 1, MOST_GROUPS)}
     parts = checked(state, shape, str(file), needed=tuple(shape), advice=ADVICE)
     saved = [
@@ -107,11 +114,21 @@ def _check_optimizer(state: Any, groups: Sequence[Sequence[torch.Tensor]] | None
         type(number) is not int or number not in range(count) for number in parts["state"]
     ):
         raise UserError(f"{file}: its optimizer state is {shown(parts['state'])}; {ADVICE}")
+    for moments in parts["state"].values():
+        if isinstance(moments, dict) and isinstance(moments.get(WRAPPED), dict):
+            moments |= moments.pop(WRAPPED)
+    in_eight_bits = any(isinstance(moments, dict) and "state1" in moments for moments in parts["state"].values())
+    if kind == "adamw" and parts["state"] and in_eight_bits != eight_bits:
+        run, saved_with = (str(value).lower() for value in (eight_bits, in_eight_bits))
+        raise UserError(
+            f"use_8bit_adam: this run's is {run} and {file} was written with {saved_with}; resume with "
+            f"use_8bit_adam={saved_with}"
+        )
     for number, moments in parts["state"].items():
         if not isinstance(moments, dict):
             raise UserError(f"{file}: the optimizer state of parameter {number} is {shown(moments)}; {ADVICE}")
-        needed = {"step", *MOMENTS} | ({*FLAT} if wrote == "prodigy" else set())
-        if lost := sorted(needed - moments.keys()) if "state1" not in moments else []:  # AdamW of 8 bits
+        needed = {"step", *(IN_EIGHT_BITS if in_eight_bits else MOMENTS), *(FLAT if wrote == "prodigy" else ())}
+        if lost := sorted(needed - moments.keys()):
             raise UserError(f"{file}: the optimizer state of parameter {number} has no {lost[0]}; {ADVICE}")
         for name, value in moments.items():
             wanted = None if parameters is None else _shape(name, value, parameters[number])
@@ -121,7 +138,7 @@ def _check_optimizer(state: Any, groups: Sequence[Sequence[torch.Tensor]] | None
 
 def _shape(name: Any, value: Any, weight: torch.Tensor) -> torch.Size | None:
     """The shape that an entry of a weight's state must have; None for one that may have any."""
-    if name in MOMENTS:
+    if name in MOMENTS + IN_EIGHT_BITS:
         return weight.shape
     single = name == "p0" and isinstance(value, torch.Tensor) and not value.dim()
     return torch.Size([] if single else [weight.numel()]) if name in FLAT else None

@@ -6,7 +6,8 @@ takes 0.39 s, of which the motion pass alone takes 0.30 s. Sharing out the times
 1.47 times the CPU seconds and adds the sums in another order; the passes, each as it is, give results equal to the bit.
 
 The second process is a copy of the first, forked before the first step. Appearance adapters and their gradients lie in
-memory that both see. A step's number is all it is told, because every draw derives from it; it answers with losses.
+memory that both processes share. The first process sends the number of the step, from which every random draw derives;
+the second one answers with the losses of the appearance pass.
 """
 
 import multiprocessing
@@ -29,18 +30,18 @@ from models.threads import cores, is_small
 from models.training.processes import LostProcess
 
 LINE = "processes   2: the appearance pass runs beside the motion pass, on a core of its own, with the same result"
-LINE_OF_MEMORY = 64  # bytes; where torch's own tensors begin
+LINE_OF_MEMORY = 64  # bytes; torch's own tensors begin at multiples of it
 
 Losses = list[dict[str, float]]  # of each clip of a step, by name
 Gradients = Callable[..., tuple[Losses, list[int]]]  # (step, learn_appearance=, learn_motion=) -> losses, timesteps
 
 
 def fits(cfg, method, device: torch.device, frames: int, processes: int = 1) -> bool:
-    """Whether a step's passes go to two processes: where a core is free for the second, and none could tell.
+    """True when a second core is free for the appearance pass and the result is bit-identical to that of one process.
 
-    `frames` are those of the longest clip; images have no motion pass. Masks of dropout come from one generator that
-    both passes share, so the appearance pass must draw none. A forked copy can neither use a GPU, nor run a backward
-    pass where torch sees one.
+    `frames` are those of the longest clip; images have no motion pass. Dropout masks come from one generator that both
+    passes share, so the appearance pass must draw none. A forked process can neither use a GPU, nor run a backward pass
+    where torch sees one.
     """
     alone = sys.platform == "linux" and device.type == "cpu" and processes == 1 and not torch.accelerator.is_available()
     both = bool(method.appearance) and cfg.spatial_path_probability > 0 and cfg.train_temporal_lora and frames > 1
@@ -51,8 +52,8 @@ def fits(cfg, method, device: torch.device, frames: int, processes: int = 1) -> 
 class Passes:
     """Both passes of a step with their gradients, one after the other, or `apart`: each in a process of its own.
 
-    A `with` block in which the object is called with a step's number, as `gradients` is, and returns what that does.
-    `parameters` are those of the appearance adapters. `cpu_seconds` are those that the second process took in a step.
+    Inside its `with` block the object is called with a step's number and returns what `gradients` returns for it.
+    `parameters` are those of the appearance adapters. `cpu_seconds` are those of the second process in the last step.
     Apart, each process runs one thread. Entering raises UserError where no second process can be started.
     """
 
@@ -111,7 +112,7 @@ class Passes:
         for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to both, and the step is to be finished
             signal.signal(number, signal.SIG_IGN)
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # warnings have been printed, and whoever reads the first one's output waits for its end
+        for stream in (1, 2):  # the first process prints; a reader of its output waits until nobody holds the stream
             os.dup2(nowhere, stream)
         before = time.process_time()
         try:

@@ -1,7 +1,8 @@
 """What a training run logs: a progress bar, log.jsonl, the loss plot, and a tracker where one is asked for.
 
-One record a step: step, losses, gradient norms, fp16's loss scale, learning rate, timestep, seconds and memory. The bar
-and the file show the same numbers.
+One record a step: step, losses, gradient norms, fp16's loss scale, learning rate, timestep, seconds and memory. Losses
+and `timestep` are means over all clips of the step and the noised copies of each (timesteps_per_step). The bar and the
+file show the same numbers.
 """
 
 import json
@@ -64,7 +65,7 @@ class Journal:
         losses: dict[str, float],
         moved: Moved,
         *,
-        timestep: int,
+        timestep: float,
         learning_rate: float,
         cpu_beside: float = 0.0,
     ) -> None:
@@ -120,13 +121,18 @@ class Journal:
         return words | {"seconds a step": f"{seconds:.2f}", "memory, GB": f"{memory:.1f}"}
 
     def close(self) -> Path | None:
-        """Finish the files and draw the loss plot; returns its path, or None when no step was logged."""
+        """Finish the files and draw the loss plot; returns its path, or None when no step was logged.
+
+        The tracker comes last, and its errors are only printed: they must not hide what has ended the training.
+        """
         self.bar.close()
         self._stream.close()
-        if self.tracker:
-            self.tracker.close()
-        records = read_log(self.file)
-        return loss_plot(self.file.with_name("loss.png"), records) if records else None
+        try:
+            records = read_log(self.file)
+            return loss_plot(self.file.with_name("loss.png"), records) if records else None
+        finally:
+            if self.tracker:
+                self.tracker.close()
 
     def _forget_after(self, start: int) -> None:
         """Drop records of steps after the checkpoint that a run resumes from: they will be made again."""

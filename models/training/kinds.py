@@ -11,13 +11,20 @@ import torch
 from torch.optim import Optimizer
 
 from configs.errors import UserError
+from models.files.training_state import WRAPPED
 
+TABLES = ("qmap1", "qmap2")  # what the 256 values of an 8-bit moment stand for
 LEARNED = ("d", "d_max", "d_numerator", "k")  # what Prodigy has found of its rate, in each of its groups
 
 
 def check_optimizer(cfg) -> None:
     """Raise UserError, before anything is loaded, where the package that `cfg`'s optimizer comes from is missing."""
     _kind(cfg)
+
+
+def bytes_of_state(cfg) -> int:
+    """What the optimizer keeps of each trained number: two moments, and for Prodigy a sum and the first value too."""
+    return 16 if cfg.optimizer == "prodigy" else 2 if cfg.use_8bit_adam else 8
 
 
 def make_optimizer(cfg, groups: list[dict], device: torch.device, options: dict[str, Any]) -> Optimizer:
@@ -31,6 +38,18 @@ def make_optimizer(cfg, groups: list[dict], device: torch.device, options: dict[
     # one kernel, where torch's default is a dozen calls a parameter
     made = {"fused": True} if kind is torch.optim.AdamW and device.type in ("cuda", "cpu") else {}
     return kind(groups, **options, **made)
+
+
+def state_of(optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer's state for a checkpoint, in which no tensor stands twice: such a file would be refused as a trap.
+
+    AdamW with 8-bit state shares its two tables of values among all parameters; each gets a copy here.
+    """
+    state = optimizer.state_dict()
+    for moments in state["state"].values():
+        entries = moments.get(WRAPPED, moments)
+        entries.update({name: entries[name].clone() for name in TABLES if name in entries})
+    return state
 
 
 def _kind(cfg) -> type[Optimizer]:

@@ -90,7 +90,7 @@ def count_flop_by_dtype(work: Callable[[], object]) -> dict[str, int]:
 
 
 class TrainingBytes(NamedTuple):
-    """Bytes of the frozen model, of the trained parameters with AdamW's moments, of activations and gradients."""
+    """Bytes of the frozen model, of the trained parameters with the optimizer's state, of activations and gradients."""
 
     model: int
     trained: int
@@ -103,17 +103,19 @@ class TrainingBytes(NamedTuple):
     def __str__(self) -> str:
         model, trained, activations = (f"{size / 1e9:.2f}" for size in self)
         return (
-            f"{self.total / 1e9:.2f} GB for a training step with one reference clip (model {model}, adapters and AdamW "
-            f"{trained}, activations and gradients {activations}), without the CUDA context"
+            f"{self.total / 1e9:.2f} GB for a training step with one reference clip (model {model}, adapters and "
+            f"optimizer {trained}, activations and gradients {activations}), without the CUDA context"
         )
 
 
-def training_bytes(model_bytes: int, learned: Iterable[torch.Tensor], work: Callable[[], object]) -> TrainingBytes:
+def training_bytes(
+    model_bytes: int, learned: Iterable[torch.Tensor], work: Callable[[], object], state: int = 8
+) -> TrainingBytes:
     """What a training step needs. `work` runs both passes on the meta device for a frozen model of `model_bytes`.
 
-    `learned` are the trained parameters: beside their gradients, which are in the peak, AdamW keeps a master in fp32
-    and two moments of each.
+    `learned` are the trained parameters: beside their gradients, which are in the peak, each number has a master in
+    fp32 and `state` bytes of the optimizer's, 8 for AdamW's two moments (kinds.py: bytes_of_state).
     """
     with PeakBytes() as counted:
         work()
-    return TrainingBytes(model_bytes, 3 * 4 * sum(p.numel() for p in learned), counted.peak)
+    return TrainingBytes(model_bytes, (4 + state) * sum(p.numel() for p in learned), counted.peak)

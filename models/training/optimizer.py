@@ -2,8 +2,8 @@
 
 They step together, after both passes have run their backward. A path that did not run leaves its gradients None, so
 that nothing decays or moves its weights. Parameters are the adapters' fp32 masters; with an fp16 backbone the losses
-are scaled. Several processes average their gradients here, without a wrapper around the U-Net. Which optimizers there
-are is in models/training/kinds.py.
+are scaled. Several processes average their gradients here, without a wrapper around the network. The optimizers that
+can be chosen are in models/training/kinds.py.
 
 B of a LoRA B A starts at zero and, at A's learning rate, stays far smaller than A for long; LoRA+ (Hayou et al., arXiv
 2402.12354) gives it a higher one, here `lora_plus_ratio` times A's. The norm that is clipped stays that of both.
@@ -19,7 +19,7 @@ from diffusers.optimization import get_scheduler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from configs.errors import UserError
-from models.training.kinds import LEARNED, make_optimizer
+from models.training.kinds import LEARNED, make_optimizer, state_of
 from models.training.processes import Processes
 
 MOST_SKIPPED = 20  # steps in a row; the loss scale has then been halved from 65,536 to below 0.1
@@ -45,7 +45,13 @@ class Moved(NamedTuple):
 
 
 class DualPathOptimizer:
-    """`backward(loss)` for each pass, then `step()`; `state_dict()` holds all the next step needs."""
+    """`backward(loss)` for each pass, then `step()`; `state_dict()` holds all the next step needs.
+
+    `motion` and `appearance` are the parameters of the two paths. `motion_lr` is the learning rate of the first; that
+    of the second is `learning_rate` of `cfg`. `second_factors` are the B matrices of all LoRAs, which LoRA+ gives a
+    higher rate. With `half` the losses are scaled, as the backward pass of an fp16 network needs. Raises UserError
+    where the package of the optimizer is missing.
+    """
 
     def __init__(
         self,
@@ -131,7 +137,7 @@ class DualPathOptimizer:
 
     def state_dict(self) -> dict:
         return {
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "optimizers": [state_of(o) for o in self.optimizers],
             "schedules": [s.state_dict() for s in self.schedules],
             "scaler": self.scaler.state_dict(),
         }

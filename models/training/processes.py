@@ -27,7 +27,7 @@ TIMEOUT = timedelta(hours=12)  # the others wait while the first process encodes
 
 
 class LostProcess(UserError):
-    """Another process ended in the middle of a training; `silent` where another survivor prints it."""
+    """Another process ended in the middle of a training; with `silent` this process leaves the message to another."""
 
     def __init__(self, message: str, silent: bool):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Where a training begins: in a new run folder, or after the steps that a checkpoint has behind it.
+"""Where a training begins: in a new run folder at step 1, or at the step after the one that a checkpoint was saved at.
 
 Method and clips must match the checkpoint; other changed keys are printed.
 """
@@ -47,6 +47,7 @@ FREE = (
     "device",
     "gradient_checkpointing",
 )  # say nothing about a step's numbers
+ENDING = ("linear", "cosine", "polynomial")  # schedules whose rate comes down to 0 at max_train_steps
 
 
 def resume(cfg, method, optimizer, processes: Processes, same_clips: Callable[[Path], bool]) -> tuple[Path | None, int]:
@@ -73,15 +74,21 @@ def resume(cfg, method, optimizer, processes: Processes, same_clips: Callable[[P
             f"resume_from_checkpoint: {found.path} learned from other clips or captions than this configuration's; "
             "give the same, or start anew"
         )
-    if changed := other_differences(cfg, found.config or {}):
-        processes.say(f"note: changed since the checkpoint: {changed}")
     if method.heads and (heads := found.info.get("heads")):
         if heads != method.heads.info()["heads"]:
             processes.say(f"note: heads near the edge are called otherwise now; those of the checkpoint stay: {heads}")
         method.keep_to(method.heads.keeping(heads))
-    state = load_training_state(found.path, optimizer.groups(), cfg.optimizer)
+    state = load_training_state(found.path, optimizer.groups(), cfg.optimizer, cfg.use_8bit_adam)
     method.load(found.motion, found.appearance)
     optimizer.load_state_dict(state["optimizer"])
+    if changed := other_differences(cfg, found.config or {}):
+        processes.say(f"note: changed since the checkpoint: {changed}")
+    before, length = (found.config or {}).get("max_train_steps"), cfg.max_train_steps
+    if cfg.lr_scheduler in ENDING and before not in (None, length) and state["step"] < length:
+        processes.say(
+            f"note: max_train_steps {before} → {length} changes the {cfg.lr_scheduler} schedule, which ends there: the "
+            f"learning rate jumps to {optimizer.learning_rate:g} in step {state['step'] + 1}"
+        )
     return found.path, state["step"]
 
 

@@ -1,4 +1,4 @@
-"""How a long run stops: signals only ask, the step is finished, and all processes stop at the same one."""
+"""How a long run stops: a signal only asks for it, the step is finished, and all processes stop after the same step."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ class StopSignals:
     """Inside the block Ctrl-C and SIGTERM only ask: `requested` becomes the signal's number.
 
     A second Ctrl-C insists; a second SIGTERM, which launchers send to all that they started, does not. Processes that
-    train together compare their `requested` in every step (train.py), so that all leave the loop at the same one;
+    train together compare their `requested` in every step (steps.py), so that all leave the loop at the same one;
     otherwise the next exchange between them would wait for ever.
     """
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.plain import shown_error
+from configs.runtime import note
 
 PROJECT = "motion-customization"
 
@@ -64,7 +65,11 @@ class Tracker:
             )
 
     def close(self) -> None:
-        self._tracker.finish()
+        """Have the tracker finish. An error is a note: the training is over, and log.jsonl holds every step."""
+        try:
+            self._tracker.finish()
+        except Exception as error:  # as many ways to fail as at the start
+            note(f"note: report_to: {self.name} did not finish ({shown_error(error)}); log.jsonl holds every step")
 
 
 def _made(name: str, folder: Path, done: int) -> tracking.GeneralTracker:

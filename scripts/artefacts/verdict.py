@@ -26,8 +26,9 @@ class Role:
     """What decides a claim about motion, appearance, leakage or consistency.
 
     `metric` decides; `least` is the smallest difference that counts, and by how much "no worse" may be worse; the
-    metrics `beside` are printed with it. `sign` is the metric that says whether there is anything to be worse than, by
-    default the same: a path that is only re-timed correlates with what the words say before anything is learned.
+    metrics `beside` are printed with it. `sign`: metric used to test whether the compared variant moves at all
+    (default: `metric`). It is another one for a path that is only re-timed, which correlates with what the prompt says
+    before anything is learned.
     """
 
     metric: str
@@ -117,9 +118,9 @@ def _question(claim: Claim, group: str, rows: Rows, roles: Mapping[str, Role]) -
 def _without_room(question: Question, rows: Rows) -> str | None:
     """Why the claim cannot be tested: what it compares with does not move, or neither of the two leaks.
 
-    One rule for all four expectations about leakage: with "less" there is nothing to be less than, "not less" holds of
-    itself, and where nothing leaks "more" and "not more" are about a leak that this testbed has not shown.
-    As soon as one of the two leaks, each of the four can be confirmed and refuted.
+    One rule holds for all four expectations about leakage. If neither variant leaks, "less" cannot be shown, "not less"
+    is trivially true, and "more" and "not more" are about a leak that this testbed has not shown. As soon as one of the
+    two leaks, each of the four can be confirmed and refuted.
     """
     claim, metric = question.claim, question.role.metric
     if isinstance(claim.other, Bound):
