@@ -30,8 +30,8 @@ intervals; `table.md` beside every page (`outputs/reproduce/ARTEFACT/`) has the 
 
 Some sections are older than today's rules or recipes:
 
-- **Table 3** and **Figure 6** were decided by yes/no measures, with intervals over videos and no correction. Their videos
-  took 20 sampling steps, today's take 6; their trainings took 300 steps at 2.5e-3, today's take 200 at 2e-3.
+- **Table 3** and **Figure 6** were decided by yes/no measures, with intervals over videos and no correction. Their
+  videos took 20 sampling steps, today's take 6; their trainings took 300 steps at 2.5e-3, today's take 200 at 2e-3.
 - **Speed** and **Time to motion** rule on leakage where neither variant leaks, and a lost object costs less in colour,
   edge and leakage. Trainings of Speed drew two timesteps a step, today's draw four. The videos of Speed's untouched
   model, and all of Time to motion's, took 10 sampling steps.
