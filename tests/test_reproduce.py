@@ -121,6 +121,8 @@ def test_guidance_needs_no_training_of_its_own_in_any_artefact():
     assert seen >= {"guidance", "motions", "dit"}
     predicted = next(variant for variant in ARTEFACTS["guidance"].variants if variant.name == "guidance, predicted")
     assert options.parse(["-p", "x", "-cf", "run", *predicted.flags]).guide_target == "predicted"
+    little = next(variant for variant in ARTEFACTS["guidance"].variants if variant.name == "TAP + a little guidance")
+    assert little.uses_training and options.parse(["-p", "x", "-cf", "run", *little.flags]).guide_steps == 2
 
 
 @pytest.mark.parametrize("name", ["table2", "motions"])
