@@ -107,7 +107,7 @@ def test_a_lost_process_ends_the_others_with_one_sentence(tiny_config, tmp_path,
     next(worker for worker in workers if worker.environ().get("RANK") == str(victim)).kill()
     killed = time.monotonic()
     stdout, stderr = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 10
+    assert time.monotonic() - killed < 30
     (folder,) = (tmp_path / "train").iterdir()
     (sentence,) = errors(stderr)
     last = max(list_checkpoints(folder))

@@ -108,12 +108,17 @@ def test_an_error_of_the_system_keeps_its_number(tmp_path, monkeypatch):
 
 def test_reading_back_costs_little(tmp_path, monkeypatch):
     frames = FRAMES.repeat_interleave(3, 0).repeat(1, 1, 10, 10)[:16]  # 16 frames of 320x320
-    began = time.perf_counter()
-    path = write_video(tmp_path / "a.mp4", frames, fps=8)
-    whole = time.perf_counter() - began
-    began = time.perf_counter()
-    video._check_written(path, frames.permute(0, 2, 3, 1).numpy())
-    assert time.perf_counter() - began < whole / 2
+    path = tmp_path / "a.mp4"
+
+    def seconds(work) -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    rounds = range(3)  # the quickest of three: other processes only ever slow one down
+    written = frames.permute(0, 2, 3, 1).numpy()
+    whole = min(seconds(lambda: write_video(path, frames, fps=8)) for _ in rounds)
+    assert min(seconds(lambda: video._check_written(path, written)) for _ in rounds) < whole / 2
 
 
 def test_pictures_and_cut_files_are_no_videos(tmp_path):
