@@ -326,12 +326,12 @@ def test_results_are_replaced_section_by_section(plan, monkeypatch, tmp_path):
         "<!-- begin table6 pocketscope -->\n## Table 6\n\n- **confirmed** (paper; g): 1.1 is best. X 1 against 0.\n"
         "<!-- end table6 pocketscope -->\n"
     )
-    former = "<!-- begin table5 random_world -->\nformer\n<!-- end table5 random_world -->\n"
-    results.write_text(f"former words\n{other}{former}")
+    stale = "<!-- begin table5 random_world -->\nstale\n<!-- end table5 random_world -->\n"
+    results.write_text(f"stale words\n{other}{stale}")
     argv = asked(plan, "table5", "--results", str(results))
     reproduce(argv, launch=refuse)
     text = results.read_text()
-    assert text.count("<!-- begin table5 random_world -->") == 1 and "former" not in text and other in text
+    assert text.count("<!-- begin table5 random_world -->") == 1 and "stale" not in text and other in text
     assert "**Confirmed:**\n\n- Table 6 (pocketscope): 1.1 is best (g)\n" in text
     assert "commit" in text and "Cost: 1 trainings" in text
 
