@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -210,18 +210,16 @@ def forwards(settings: Settings, scheduler: SchedulerMixin) -> int:
 
 def latent_size(settings: Settings, backbone: Backbone) -> tuple[int, int, int]:
     """Frames, height and width in latent pixels. Raises UserError for sizes that the model cannot take."""
-    check_sides(settings, backbone.sides)
+    check_sides({f"--{side}": settings[side] for side in ("width", "height")}, backbone.sides)
     return backbone.latent_size(settings.num_frames, settings.height, settings.width)
 
 
-def check_sides(settings: Settings, factor: int) -> None:
-    """Raise UserError for a width or height in pixels that is not a multiple of `factor`."""
-    for side in ("width", "height"):
-        if settings[side] % factor:
-            raise UserError(
-                f"{side}: {settings[side]} is not a multiple of {factor}, which this model needs; "
-                f"use {max(1, round(settings[side] / factor)) * factor} (--{side}, or validation_data.{side})"
-            )
+def check_sides(sides: Mapping[str, int], factor: int) -> None:
+    """Raise UserError for a side, by its flag or key and in pixels, that is not a multiple of `factor`."""
+    for name, pixels in sides.items():
+        if pixels % factor:
+            nearest = max(1, round(pixels / factor)) * factor
+            raise UserError(f"{name}: {pixels} is not a multiple of {factor}, which this model needs; use {nearest}")
 
 
 def check_batch(batch: int, settings: Settings, sequences: int) -> None:

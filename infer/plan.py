@@ -1,15 +1,15 @@
 """What is printed of the reference clips before a training costs anything: a plan for each, and warnings."""
 
-from configs.errors import UserError, printable
+from configs.errors import printable
 from configs.schema import locate
 from data.clips import read_image
 from data.inspection import inspect_video
 from data.sources import plan_clips
+from infer.generate import check_sides
 from infer.options import RELEASE
 from infer.settings import read_native
 from models.backbone import latent_size_of, sides_of, snap_of
 
-SIDES = ("width", "height")
 MOST_CLIPS = 16  # of a long list; each takes up to a second
 
 
@@ -41,13 +41,8 @@ def check_sizes(cfg) -> None:
     asked += [("validation_data", cfg.validation_data.num_frames)] * bool(previews)
     factor = sides_of(cfg.pretrained_model_path) if asked else 1
     for section, frames in asked:
-        width, height = (cfg[section][side] for side in SIDES)
-        for side, value in zip(SIDES, (width, height)):
-            if value % factor:
-                raise UserError(
-                    f"{section}.{side}: {value} is not a multiple of {factor}, which this model needs; use "
-                    f"{max(1, round(value / factor)) * factor}"
-                )
+        width, height = cfg[section].width, cfg[section].height
+        check_sides({f"{section}.width": width, f"{section}.height": height}, factor)
         latent_size_of(cfg.pretrained_model_path, frames, height, width)
 
 
