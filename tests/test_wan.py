@@ -15,6 +15,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from diffusers.hooks import apply_group_offloading
 from transformers import UMT5Config, UMT5EncoderModel
 
 import train
@@ -440,8 +441,16 @@ def test_an_image_to_video_model_is_refused(tiny_wan, tmp_path):
 
 
 def test_a_text_encoder_too_large_for_the_device_visits_layer_by_layer(backbone, tiny_wan, monkeypatch):
+    moved = []
+
+    def offload(*given, **options):
+        moved.append((*given, options))
+        apply_group_offloading(*given, **options)
+
     monkeypatch.setattr("models.backbone._free_bytes", lambda _: 0)
+    monkeypatch.setattr("models.backbone.apply_group_offloading", offload)
     by_layers, expected = Backbone.load(tiny_wan), backbone.encode_text([PROMPT, NEGATIVE])
+    assert moved == [(by_layers.text_encoder, torch.device("cpu"), {"offload_type": "leaf_level"})]
     monkeypatch.setattr("models.backbone._visiting", lambda *_: pytest.fail("the whole encoder moved"))
     assert by_layers.text_by_layers and not backbone.text_by_layers
     assert torch.equal(by_layers.encode_text([PROMPT, NEGATIVE]), expected)
