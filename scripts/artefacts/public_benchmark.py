@@ -143,25 +143,34 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
 def sample_case(
     case: Case, args: argparse.Namespace, plan: Plan, place: Path, model: Callable[[], Backbone]
 ) -> tuple[Path, list[int]]:
-    """(the folder with a case's videos, made where they are missing; the frames of its clip that the method saw).
+    """(the folder with a case's videos, made where they are missing; the frames of its clip that the method saw)."""
+    return _guided(case, args, plan, place, model) if args.method == GUIDANCE else _trained(case, args, plan)
 
-    Those of guidance are in `place`, in a folder named by the case and by a digest of all that shapes them; `model`
-    gives the loaded model, for which it is asked only where a video is missing.
+
+def _trained(case: Case, args: argparse.Namespace, plan: Plan) -> tuple[Path, list[int]]:
+    """`sample_case` by a training on the case's clips, which is one of the plan's."""
+    data = (f"train_data.single_video_path={case.clip}", f"train_data.single_video_prompt={case.caption}")
+    if case.others:
+        words = case.name.replace("_", " ")  # for the clips without a caption of their own
+        folder_of = f"train_data.path={case.clip.parent}"
+        data = ("dataset_types=[folder]", folder_of, f"train_data.fallback_prompt={words}")
+    given = ["--config", str(plan.testbed.config), f"pretrained_model_path={plan.testbed.model}"]
+    cfg = load([*given, *data, *plan.words], description="")[0]
+    (width, height), seen = _seen(case.clip, plan_clips(cfg, snap_of(plan.testbed.model))[0].cut)
+    data += (f"validation_data.width={width}", f"validation_data.height={height}")
+    task = MotionTask(case.name, case.group, data, case.prompts, case.clip, several=bool(case.others))
+    cell = plan.cell(METHODS[args.method], task, 0, most_prompts(args))
+    work(cell.chain)
+    return Path(cell.samples.folder), seen
+
+
+def _guided(
+    case: Case, args: argparse.Namespace, plan: Plan, place: Path, model: Callable[[], Backbone]
+) -> tuple[Path, list[int]]:
+    """`sample_case` by guidance, in a folder of `place` that is named by the case and a digest of all that shapes it.
+
+    `model` gives the loaded model, for which it is asked only where a video is missing.
     """
-    if args.method != GUIDANCE:
-        data = (f"train_data.single_video_path={case.clip}", f"train_data.single_video_prompt={case.caption}")
-        if case.others:
-            words = case.name.replace("_", " ")  # for the clips without a caption of their own
-            folder_of = f"train_data.path={case.clip.parent}"
-            data = ("dataset_types=[folder]", folder_of, f"train_data.fallback_prompt={words}")
-        trained = ["--config", str(plan.testbed.config), f"pretrained_model_path={plan.testbed.model}"]
-        cfg = load([*trained, *data, *plan.words], description="")[0]
-        (width, height), seen = _seen(case.clip, plan_clips(cfg, snap_of(plan.testbed.model))[0].cut)
-        data += (f"validation_data.width={width}", f"validation_data.height={height}")
-        task = MotionTask(case.name, case.group, data, case.prompts, case.clip, several=bool(case.others))
-        cell = plan.cell(METHODS[args.method], task, 0, most_prompts(args))
-        work(cell.chain)
-        return Path(cell.samples.folder), seen
     prompts, flags = list(case.prompts[: most_prompts(args)]), ["--num-steps", "2"] if args.smoke else []
     flags += ["--model", args.model, "--guide", str(case.clip)]
     settings = read_request(options.parse([*flags, "--prompt", *prompts])).settings
