@@ -46,28 +46,17 @@ import torch
 from diffusers import DDIMScheduler
 from omegaconf import DictConfig, OmegaConf
 
-from configs.errors import UserError, printable
-from configs.files import atomic_path, check_writable
-from configs.limits import contradictions
+from configs.errors import printable
+from configs.files import atomic_path
 from configs.schema import to_yaml
 from data import cache
-from infer.plan import plan
-from infer.preview import Previews, check_solver_of_previews
+from infer.plan import check, plan
+from infer.preview import Previews
 from infer.references import prepare_clips
 from models import backbones, methods
-from models.backbone import (
-    Backbone,
-    Predictor,
-    choose_device,
-    choose_dtype,
-    latent_size_of,
-    predictor,
-    scheduler_of,
-    skeleton,
-)
+from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
 from models.compiled import attach_quicker
 from models.files.card import write_card
-from models.files.pipeline import check_folder, check_pipeline
 from models.heads import find_heads, write_heads
 from models.highway import attach_highway
 from models.hooks import checkpoint_activations, training_mode
@@ -76,13 +65,13 @@ from models.schedule import noised
 from models.threads import use_threads
 from models.training import beside, memory, objective
 from models.training.journal import Journal
-from models.training.kinds import bytes_of_state, check_optimizer
+from models.training.kinds import bytes_of_state
 from models.training.optimizer import DualPathOptimizer
 from models.training.processes import Processes
 from models.training.resume import open_run, resume
 from models.training.steps import Done, Training, move, record
 from models.training.stopping import StopSignals
-from models.training.trackers import check_tracker, start_tracker
+from models.training.trackers import start_tracker
 
 
 def training_step(
@@ -145,24 +134,6 @@ def run(cfg: DictConfig) -> Path:
         return _train(cfg, processes)
     finally:
         processes.leave()
-
-
-def check(cfg: DictConfig) -> None:
-    """Raise UserError, before anything large is loaded, where a folder, a package or the model would end a training.
-
-    `cfg` holds the model's own defaults (backbones.settled), which can contradict what somebody chose.
-    """
-    if wrong := contradictions(cfg):
-        raise UserError(wrong[0])
-    for folder in (cfg.output_dir, cfg.cache_dir):
-        check_writable(Path(folder))
-    check_tracker(cfg.report_to)
-    check_optimizer(cfg)
-    check_folder(model := cfg.pretrained_model_path)
-    if Path(model).is_dir():
-        check_pipeline(Path(model))
-    objective.check_scheduler(scheduler_of(model), cfg.max_timestep)
-    check_solver_of_previews(cfg)
 
 
 def _train(cfg: DictConfig, processes: Processes) -> Path:

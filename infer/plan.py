@@ -1,16 +1,45 @@
-"""What is printed of the reference clips before a training costs anything: a plan for each, and warnings."""
+"""What comes before a training costs anything: checks of its surroundings, and a plan for each reference clip."""
 
-from configs.errors import printable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from configs.errors import UserError, printable
+from configs.files import check_writable
+from configs.limits import contradictions
 from configs.schema import locate
 from data.clips import read_image
 from data.inspection import inspect_video
 from data.sources import plan_clips
 from infer.generate import check_sides
 from infer.options import RELEASE
+from infer.preview import check_solver_of_previews
 from infer.settings import read_native
-from models.backbone import latent_size_of, sides_of, snap_of
+from models.backbone import latent_size_of, scheduler_of, sides_of, snap_of
+from models.files.pipeline import check_folder, check_pipeline
+from models.training import objective
+from models.training.kinds import check_optimizer
+from models.training.trackers import check_tracker
 
 MOST_CLIPS = 16  # of a long list; each takes up to a second
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError, before anything large is loaded, where a folder, a package or the model would end a training.
+
+    `cfg` holds the model's own defaults (backbones.settled), which can contradict what somebody chose.
+    """
+    if wrong := contradictions(cfg):
+        raise UserError(wrong[0])
+    for folder in (cfg.output_dir, cfg.cache_dir):
+        check_writable(Path(folder))
+    check_tracker(cfg.report_to)
+    check_optimizer(cfg)
+    check_folder(model := cfg.pretrained_model_path)
+    if Path(model).is_dir():
+        check_pipeline(Path(model))
+    objective.check_scheduler(scheduler_of(model), cfg.max_timestep)
+    check_solver_of_previews(cfg)
 
 
 def plan(cfg) -> list[str]:

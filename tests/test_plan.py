@@ -84,7 +84,7 @@ def test_a_dry_run_counts_single_frames_for_images_and_the_state_of_the_optimize
     data = {"image_dir": str(image), "single_img_prompt": "red"}
     images = dict(dataset_types=["image"], train_data=data, optimizer="prodigy", learning_rate=1.0)
     for cfg in (tiny_config(), tiny_config(**images)):
-        monkeypatch.setattr(train, "check_optimizer", lambda cfg: None)  # Prodigy may not be installed
+        monkeypatch.setattr("infer.plan.check_optimizer", lambda cfg: None)  # Prodigy may not be installed
         train.dry_run(cfg)
     videos, images = given
     assert images.activations < videos.activations / 2
