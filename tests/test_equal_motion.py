@@ -11,6 +11,7 @@ from data.world import PATHS, RETIMINGS
 from scripts.artefacts import plots
 from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import Bound
+from scripts.artefacts.budget import describe
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.equal_motion import FORMULA, at_level, curves
 from scripts.artefacts.page import write_page
@@ -62,7 +63,13 @@ def videos(motion_of, leak_of, clips=CLIPS):
             moved = motion_of(curve.preset, float(curve.rate), step, number) if curve else 0.0
             leaked = leak_of(curve.preset, moved, number) if curve else 0.0
             measured = {"motion_success": moved, "appearance_pull": leaked, "appearance_match": 0.7 - leaked}
-            key = {"group": "every motion", "motion": clip, "reference": clip, "run": clip, "variant": variant.name}
+            key = {
+                "group": f"kind {number % 2}",
+                "motion": clip,
+                "reference": clip,
+                "run": clip,
+                "variant": variant.name,
+            }
             rows.append({**key, "prompt": "a", "seed": 0, "path": beds.ROOT / "none.mp4", **measured})
     return rows
 
@@ -173,7 +180,8 @@ def test_lengths_cost_no_trainings_and_motions_of_both_kinds_are_one_group(tmp_p
     assert len(plan.chains) == 2 * 12 and len(SWEEP.motions) == 4 and SWEEP.appearances == 1  # 48 where all are made
     assert len(set(SWEEP.motions) & set(RETIMINGS)) == len(set(SWEEP.motions) & set(PATHS)) == 2
     cells = plan.cells["dit_sweep"]
-    assert {cell.task.group for cell in cells} == {"every motion"} and len({cell.task.name for cell in cells}) == 2
+    assert {cell.task.group for cell in cells} == {"re-timing", "path"} and len({cell.task.name for cell in cells}) == 2
+    assert "planned 2 (every motion)" in describe(plan, ["dit_sweep"], jobs=1)
     for chain in plan.chains.values():  # every length is a checkpoint that the training keeps
         words = dict(word.split("=", 1) for word in chain.train if "=" in word)
         every, most = int(words["checkpointing_steps"]), int(words["checkpoints_total_limit"])

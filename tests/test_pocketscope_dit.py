@@ -222,6 +222,27 @@ def test_attention_can_be_kept_to_one_frame_or_one_place(parts):
     assert touched() == (8, 16)
 
 
+def heads(which):
+    """bool [layers heads], True for each (layer, head) of `which`."""
+    found = torch.zeros(6, 6, dtype=torch.bool)
+    for layer, head in which:
+        found[layer, head] = True
+    return found
+
+
+def test_heads_are_switched_off_by_kind_and_by_layer():
+    temporal = heads([(0, 1), (4, 2), (4, 3)])
+    groups = abilities.head_groups(temporal)
+    assert len(groups) == 8 and torch.equal(groups["the 3 temporal heads"], temporal)
+    assert torch.equal(groups["the 33 spatial heads"], ~temporal)
+    assert torch.equal(groups["the heads of layer 4"], heads([(4, head) for head in range(6)]))
+
+
+def test_the_shipped_model_has_heads_of_both_kinds():
+    found = abilities.temporal_heads(str(SHIPPED), "cpu", seed=1, clips=1)
+    assert found.shape == (6, 6) and 0 < found.sum() < 36
+
+
 def test_a_head_that_is_switched_off_adds_nothing_and_comes_back(parts):
     transformer, text, step = parts["transformer"], normal(1, TEXT_LENGTH, 64), torch.tensor([500])
     latents, output = normal(1, 4, 2, 8, 8), transformer.blocks[1].attn1.to_out[0]
@@ -229,9 +250,9 @@ def test_a_head_that_is_switched_off_adds_nothing_and_comes_back(parts):
     handle = output.register_forward_hook(lambda module, args, result: seen.append(result))
     with torch.no_grad():
         whole = transformer(latents, step, text).sample
-        with abilities.without_heads(transformer, 1, list(range(6))):
+        with abilities.without_heads(transformer, heads([(1, head) for head in range(6)])):
             none = transformer(latents, step, text).sample
-        with abilities.without_heads(transformer, 1, [2]):
+        with abilities.without_heads(transformer, heads([(1, 2)])):
             most = transformer(latents, step, text).sample
         again = transformer(latents, step, text).sample
     handle.remove()

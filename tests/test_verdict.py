@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scripts.artefacts.artefact import Artefact, Bound, Claim
+from scripts.artefacts.artefact import POOLED, Artefact, Bound, Claim
 from scripts.artefacts.variants import UNTOUCHED
 from scripts.artefacts.verdict import Role, Verdict, conclude, judge
 
@@ -91,6 +91,8 @@ def test_a_claim_about_one_group_is_asked_there_alone():
     everywhere, paths = Claim("c", "motion", "a", "more", "b"), Claim("c", "motion", "a", "more", "b", group="path")
     asked = Artefact("x", "x", (), (everywhere, paths)).asked(["re-timing", "path"])
     assert asked == [(everywhere, "re-timing"), (everywhere, "path"), (paths, "path")]
+    pooled = Artefact("x", "x", (), (everywhere, paths), pooled=True).asked(["re-timing", "path"])
+    assert pooled == [(everywhere, POOLED), (paths, "path")]
 
 
 def test_what_is_not_decided_names_the_clips_that_would_decide_it():

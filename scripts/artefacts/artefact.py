@@ -14,6 +14,7 @@ from scripts.artefacts.tradeoff import Target
 REPORTED = "reported [S]"
 PROMPTS, SMOKE_PROMPTS = 16, 2  # for each reference clip of a real model, at most
 EACH_MOTION = "each motion"  # heads the table of every variant on every motion
+POOLED = "every motion"  # the group of all motions together
 EQUAL_MOTION = "equal motion"  # a form: curves of training, compared where they move equally well
 COSTS = ("training", "sampling")  # forms whose picture has CPU seconds on its horizontal axis
 RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
@@ -83,7 +84,7 @@ class Artefact:
     whose presets its claims name in place of variants (scripts/artefacts/equal_motion.py).
 
     `motions` are the toy world's reference motions; with `several`, three clips of each are learned from together;
-    `pooled` motions are judged as one group, of whatever kind they are.
+    claims about `pooled` motions that name no group are judged over all of them, of whatever kind they are.
     Every motion is learned from as many reference clips as there are `appearances`, one training each, and every
     training is sampled with `prompts` prompts: videos of a training resemble each other, so more clips say more than
     more prompts. `also` names metrics that stand in the main table beside the testbed's; `beside` is quoted from the
@@ -126,4 +127,6 @@ class Artefact:
 
     def asked(self, groups: Iterable[str]) -> list[tuple[Claim, str]]:
         """What is judged: every claim in every group of motions that it is about."""
-        return [(claim, group) for group in groups for claim in self.claims if claim.group in (None, group)]
+        found = dict.fromkeys((POOLED, *groups)) if self.pooled else groups
+        own = POOLED if self.pooled else None  # of a claim that names none
+        return [(claim, group) for group in found for claim in self.claims if (claim.group or own) in (None, group)]

@@ -10,14 +10,13 @@ and a number each.
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
 from infer.measure.paired import MOST, clips_needed, paired_difference
 from infer.measure.statistics import FEWEST, LEVEL
-from scripts.artefacts.artefact import Bound
+from scripts.artefacts.artefact import POOLED, Artefact, Bound, Claim
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import Chain, Samples
 from scripts.artefacts.plan import Cell, Plan
@@ -108,10 +107,12 @@ def describe(plan: Plan, names: list[str], jobs: int) -> str:
 def _needs(plan: Plan, name: str) -> list[str]:
     """For each kind of an artefact's claims: the smallest difference that counts, and how many clips decide it."""
     artefact, cells, lines = ARTEFACTS[name], plan.cells[name], []
-    groups = dict.fromkeys(cell.task.group for cell in cells)
-    level = 1 - (1 - LEVEL) / max(1, len(artefact.asked(groups)))
+    asked = artefact.asked(dict.fromkeys(cell.task.group for cell in cells))
+    groups = dict.fromkeys(group for _, group in asked)
+    level = 1 - (1 - LEVEL) / max(1, len(asked))
     found = measured_spread(name, plan.folder / name / "videos.csv", plan.testbed.roles)
-    for role, one_training in _kinds(name, plan.testbed.roles):
+    kinds = dict.fromkeys(_kind(artefact, claim, plan.testbed.roles) for claim in artefact.claims)
+    for role, one_training in filter(None, kinds):
         least = plan.testbed.roles[role].least
         what = f"{role}, {'two samplings of one training' if one_training else 'two trainings'}"
         spread, source = found.get((role, one_training)), "of its own videos"
@@ -121,7 +122,8 @@ def _needs(plan: Plan, name: str) -> list[str]:
             lines.append(f"    {what}: no spread is known yet for this model; make it once, then plan again")
             continue
         needed = clips_needed(spread, least / 2, level)
-        planned = {group: len({cell.task.reference for cell in cells if cell.task.group == group}) for group in groups}
+        clips = {cell.task.reference: cell.task.group for cell in cells}
+        planned = {group: sum(group in (POOLED, own) for own in clips.values()) for group in groups}
         lines.append(
             f"    {what}: a difference of {least:g} counts; at a spread of {spread:.3f} ({source}) one just as large "
             f"takes {needed or f'more than {MOST}'} reference clips, a larger one fewer; planned "
@@ -130,33 +132,29 @@ def _needs(plan: Plan, name: str) -> list[str]:
     return lines
 
 
-def _kinds(name: str, roles: dict) -> dict[tuple[str, bool], list]:
-    """(role, whether two samplings of one training are compared) -> the claims of an artefact that are of this kind.
-
-    A claim about a bound compares no variants and is of none.
-    """
-    kinds: dict[tuple[str, bool], list] = {}
-    for claim in ARTEFACTS[name].claims:
-        if claim.role in roles and not isinstance(claim.other, Bound):
-            kinds.setdefault((claim.role, ARTEFACTS[name].share_training(claim)), []).append(claim)
-    return kinds
+def _kind(artefact: Artefact, claim: Claim, roles: dict) -> tuple[str, bool] | None:
+    """(role, whether two samplings of one training are compared); None where no measured variants are compared."""
+    if claim.role not in roles or isinstance(claim.other, Bound):
+        return None
+    return claim.role, artefact.share_training(claim)
 
 
 def measured_spread(name: str, table: Path, roles: dict) -> dict[tuple[str, bool], float]:
     """Kind of claim -> median of the spread of its differences over clips, in the table of an artefact made before."""
+    artefact = ARTEFACTS[name]
     if not table.is_file():
         return {}
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     spreads: dict[tuple[str, bool], list[float]] = {}
-    for kind, claims in _kinds(name, roles).items():
-        metric = roles[kind[0]].metric
-        for claim, group in product(claims, {row["group"] for row in rows}):
+    for claim, group in artefact.asked({row["group"] for row in rows}):
+        if kind := _kind(artefact, claim, roles):
+            metric = roles[kind[0]].metric
             sides = (
                 {
                     (row["reference"], row["run"], row["prompt"], row["seed"]): float(row[metric])
                     for row in rows
-                    if (row["group"], row["variant"]) == (group, variant) and row.get(metric)
+                    if row["variant"] == variant and group in (POOLED, row["group"]) and row.get(metric)
                 }
                 for variant in (claim.one, claim.other)
             )

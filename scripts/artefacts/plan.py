@@ -8,7 +8,7 @@ with it.
 import hashlib
 import json
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +31,6 @@ SMOKE = (
     "inversion_steps=2",
     "validation_data.num_inference_steps=2",
 )
-POOLED = "every motion"
 NEXT_REPETITION = 1000  # how far the seeds of two trainings on one clip are apart
 # keys that do not shape a training: paths, whose contents are counted instead, and what the program keeps for itself
 UNCOUNTED = ("pretrained_model_path", "output_dir", "cache_dir", "resume_from_checkpoint", "fallback", "chosen", "base")
@@ -96,8 +95,6 @@ class Plan:
         except UserError as error:
             self.problems[name].append(str(error))
             return
-        if artefact.pooled:
-            tasks = [replace(task, group=POOLED) for task in tasks]
         for repetition in range(self.trainings):
             for task in tasks:
                 for variant in artefact.variants:

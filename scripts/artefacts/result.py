@@ -12,7 +12,7 @@ from infer.measure.evaluation import ALL_DEFINITIONS, summarize
 from infer.measure.statistics import Estimate
 from models.training.journal import read_log
 from scripts.artefacts import equal_motion
-from scripts.artefacts.artefact import COSTS, EACH_MOTION, EQUAL_MOTION, Artefact, Variant
+from scripts.artefacts.artefact import COSTS, EACH_MOTION, EQUAL_MOTION, POOLED, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.chain import sidecars
 from scripts.artefacts.costs import VariantCost, cost_table
@@ -95,7 +95,9 @@ class Result:
 
     @property
     def groups(self) -> list[str]:
-        return list(dict.fromkeys(row["group"] for row in self.rows))
+        """The kinds of motions, each with a table of its own; curves at equal motion share one."""
+        found = list(dict.fromkeys(row["group"] for row in self.rows))
+        return [POOLED] if found and self.artefact.form == EQUAL_MOTION else found
 
     @property
     def metrics(self) -> list[str]:
@@ -110,8 +112,8 @@ class Result:
     def _measured(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if any(row.get(name) is not None for row in self.rows)]
 
-    def of(self, variant: str, group: str | None = None) -> list[dict]:
-        return [row for row in self.rows if row["variant"] == variant and group in (None, row["group"])]
+    def of(self, variant: str, group: str = POOLED) -> list[dict]:
+        return [row for row in self.rows if row["variant"] == variant and group in (POOLED, row["group"])]
 
     @property
     def reports(self) -> bool:
@@ -167,16 +169,16 @@ class Result:
     def verdicts(self) -> list[Verdict]:
         if self.states is not None:
             return self.states.verdicts()
-        groups = {group: {v.name: self.of(v.name, group) for v in self.variants} for group in self.groups}
+        groups = {group: {v.name: self.of(v.name, group) for v in self.variants} for group in (*self.groups, POOLED)}
         roles = self.testbed.roles
         if self.artefact.form == EQUAL_MOTION:
             roles = {name: replace(role, inside="curves") for name, role in roles.items()}
             groups = {group: equal_motion.as_rows(self._readings(group)) for group in groups}
-        asked = self.artefact.asked(groups)
+        asked = self.artefact.asked(self.groups)
         return judge([(claim, group, groups[group]) for claim, group in asked], roles)
 
-    def _readings(self, group: str | None = None) -> list[equal_motion.Reading]:
-        rows = (row for row in self.rows if group in (None, row["group"]))
+    def _readings(self, group: str = POOLED) -> list[equal_motion.Reading]:
+        rows = (row for row in self.rows if group in (POOLED, row["group"]))
         return equal_motion.readings(rows, self.artefact.variants)
 
     def at_equal_motion(self) -> list[list[str]]:

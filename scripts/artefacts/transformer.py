@@ -5,12 +5,15 @@
 Nobody that we know of has published Query and Key adaptation on one; SMRABooth places motion in Value, output and
 feed-forward layers, EffiVMT in temporal heads, DeT in the first third of the blocks; DeT also reports that Motion
 Inversion's embeddings, put on a transformer, move best and follow the prompt worst. All nine held-out motions of the
-toy world are learned from one clip each. The U-Net's rows beside them are those of the artefact `motions`. Whether
-Query and Key leak less than all layers that move equally well is asked by transformer_sweep.py.
+toy world are learned from one clip each. Claims are judged over all of them: what an attention layer of a transformer
+can move depends on no kind of motion. The U-Net's rows beside them are those of the artefact `motions`. Whether Query
+and Key leak less than all layers that move equally well is asked by transformer_sweep.py.
 """
 
 from itertools import chain, zip_longest
 
+from configs.layers import ROOT
+from configs.plain import read_yaml
 from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import Artefact, Beside, Bound, Claim, Variant
 from scripts.artefacts.claims import LEARNED, about_guidance
@@ -30,6 +33,8 @@ HEADS, PURE, EARLY, LATE = (
 )
 EMBEDDINGS, NO_VALUES = "Motion Inversion", "Motion Inversion, without its Values"
 INVERSION = ("method=motion_inversion",)
+LOWEST = read_yaml(ROOT / "configs/reproduce/pocket_dit.yaml")["min_timestep"]  # that a training draws
+PHASED = "TAP + PLI where training ends"  # the adapters act at no timestep that they have not seen
 # PocketScope's setting of guidance, every step but the last, taken over and not chosen anew: FlowMotion's small rate in
 # a fifth of the steps changes nothing that is measured here
 GUIDE_SETTING = ("--guide_steps", "11", "--guide_updates", "1", "--guide_rate", "1", "--guide_target", "clean_latent")
@@ -53,6 +58,7 @@ LADDER = (
     Variant(EARLY, (*_preset("tap"), "block_range=[0,0.5]")),
     Variant(LATE, (*_preset("tap"), "block_range=[0.5,1]")),
     Variant("TAP + value highway", _preset("tap"), ("--highway", "value")),
+    Variant(PHASED, _preset("tap"), ("--pli_threshold", str(LOWEST))),
     Variant(EMBEDDINGS, INVERSION),
     Variant(NO_VALUES, INVERSION, ("--embedding_sampling", "drop_value")),
     Variant(GUIDANCE.name, _preset("tap"), (*GUIDANCE.flags, *GUIDE_SETTING)),
@@ -81,6 +87,8 @@ CLAIMS = (
     _ours("the first half of the blocks moves better than the last", "motion", EARLY, "more", LATE),
     _ours("the value highway keeps the appearance no worse", "appearance", "TAP + value highway", "not less", TAP),
     _ours("the value highway costs no motion", "motion", "TAP + value highway", "not less", TAP),
+    _ours("PLI improves the appearance", "appearance", PHASED, "more", TAP),
+    _ours("PLI costs no motion", "motion", PHASED, "not less", TAP),
     _ours("embeddings move no worse than q + k", "motion", EMBEDDINGS, "not less", TAP),
     _ours("embeddings leak more than q + k", "leakage", EMBEDDINGS, "more", TAP),
     _ours("without their Values embeddings leak less", "leakage", NO_VALUES, "less", EMBEDDINGS),
@@ -97,6 +105,7 @@ TRANSFORMER = {
         LADDER,
         CLAIMS,
         motions=MOTIONS,
+        pooled=True,
         appearances=1,
         world=True,
         network="transformer",

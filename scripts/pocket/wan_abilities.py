@@ -1,7 +1,7 @@
 """PocketScope-DiT's abilities: sampled by the stock WanPipeline, read by the analytic detectors.
 
-Also what can be switched off in its self-attention: single heads, and attention between frames or places. Tokens are
-ordered [f h w], sixteen (4x4) a frame. Clips are uint8 [f 3 h w].
+Also what can be switched off in its self-attention: heads, and attention between frames or places. Tokens are ordered
+[f h w], sixteen (4x4) a frame. Clips are uint8 [f 3 h w].
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import torch
 from diffusers import WanPipeline
 from torch import nn
 
+from data.cache import CachedClip
 from data.detectors import read_clip
-from data.world import parse_prompt
+from data.world import parse_prompt, render, sample_scene
+from models.backbone import Backbone
+from models.heads import classify
 from models.hooks import Patch, wrap_forward
 from scripts.pocket.abilities import FRAMES, LATENT_SIDE, summary
 from scripts.pocket.architecture import TEXT_LENGTH
@@ -63,17 +66,41 @@ def measure(parts: dict, prompts: list[str], seed: int, steps: int = SAMPLE_STEP
     return summary([read_clip(clip).matches(parse_prompt(prompt)) for clip, prompt in zip(clips, prompts)]), clips
 
 
-def without_heads(transformer: nn.Module, layer: int, heads: list[int]) -> Patch:
-    """Switch heads of one layer's self-attention off: what they would add to the output is zero."""
-    attention = transformer.blocks[layer].attn1
-    width = attention.inner_dim // attention.heads
+def without_heads(transformer: nn.Module, off: torch.Tensor) -> Patch:
+    """Switch heads of self-attention off, `off` bool [layers heads]: what they would add to the output is zero."""
 
-    def silence(forward, hidden_states):  # [b tokens (heads width)]
-        kept = torch.ones(attention.heads, 1, device=hidden_states.device, dtype=hidden_states.dtype)
-        kept[heads] = 0
-        return forward((hidden_states.unflatten(-1, (attention.heads, width)) * kept).flatten(-2))
+    def silence(kept):
+        def wrapper(forward, hidden_states):  # [b tokens (heads width)]
+            heads = hidden_states.unflatten(-1, (len(kept), -1)) * kept.to(hidden_states)[:, None]
+            return forward(heads.flatten(-2))
 
-    return Patch([wrap_forward(attention.to_out[0], silence)])
+        return wrapper
+
+    blocks = zip(transformer.blocks, ~off, strict=True)
+    return Patch([wrap_forward(block.attn1.to_out[0], silence(kept)) for block, kept in blocks])
+
+
+def head_groups(temporal: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Heads to switch off together, by name: the temporal ones, the others, and the heads of each layer.
+
+    Both `temporal` and each group are bool [layers heads].
+    """
+    layers = torch.eye(len(temporal), dtype=torch.bool)[:, :, None].expand(-1, -1, temporal.shape[1])
+    kinds = {f"the {temporal.sum()} temporal heads": temporal, f"the {(~temporal).sum()} spatial heads": ~temporal}
+    return kinds | {f"the heads of layer {number}": layer for number, layer in enumerate(layers)}
+
+
+def temporal_heads(model: str, device: torch.device | str, seed: int, clips: int = 8) -> torch.Tensor:
+    """Which heads are temporal (models/heads.py), bool [layers heads], by what they see in rendered clips."""
+    backbone = Backbone.load(model, device=device)
+    scenes = [render(sample_scene(seed * 10_000_000 + index, decorated=0.0)) for index in range(clips)]
+    encoded = [
+        CachedClip(
+            backbone.encode_video(scene.frames), backbone.encode_text([scene.prompt]), None, scene.prompt, "rendered"
+        )
+        for scene in scenes
+    ]
+    return classify(backbone, encoded, torch.Generator().manual_seed(seed)).is_temporal
 
 
 def allowed_pairs(name: str) -> torch.Tensor:

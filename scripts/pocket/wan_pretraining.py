@@ -104,11 +104,10 @@ def measure_shipped(args: Namespace) -> None:
         for name in ("frame", "place", "frame or place"):
             with abilities.attend_only(transformer, name):
                 report(f"attention only within the same {name}", abilities.measure(parts, prompts, args.seed)[0])
-        for layer, block in enumerate(transformer.blocks):
-            groups = [list(range(block.attn1.heads)), *([head] for head in range(block.attn1.heads))]
-            for heads in groups:
-                with abilities.without_heads(transformer, layer, heads):
-                    report(f"without layer {layer}, heads {heads}", abilities.measure(parts, prompts, args.seed)[0])
+        temporal = abilities.temporal_heads(str(args.export), args.device, args.seed)
+        for name, heads in abilities.head_groups(temporal).items():
+            with abilities.without_heads(transformer, heads):
+                report(f"without {name}", abilities.measure(parts, prompts, args.seed)[0])
     facts, clips = abilities.measure(parts, prompts, args.seed)
     contact_sheet(args.out / "evaluate.png", [(p, strip(video, height=64)) for p, video in zip(prompts, clips)][:16])
     print(json.dumps(facts))
