@@ -50,11 +50,11 @@ from configs.errors import printable
 from configs.files import atomic_path
 from configs.schema import to_yaml
 from data import cache
-from infer.plan import check, plan
+from infer.plan import check, latent_size_of_clips, plan
 from infer.preview import Previews
 from infer.references import prepare_clips
 from models import backbones, methods
-from models.backbone import Backbone, Predictor, choose_device, choose_dtype, latent_size_of, predictor, skeleton
+from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor, skeleton
 from models.compiled import attach_quicker
 from models.files.card import write_card
 from models.heads import find_heads, write_heads
@@ -69,7 +69,7 @@ from models.training.kinds import bytes_of_state
 from models.training.optimizer import DualPathOptimizer
 from models.training.processes import Processes
 from models.training.resume import open_run, resume
-from models.training.steps import Done, Training, move, record
+from models.training.steps import Done, Training, record, take_step
 from models.training.stopping import StopSignals
 from models.training.trackers import start_tracker
 
@@ -221,7 +221,7 @@ def loop(training: Training, folder: Path, start: int, after: Callable[[int, Don
     both = partial(gradients, training, batches)
     with StopSignals() as stop, beside.Passes(both, method.appearance_parameters, apart) as passes:
         for step in range(start + 1, last + 1):
-            done = move(training, passes, stop, folder, step, last - start)
+            done = take_step(training, passes, stop, folder, step)
             if after:
                 after(step, done, passes.cpu_seconds)
             stopped = done.stopped or (stop.requested if step == last else 0)  # nobody waits after the last step
@@ -288,9 +288,7 @@ def dry_run(cfg: DictConfig) -> str:
     experts = 1 if kind.boundary_of(cfg.pretrained_model_path) is None else 2  # which are alike
     model_bytes = experts * place(network, "meta", cfg.memory)
     kind.prepare(network)
-    n, data = cfg.timesteps_per_step, cfg.train_data
-    frames = 1 if set(cfg.dataset_types) == {"image"} else data.n_sample_frames
-    size = latent_size_of(cfg.pretrained_model_path, frames, data.height, data.width)
+    n, size = cfg.timesteps_per_step, latent_size_of_clips(cfg)
     method = methods.attach(network, cfg, clips=1, latent_size=size)
     if cfg.gradient_checkpointing:
         checkpoint_activations(network)

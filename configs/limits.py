@@ -74,7 +74,7 @@ def beyond(path: str, value: Any, limits: dict[str, Any]) -> list[str]:
 
 def contradictions(cfg: DictConfig) -> list[str]:
     """Values that are fine alone and not together, a sentence each."""
-    wrong = []
+    wrong, images = [], "image" in cfg.dataset_types
     if not cfg.dataset_types:
         wrong.append(f"dataset_types: empty; name one or more of {', '.join(SOURCE_KEYS)}")
     for kind in cfg.dataset_types:
@@ -94,6 +94,15 @@ def contradictions(cfg: DictConfig) -> list[str]:
         wrong.append("embeddings.widths: empty; name widths such as [320], or null for the widest blocks")
     if cfg.min_timestep > cfg.max_timestep:
         wrong.append(f"min_timestep: {cfg.min_timestep} is above max_timestep {cfg.max_timestep}; swap or widen them")
+    if cfg.lr_scheduler == "polynomial" and cfg.lr_warmup_steps == cfg.max_train_steps:
+        wrong.append(
+            f"lr_warmup_steps: {cfg.lr_warmup_steps} is the whole of max_train_steps, and lr_scheduler polynomial has "
+            "no step left to fall in; make it smaller"
+        )
+    if not (cfg.train_temporal_lora or cfg.spatial_path_probability or images or cfg.cached_latent_dir):
+        wrong.append(
+            "train_temporal_lora: off, and spatial_path_probability is 0, so nothing would be learned; set one of them"
+        )
     if cfg.memory != "default" and not cfg.gradient_checkpointing:
         wrong.append(
             f"memory: {cfg.memory} drops a layer's weights once it is computed, so activations must be recomputed; set "

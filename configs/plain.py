@@ -114,7 +114,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Quotes exactly the texts that _PlainLoader would read as something else."""
+    """Quotes the texts that _PlainLoader, or any other reader of YAML 1.1, would read as something else."""
 
 
 _DROPPED = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
@@ -122,8 +122,9 @@ _RESOLVERS = {
     first: [(tag, pattern) for tag, pattern in pairs if tag not in _DROPPED]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_PlainLoader.yaml_implicit_resolvers = _PlainDumper.yaml_implicit_resolvers = _RESOLVERS
-_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+_PlainLoader.yaml_implicit_resolvers = _RESOLVERS
+for _side in (_PlainLoader, _PlainDumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
 
 

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,7 +20,7 @@ from configs.fields import CHOSEN, KEYS, SECTIONS, Config, default_of, kind_of
 from configs.layers import BASE, FALLBACK, MODEL, ROOT, brief, is_hub_id, leaves, locate, read_chains, with_fallback
 from configs.legacy_keys import BATCH_SIZE, batch_size, modernise
 from configs.limits import beyond, contradictions, did_you_mean, unfit, without_effect
-from configs.plain import read_yaml
+from configs.plain import dump_yaml, read_yaml
 from configs.runtime import note
 from configs.tables import help_text, markdown_tables
 
@@ -85,24 +84,7 @@ def from_dict(values: dict[str, Any]) -> DictConfig:
 
 def to_yaml(cfg: DictConfig) -> str:
     """Every key with its value, ready to be stored and read back by `from_dict(read_yaml(...))`."""
-    values = OmegaConf.to_container(cfg, resolve=True)  # what is resolved is only how `${` is written inside OmegaConf
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that some YAML readers take for a number, such as 1e3."""
-
-
-def _text(dumper: _Dumper, text: str) -> yaml.Node:
-    try:
-        float(text)
-        style = "'"
-    except ValueError:
-        style = None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-_Dumper.add_representer(str, _text)
+    return dump_yaml(OmegaConf.to_container(cfg, resolve=True))  # resolved is only how `${` is written inside OmegaConf
 
 
 def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str], bool]:

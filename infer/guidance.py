@@ -7,10 +7,9 @@ latents to clean latents alone: the network's output counts as a constant, so no
 backward pass and memory stays that of plain sampling.
 
 Latents are [b c f h w] in fp32, z = alpha * clean + sigma * noise. Epsilon- and v-prediction and flow matching differ
-only in `clean_latents` and `velocity`.
+only in `clean_latents`, `velocity` and `way`.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -19,6 +18,8 @@ import torch
 
 from infer.options import GUIDANCE
 from infer.sampler import Denoiser
+from models.schedule import FLOW, kind_of
+from models.training.objective import seed_of
 
 SHARE = 0.2  # of the sampling's steps that are guided by default: FlowMotion's 10 of 50
 
@@ -62,8 +63,8 @@ class Level:
     @classmethod
     def of(cls, scheduler, timestep: torch.Tensor | int) -> "Level":
         """Of an integer timestep of a diffusion schedule, or of a flow's, whose sigma is its share of the whole."""
-        kind = scheduler.config.prediction_type if hasattr(scheduler, "alphas_cumprod") else "flow_prediction"
-        if kind == "flow_prediction":
+        kind = kind_of(scheduler)
+        if kind == FLOW:
             sigma = float(timestep) / scheduler.config.num_train_timesteps
             return cls(1 - sigma, sigma, kind)
         kept = float(scheduler.alphas_cumprod[int(timestep)])
@@ -138,17 +139,22 @@ def clean_latents(latents: torch.Tensor, prediction: torch.Tensor, level: Level)
     return latents - level.sigma * prediction
 
 
-def velocity(latents: torch.Tensor, prediction: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor]:
-    """(place, velocity) on the straight line that the model's differential equation follows at this moment.
+def velocity(latents: torch.Tensor, prediction: torch.Tensor, level: Level) -> torch.Tensor:
+    """The velocity along which the model's differential equation goes on from this moment, [b c f h w].
 
     A flow moves z itself with its prediction. A diffusion model moves z / alpha with the predicted noise, as a function
     of sigma / alpha.
     """
-    if level.kind == "flow_prediction":
-        return latents, prediction
-    if level.kind == "v_prediction":
-        prediction = level.alpha * prediction + level.sigma * latents
-    return latents / level.alpha, prediction
+    return level.alpha * prediction + level.sigma * latents if level.kind == "v_prediction" else prediction
+
+
+def way(latents: torch.Tensor, level: Level, first: torch.Tensor, first_level: Level) -> torch.Tensor:
+    """The direction from `first` to `latents` in the coordinates of `velocity`, [b c f h w], up to a factor.
+
+    Of a diffusion model z / alpha - z_first / alpha_first, here times both alphas: where the first is 0 (a schedule of
+    zero terminal SNR) the initial noise lies infinitely far away, and only the direction is left.
+    """
+    return latents - first if level.kind == FLOW else first_level.alpha * latents - level.alpha * first
 
 
 def along_mean(
@@ -166,8 +172,7 @@ def along_mean(
     """
     if level == first_level:
         return prediction
-    place, now = velocity(latents, prediction, level)
-    mean = place - velocity(first, prediction, first_level)[0]  # only its direction counts
+    now, mean = velocity(latents, prediction, level), way(latents, level, first, first_level)
     along = (now * mean).sum(1, keepdim=True) / (mean * mean).sum(1, keepdim=True).clamp_min(1e-12) * mean
     kept = along + across * (now - along)
     if level.kind == "v_prediction":
@@ -193,5 +198,4 @@ def frame_differences(latents: torch.Tensor) -> torch.Tensor:
 
 
 def _noise(seed: int, step: int, shape: torch.Size) -> torch.Tensor:
-    digest = hashlib.blake2b(f"guide/{seed}/{step}".encode(), digest_size=7).digest()
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed_of("guide", seed, step)))

@@ -94,9 +94,12 @@ STRATEGIES = {"blend": blend, "frequency": frequency, "blend_frequency": blend_f
 
 
 def _square_means(x: torch.Tensor, side: int) -> torch.Tensor:
-    _, _, f, h, w = x.shape
-    coarse = F.interpolate(x, size=(f, math.ceil(h / side), math.ceil(w / side)), mode="area")
-    return F.interpolate(coarse, size=(f, h, w), mode="nearest")
+    """Every pixel's mean over its square of `side` x `side`; squares at the right and lower edge may be cut off."""
+    h, w = x.shape[3:]
+    fill = (0, -w % side, 0, -h % side)
+    sums = lambda values: F.avg_pool3d(F.pad(values, fill), (1, side, side))
+    means = sums(x) / sums(torch.ones_like(x))
+    return means.repeat_interleave(side, 3).repeat_interleave(side, 4)[..., :h, :w]
 
 
 def resize_inversion(inversion: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from configs.errors import UserError, printable
 from configs.files import check_writable
 from configs.limits import contradictions
 from configs.schema import locate
+from data.cache import primary, read_folder
 from data.clips import read_image
 from data.inspection import inspect_video
 from data.sources import plan_clips
@@ -73,6 +74,16 @@ def check_sizes(cfg) -> None:
         width, height = cfg[section].width, cfg[section].height
         check_sides({f"{section}.width": width, f"{section}.height": height}, factor)
         latent_size_of(cfg.pretrained_model_path, frames, height, width)
+
+
+def latent_size_of_clips(cfg) -> tuple[int, int, int]:
+    """Frames, height and width, in latent pixels, of the clip that the memory of a step is counted for."""
+    if cfg.cached_latent_dir:
+        clips = read_folder(cfg.cached_latent_dir)
+        return tuple(clips[primary(clips)].latents.shape[2:])
+    data, images = cfg.train_data, set(cfg.dataset_types) == {"image"}
+    frames = 1 if images else data.n_sample_frames
+    return latent_size_of(cfg.pretrained_model_path, frames, data.height, data.width)
 
 
 def playing_rate(cfg, native: dict) -> int:

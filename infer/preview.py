@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import UserError, is_out_of_memory
 from data.cache import CachedClip, primary
 from data.clips import Clip
 from data.sources import plan_clips
@@ -75,10 +75,12 @@ class Previews:
 
     def thumbnail(self, step: int) -> str | None:
         """A frame of the latest customized preview up to `step`, for the header of a checkpoint; None without any."""
-        made = (path.name.removeprefix("step-") for path in (self.run / "previews").glob("step-*"))
-        for number in sorted((int(name) for name in made if name.isdecimal() and 0 < int(name) <= step), reverse=True):
-            for path in self.videos(number).values():
-                return thumbnail(read_frames(path))
+        with noted("thumbnail in the checkpoint's header", self.say):
+            made = (path.name.removeprefix("step-") for path in (self.run / "previews").glob("step-*"))
+            numbers = (int(name) for name in made if name.isdecimal() and 0 < int(name) <= step)
+            for number in sorted(numbers, reverse=True):
+                for path in self.videos(number).values():
+                    return thumbnail(read_frames(path))
         return None
 
     def of(self, step: int) -> Path:
@@ -121,11 +123,18 @@ def check_solver_of_previews(cfg) -> None:
 
 @contextmanager
 def noted(what: str, say: Callable[[str], None]) -> Iterator[None]:
-    """What sampling, reading or writing raises inside the block becomes a note: no preview must end a training."""
+    """What sampling, reading or writing raises inside the block becomes a note: no preview must end a training.
+
+    Nor must one that needs more memory than a training step: guidance sees every video twice.
+    """
     try:
         yield
     except (UserError, OSError) as error:
         say(f"note: no {what}: {error}")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        say(f"note: no {what}: out of memory; leave previews out with validation_data.sample_preview=false")
 
 
 def preview(

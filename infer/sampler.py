@@ -97,7 +97,7 @@ def sample(
     *,
     steps: int,
     solver: str = "ddim",
-    on_timestep: Callable[[int], None] | None = None,
+    on_timestep: Callable[[float], None] | None = None,
     steer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> torch.Tensor:
@@ -113,7 +113,7 @@ def sample(
     latents = latents.float()
     for t in progress(stepper.timesteps):
         if on_timestep is not None:
-            on_timestep(int(t))
+            on_timestep(t.item())
         if steer is not None:
             latents = _moved(stepper, latents, steer(latents, t))
         latents = stepper.step(denoise(latents, t), t, latents).prev_sample

@@ -222,16 +222,27 @@ class Backbone:
             )
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with any part's weights or settings (a strided sample of every tensor)."""
+        """Sixteen hex digits that change with any part's weights or settings (a strided sample of every tensor).
+
+        Weights that wait on the host are the same weights, and one that is stored in 8 bits is another.
+        """
         digest = hashlib.sha256(json.dumps(dict(self.scheduler.config), sort_keys=True, default=str).encode())
         digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
         for part in filter(None, (self.network, self.vae, self.text_encoder, self.second)):
-            for name, tensor in part.state_dict().items():
+            for name, tensor in _named(part):
                 flat = tensor.detach().flatten()
                 sampled = flat[:: max(1, flat.numel() // 1024)].float().cpu()
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(sampled.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _named(part: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """`state_dict` of a part, with the names and in the order that it has wherever its weights wait (streamed.py)."""
+    state = {name.replace(".parametrizations.weight.original", ".weight"): x for name, x in part.state_dict().items()}
+    layers = {layer: number for number, layer in enumerate(dict.fromkeys(name.rpartition(".")[0] for name in state))}
+    place = lambda item: (layers[item[0].rpartition(".")[0]], not item[0].endswith(".weight"))
+    return sorted(state.items(), key=place)
 
 
 def snap_of(model: str | Path) -> int:

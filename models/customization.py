@@ -66,7 +66,7 @@ def customize(
 def _put_lora(patches: ExitStack, network, name: str, state: State, checkpoint: Checkpoint, strength: float) -> str:
     preset, normed = checkpoint.preset, merge.pairs(checkpoint.motion) if checkpoint.kind == "lora" else ()
     patches.enter_context(lora.attach_state(network, preset, state, strength, checkpoint.scale, normed))
-    how = "merged" if network.dtype == torch.float32 and not lora.has_pure_norm(network, preset) else "added"
+    how = "merged" if merge.is_merged(network, state) else "added"
     return f"{name}: {len(state) // 2} layers, {how} at {strength:g}"
 
 

@@ -42,6 +42,11 @@ def attach_lora(
         return Patch([undo.pop_all().close])
 
 
+def is_merged(network: nn.Module, state: State) -> bool:
+    """Whether the LoRA of `state`, which acts on `network`, is in its weights and not beside them."""
+    return any("_merged" in linear.__dict__ for _, linear, _, _ in _layers(network, state))
+
+
 def merge(
     network: nn.Module, state: State, strength: float = 1.0, alpha_over_rank: float | Mapping[str, float] = 1.0
 ) -> Patch:

@@ -198,6 +198,11 @@ def attach(
         has_appearance, extra = True, "debiased"
         if cfg.temporal_preset in backbones.kind_of(network).DIFFERENCE_LOSS:
             extra = "difference"
+            if latent_size[0] == 2:
+                raise UserError(
+                    f"temporal_preset: {cfg.temporal_preset} learns from how differences of frames change in time, and "
+                    "two latent frames have one difference; give a longer clip, or use tap_temporal"
+                )
     else:
         motion, notes = _motion_inversion(network, cfg, latent_size), []
         has_appearance = cfg.embeddings.loss == "hybrid"

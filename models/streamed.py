@@ -6,8 +6,8 @@ next the last time is copied into the other, on a stream of its own. Nothing dep
 weight is fetched by being read; so the forward pass, its recomputation in the backward pass and layers that a pass
 leaves out need no hooks of their own.
 
-What autograd saved of a weight is gone two layers later. Training therefore recomputes activations leaf by leaf
-(models/hooks.py), which reads each weight again before its gradient is needed.
+What autograd saved of a weight is gone when the next layer is read. Training therefore recomputes activations leaf by
+leaf (models/hooks.py), which reads each weight again before its gradient is needed.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Stream:
         self._arrived = [torch.cuda.Event() for _ in range(2)] if cuda else []
 
     def read(self, number: int, place: int) -> torch.Tensor:
-        """Weight number `place` of a unit, on the device, valid until the unit after the next one is read."""
+        """Weight number `place` of a unit, on the device; valid until another unit is read."""
         if self._holds[self._active] != number:
             self._turn_to(number)
         start, shape = self.units[number].places[place]

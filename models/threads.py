@@ -13,18 +13,18 @@ import torch
 from torch import nn
 
 SMALL = 30_000_000  # parameters; below, one thread is quicker than two
+DEFAULT = torch.get_num_threads()  # torch's own choice, or OMP_NUM_THREADS
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container sees its own here
 
 
 def use_threads(network: nn.Module, device: torch.device, asked: int | None = None) -> int:
     """Set and return the number of threads for this process: `asked`, else OMP_NUM_THREADS, else by the model's size.
 
-    On another device than the CPU only an explicit number changes anything.
+    On another device than the CPU it is an explicit number or torch's own choice. A process that serves several models
+    gets each one's number, whatever the one before had.
     """
-    if asked is not None:
-        torch.set_num_threads(asked)
-    elif device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and is_small(network):
-        torch.set_num_threads(1)
+    alone = device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and is_small(network)
+    torch.set_num_threads(asked or (1 if alone else DEFAULT))
     return torch.get_num_threads()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from infer.guidance import GuidanceSettings, Level, MotionGuidance, clean_latents, frame_differences, objective
+from infer.guidance import GuidanceSettings, Level, MotionGuidance, clean_latents, frame_differences, objective, way
 
 SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
 FLOW = types.SimpleNamespace(config=types.SimpleNamespace(num_train_timesteps=1000))
@@ -102,6 +102,19 @@ def test_equals_the_formula_written_out_slowly(kind, target):
         z = guided.steer(z, torch.tensor(t))
         guided(z, torch.tensor(t))
     assert torch.allclose(z, slow, atol=2e-5)
+
+
+def test_the_initial_noise_of_zero_terminal_snr_is_infinitely_far_away():
+    """The mean velocity is then the direction of the noise itself, and no number is divided by 0."""
+    scheduler = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    first, last = Level.of(scheduler, 999), Level.of(scheduler, 801)
+    assert first.alpha == 0 < last.alpha
+    z, noise = latents(3), latents(4)
+    assert torch.allclose(way(z, last, noise, first), -last.alpha * noise)
+    guided = MotionGuidance(latents(9), network(1), network(2), scheduler, GuidanceSettings(steps=2, updates=2), [0])
+    for t in (999, 801):
+        z = guided.steer(z, torch.tensor(t))
+        assert guided(z, torch.tensor(t)).isfinite().all() and z.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])

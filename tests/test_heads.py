@@ -240,7 +240,7 @@ def test_heads_of_images_alone_are_one_sentence(tiny_wan, clip_file, tmp_path):
 
 def test_a_resumed_run_keeps_the_heads_of_its_checkpoint(tiny_wan, clip_file, tmp_path, monkeypatch, capsys):
     """A near-tie may be called otherwise on another machine, and other rows would then act."""
-    given = {"temporal_preset": "effivmt", "train_data": {"n_sample_frames": 5}, "spatial_path_probability": 1.0}
+    given = {"temporal_preset": "effivmt", "train_data": {"n_sample_frames": 9}, "spatial_path_probability": 1.0}
     run = train.run(config_of(tiny_wan, clip_file, tmp_path, given))
     kept = load_checkpoint(run).info["heads"]
     flipped = torch.tensor([[[2.0 * (letter == "s") for letter in word] for word in kept.split()]])
@@ -270,7 +270,7 @@ def test_the_frame_difference_loss_is_the_slow_obvious_one():
 
 
 def test_a_run_keeps_its_heads_in_the_header_a_file_and_a_picture(tiny_wan, clip_file, tmp_path):
-    cfg = config_of(tiny_wan, clip_file, tmp_path, {"temporal_preset": "effivmt", "train_data": {"n_sample_frames": 5}})
+    cfg = config_of(tiny_wan, clip_file, tmp_path, {"temporal_preset": "effivmt", "train_data": {"n_sample_frames": 9}})
     folder = train.run(cfg)
     checkpoint = load_checkpoint(folder)
     kept = json.loads((folder / "heads.json").read_text())
@@ -288,3 +288,12 @@ def test_a_preset_of_heads_belongs_to_transformers(tiny_pipeline, tiny_config):
     cfg = tiny_config(temporal_preset="tap_pure")
     with pytest.raises(UserError, match="no preset of a U-Net is called 'tap_pure'"):
         methods.attach(skeleton(tiny_pipeline), cfg, clips=1, latent_size=(4, 8, 8))
+
+
+def test_frame_differences_of_two_latent_frames_teach_nothing_and_are_refused(tiny_wan, clip_file, tmp_path):
+    x, y = (normal(1, 4, 2, 4, 4, seed=i).requires_grad_() for i in (0, 1))
+    assert torch.autograd.grad(difference_loss(x, y), x)[0].abs().max() < 1e-6
+    cfg = config_of(tiny_wan, clip_file, tmp_path, {"temporal_preset": "effivmt", "appearance_highway": {"use": "off"}})
+    with pytest.raises(UserError, match="temporal_preset: effivmt .* two latent frames have one difference"):
+        methods.attach(skeleton(tiny_wan), cfg, clips=1, latent_size=(2, 4, 4))
+    methods.attach(skeleton(tiny_wan), cfg, clips=1, latent_size=(3, 4, 4))

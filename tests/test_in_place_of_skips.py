@@ -117,7 +117,9 @@ def test_a_run_with_both_is_saved_and_sampled_again(tiny_wan, clip_file, tmp_pat
     videos, seen = {}, []
     inner = WanTransformer3DModel.forward
     monkeypatch.setattr(WanTransformer3DModel, "forward", lambda *a, **k: (seen.append(1), inner(*a, **k))[1])
-    for name, words in {"value": [], "off": ["--highway", "off"], "pli": ["--pli_threshold", "900"]}.items():
+    between = ["--solver", "euler", "--num-steps", "8", "--pli_threshold", "693"]  # a step is taken at 693.8
+    phased = {"pli": ["--pli_threshold", "900"], "pli of a flow": between}
+    for name, words in {"value": [], "off": ["--highway", "off"], **phased}.items():
         folder = tmp_path / name
         words = [
             "-cf",
@@ -139,7 +141,7 @@ def test_a_run_with_both_is_saved_and_sampled_again(tiny_wan, clip_file, tmp_pat
         videos[name] = video.read_bytes()
         counted = json.loads(video.with_suffix(".json").read_text())["forwards"]
         assert counted == 2 * len(seen), "the guided halves are one batch"
-    assert len(set(videos.values())) == 3
+    assert len(set(videos.values())) == 4
 
 
 def test_bad_requests_are_one_sentence(tiny_wan, tiny_pipeline, tiny_config):

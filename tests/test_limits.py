@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from configs import schema
 from configs.errors import UserError
 from configs.fields import KEYS, default_of, kind_of
+from configs.plain import read_yaml
 from configs.stored import stored_config
 from infer.sampler import check_interval
 
@@ -178,14 +179,17 @@ def test_the_environment_cannot_be_read_from_a_stored_configuration(monkeypatch)
 
 @given(
     st.text(st.sampled_from("\\${}ab:e.oc 'n\"#\n\t\x1b1é"), max_size=12)
-    | st.sampled_from(["1e3", "no", "~", "2020-01-01", "0x1f", "1:30", "null", "- a", "a: b", "1_000", ".5", "5e-4"])
+    | st.sampled_from(
+        ["1e3", "no", "~", "2020-01-01", "0x1f", "1:30", "null", "- a", "a: b", "1_000", ".5", "5e-4", "1_e5", "1__0e3"]
+    )
     | st.sampled_from(["\\${x}", "\\\\${x}", "a\\\\\\${oc.env:HOME}\\", "${", "\\${", "$\\{a}", "${a}\\${b}\\\\"])
 )
 def test_any_prompt_is_stored_and_read_back_as_it_is(text):
     cfg = schema.from_dict({**DATA, "validation_data": {"negative_prompt": text, "prompt": [text, text]}})
     assert cfg.validation_data.negative_prompt == text
-    stored = schema.from_dict(yaml.safe_load(schema.to_yaml(cfg)))
-    assert stored == cfg and stored.validation_data.prompt[1] == text
+    for read in (read_yaml, yaml.safe_load):  # as this project and as anybody else reads it
+        stored = schema.from_dict(read(schema.to_yaml(cfg)))
+        assert stored == cfg and stored.validation_data.prompt[1] == text
 
 
 # ---- what somebody chose ----
@@ -240,6 +244,15 @@ def test_a_warm_up_that_does_nothing_is_refused_and_what_was_trained_with_it_can
     for words in (["lr_warmup_steps=0"], ["lr_warmup_steps=20", "lr_scheduler=constant_with_warmup"]):
         schema.load([CLIP, *words], description="test")
     assert schema.from_dict({**DATA, "lr_warmup_steps": 20}).lr_warmup_steps == 20
+
+
+@pytest.mark.parametrize(("words", "printed", "fine"), [
+    (["train_temporal_lora=false", "spatial_path_probability=0"], "nothing would be learned", "dataset_types=[image]"),
+    (["lr_scheduler=polynomial", "lr_warmup_steps=9", "max_train_steps=9"], "no step left", "lr_warmup_steps=8"),
+])  # fmt: skip
+def test_keys_that_leave_nothing_to_learn_or_no_step_are_refused_together(words, printed, fine):
+    assert printed in refusal(*words)
+    schema.load([CLIP, *words, fine, "train_data.image_dir=a"], description="test")
 
 
 def test_a_command_ends_with_the_sentence_and_exit_code_2():

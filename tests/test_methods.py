@@ -190,7 +190,7 @@ def test_each_method_file_is_planned_on_either_kind_of_model(file, model, clip_f
     monkeypatch.setattr(train.memory, "training_bytes", lambda *_: "not counted, which takes seconds")
     words = [f"pretrained_model_path={request.getfixturevalue(model)}", f"train_data.single_video_path={clip_file}"]
     words += ["train_data.single_video_prompt=a car", "train_data.width=64", "train_data.height=64"]
-    cfg, _ = load(["--config", f"configs/methods/{file}", *words, "train_data.n_sample_frames=5"], description="")
+    cfg, _ = load(["--config", f"configs/methods/{file}", *words, "train_data.n_sample_frames=9"], description="")
     if sentence := REFUSED.get((model, file)):
         with pytest.raises(UserError, match=sentence):
             train.dry_run(cfg)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from configs.errors import UserError
-from infer.noise import STRATEGIES, initial_noise, resize_inversion
+from infer.noise import STRATEGIES, _square_means, initial_noise, resize_inversion
 
 SHAPE = (1, 4, 8, 16, 16)
 
@@ -79,6 +79,14 @@ def test_frequency_takes_the_squares_mean_from_the_inversion_and_the_detail_from
     torch.testing.assert_close(detail(mixed), detail(noise), rtol=0, atol=1e-5)
     half = initial_noise(SHAPE, generator(), inversion, 0.5, "blend_frequency")
     torch.testing.assert_close(means(half), 0.5**0.5 * (means(inversion) + means(noise)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("height", [5, 34, 45])
+def test_means_over_squares_that_do_not_fit_are_a_projection_too(height):
+    x = torch.randn(1, 1, 2, height, 50, generator=generator())
+    once = _square_means(x, 4)
+    torch.testing.assert_close(_square_means(once, 4), once)
+    torch.testing.assert_close(once[..., 4:, 48:][..., :1, :1], x[..., 4:8, 48:].mean((-1, -2), keepdim=True))
 
 
 def test_fft_keeps_the_inversions_mean_and_the_noises_highest_frequency(inversion):

@@ -103,8 +103,18 @@ def test_a_skipped_step_of_fp16_is_logged_and_moves_nothing(tiny_config, overflo
 
 def test_a_run_whose_every_step_is_skipped_stops_with_a_sentence(tiny_config, overflowing):
     overflowing(1, 2)
-    with pytest.raises(UserError, match="gradient overflowed fp16 in every step.*at step 2"):
+    with pytest.raises(UserError, match="gradient of the motion path overflowed fp16 in every step"):
         train.run(tiny_config(**SCALED, max_train_steps=2))
+
+
+def test_a_path_counts_its_own_skipped_steps(tiny_config, overflowing):
+    """fp16's scale is halved for both paths, and each path moves or stays by its own gradient."""
+    overflowing(1, 2)
+    with pytest.raises(UserError, match="of the motion path overflowed") as raised:
+        train.run(tiny_config(**SCALED | {"spatial_path_probability": 1.0}, max_train_steps=2))
+    assert "no weight" not in str(raised.value), "the appearance adapter has moved"
+    overflowing(1)
+    train.run(tiny_config(**SCALED | {"spatial_path_probability": 1.0}, max_train_steps=2))
 
 
 def test_twenty_skipped_steps_in_a_row_are_an_error(tiny_config):

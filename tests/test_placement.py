@@ -16,7 +16,7 @@ from models.backbones.unet3d import ZEROSCOPE
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames, checkpoint_activations
 from models.lean import attach_lean
-from models.merge import attach_lora
+from models.merge import attach_lora, is_merged
 from models.placement import is_plain, parameter_bytes, place
 from models.quantized import EightBits
 from models.training import objective
@@ -174,9 +174,12 @@ def test_a_lora_runs_beside_weights_that_cannot_be_changed(memory):
     state = {f"{name}.lora_A.weight": random(2, 32, seed=1), f"{name}.lora_B.weight": random(32, 2, seed=2)}
     before = layer(x)
     with attach_lora(unet, state):
+        assert not is_merged(unet, state), "as the note of a sampling says"
         delta = x @ state[f"{name}.lora_A.weight"].T @ state[f"{name}.lora_B.weight"].T
         torch.testing.assert_close(layer(x), before + delta, rtol=1e-4, atol=1e-5)
     assert torch.equal(layer(x), before) and not is_plain(layer)
+    with attach_lora(plain := placed("default")[0], state):
+        assert is_merged(plain, state)
 
 
 def test_a_whole_training_with_streamed_weights_is_the_same_training(tiny_config, tmp_path, monkeypatch):
@@ -217,6 +220,12 @@ def test_a_loaded_model_is_used_only_where_it_waits_as_asked(tiny_pipeline):
     args = options.parse(["--model", str(tiny_pipeline), "--prompt", "a car"])
     with pytest.raises(UserError, match="memory small, and the request asks for .* memory default"):
         next(iter(generate.generate(args, backbone)))
+
+
+def test_a_model_that_waits_on_the_host_is_the_same_model(tiny_pipeline):
+    """Its clips need not be encoded again, and its sidecars name it."""
+    plain, streamed, small = (Backbone.load(tiny_pipeline, memory=m) for m in ("default", "smallest", "small"))
+    assert streamed.fingerprint() == plain.fingerprint() != small.fingerprint()
 
 
 def test_another_kind_of_model_is_refused():

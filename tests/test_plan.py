@@ -9,9 +9,10 @@ import pytest
 
 import train
 from configs.errors import UserError
-from infer.plan import plan, playing_rate
+from infer.plan import latent_size_of_clips, plan, playing_rate
 from models.training import memory
 
+from conftest import config_of
 from scenes import pan
 
 
@@ -55,6 +56,14 @@ def test_images_cached_clips_and_many_clips(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("infer.plan.MOST_CLIPS", 1)
     assert plan(cfg)[1] == "plan: and 1 more, which were not looked at"
     assert "cached in" in plan(tiny_config(cached_latent_dir="somewhere"))[0]
+
+
+def test_memory_is_counted_for_the_clip_that_is_cached(tiny_config, tiny_wan, clip_file, tmp_path):
+    """The sizes of train_data are of no effect then, and need not suit the model."""
+    run = train.run(config_of(tiny_wan, clip_file, tmp_path, {"train_data": {"n_sample_frames": 5}}))
+    changed = {"cached_latent_dir": str(run / "cached_latents"), "train_data": {"n_sample_frames": 9, "width": 128}}
+    cfg = config_of(tiny_wan, clip_file, tmp_path, changed)
+    assert latent_size_of_clips(cfg) == (2, 8, 8) and "memory      " in train.dry_run(cfg)
 
 
 @pytest.mark.parametrize(

@@ -114,12 +114,18 @@ def test_a_preview_that_overflows_is_left_out_and_the_training_goes_on(
     assert [p.name for p in tmp_path.glob("*.mp4")] == ["a_car.mp4"] and sheet.is_file()
     assert "note: no preview of 'a horse': sampling: the latents are not finite" in capsys.readouterr().err
 
-    def broken(*_, **__):
-        raise KeyboardInterrupt
+    def broken(error):
+        def raising(*_, **__):
+            raise error
 
-    monkeypatch.setattr(module, "sample_videos", broken)
-    with pytest.raises(KeyboardInterrupt):
-        module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path)
+        monkeypatch.setattr(module, "sample_videos", raising)
+        return module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path)
+
+    assert broken(torch.OutOfMemoryError("CUDA out of memory")) is None
+    assert "note: no preview of 'a horse': out of memory" in capsys.readouterr().err
+    for error in (KeyboardInterrupt(), RuntimeError("a fault of the code")):
+        with pytest.raises(type(error)):
+            broken(error)
     assert backbone.network.training, "whatever happens, training goes on in training mode"
     backbone.network.eval()
 
@@ -212,6 +218,14 @@ def test_a_picture_that_is_too_large_ends_no_training(tiny_config, backbone, tmp
     previews.after(1)
     assert previews.at_last() is None and said == ["note: no picture side by side: side_by_side.webp: too large"]
     backbone.network.eval()
+
+
+def test_a_preview_that_cannot_be_read_leaves_a_checkpoint_without_its_picture(tiny_config, backbone, tmp_path):
+    said, cfg = [], tiny_config(validation_data=VALIDATION)
+    previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, said.append)
+    previews.of(2).mkdir(parents=True)
+    (previews.of(2) / "a_car.mp4").write_bytes(b"cut off")
+    assert previews.thumbnail(2) is None and said[0].startswith("note: no thumbnail in the checkpoint's header: ")
 
 
 def test_a_clip_that_is_gone_ends_no_training(tiny_config, backbone, tmp_path):

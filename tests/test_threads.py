@@ -25,13 +25,20 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize(("parameters", "device", "count"), [(SMALL - 1, CPU, 1), (SMALL, CPU, 2), (9, CUDA, 2)])
 def test_a_small_model_on_a_cpu_takes_one_thread(parameters, device, count, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    torch.set_num_threads(2)
+    monkeypatch.setattr(threads, "DEFAULT", 2)
     assert use_threads(model(parameters), device) == torch.get_num_threads() == count
+
+
+def test_a_process_that_serves_two_models_gives_each_its_own_number(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "DEFAULT", 2)
+    counts = [use_threads(model(n), CPU, asked) for n, asked in ((9, None), (SMALL, None), (SMALL, 3), (SMALL, None))]
+    assert counts == [1, 2, 3, 2]
 
 
 def test_what_is_asked_for_wins_over_the_environment_and_that_over_the_size(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    torch.set_num_threads(2)
+    monkeypatch.setattr(threads, "DEFAULT", 2)
     assert use_threads(model(9), CPU) == 2
     assert use_threads(model(9), CPU, asked=3) == torch.get_num_threads() == 3
 

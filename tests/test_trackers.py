@@ -111,6 +111,17 @@ def test_a_tracker_that_does_not_finish_is_a_note_after_the_error_that_ended_the
     assert "loss plot: " in printed
 
 
+def test_a_tracker_that_fails_under_way_is_one_note_and_the_training_goes_on(
+    pretended, tiny_config, monkeypatch, capsys
+):
+    pretended("wandb")
+    asked = []
+    monkeypatch.setattr("accelerate.tracking.WandBTracker.log", lambda self, *_, **__: asked.append(1) or 1 / 0)
+    run = train.run(tiny_config(report_to="wandb", max_train_steps=2, validation_data={"sample_preview": False}))
+    assert (run / "checkpoint-2").is_dir() and len(asked) == 1
+    assert capsys.readouterr().err.count("note: report_to: wandb stopped (division by zero); log.jsonl holds") == 1
+
+
 def test_the_old_key_for_trackers_means_the_new_one(tiny_config, capsys):
     assert tiny_config().report_to == "none" and tiny_config(logger="none").report_to == "none"
     assert tiny_config(logger="tensorboard").report_to == "tensorboard"

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -19,7 +20,7 @@ from models import methods, schedule
 from models.backbone import Backbone
 from models.files.checkpoint import list_checkpoints, load_checkpoint
 from models.files.training_state import load_training_state
-from models.training import objective
+from models.training import objective, steps
 
 from conftest import ROOT
 
@@ -323,3 +324,18 @@ def test_the_scheduler_decides_what_is_predicted():
     assert schedule.target(DDIMScheduler(), z, noise, t) is noise
     velocity = schedule.target(DDIMScheduler(prediction_type="v_prediction"), z, noise, t)
     assert not torch.equal(velocity, noise)
+
+
+def test_whoever_stops_a_training_does_not_wait_for_previews(tmp_path):
+    """The checkpoint is made at once; Slurm's grace period is no time for videos."""
+    sampled, saved = [], []
+    previews = SimpleNamespace(after=lambda step: sampled.append(step) or {}, thumbnail=lambda step: None)
+    journal = SimpleNamespace(log=lambda *_, **__: None, previews=lambda *_: None, pause=lambda: None)
+    training = SimpleNamespace(
+        cfg=SimpleNamespace(max_train_steps=4, checkpointing_steps=9), method=None, optimizer=None
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "save", lambda cfg, method, optimizer, folder, step, previews: saved.append(step))
+        for step, stopped in ((2, 0), (3, 2)):
+            steps.record(training, tmp_path, journal, previews, step, steps.Done({}, None, 0.1, 1.0, stopped), 0.0)
+    assert (sampled, saved) == ([2], [3])

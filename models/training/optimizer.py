@@ -80,7 +80,8 @@ class DualPathOptimizer:
         # GradScaler makes its scale on first use; a process whose first clips have no loss would reach update() without
         self.scaler.scale(torch.zeros(1, device=device))
         self.max_grad_norm, self.share = cfg.max_grad_norm, 1 / cfg.gradient_accumulation_steps
-        self.processes, self.skipped_in_a_row = processes, 0
+        self.processes, self.unmoved = processes, set(self.paths)  # that no step of this run has moved yet
+        self._overflows = dict.fromkeys(self.paths, 0)  # steps in a row in which a path's gradient overflowed fp16
 
     def groups(self) -> list[list[list[torch.nn.Parameter]]]:
         """The trained parameters of each path, by their learning rates: LoRA+ has two."""
@@ -93,7 +94,7 @@ class DualPathOptimizer:
         """Average over processes, clip each path by its own norm, move the weights, advance the schedules.
 
         Raises NotFinite, before any weight moves, when a gradient is not finite. With fp16 that is the sign of too
-        large a loss scale: the step is skipped, and only MOST_SKIPPED of them in a row are an error.
+        large a loss scale: the path stays where it is, and only MOST_SKIPPED such steps in a row are an error.
         """
         if self.processes:
             self.processes.average_gradients([p for optimizer in self.optimizers for p in _parameters(optimizer)])
@@ -116,18 +117,20 @@ class DualPathOptimizer:
                 optimizer.zero_grad(set_to_none=True)
                 schedule.step()
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
-        return Moved(values, scale, self.skipped_in_a_row > 0)
+        return Moved(values, scale, any(not math.isfinite(norm) for norm in values.values()))
 
     def _check(self, norms: dict[str, float]) -> None:
         broken = {path: norm for path, norm in norms.items() if not math.isfinite(norm)}
         if broken and not self.scaler.is_enabled():
             raise NotFinite(" and the ".join(f"{path} path's gradient is {norm}" for path, norm in broken.items()))
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if broken else 0
-        if self.skipped_in_a_row >= MOST_SKIPPED:
-            raise NotFinite(
-                f"{' and '.join(broken)} path's gradient overflowed fp16 in each of {MOST_SKIPPED} steps, down to a "
-                f"loss scale of {self.scaler.get_scale():g}"
-            )
+        for path in norms:
+            self._overflows[path] = self._overflows[path] + 1 if path in broken else 0
+            if self._overflows[path] >= MOST_SKIPPED:
+                raise NotFinite(
+                    f"{path} path's gradient overflowed fp16 in each of {MOST_SKIPPED} steps, down to a loss scale of "
+                    f"{self.scaler.get_scale():g}"
+                )
+        self.unmoved -= norms.keys() - broken.keys()
 
     @property
     def learning_rate(self) -> float:

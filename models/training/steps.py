@@ -40,8 +40,8 @@ class Done(NamedTuple):
     stopped: int  # number of the signal that ends the training after this step, 0 for none
 
 
-def move(training: Training, passes: Passes, stop: StopSignals, folder: Path, step: int, steps: int) -> Done:
-    """Take one of the `steps` steps of this run: both passes in every process, then the weights move.
+def take_step(training: Training, passes: Passes, stop: StopSignals, folder: Path, step: int) -> Done:
+    """Take a step: both passes in every process, then the weights move.
 
     Raises UserError, naming the last checkpoint in `folder`, for numbers that are not finite and for a lost process.
     """
@@ -53,8 +53,6 @@ def move(training: Training, passes: Passes, stop: StopSignals, folder: Path, st
         stopped = max(requested for _, _, requested in everyone)  # all leave at the same step
         require_finite(losses)
         rate, moved = optimizer.learning_rate, optimizer.step()
-        if moved.skipped and optimizer.skipped_in_a_row == steps:
-            raise NotFinite("gradient overflowed fp16 in every step, so that nothing was learned")
     except NotFinite as what:
         advice = "" if training.backbone.dtype == torch.float32 else ", or use mixed_precision=bf16"
         raise UserError(
@@ -63,6 +61,12 @@ def move(training: Training, passes: Passes, stop: StopSignals, folder: Path, st
         ) from None
     except LostProcess as lost:
         raise LostProcess(f"{lost} during step {step}; {last_checkpoint(folder)}", lost.silent) from None
+    stuck = [path for path in moved.norms if path in optimizer.unmoved]
+    if step == training.cfg.max_train_steps and stuck:
+        raise UserError(
+            f"training: the gradient of the {' and '.join(stuck)} path overflowed fp16 in every step, so that it "
+            f"learned nothing; {last_checkpoint(folder)}; lower learning_rate, or use mixed_precision=bf16"
+        )
     return Done(losses, moved, rate, mean(t for _, drawn, _ in everyone for t in drawn), stopped)
 
 
@@ -76,7 +80,7 @@ def record(
     due = step == cfg.max_train_steps or done.stopped or step % cfg.checkpointing_steps == 0
     if due:
         save(cfg, method, optimizer, folder, step, previews)
-    made = previews.after(step)
+    made = {} if done.stopped else previews.after(step)  # whoever stops a training does not want to wait for videos
     if due and made:  # once more, with its own preview in the header
         save(cfg, method, optimizer, folder, step, previews)
     journal.previews(step, made)

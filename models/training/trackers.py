@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,13 @@ def start_tracker(name: str, folder: Path, config: dict[str, Any], done: int) ->
 
 
 class Tracker:
-    """Scalars and videos of a run, one tracker's way of keeping them hidden."""
+    """Scalars and videos of a run, one tracker's way of keeping them hidden.
+
+    One that fails under way is not asked again: the training goes on, and log.jsonl holds every step.
+    """
 
     def __init__(self, name: str, folder: Path, config: dict[str, Any], done: int):
-        self.name = name
+        self.name, self._failed = name, False
         try:
             self._tracker = _made(name, folder, done)
             self._tracker.start()
@@ -51,10 +55,17 @@ class Tracker:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Keep `values` of a step."""
-        self._tracker.log(values, step=step)
+        self._try(lambda: self._tracker.log(values, step=step), "stopped")
 
     def videos(self, step: int, videos: dict[str, Path]) -> None:
         """Keep the video files `videos`, by prompt."""
+        self._try(lambda: self._keep(step, videos), "stopped")
+
+    def close(self) -> None:
+        """Have the tracker finish."""
+        self._try(lambda: self._tracker.finish(), "did not finish")
+
+    def _keep(self, step: int, videos: dict[str, Path]) -> None:
         if self.name == "tensorboard":
             for prompt, path in videos.items():
                 self._tracker.tracker._get_file_writer().add_summary(_playing(prompt, path), step)
@@ -64,12 +75,15 @@ class Tracker:
                 {f"preview/{prompt}": video(str(path), format="mp4") for prompt, path in videos.items()}, step=step
             )
 
-    def close(self) -> None:
-        """Have the tracker finish. An error is a note: the training is over, and log.jsonl holds every step."""
+    def _try(self, work: Callable[[], None], otherwise: str) -> None:
+        """Do `work`, unless the tracker has failed before; its error is a note that says what happened `otherwise`."""
+        if self._failed:
+            return
         try:
-            self._tracker.finish()
+            work()
         except Exception as error:  # as many ways to fail as at the start
-            note(f"note: report_to: {self.name} did not finish ({shown_error(error)}); log.jsonl holds every step")
+            self._failed = True
+            note(f"note: report_to: {self.name} {otherwise} ({shown_error(error)}); log.jsonl holds every step")
 
 
 def _made(name: str, folder: Path, done: int) -> tracking.GeneralTracker:

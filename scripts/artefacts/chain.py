@@ -22,6 +22,7 @@ from scripts.artefacts.plateau import previews_of, watched_step
 from scripts.artefacts.provenance import note_commit
 
 SEEDS = 4  # of noise for each reference clip, the same in every variant ...
+MODEL = "pretrained_model_path="  # in every training's words; the folder may have moved since a run was made
 TOGETHER = 4  # ... as many prompts share one and are sampled at once
 
 
@@ -118,6 +119,8 @@ def train_words(chain: Chain) -> list[str]:
 def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str], chosen: Sequence[str] = ()) -> list[str]:
     """The words after infer/infer.py that make these videos; `chosen` are flags that stand in no plan."""
     return [
+        "--model",
+        next(word.removeprefix(MODEL) for word in chain.train if word.startswith(MODEL)),
         "--checkpoint_folder",
         str(chain.run_folder or chain.run),
         "--output_dir",
