@@ -8,6 +8,7 @@ size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +98,7 @@ def read_clip(frames: torch.Tensor | np.ndarray | Layers) -> Reading:
     """Read a clip, uint8 [f 3 h w] with h = w, or one taken apart. Raises UserError on another layout."""
     layers = frames if isinstance(frames, Layers) else take_apart(frames)
     background = _nearest(layers.ground, BACKGROUNDS)
-    if layers.colour is None:
+    if layers.paint is None:
         nothing = np.full(len(layers.image), np.nan)
         return Reading(background, None, None, None, layers.window, np.stack([nothing] * 2, 1), nothing)
     shape, trajectory, size = _fit_shape(layers.coverage, layers.image.shape[1] / 64)
@@ -137,18 +138,33 @@ def compare_paths(found: np.ndarray, reference: np.ndarray, known: np.ndarray | 
 
     Paths are compared each around its own mean, because a motion is the same motion in another place. `known` is the
     path of the motion that the caption names: a re-timing has been learned only where the video is nearer to it than to
-    that. A frame without an object counts as an error of 64, and the correlation of such a video as 0, so that losing
-    the object never helps.
+    that. A frame without an object counts as an error of 64 px, and towards the correlation as one that goes the
+    opposite way: the correlation of the other frames by their share, less the share of the lost ones.
     """
     lost = ~np.isfinite(found).all(1)
     rmse = _path_error(found, reference, lost)
-    correlation = (
-        0.0 if lost.any() else _correlation((found - found.mean(0)).ravel(), (reference - reference.mean(0)).ravel())
-    )
+    correlation = over_seen(_path_correlation, found, reference, worst=-1.0)
     success = rmse < SUCCESS_RMSE and correlation > SUCCESS_CORRELATION
     if known is not None:
         success &= rmse < _path_error(found, known, lost)
     return {"rmse": rmse, "correlation": correlation, "success": bool(success)}
+
+
+def over_seen(
+    measure: Callable[[np.ndarray, np.ndarray], float], found: np.ndarray, reference: np.ndarray, worst: float
+) -> float:
+    """`measure` of two paths [f 2] of which the first is lost in some frames (not finite): of the frames in which it is
+    seen by their share, and `worst` by the share of the others. All of it is `worst` where fewer than two are seen.
+    """
+    seen = np.isfinite(found).all(1)
+    if seen.sum() < 2:
+        return worst
+    share = float(seen.mean())
+    return share * measure(found[seen], reference[seen]) + (1 - share) * worst
+
+
+def _path_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return _correlation(*((path - path.mean(0)).ravel() for path in (one, other)))
 
 
 def _path_error(found: np.ndarray, path: np.ndarray, lost: np.ndarray) -> float:

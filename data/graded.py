@@ -21,7 +21,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from data.detectors import CONTRAST, TINT, Layers, in_corners, take_apart
+from data.detectors import CONTRAST, TINT, Layers, in_corners, over_seen, take_apart
 from data.shapes import coverage
 from data.world import BACKGROUNDS, COLOURS, SHAPES
 
@@ -102,19 +102,31 @@ def timing(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     - speed_error: half the sum of |share of the travel between two frames, found minus reference|: 0 for the same
       profile of speed, 1 when everything happens at other moments. A still object has no profile and scores 1 against
       one that moves.
+
+    Frames in which the object is lost count by their share as -100, 1 and 1.
     """
-    if not np.isfinite(found).all():
-        return {"motion_quality": 0.0, "timing_error": 1.0, "speed_error": 1.0}
-    quality = 100 * _mean_cosine(np.diff(found, axis=0), np.diff(reference, axis=0))
-    error = np.linalg.norm(_unit(found) - _unit(reference), axis=1).mean()
+    return {
+        "motion_quality": over_seen(_motion_quality, found, reference, worst=-100.0),
+        "timing_error": over_seen(_timing_error, found, reference, worst=1.0),
+        "speed_error": over_seen(_speed_error, found, reference, worst=1.0),
+    }
+
+
+def _motion_quality(found: np.ndarray, reference: np.ndarray) -> float:
+    return 100 * _mean_cosine(np.diff(found, axis=0), np.diff(reference, axis=0))
+
+
+def _timing_error(found: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(_unit(found) - _unit(reference), axis=1).mean())
+
+
+def _speed_error(found: np.ndarray, reference: np.ndarray) -> float:
     speeds = [np.linalg.norm(np.diff(path, axis=0), axis=1) for path in (found, reference)]
     still = [speed.sum() < 1.0 for speed in speeds]
     if any(still):
-        speed_error = 0.0 if all(still) else 1.0
-    else:
-        one, other = (speed / speed.sum() for speed in speeds)
-        speed_error = float(np.abs(one - other).sum() / 2)
-    return {"motion_quality": quality, "timing_error": float(error), "speed_error": speed_error}
+        return 0.0 if all(still) else 1.0
+    one, other = (speed / speed.sum() for speed in speeds)
+    return float(np.abs(one - other).sum() / 2)
 
 
 def leakage(shown: Clip, wanted: dict[str, str | None], reference: Clip) -> dict[str, float | None]:

@@ -85,7 +85,7 @@ def test_a_lost_object_is_the_worst_and_not_missing():
         is None
     )  # red is the reference's own: there is no way to measure, lost or not
     assert timing(np.full((8, 2), np.nan), CLIP.trajectory.numpy()) == {
-        "motion_quality": 0.0,
+        "motion_quality": -100.0,
         "timing_error": 1.0,
         "speed_error": 1.0,
     }

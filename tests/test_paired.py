@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, ttest_1samp
 
-from infer.measure.paired import FEWEST, clips_needed, holm, paired_difference
+from infer.measure.paired import FEWEST, clips_needed, holm, holm_of_claims, paired_difference
 
 
 def drawn(clips, videos, between, within, seed, effect=0.0):
@@ -17,9 +17,13 @@ def drawn(clips, videos, between, within, seed, effect=0.0):
     return one, dict.fromkeys(one, 0.0)
 
 
-def over_clips(one, other):
+def over_clips(one, other, clip_of=lambda key: key[0]):
     """One training on each clip."""
-    return paired_difference(one, other, lambda key: key[0], lambda key: key[0])
+    return paired_difference(one, other, clip_of, clip_of)
+
+
+def itself(key):
+    return key
 
 
 def test_the_interval_is_that_of_a_mixed_model_by_hand():
@@ -102,12 +106,96 @@ def test_holms_thresholds_are_the_published_ones():
     assert holm([0.001, 0.02]) == pytest.approx([0.025, 0.05]) and holm([]) == []
 
 
-def test_the_number_of_clips_needed_is_the_smallest_that_is_narrow_enough():
-    needed = clips_needed(spread=0.1, half=0.05)
-    wide, narrow = (np.tile([-1.0, 1.0], needed)[:count] for count in (needed - 1, needed))
-    for values, enough in ((wide, False), (narrow, True)):
-        values = values - values.mean()
-        values *= 0.1 / values.std(ddof=1)
-        low, high = ttest_1samp(values, 0).confidence_interval()
-        assert ((high - low) / 2 <= 0.05) == enough
+def test_a_certain_refutation_makes_no_confirmation_cheaper():
+    """Twenty differences that are not there, of which most are plainly smaller than what counts."""
+    wrong, rounds = {"both": 0, "smaller p alone": 0}, 300
+    rng = np.random.default_rng(0)
+    for _ in range(rounds):
+        values = 0.05 * rng.standard_normal((20, 16))
+        found = [over_clips(dict(enumerate(row)), dict.fromkeys(range(16), 0.0), itself) for row in values]
+        chances = [(one.p_above(0.0), one.turned().p_above(-0.1)) for one in found]
+        wrong["both"] += any(confirmed for confirmed, _ in holm_of_claims(chances, [False] * 20))
+        edges = holm([min(pair) for pair in chances])
+        wrong["smaller p alone"] += any(pair[0] < edge for pair, edge in zip(chances, edges))
+    assert wrong["both"] <= 0.05 * rounds < 0.1 * rounds < wrong["smaller p alone"]
+
+
+def test_claims_are_decided_one_after_another_and_both_rulings_of_one_can_hold():
+    assert holm_of_claims([], []) == []
+    # 0.05 / 2 twice, since the first claim is open until both of its hypotheses are rejected; then 0.05
+    assert holm_of_claims([(0.001, 0.02), (0.04, 1.0)], [False, False]) == [(True, True), (True, False)]
+    assert holm_of_claims([(0.001, 0.03), (0.04, 1.0)], [False, False]) == [(True, False), (False, False)]
+    # one rejection closes a claim whose rulings share an edge
+    assert holm_of_claims([(0.001, 1.0), (1.0, 0.04)], [True, True]) == [(True, False), (False, True)]
+
+
+def of_motions(clips_each, between, within, seed, effect=0.0):
+    """Four videos of every clip, whose motions have effects of their own."""
+    rng = np.random.default_rng(seed)
+    one = {}
+    for motion, clips in enumerate(clips_each):
+        shift = between * (motion - (len(clips_each) - 1) / 2) + effect
+        for clip in range(clips):
+            own = shift + within * rng.standard_normal()
+            one |= {(motion, clip, video): own + within * rng.standard_normal() for video in range(4)}
+    return one, dict.fromkeys(one, 0.0)
+
+
+def by_motion(one, other, blocks=True):
+    motion_of = (lambda key: key[0]) if blocks else (lambda key: None)
+    return paired_difference(one, other, lambda key: key[:2], lambda key: key[:2], motion_of)
+
+
+def test_motions_are_blocks_where_they_have_several_clips_each():
+    """The interval is that of a one-way layout by hand, and covers these motions' mean as often as it says."""
+    one, other = of_motions([3, 3], between=2.0, within=0.3, seed=0)
+    means = np.array([[np.mean([one[m, c, v] for v in range(4)]) for c in range(3)] for m in range(2)])
+    spread = math.sqrt(((means - means.mean(1, keepdims=True)) ** 2).sum() / 4)
+    half = 2.776445 * spread / math.sqrt(6)  # Student's t for 4 degrees of freedom
+    found = by_motion(one, other)
+    assert found.interval() == pytest.approx((means.mean() - half, means.mean() + half))
+    assert found.spread == pytest.approx(spread) and found.blocks == 2
+    whole = by_motion(one, other, blocks=False)
+    assert np.diff(whole.interval()) > 3 * np.diff(found.interval()), "the motions differ, which is no noise"
+    covered = 0
+    for seed in range(300):
+        low, high = by_motion(*of_motions([4, 4], between=2.0, within=0.3, seed=seed)).interval()
+        covered += low <= 0 <= high
+    assert 0.92 * 300 < covered
+
+
+def test_motions_of_one_clip_each_are_what_is_drawn():
+    one, other = of_motions([1, 1, 1, 1, 1], between=1.0, within=0.1, seed=1)
+    alone, plain = by_motion(one, other), by_motion(one, other, blocks=False)
+    assert alone.interval() == plain.interval() and alone.blocks == 1
+
+
+def test_sides_and_difference_are_averaged_alike():
+    one = {("a", clip, video): 1.0 for clip, videos in ((0, 8), (1, 1), (2, 1)) for video in range(videos)}
+    other = {key: 0.0 if key[1] == 0 else 1.5 for key in one}
+    found = by_motion(one, other)
+    assert found.one - found.other == pytest.approx(found.value) and found.value == pytest.approx(0.0)
+
+
+def test_equal_means_of_few_clips_are_no_certainty():
+    """Five of eight videos of each of three clips succeed: that no clip differs is chance, and not without error."""
+    one = {(clip, video): float(video < 5) for clip in range(3) for video in range(8)}
+    found = over_clips(one, dict.fromkeys(one, 0.5))
+    low, high = found.interval()
+    assert low < 0 < high and found.p_above(0.0) > 0.2
+    same = over_clips(one, one)  # the same videos on both sides: nothing spreads, and nothing can
+    assert same.interval() == (0.0, 0.0) and same.p_above(-0.1) == 0.0
+
+
+def test_the_number_of_clips_needed_decides_in_four_of_five_cases():
+    needed = clips_needed(spread=0.1, distance=0.1)
+    assert needed == 10  # the textbook's number for an effect of one standard deviation
+    rng, decided = np.random.default_rng(0), 0
+    for _ in range(1000):
+        found = over_clips(
+            dict(enumerate(0.1 + 0.1 * rng.standard_normal(needed))), dict.fromkeys(range(needed), 0.0), itself
+        )
+        decided += found.p_above(0.0) < 0.05
+    assert 0.76 * 1000 < decided < 0.87 * 1000
+    assert clips_needed(0.1, 0.1, blocks=4) > needed > clips_needed(0.1, 0.2)
     assert clips_needed(1.0, 0.001) is None and clips_needed(0.0, 0.1) == FEWEST

@@ -1,10 +1,9 @@
 """What artefacts need and cost, before anything is made: `reproduce.py NAME --plan`.
 
-Number of clips: the interval of a difference is to be no wider than the smallest difference that counts, so that every
-claim of the kind "more" is decided one way or the other: above 0, or short of that difference. Its width follows from
-the spread over reference clips, of this artefact's own videos.csv where it was made before, else of the stored table;
-two trainings on a clip are farther apart than two samplings of one training, so the two kinds of claims have a spread
-and a number each.
+Number of clips: as many as show, in four of five such experiments, a difference that is as large as the smallest one
+that counts. It follows from the spread of reference clips inside their motions, of this artefact's own videos.csv where
+it was made before, else of the stored table; two trainings on a clip are farther apart than two samplings of one
+training, so the two kinds of claims have a spread and a number each.
 """
 
 import csv
@@ -14,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
-from infer.measure.paired import MOST, clips_needed, paired_difference
+from infer.measure.paired import MOST, POWER, clips_needed, paired_difference
 from infer.measure.statistics import FEWEST, LEVEL
 from scripts.artefacts.artefact import POOLED, Artefact, Bound, Claim
 from scripts.artefacts.catalogue import ARTEFACTS
@@ -121,13 +120,13 @@ def _needs(plan: Plan, name: str) -> list[str]:
         if spread is None:
             lines.append(f"    {what}: no spread is known yet for this model; make it once, then plan again")
             continue
-        needed = clips_needed(spread, least / 2, level)
+        needed = clips_needed(spread, least, level)
         clips = {cell.task.reference: cell.task.group for cell in cells}
         planned = {group: sum(group in (POOLED, own) for own in clips.values()) for group in groups}
         lines.append(
             f"    {what}: a difference of {least:g} counts; at a spread of {spread:.3f} ({source}) one just as large "
-            f"takes {needed or f'more than {MOST}'} reference clips, a larger one fewer; planned "
-            + ", ".join(f"{count} ({group})" for group, count in planned.items())
+            f"takes {needed or f'more than {MOST}'} reference clips to be seen in {POWER:.0%} of all cases, a larger one "
+            f"fewer; planned " + ", ".join(f"{count} ({group})" for group, count in planned.items())
         )
     return lines
 
@@ -152,13 +151,13 @@ def measured_spread(name: str, table: Path, roles: dict) -> dict[tuple[str, bool
             metric = roles[kind[0]].metric
             sides = (
                 {
-                    (row["reference"], row["run"], row["prompt"], row["seed"]): float(row[metric])
+                    (row.get("motion"), row["reference"], row["run"], row["prompt"], row["seed"]): float(row[metric])
                     for row in rows
                     if row["variant"] == variant and group in (POOLED, row["group"]) and row.get(metric)
                 }
                 for variant in (claim.one, claim.other)
             )
-            found = paired_difference(*sides, itemgetter(0), itemgetter(1))
+            found = paired_difference(*sides, itemgetter(1), itemgetter(2), motion_of=itemgetter(0))
             if found and found.clips >= FEWEST:
                 spreads.setdefault(kind, []).append(found.spread)
     return {kind: median(values) for kind, values in spreads.items()}

@@ -1,8 +1,9 @@
 """What the numbers say about claims: paired differences over reference clips, and a ruling on each.
 
-All claims of an artefact are one family: Holm's correction keeps the chance of any wrong ruling at 5 %. A claim that
-the testbed leaves no room for is not testable: "moves no worse" than something that does not move, and whatever is said
-of leakage, more or less, where neither of the two leaks. A claim about a bound asks on which side of it the clips' own
+All claims of an artefact are one family: Holm's correction keeps the chance of any wrong ruling at 5 %. Clips are drawn
+inside their motions, so a ruling holds for the motions of the artefact and other clips of them. A claim that the
+testbed leaves no room for is not testable: "moves no worse" than something that does not move, and whatever is said of
+leakage, more or less, where neither of the two leaks. A claim about a bound asks on which side of it the clips' own
 means lie. Several trainings on a clip are inside it, as their videos are, and do not make it count twice.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from infer.measure.evaluation import ALL_DEFINITIONS
-from infer.measure.paired import MOST, PairedDifference, clips_needed, holm, paired_difference
+from infer.measure.paired import MOST, POWER, PairedDifference, clips_needed, holm_of_claims, paired_difference
 from infer.measure.statistics import FEWEST, LEVEL
 from scripts.artefacts.artefact import Bound, Claim
 from scripts.artefacts.variants import UNTOUCHED
@@ -64,6 +65,11 @@ class Question:
         return self.role.least if self.claim.least is None else self.claim.least
 
     @property
+    def exclusive(self) -> bool:
+        """Whether the claim is refuted wherever it is not confirmed: what is not there cannot be there and small."""
+        return self.edges[0] == self.edges[1]
+
+    @property
     def edges(self) -> tuple[float, float]:
         """The claim is confirmed above the first and refuted below the second."""
         return (-self.least, -self.least) if self.claim.expect.startswith("not") else (0.0, self.least)
@@ -82,18 +88,19 @@ class Question:
         """In words, how many clips would decide it at this level, by the difference and the spread seen."""
         confirm, refute = self.edges
         reach = max(self.turned.value - confirm, refute - self.turned.value)  # to the nearer ruling
-        found = clips_needed(self.turned.spread, reach, level) if reach > 0 else None
-        unit = f"{self.role.unit}s"
-        return f"about {max(found, self.found.clips + 1)} {unit}" if found else f"more than {MOST} {unit}"
+        found = clips_needed(self.turned.spread, reach, level, self.found.blocks) if reach > 0 else None
+        number = f"about {max(found, self.found.clips + 1)}" if found else f"more than {MOST}"
+        return f"{number} {self.role.unit}s would decide it in {POWER:.0%} of all cases"
 
 
 def judge(asked: Iterable[tuple[Claim, str, Rows]], roles: Mapping[str, Role]) -> list[Verdict]:
     """The verdicts of one artefact, corrected for their number: every (claim, group of videos, its rows) asked."""
     found = [(_question(claim, group, rows, roles), rows) for claim, group, rows in asked]
     family = [one for one, _ in found if isinstance(one, Question) and one.without_room is None]
-    thresholds = dict(zip(map(id, family), holm([min(one.chances) for one in family])))
+    decided = holm_of_claims([one.chances for one in family], [one.exclusive for one in family])
+    decisions = dict(zip(map(id, family), decided))
     return [
-        one if isinstance(one, Verdict) else _verdict(one, rows, thresholds.get(id(one)), len(family))
+        one if isinstance(one, Verdict) else _verdict(one, rows, decisions.get(id(one)), len(family))
         for one, rows in found
     ]
 
@@ -141,24 +148,24 @@ def _without_room(question: Question, rows: Rows) -> str | None:
     return None
 
 
-def _verdict(question: Question, rows: Rows, threshold: float | None, family: int) -> Verdict:
+def _verdict(question: Question, rows: Rows, decided: tuple[bool, bool] | None, family: int) -> Verdict:
     claim, words = question.claim, _numbers(question, rows)
-    if threshold is None:
+    if decided is None:
         return Verdict(claim, question.group, "not testable", f"{words}; {question.without_room}")
-    confirm, refute = question.chances
-    words += f"; p {min(confirm, refute):.2g}, Holm over {_counted(family, 'claim')}"
-    if confirm < threshold:
+    confirmed, refuted = decided
+    words += f"; p {min(question.chances):.2g}, Holm over {_counted(family, 'claim')}"
+    if confirmed:
         small = not claim.expect.startswith("not") and question.turned.interval()[1] < question.least
         words += f"; smaller than {question.least:g}, the least that counts" if small else ""
         against = claim.expect.startswith("not") and question.turned.interval()[1] < 0
         words += f"; against the claim all the same, by less than the {question.least:g} allowed" if against else ""
         return Verdict(claim, question.group, "confirmed", words)
-    if refute < threshold:
+    if refuted:
         if not claim.expect.startswith("not") and question.least:
             words += f"; less than {question.least:g} that way"
         return Verdict(claim, question.group, "refuted", words)
     needed = question.needed(1 - (1 - LEVEL) / family)  # whatever Holm's rank of the claim
-    return Verdict(claim, question.group, "not decided", f"{words}; {needed} would decide it")
+    return Verdict(claim, question.group, "not decided", f"{words}; {needed}")
 
 
 def _numbers(question: Question, rows: Rows) -> str:
@@ -166,6 +173,7 @@ def _numbers(question: Question, rows: Rows) -> str:
     allowed = f", allowing {question.least:g}" if claim.expect.startswith("not") and question.least else ""
     each, pairs = ("", "") if isinstance(claim.other, Bound) else (" of each", "pairs of ")
     trainings = f" ({_counted(found.trainings, 'training')}{each})" if role.unit == CLIP else ""
+    motions = f" of {found.blocks} motions" if found.blocks > 1 else ""
     beside = [
         f"{_title(name)} {also.one:.2f} against {also.other:.2f}"
         for name in role.beside
@@ -174,7 +182,7 @@ def _numbers(question: Question, rows: Rows) -> str:
     return "; ".join(
         [
             f"{_title(role.metric)} {found.one:.3f} against {found.other:.3f}, difference {_interval(found)} over "
-            f"{_counted(found.clips, role.unit)}{trainings} with {found.pairs} {pairs}{role.inside}{allowed}",
+            f"{_counted(found.clips, role.unit)}{motions}{trainings} with {found.pairs} {pairs}{role.inside}{allowed}",
             *beside,
         ]
     )
@@ -199,13 +207,13 @@ def _difference(rows: Rows, one: str, other: str | Bound, metric: str) -> Paired
     found = _by_video(rows.get(one, []), metric)
     bounded = isinstance(other, Bound)
     against = dict.fromkeys(found, other.value) if bounded else _by_video(rows.get(other, []), metric)
-    return paired_difference(found, against, itemgetter(0), itemgetter(1))
+    return paired_difference(found, against, itemgetter(1), itemgetter(2), motion_of=itemgetter(0))
 
 
 def _by_video(rows: list[dict], metric: str) -> dict[tuple, float]:
-    """(reference clip, run, prompt, seed) -> value; a run is a clip's training of one seed, as in every variant."""
+    """(motion, reference clip, run, prompt, seed) -> value; a run is a clip's training of one seed."""
     return {
-        (row["reference"], row["run"], row["prompt"], row["seed"]): row[metric]
+        (row.get("motion"), row["reference"], row["run"], row["prompt"], row["seed"]): row[metric]
         for row in rows
         if row.get(metric) is not None
     }
