@@ -110,7 +110,7 @@ def test_frame_consistency_counts_neighbours_that_show_the_same_object():
 
 def test_a_lost_object_gives_numbers_and_no_nan():
     scores = world_scores(torch.full((8, 3, 64, 64), 200, dtype=torch.uint8), SCENE.caption, REFERENCE_OF_WORLD)
-    assert scores["rmse"] == 64 and scores["correlation"] == 0 and not scores["appearance_accuracy"]
+    assert scores["rmse"] == 64 and scores["correlation"] == -1 and not scores["appearance_accuracy"]
 
 
 def test_real_videos_get_the_metrics_that_need_no_weights(folder, clip_file):

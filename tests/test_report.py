@@ -11,6 +11,7 @@ from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.page import write_page
 from scripts.artefacts.report import body
 from scripts.artefacts.result import Cost, Result
+from scripts.artefacts.results_file import CHANGES, put_section, read_sections, write_sections
 from scripts.artefacts.testbed import WORLD_COLUMNS, WORLD_DETAILS, WORLD_ROLES
 
 
@@ -49,3 +50,17 @@ def test_a_picture_has_a_panel_for_each_measure_and_at_most_five_beside_each_oth
     grid = panels[0].get_subplotspec().get_gridspec()
     assert grid.ncols <= 5 and grid.nrows * grid.ncols - count < grid.ncols
     assert all(len(axes.lines) + len(axes.containers) for axes in panels)
+
+
+def test_a_section_says_what_has_changed_since_it_was_made_until_it_is_made_again(tmp_path):
+    path, made = tmp_path / "RESULTS.md", {"table3": "", "table4": " 1", "dit": " 2"}
+    old = {(name, "x"): f"<!-- begin {name} x{on} -->\nold\n<!-- end {name} x -->\n" for name, on in made.items()}
+    write_sections(path, old)
+    lines = [line for line in path.read_text().splitlines() if line.startswith("- ")]
+    said = {change.before: [line for line in lines if change.before in line] for change in CHANGES}
+    assert said[CHANGES[0].before] == [f"- Table 3: {CHANGES[0].before}."]
+    assert said[CHANGES[1].before] == [f"- Table 3, Table 4: {CHANGES[1].before}."]
+    assert said[CHANGES[2].before] == [f"- Transformer: {CHANGES[2].before}."], "it concerns no other"
+    put_section(path, ("table3", "x"), "Table 3", "new\n")
+    assert all("Table 3" not in line for line in path.read_text().splitlines() if line.startswith("- "))
+    assert read_sections(path).keys() == old.keys() and "## Tried, and not taken" in path.read_text()
