@@ -124,8 +124,8 @@ def _needs(plan: Plan, name: str) -> list[str]:
         clips = {cell.task.reference: cell.task.group for cell in cells}
         planned = {group: sum(group in (POOLED, own) for own in clips.values()) for group in groups}
         lines.append(
-            f"    {what}: a difference of {least:g} counts; at a spread of {spread:.3f} ({source}) one just as large is "
-            f"seen in {POWER:.0%} of all cases with {needed or f'more than {MOST}'} reference clips, a larger one "
+            f"    {what}: a difference of {least:g} counts; at a spread of {spread:.3f} ({source}) one just as large "
+            f"is seen in {POWER:.0%} of all cases with {needed or f'more than {MOST}'} reference clips, a larger one "
             "with fewer; planned " + ", ".join(f"{count} ({group})" for group, count in planned.items())
         )
     return lines
