@@ -149,12 +149,16 @@ class Result:
 
     @property
     def points(self) -> list[Point]:
-        """Where the variants stand between cost and quality; none for an artefact that does not compare these."""
-        found = []
-        for name, cost in self.costs.items() if self.artefact.form in COSTS else ():
+        """Where the variants stand between cost and quality; none for an artefact that does not compare these.
+
+        A variant whose cost was not noted stands nowhere; a training costs nothing only where nothing learned is used.
+        """
+        found, form = [], self.artefact.form
+        free = [variant.name for variant in self.variants if form == "training" and not variant.uses_training]
+        for name, cost in self.costs.items() if form in COSTS else ():
             mean = {metric: estimate.value for metric, estimate in summarize(self.of(name)).items()}
-            if set(QUALITIES) <= mean.keys():
-                seconds = getattr(cost, self.artefact.form) or 0.0
+            seconds = 0.0 if name in free else getattr(cost, form)
+            if seconds is not None and set(QUALITIES) <= mean.keys():
                 found.append(Point(name, seconds, *(mean[metric] for metric in QUALITIES)))
         return found
 
