@@ -18,9 +18,10 @@ from scripts.artefacts.catalogue import ARTEFACTS, PAPER, STUDIES
 from scripts.artefacts.chain import Chain, Samples
 from scripts.artefacts.plan import Plan
 from scripts.artefacts.prices import Prices, measured_prices, stored_prices, stored_spread
+from scripts.artefacts.result import Cost, Result
 from scripts.artefacts.verdict import Role
 
-PRICES = Prices(start=10, training=100, video=2, guided=3, measuring=0.5, source="a test")
+PRICES = Prices(start=10, training=100, video=2, guided=3, measuring=0.5, unit="a card", source="a test")
 ROLES = {"motion": Role("correlation", 0.1), "appearance": Role("appearance_match", 0.02)}
 
 
@@ -41,6 +42,7 @@ def test_a_bill_counts_what_is_missing_and_nothing_twice(tmp_path):
     new = chain(tmp_path / "new", trained=False, videos="")
     found = bill([(new, new.samples)], PRICES)
     assert (found.trainings, found.trained, found.videos, found.sampled) == (1, 0, 4, 0)
+    assert str(found).endswith("; 2 min of a card to go")
     assert found.seconds == 100 + 10 + 2 * (2 + 0.5) + 2 * (2 * 3 + 0.5)
     (tmp_path / "half").mkdir()
     half = chain(tmp_path / "half", trained=True, videos="a")
@@ -80,6 +82,27 @@ def test_prices_come_from_what_was_made_before(tmp_path):
     (folder / "damaged.json").write_text("{")
     found = measured_prices(True, runs, samples)
     assert (found.training, found.video, found.source) == (90, 2.0, "2 trainings and 2 videos made before")
+
+
+def test_what_a_card_makes_is_priced_by_the_clock_and_said_to_be_of_a_card(tmp_path, monkeypatch):
+    """CPU seconds say nothing about a card, and its seconds nothing about a CPU; in every sentence about costs."""
+    plan = Plan(beds.Testbed(beds.POCKET, False, tmp_path), tmp_path, [], references=1, prompts=1)
+    plan.add("table1")
+    first, *rest = describe(plan, ["table1"], jobs=2).splitlines()
+    assert first.startswith("A training takes 900 s of a 24 GB card and a video 30.00 s, by the stored table; ")
+    assert "min of a 24 GB card to go" in rest[-1] and rest[-1].endswith("with --jobs 2 on as many cards.")
+    assert not any("CPU" in line for line in (first, *rest))
+    result = Result("table1", plan.testbed, False, "", "", "", [], Cost(0, 0, 0, 0, ()), [], foreseen=90)
+    assert "were to take 90 s of a 24 GB card; they took" in result.provenance
+
+    monkeypatch.setattr("scripts.artefacts.prices.sidecars", lambda _: [({"seconds": 4.0, "cpu_seconds": 1.0}, "p", 0)])
+    (tmp_path / "runs" / "one" / "train_1").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "train_1" / "log.jsonl").write_text('{"step": 1, "seconds": 30, "cpu_seconds": 2}\n')
+    (tmp_path / "runs" / "one" / "train_1" / "config.yaml").write_text("max_train_steps: 1\n")
+    (tmp_path / "samples" / "s").mkdir(parents=True)
+    for world, unit, training, video in ((False, "a card", 30, 4), (True, "CPU", 2, 1)):
+        found = measured_prices(world, tmp_path / "runs", tmp_path / "samples")
+        assert (found.unit, found.training, found.video) == (unit, training, video)
 
 
 ADAPTED, UNTRAINED = Variant("a", ("x=1",), ("--beta", "1")), Variant("zero", ("x=1",), ("--lora_scale", "0"))

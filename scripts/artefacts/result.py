@@ -18,6 +18,7 @@ from scripts.artefacts.chain import sidecars
 from scripts.artefacts.costs import VariantCost, cost_table
 from scripts.artefacts.hidden_states import StateComparison
 from scripts.artefacts.plan import Cell
+from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.provenance import COMMITS
 from scripts.artefacts.quotation import Quotation
 from scripts.artefacts.testbed import Testbed
@@ -87,7 +88,7 @@ class Result:
     @property
     def provenance(self) -> str:
         made = f", trained and sampled at {', '.join(self.made_at)}" if self.made_at not in ([], [self.commit]) else ""
-        unit = "CPU" if self.testbed.world else "the card"
+        unit = stored_prices(self.testbed.world).unit
         return (
             f"{self.date}, commit {self.commit}{made}. Cost: {self.cost}. By the stored prices training and sampling "
             f"were to take {_duration(self.foreseen)} of {unit}; they took {_duration(self.cost.spent)}."
