@@ -7,7 +7,7 @@ import re
 import pytest
 from scipy.stats import t
 
-from configs.layers import ROOT
+from configs.layers import POCKET, ROOT
 from infer.measure.paired import clips_needed
 from scripts import reproduce as command
 from scripts.artefacts import production, public_benchmark
@@ -86,7 +86,7 @@ def test_prices_come_from_what_was_made_before(tmp_path):
 
 def test_what_a_card_makes_is_priced_by_the_clock_and_said_to_be_of_a_card(tmp_path, monkeypatch):
     """CPU seconds say nothing about a card, and its seconds nothing about a CPU; in every sentence about costs."""
-    plan = Plan(beds.Testbed(beds.POCKET, False, tmp_path), tmp_path, [], references=1, prompts=1)
+    plan = Plan(beds.Testbed(POCKET, False, tmp_path), tmp_path, [], references=1, prompts=1)
     plan.add("table1")
     first, *rest = describe(plan, ["table1"], jobs=2).splitlines()
     assert first.startswith("A training takes 900 s of a 24 GB card and a video 30.00 s, by the stored table; ")
@@ -143,7 +143,7 @@ def test_two_samplings_share_a_training_only_where_both_use_it():
 @pytest.mark.parametrize("trainings", [1, 2])
 def test_the_plan_prints_what_a_small_example_needs_counted_by_hand(trainings, tmp_path):
     """Table 5 has four rows of two trainings on two motions, Figure 4 two rows of one of these on one motion."""
-    plan = Plan(beds.Testbed(beds.POCKET, True, tmp_path), tmp_path, [], prompts=3, appearances=2, trainings=trainings)
+    plan = Plan(beds.Testbed(POCKET, True, tmp_path), tmp_path, [], prompts=3, appearances=2, trainings=trainings)
     for name in ("table5", "figure4"):
         plan.add(name)
     prices = stored_prices(True)
