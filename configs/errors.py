@@ -151,6 +151,27 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def sentence_in(printed: str) -> str | None:
+    """What a command that printed this ended with, in one sentence; None where no line says so.
+
+    The last line that begins with "error:", by `ending` or by argparse ("train.py: error:"), with the indented lines
+    that belong to it. A progress bar ends its line with a carriage return.
+    """
+    lines = "\n".join(printed.splitlines())
+    found = re.findall(r"^(?:\S+: )?error: (.+(?:\n[ \t]+.+)*)", lines, re.MULTILINE)
+    if not found:
+        return None
+    first, *rest = (line.strip() for line in found[-1].split("\n"))
+    return first + (" " if first.endswith(":") else "; ") * bool(rest) + "; ".join(rest)
+
+
+def why_ended(printed: str, code: int) -> str:
+    """`sentence_in` of what a failed command printed, else its exit code and its last line."""
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    last = f" ({lines[-1][:200]})" if lines else ""
+    return sentence_in(printed) or f"the command ended by itself with code {code}{last}"
+
+
 def command(main: Callable) -> Callable:
     """Make `main` end as a command should, with one line on stderr in place of a traceback.
 

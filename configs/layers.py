@@ -17,6 +17,7 @@ from configs.limits import did_you_mean
 from configs.plain import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+POCKET = ROOT / "models" / "pocketscope"  # the model that is part of this repository
 MODEL, BASE, FALLBACK = "pretrained_model_path", "base", "fallback"
 MOST_BASES = 16
 

@@ -94,6 +94,16 @@ def in_corners(side: int) -> np.ndarray:
     return near[:, None] & near[None, :]
 
 
+def grown(mask: np.ndarray, *axes: int) -> np.ndarray:
+    """A mask of bool with the neighbours of what it holds along each of these axes, and no neighbours of those."""
+    found = mask.copy()
+    for axis in axes:
+        into, held = np.moveaxis(found, axis, 0), np.moveaxis(mask, axis, 0)
+        into[1:] |= held[:-1]
+        into[:-1] |= held[1:]
+    return found
+
+
 def read_clip(frames: torch.Tensor | np.ndarray | Layers) -> Reading:
     """Read a clip, uint8 [f 3 h w] with h = w, or one taken apart. Raises UserError on another layout."""
     layers = frames if isinstance(frames, Layers) else take_apart(frames)
@@ -216,13 +226,8 @@ def _coverage_seen(image: np.ndarray, ground: np.ndarray, paint: np.ndarray, min
     """Soft coverage [f s s]: how far each pixel near the object is on the way from the background to its colour."""
     way = paint - ground
     alpha = np.clip(((image - ground) @ way) / (way @ way), 0, 1)
-    near = mine.copy()  # the object's own pixels and their neighbours: what else is between the two colours is noise
-    near[:, 1:] |= mine[:, :-1]
-    near[:, :-1] |= mine[:, 1:]
-    grown = near.copy()
-    grown[:, :, 1:] |= near[:, :, :-1]
-    grown[:, :, :-1] |= near[:, :, 1:]
-    return alpha * grown
+    near = grown(grown(mine, 1), 2)  # and all eight neighbours: what else is between the two colours is noise
+    return alpha * near
 
 
 def _fit_shape(alpha: np.ndarray, zoom: float) -> tuple[str, np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from data.detectors import CONTRAST, TINT, Layers, in_corners, over_seen, take_apart
+from data.detectors import CONTRAST, TINT, Layers, grown, in_corners, over_seen, take_apart
 from data.shapes import coverage
 from data.world import BACKGROUNDS, COLOURS, SHAPES
 
@@ -173,14 +173,7 @@ def leakage(shown: Clip, wanted: dict[str, str | None], reference: Clip) -> dict
 def ground_pixels(layers: Layers) -> np.ndarray:
     """[f s s]: True where a frame shows ground, two pixels or more away from its object."""
     covered = layers.coverage > 0.05
-    for _ in range(2):
-        grown = covered.copy()
-        grown[:, 1:] |= covered[:, :-1]
-        grown[:, :-1] |= covered[:, 1:]
-        grown[:, :, 1:] |= covered[:, :, :-1]
-        grown[:, :, :-1] |= covered[:, :, 1:]
-        covered = grown
-    return ~covered
+    return ~grown(grown(covered, 1, 2), 1, 2)
 
 
 def _cores(layers: Layers) -> np.ndarray:
@@ -207,7 +200,7 @@ def _best_drawing(alpha: np.ndarray, shape: str) -> tuple[float, np.ndarray]:
         best = int(overlaps.argmax())
         return float(overlaps[best]), drawings[best], float(radii[best])
 
-    *_, near = best_of(RADII[::10])  # pixel by pixel, then by tenths: an eighth of the drawings
+    *_, near = best_of(RADII[::10])  # pixel by pixel, then by tenths: a quarter of the drawings
     return best_of(RADII[np.abs(RADII - near) < 1])[:2]
 
 

@@ -10,6 +10,7 @@ downwards; size float32 [f] is the radius in pixels; mask float32 [f h w] is the
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,9 @@ HELD_OUT_WORDS = (
     "spiral in a figure eight then moving slowly quickly star cross yellow navy"
 ).split()
 
-TRAVEL = (18.0, 46.0)  # of a 64-pixel canvas: far enough from the edge for the largest shape to stay inside
+# of a 64-pixel canvas: far enough from the edge for all shapes to stay inside, but for the apex of some triangles at
+# the top, less than a thousandth of their area
+TRAVEL = (18.0, 46.0)
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 
 
@@ -257,9 +260,12 @@ def render_path(
 def parse_prompt(prompt: str) -> dict[str, str | None]:
     """Read what a caption asks for: shape, colour, background, motion, pattern, window; None where it names none.
 
-    No word of the world means two things, so free prompts in any order work as well.
+    No word of the world means two things, so free prompts in any order work as well. Whole words count, and of several
+    the first.
     """
-    words = prompt.lower().replace(",", " ").replace(".", " ").split()
+    words = re.findall(r"\w+", prompt.lower())
+    text = f" {' '.join(words)} "
+    places = {name: text.find(f" {verb} ") for name, verb in MOTIONS.items()}
 
     def first(names) -> str | None:
         return next((word for word in words if word in names), None)
@@ -268,7 +274,7 @@ def parse_prompt(prompt: str) -> dict[str, str | None]:
         "shape": first(SHAPES),
         "colour": first(COLOURS),
         "background": first(BACKGROUNDS),
-        "motion": next((name for name, verb in MOTIONS.items() if verb in " ".join(words)), None),
+        "motion": min((name for name in places if places[name] >= 0), key=places.get, default=None),
         "pattern": first(PATTERNS),
         "window": first(("window",)),
     }

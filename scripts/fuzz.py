@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     counts = {name: {"refused": 0, "accepted": 0} for name in args.area or names}
     broken: dict[str, dict[str, str]] = {}
     try:
-        while (rest := args.minutes * 60 - (time.monotonic() - began)) > 0 or seed == args.seed:
+        while len(broken) < len(counts) and (
+            (rest := args.minutes * 60 - (time.monotonic() - began)) > 0 or seed == args.seed
+        ):
             for area in AREAS:
                 if area.name not in counts or area.name in broken:
                     continue

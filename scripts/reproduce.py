@@ -106,7 +106,7 @@ def listing() -> str:
             lines.append(
                 f"    costs on {'the toy world' if world else 'zeroscope'} at most {clips * trained} trainings and "
                 f"{clips * len(artefact.variants) * prompts} videos, about {seconds / 60:.0f} min of "
-                f"{'CPU' if world else 'a 24 GB card (an estimate)'}"
+                f"{prices.unit}{'' if world else ' (an estimate)'}"
             )
     lines += ["Studies of the measures:"]
     lines += [f"{name}  {title}\n    needs {needs}" for name, (title, needs) in STUDIES.items()]

@@ -7,7 +7,7 @@ import re
 import pytest
 from scipy.stats import t
 
-from configs.layers import ROOT
+from configs.layers import POCKET, ROOT
 from infer.measure.paired import clips_needed
 from scripts import reproduce as command
 from scripts.artefacts import production, public_benchmark
@@ -18,9 +18,10 @@ from scripts.artefacts.catalogue import ARTEFACTS, PAPER, STUDIES
 from scripts.artefacts.chain import Chain, Samples
 from scripts.artefacts.plan import Plan
 from scripts.artefacts.prices import Prices, measured_prices, stored_prices, stored_spread
+from scripts.artefacts.result import Cost, Result
 from scripts.artefacts.verdict import Role
 
-PRICES = Prices(start=10, training=100, video=2, guided=3, measuring=0.5, source="a test")
+PRICES = Prices(start=10, training=100, video=2, guided=3, measuring=0.5, unit="a card", source="a test")
 ROLES = {"motion": Role("correlation", 0.1), "appearance": Role("appearance_match", 0.02)}
 
 
@@ -41,6 +42,7 @@ def test_a_bill_counts_what_is_missing_and_nothing_twice(tmp_path):
     new = chain(tmp_path / "new", trained=False, videos="")
     found = bill([(new, new.samples)], PRICES)
     assert (found.trainings, found.trained, found.videos, found.sampled) == (1, 0, 4, 0)
+    assert str(found).endswith("; 2 min of a card to go")
     assert found.seconds == 100 + 10 + 2 * (2 + 0.5) + 2 * (2 * 3 + 0.5)
     (tmp_path / "half").mkdir()
     half = chain(tmp_path / "half", trained=True, videos="a")
@@ -82,6 +84,27 @@ def test_prices_come_from_what_was_made_before(tmp_path):
     assert (found.training, found.video, found.source) == (90, 2.0, "2 trainings and 2 videos made before")
 
 
+def test_what_a_card_makes_is_priced_by_the_clock_and_said_to_be_of_a_card(tmp_path, monkeypatch):
+    """CPU seconds say nothing about a card, and its seconds nothing about a CPU; in every sentence about costs."""
+    plan = Plan(beds.Testbed(POCKET, False, tmp_path), tmp_path, [], references=1, prompts=1)
+    plan.add("table1")
+    first, *rest = describe(plan, ["table1"], jobs=2).splitlines()
+    assert first.startswith("A training takes 900 s of a 24 GB card and a video 30.00 s, by the stored table; ")
+    assert "min of a 24 GB card to go" in rest[-1] and rest[-1].endswith("with --jobs 2 on as many cards.")
+    assert not any("CPU" in line for line in (first, *rest))
+    result = Result("table1", plan.testbed, False, "", "", "", [], Cost(0, 0, 0, 0, ()), [], foreseen=90)
+    assert "were to take 90 s of a 24 GB card; they took" in result.provenance
+
+    monkeypatch.setattr("scripts.artefacts.prices.sidecars", lambda _: [({"seconds": 4.0, "cpu_seconds": 1.0}, "p", 0)])
+    (tmp_path / "runs" / "one" / "train_1").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "train_1" / "log.jsonl").write_text('{"step": 1, "seconds": 30, "cpu_seconds": 2}\n')
+    (tmp_path / "runs" / "one" / "train_1" / "config.yaml").write_text("max_train_steps: 1\n")
+    (tmp_path / "samples" / "s").mkdir(parents=True)
+    for world, unit, training, video in ((False, "a card", 30, 4), (True, "CPU", 2, 1)):
+        found = measured_prices(world, tmp_path / "runs", tmp_path / "samples")
+        assert (found.unit, found.training, found.video) == (unit, training, video)
+
+
 ADAPTED, UNTRAINED = Variant("a", ("x=1",), ("--beta", "1")), Variant("zero", ("x=1",), ("--lora_scale", "0"))
 KINDS = Artefact(
     "x",
@@ -120,7 +143,7 @@ def test_two_samplings_share_a_training_only_where_both_use_it():
 @pytest.mark.parametrize("trainings", [1, 2])
 def test_the_plan_prints_what_a_small_example_needs_counted_by_hand(trainings, tmp_path):
     """Table 5 has four rows of two trainings on two motions, Figure 4 two rows of one of these on one motion."""
-    plan = Plan(beds.Testbed(beds.POCKET, True, tmp_path), tmp_path, [], prompts=3, appearances=2, trainings=trainings)
+    plan = Plan(beds.Testbed(POCKET, True, tmp_path), tmp_path, [], prompts=3, appearances=2, trainings=trainings)
     for name in ("table5", "figure4"):
         plan.add(name)
     prices = stored_prices(True)
@@ -205,12 +228,15 @@ def test_the_stored_spread_knows_every_role_of_a_claim_and_is_larger_between_two
 
 
 def test_the_spread_between_two_trainings_is_what_table_1_says():
-    """Half the width of an interval over six clips is t(0.975, 5) times the spread over the root of six."""
+    """Half the width of an interval over n clips is t(0.975, n - 1) times the spread over the root of n."""
     text = (ROOT / "RESULTS.md").read_text()
     section = text[text.index("<!-- begin table1 pocketscope -->") : text.index("<!-- end table1 pocketscope -->")]
-    if "commit d7e10f8" not in section:
-        pytest.skip("Table 1 was made again: put its spreads into measured.yaml, and its commit here")
+    found = {}
     for words, role in (("keep the appearance better", "appearance"), ("leak less", "leakage"), ("no worse", "motion")):
-        low, high = re.search(rf"keys alone .*{words} .*difference \S+ \[(\S+), (\S+)\] over 6", section).groups()
-        spread = (float(high) - float(low)) / 2 * 6**0.5 / t.ppf(0.975, 5)
-        assert stored_spread(one_training=False)[role] == pytest.approx(spread, rel=0.05)
+        sentence = rf"keys alone .*{words}.* difference \S+ \[(\S+), (\S+)\] over (\d+) reference clips"
+        said = re.search(sentence, section)
+        assert said, f"Table 1 says nothing about {role} in the words that this test knows; put its new words here"
+        low, high, clips = map(float, said.groups())
+        found[role] = round((high - low) / 2 * clips**0.5 / float(t.ppf(0.975, clips - 1)), 3)
+    stored = {role: stored_spread(one_training=False)[role] for role in found}
+    assert stored == pytest.approx(found, rel=0.05), f"Table 1 was made again: put {found} into measured.yaml"

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation
 
 from configs.errors import UserError
-from data.detectors import compare_paths, name_motion, read_clip
+from data.detectors import compare_paths, grown, name_motion, read_clip, take_apart
+from data.graded import ground_pixels
 from data.world import (
     MOTIONS,
     RETIMINGS,
@@ -144,3 +146,13 @@ def test_no_re_timing_is_learned_by_the_known_motion_and_each_by_itself_in_any_p
 def test_another_layout_is_refused_in_one_sentence():
     with pytest.raises(UserError, match="give uint8"):
         read_clip(torch.zeros(8, 64, 64, 3, dtype=torch.uint8))
+
+
+def test_a_mask_grows_by_the_neighbours_along_the_axes_that_are_named():
+    mask = np.random.default_rng(0).random((3, 9, 9)) < 0.1
+    mask[0, 0, 0] = mask[1, -1, -1] = True  # nothing comes in from the other side
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
+    for found, shape in ((grown(mask, 1, 2), cross), (grown(grown(mask, 1), 2), np.ones((3, 3), bool))):
+        assert np.array_equal(found, binary_dilation(mask, shape[None]))
+    layers = take_apart(render(sample_scene(1000)).frames)
+    assert np.array_equal(~ground_pixels(layers), binary_dilation(layers.coverage > 0.05, cross[None], 2))

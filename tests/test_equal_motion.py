@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import train
 from data.world import PATHS, RETIMINGS
+from scripts.artefacts import plan as planning
 from scripts.artefacts import plots
 from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import Bound
@@ -174,9 +175,12 @@ def test_the_page_shows_formula_table_and_a_curve_for_each_preset_and_rate(tmp_p
     assert (tmp_path / "plot.png").exists()
 
 
-def test_lengths_cost_no_trainings_and_motions_of_both_kinds_are_one_group(tmp_path):
+def test_lengths_cost_no_trainings_and_motions_of_both_kinds_are_one_group(tmp_path, monkeypatch):
+    read, load = [], planning.load
+    monkeypatch.setattr(planning, "load", lambda words, **named: read.append(words) or load(words, **named))
     plan = Plan(beds.Testbed(MODEL, True, tmp_path), tmp_path, [], references=2)
     plan.add("dit_sweep")
+    assert len(read) == len(plan.chains) < len(plan.cells["dit_sweep"]), "the words of a training are read once"
     assert len(plan.chains) == 2 * 12 and len(SWEEP.motions) == 4 and SWEEP.appearances == 1  # 48 where all are made
     assert len(set(SWEEP.motions) & set(RETIMINGS)) == len(set(SWEEP.motions) & set(PATHS)) == 2
     cells = plan.cells["dit_sweep"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs import files
-from configs.errors import UserError, command, ending, is_out_of_memory
+from configs.errors import UserError, command, ending, is_out_of_memory, why_ended
 from configs.files import NoSpace, atomic_path, check_writable, fresh_folder, sweep
 
 from conftest import ROOT
@@ -165,3 +165,26 @@ def test_what_atomic_path_writes_is_what_sweep_recognizes(tmp_path):
             found = files.LEFTOVER.fullmatch(part.name)
             assert int(found["pid"]) == os.getpid() and found["place"] == files._place() and found["kind"] == "part"
             part.touch()
+
+
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [
+        ("usage: train.py\ntrain.py: error: unrecognized arguments: --x\n", "unrecognized arguments: --x"),
+        ("error: the disk is full\nbye\n", "the disk is full"),
+        ("error: the first\nerror: the last\n", "the last"),
+        ("train:  10%\rerror: the disk is full; free some\r\n", "the disk is full; free some"),
+        ("a\nerror: this was wrong\n  and this\n", "this was wrong; and this"),
+        ("error: 2 keys are wrong:\n  a: one\n  b: two\nbye", "2 keys are wrong: a: one; b: two"),
+        ("train:  10%\rTraceback\nValueError: x\n", "the command ended by itself with code 1 (ValueError: x)"),
+        ("", "the command ended by itself with code 1"),
+    ],
+)
+def test_what_a_failed_command_printed_is_one_sentence(printed, said):
+    assert why_ended(printed, 1) == said
+
+
+def test_the_line_that_a_command_ends_with_is_read_back():
+    for error in (UserError("x: found 1; give 2"), UserError("2 keys are wrong:\n  a: one\n  b: two")):
+        line, _ = ending(error)
+        assert why_ended(f"step 1\n{line}\n", 2) == str(error).replace(":\n  ", ": ").replace("\n  ", "; ")

@@ -8,10 +8,13 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from configs.errors import UserError
+from scripts import fuzz
+from scripts.fuzzing import trial
 from scripts.fuzzing.areas import AREAS, Area
 from scripts.fuzzing.found import FOUND
 from scripts.fuzzing.ground import Broken, Ground
@@ -115,6 +118,17 @@ def test_a_wrong_result_is_a_breach(ground):
         assert case is None, "not right"
 
     assert "not right" in try_area(ground, Area("x", plain, wrong), 20).broken[1]
+
+
+def test_the_command_ends_once_every_area_that_was_asked_for_is_broken(monkeypatch, capsys):
+    monkeypatch.setattr(trial, "try_area", lambda *_: trial.Tally(1, 0, ("case", "no")))
+    monkeypatch.setattr("scripts.fuzzing.ground.Ground", lambda: SimpleNamespace(close=lambda: None))
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        fuzz.main(["--minutes", "0.05", "--area", "prompts", "--area", "sidecars"])
+    result = json.loads(capsys.readouterr().out)
+    assert stopped.value.code == 1 and result["broken"].keys() == {"prompts", "sidecars"} and result["seeds"] == [0, 0]
+    assert time.monotonic() - began < 3
 
 
 def test_the_command_counts_and_ends_in_json():

@@ -15,7 +15,8 @@ def test_a_motion_that_is_in_the_features_is_read_and_noise_is_not():
     codes = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
     clear = noise + 2 * codes[[["left", "right", "up"].index(label) for label in LABELS]]
     assert sum(classify(clear, LABELS)) == len(LABELS) // 2  # the other half was fitted on
-    assert sum(classify(noise, LABELS)) < 0.7 * len(LABELS) / 2
+    tried, chance = len(LABELS) // 2, 1 / 3
+    assert sum(classify(noise, LABELS)) / tried < chance + 3 * (chance * (1 - chance) / tried) ** 0.5
 
 
 def states(read: bool, trainings: int = 4, of_each: int = 1) -> StateComparison:

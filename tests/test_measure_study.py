@@ -3,11 +3,11 @@
 import pytest
 
 from configs.errors import UserError
+from configs.layers import POCKET
 from data.world import parse_prompt
 from infer.measure.world_definitions import GRADED
 from scripts.artefacts.measure_study import REPEATS, TITLE, body, make, measure, scenes
 from scripts.artefacts.results_file import put_section, read_sections
-from scripts.artefacts.testbed import POCKET
 
 
 @pytest.fixture(scope="module")

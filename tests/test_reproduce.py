@@ -20,6 +20,7 @@ from diffusers import TextToVideoSDPipeline
 
 import train
 from configs.errors import UserError
+from configs.layers import POCKET
 from configs.signals import Terminated
 from data.world import BACKGROUNDS, COLOURS, SHAPES, Scene, parse_prompt, trajectory_of, vocabulary
 from infer import generate as generating
@@ -190,14 +191,14 @@ def test_every_clip_of_a_motion_has_another_look_other_prompts_and_other_noise(w
 
 def test_artefacts_share_trainings_and_videos(tmp_path):
     """All ten together take ten trainings on a clip of a re-timing, four on one of a path, three on several clips."""
-    plan = Plan(beds.Testbed(beds.POCKET, True, tmp_path), tmp_path, [], appearances=1)
+    plan = Plan(beds.Testbed(POCKET, True, tmp_path), tmp_path, [], appearances=1)
     for name in PAPER:
         plan.add(name)
     assert len(plan.chains) == 10 + 10 + 4 + 3
     folders = [samples.folder for chain in plan.chains.values() for samples in chain.samples]
     assert len(folders) == len(set(folders)) < sum(map(len, plan.cells.values()))
     before = [chain.name for chain in plan.chains.values()]
-    other = Plan(beds.Testbed(beds.POCKET, True, tmp_path), tmp_path, [], appearances=1, prompts=2)
+    other = Plan(beds.Testbed(POCKET, True, tmp_path), tmp_path, [], appearances=1, prompts=2)
     other.add("figure3")
     assert set(other.chains) <= set(before)  # alone, with fewer prompts: the same trainings
 

@@ -12,6 +12,7 @@ from configs.errors import UserError
 from configs.schema import load, locate
 from data.clips import Cut, read_video
 from infer.video import write_video
+from scripts.artefacts.testbed import prompt_list
 from scripts.studio import library, markup, uploads
 from scripts.studio.excerpt import Length, choose, measure
 from scripts.studio.places import ROUTE, Places, short
@@ -279,11 +280,25 @@ def test_every_example_has_a_caption_and_prompts(places):
     found = library.offers(places)
     assert len(found) >= 10 and found[0].path == CLIP and all(each.caption for each in found)
     assert all(library.prompts(each, MODEL) for each in found)
+    assert library.prompts(found[0], MODEL) == list(prompt_list("pocket.txt")[2:4])
     with pytest.raises(UserError, match="no longer there"):
         library.offer("../../../etc/passwd", places)
 
 
 # runs
+
+
+def test_a_run_says_its_checkpoints_and_the_median_of_its_latest_steps(places):
+    run = places.train / "train_1"
+    for name in ("checkpoint-20", "checkpoint-3", "checkpoint-new"):
+        (run / name).mkdir(parents=True)
+    config = "max_train_steps: 40\ntrain_data: {single_video_path: clip.mp4, single_video_prompt: a clip}\n"
+    (run / "config.yaml").write_text(config)
+    seconds = [100.0] * 9 + [1.0] * 15 + [2.0] * 15
+    (run / "log.jsonl").write_text("".join(f'{{"step": {n}, "seconds": {s}}}\n' for n, s in enumerate(seconds, 1)))
+    (found,) = find_runs(places)
+    assert found.checkpoints() == [3, 20]
+    assert (found.progress().done, found.progress().seconds) == (39, 1.5)  # of the last 30
 
 
 def test_only_runs_of_the_list_are_found(places):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from scripts.studio.trainings import FAILED, FINISHED, STOPPED, STOPPING, TRAINING, WAITING, Training, Trainings, reason
+from scripts.studio.trainings import FAILED, FINISHED, STOPPED, STOPPING, TRAINING, WAITING, Training, Trainings
 
 # a command that behaves as train.py does: makes its run folder, logs, on SIGTERM saves and ends with 143; a second
 # signal ends it at once
@@ -95,15 +95,6 @@ def test_a_killed_training_is_told_and_the_queue_goes_on(queue, tmp_path):
     killed, following = queue.submit(["-c", code], tmp_path / "a"), submit(queue, tmp_path / "b", SHORT)
     until(lambda: following.state == FINISHED)
     assert killed.state == FAILED and "code -9" in killed.sentence
-
-
-def test_reasons():
-    assert reason("a\nerror: this was wrong\n  and this\n", 2) == "this was wrong; and this"
-    assert (
-        reason("train:  10%\rTraceback\nValueError: x\n", 1)
-        == "the command ended by itself with code 1 (ValueError: x)"
-    )
-    assert reason("", -9) == "the command ended by itself with code -9"
 
 
 def test_a_training_of_another_page_is_waited_for(queue, tmp_path):

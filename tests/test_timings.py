@@ -1,5 +1,7 @@
 """What the benchmark compares: training and sampling steps in turn, their peak, their threads, and the targets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,8 +50,24 @@ def test_the_number_of_threads_is_the_one_that_the_commands_would_choose(tiny, m
 def test_the_peak_is_measured_before_a_baseline_lies_beside_the_model(tiny, monkeypatch):
     events, stock = [], steps.StockStep
     monkeypatch.setattr(timings, "peak_bytes", lambda work, device: (events.append("peak"), work(), 7)[-1])
-    monkeypatch.setitem(steps.BASELINES, "stock", lambda *a: (events.append("baseline"), stock(*a))[1])
+    monkeypatch.setitem(steps.BASELINES, "stock", lambda *a, **k: (events.append("baseline"), stock(*a, **k))[1])
     assert tiny()["peak_bytes"] == 7 and events == ["peak", "baseline"]
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_the_stock_step_recomputes_activations_where_ours_does(recompute, monkeypatch):
+    seen = []
+    monkeypatch.setattr(steps, "checkpoint_activations", seen.append)
+    monkeypatch.setitem(steps.MODELS, "pocket", replace(TINY, checkpointing=not recompute))
+    monkeypatch.setattr(timings, "use_threads", lambda *_: 1)
+    monkeypatch.setattr(timings, "count_flop", lambda *_: ({}, {}))
+    monkeypatch.setattr(timings, "matmul_rate", lambda *_: 1.0)
+    found = {"sample_s": 1.0, "sample_cpu_s": 1.0}
+    models = []
+    monkeypatch.setattr(timings, "_sampling", lambda ours, baseline, *_: models.extend([ours, baseline]) or found)
+    cfg = steps.settings(gradient_checkpointing=recompute)
+    timings.measure("pocket", CPU, repeats=1, against="stock", cfg=cfg, video_steps=1)
+    assert seen == [step.unet for step in models if recompute]
 
 
 def test_cuda_counts_its_peak_from_the_beginning_of_the_work(monkeypatch):

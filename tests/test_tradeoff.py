@@ -129,19 +129,23 @@ def test_costs_are_compared_where_the_form_is_one_and_beside_guidance_without_tr
     ]
 
 
-@pytest.mark.parametrize(("name", "form"), [("speed", "sampling"), ("time_to_motion", "training")])
-def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(tmp_path, name, form):
-    """From videos' measures and costs: a variant's place, the sentences, and a picture with every curve."""
-    variants = [variant.name for variant in ARTEFACTS[name].variants]
+def measured(name: str, folder) -> Result:
+    """An artefact of costs with a video of each variant: every variant moves but the first, the untouched model."""
     rows, costs = [], {}
-    for number, variant in enumerate(variants):
+    for number, variant in enumerate(variant.name for variant in ARTEFACTS[name].variants):
         found = {"motion_success": float(number > 0), "appearance_accuracy": 1.0}
         found |= {"appearance_match": 0.7, "leakage": 0.0}
         where = {"group": "re-timing", "motion": "pause", "reference": "pause", "run": "pause"}
-        rows += [{"variant": variant, "prompt": "a", "seed": 0, "path": tmp_path / "none.mp4", **where, **found}]
+        rows += [{"variant": variant, "prompt": "a", "seed": 0, "path": folder / "none.mp4", **where, **found}]
         costs[variant] = VariantCost(10.0 * number, 20.0, 2.0 * number, 10**6)
     bed = SimpleNamespace(name="x", world=True, columns=("motion_success",), details=(), roles=WORLD_ROLES)
-    result = Result(name, bed, False, "", "", "", [], Cost(0, 0, 0, 0, ()), rows, costs=costs)
+    return Result(name, bed, False, "", "", "", [], Cost(0, 0, 0, 0, ()), rows, costs=costs)
+
+
+@pytest.mark.parametrize(("name", "form"), [("speed", "sampling"), ("time_to_motion", "training")])
+def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(tmp_path, name, form):
+    """From videos' measures and costs: a variant's place, the sentences, and a picture with every curve."""
+    variants, result = [variant.name for variant in ARTEFACTS[name].variants], measured(name, tmp_path)
     per = {"training": 10.0, "sampling": 2.0}[form]
     assert [(p.name, p.cost, p.success) for p in result.points[:2]] == [(variants[0], 0, 0), (variants[1], per, 1)]
     assert variants[1] in result.tradeoff[0] and result.tradeoff[-1].startswith(ARTEFACTS[name].target.one)
@@ -155,10 +159,23 @@ def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(tmp_path,
     }
     assert figure.get_supxlabel() == f"CPU seconds of {form}"
     assert f"The default on the toy world is {ARTEFACTS[name].target.one}" in result.tradeoff[-2]
-    rows.append({**rows[1], "reference": "another", "run": "another", "motion_success": 0.0})
+    result.rows.append({**result.rows[1], "reference": "another", "run": "another", "motion_success": 0.0})
     drawn = plots._costs(result).axes[0].containers
     assert len(drawn) == len(result.points) - 1  # each has its interval, the untouched model its line
     assert max(len(bars.lines[2]) for bars in drawn) == 1 and sum(bool(bars.lines[2]) for bars in drawn) == 1
+
+
+@pytest.mark.parametrize(("name", "form"), [("speed", "sampling"), ("time_to_motion", "training")])
+def test_a_cost_that_was_not_noted_is_not_taken_for_none(name, form, tmp_path):
+    result, target = measured(name, tmp_path), ARTEFACTS[name].target
+    assert any("target" in sentence for sentence in result.tradeoff)
+    for lacking in (result.variants[0].name, target.one):
+        result.costs[lacking] = replace(result.costs[lacking], **{form: None})
+    costs = {point.name: point.cost for point in result.points}
+    # without an adapter no training takes part, which is known; what a video took is not
+    assert costs.get(result.variants[0].name) == (0.0 if form == "training" else None)
+    assert target.one not in costs and costs.keys() <= result.costs.keys() and len(costs) > 5
+    assert not any(target.one in sentence for sentence in result.tradeoff)
 
 
 def test_the_recipe_that_samplings_are_compared_with_is_the_toys():

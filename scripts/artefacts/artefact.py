@@ -53,7 +53,6 @@ class Claim:
     """`one` against `other`, a variant or a Bound, on a role ("motion", "appearance", "leakage", "consistency").
 
     `expect` is "more", "less", "not less" or "not more". `whose` says whether the paper or this project claims it.
-    `least` is the smallest difference that counts and by how much "not" may fail; default the testbed's for the role.
     `group` is the only group of motions that it is about; default every group.
     """
 
@@ -63,7 +62,6 @@ class Claim:
     expect: str
     other: str | Bound
     whose: str = "paper"
-    least: float | None = None
     group: str | None = None
 
 

@@ -25,18 +25,19 @@ from scripts.artefacts.result import total_cost
 
 @dataclass(frozen=True)
 class Bill:
-    """What some chains take: trainings and videos, how many of them are there already, and seconds for the rest."""
+    """What some chains take: trainings and videos, how many of them are there, and seconds of `unit` for the rest."""
 
     trainings: int
     trained: int
     videos: int
     sampled: int
     seconds: float
+    unit: str
 
     def __str__(self) -> str:
         return (
             f"{self.trainings} trainings ({self.trained} there already), {self.videos} videos ({self.sampled}); "
-            f"{self.seconds / 60:.0f} min of CPU to go"
+            f"{self.seconds / 60:.0f} min of {self.unit} to go"
         )
 
 
@@ -53,7 +54,7 @@ def bill(asked: Iterable[tuple[Chain, Iterable[Samples]]], prices: Prices) -> Bi
             there = len(samples.prompts) - missing[samples.folder]
             videos, sampled = videos + len(samples.prompts), sampled + there
             seconds += prices.of_videos(missing[samples.folder], samples.flags) + there * prices.measuring
-    return Bill(trainings, trained, videos, sampled, seconds)
+    return Bill(trainings, trained, videos, sampled, seconds, prices.unit)
 
 
 def foreseen(cells: list[Cell], prices: Prices) -> float:
@@ -81,8 +82,8 @@ def describe(plan: Plan, names: list[str], jobs: int) -> str:
     """What --plan prints."""
     prices = measured_prices(plan.testbed.world, plan.folder / "runs", plan.folder / "samples")
     lines = [
-        f"A training takes {prices.training:.0f} s of CPU and a video {prices.video:.2f} s, by {prices.source}; two "
-        "artefacts that need the same training share it."
+        f"A training takes {prices.training:.0f} s of {prices.unit} and a video {prices.video:.2f} s, by "
+        f"{prices.source}; two artefacts that need the same training share it."
     ]
     for name in names:
         artefact, cells = ARTEFACTS[name], plan.cells[name]
@@ -99,7 +100,10 @@ def describe(plan: Plan, names: list[str], jobs: int) -> str:
             *_needs(plan, name),
         ]
     whole = bill([(chain, chain.samples) for chain in plan.chains.values()], prices)
-    lines.append(f"Together: {whole}, about {whole.seconds / 60 / jobs:.0f} min with --jobs {jobs} on as many cores.")
+    places = "cores" if plan.testbed.world else "cards"
+    lines.append(
+        f"Together: {whole}, about {whole.seconds / 60 / jobs:.0f} min with --jobs {jobs} on as many {places}."
+    )
     return "\n".join(lines)
 
 

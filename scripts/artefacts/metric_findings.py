@@ -91,24 +91,27 @@ def _of_a_share(text: str, share: Estimate) -> Statement:
 def advice(rows: list[dict]) -> str:
     """Which metric a paper should use, and why, from the numbers."""
     parts = []
-    for tracking in (EXACT, CLASSICAL):
-        found = {(name, tracking): worth(rows, (name, tracking)) for name in METRICS}
+    worths = {
+        tracking: {(name, tracking): worth(rows, (name, tracking)) for name in METRICS}
+        for tracking in (EXACT, CLASSICAL)
+    }
+    for tracking, found in worths.items():
         first, second = sorted(found, key=lambda key: found[key].wrong.value)[:2]
         gap = lead(rows, second, first, wrong_share)
-        timing = max(found, key=lambda key: found[key].rank_timing.value)
+        progress = max(found, key=lambda key: found[key].rank_progress.value)
         seen = [key for key in found if (m := found[key].missed.get("camera pan")) and m.high < HALF]
         parts.append(
             f"With {tracking}, {title_of(first)} orders fewest pairs wrongly ({found[first].wrong}); its lead over "
             f"{title_of(second)} is {'decided' if gap.interval()[0] > 0 else 'not decided'} ({difference_words(gap)}). "
-            f"Timing is followed best by {title_of(timing)} (rank {found[timing].rank_timing}). A camera pan is told "
-            f"from a moving object by {', '.join(map(title_of, seen)) or 'no metric'}."
+            f"Progress is followed best by {title_of(progress)} (rank {found[progress].rank_progress}). A camera pan "
+            f"is told from a moving object by {', '.join(map(title_of, seen)) or 'no metric'}."
         )
-    return "\n\n".join([*parts, _recommended(rows, found)])
+    return "\n\n".join([*parts, _recommended(rows, worths[CLASSICAL])])
 
 
 def _recommended(rows: list[dict], found: dict[Key, Worth]) -> str:
     """The metric for tracked points, held against the runner-up and against all the others."""
-    ranks = lambda key: found[key].rank_path.value + found[key].rank_timing.value
+    ranks = lambda key: found[key].rank_path.value + found[key].rank_progress.value
     pick, *others = sorted(found, key=ranks, reverse=True)
     leads = [lead(rows, pick, other, both_ranks) for other in others]
     low, _ = leads[0].interval()
@@ -117,7 +120,7 @@ def _recommended(rows: list[dict], found: dict[Key, Worth]) -> str:
     wrong = [one.wrong.value for one in found.values()]
     return (
         f"A paper that has only tracked points should report {title_of(pick)}: of all metrics its ranks with path and "
-        f"timing error together are highest ({found[pick].rank_path} and {found[pick].rank_timing}); "
+        f"progress error together are highest ({found[pick].rank_path} and {found[pick].rank_progress}); "
         f"{METRICS[pick[0]].sees}. Its lead over the runner-up, {title_of(others[0])}, in the sum of both ranks is "
         f"{'decided' if low > 0 else 'not decided'}: {difference_words(leads[0])}, paired over {leads[0].clips} "
         f"motions. After Holm's correction it leads {beaten} of the {len(others)} other metrics by more than chance. "

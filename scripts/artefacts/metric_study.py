@@ -159,7 +159,7 @@ def measure(pair: Pair, clip=None) -> dict:
         "reference": f"{pair.motion}-{pair.seed}",
         "relation": pair.relation,
         "path_error": pair.path_error,
-        "timing_error": pair.timing_error,
+        "progress_error": pair.progress_error,
         "scores": scores,
         "problems": problems,
     }

@@ -30,7 +30,7 @@ class Worth:
     """What one metric is worth with one kind of tracks; estimates are over references, intervals over motions."""
 
     rank_path: Estimate  # Spearman's with minus the path error
-    rank_timing: Estimate  # ... with minus the timing error
+    rank_progress: Estimate  # ... with minus the progress error
     wrong: Estimate  # share of pairs ordered wrongly
     wrong_without_pan: Estimate
     relations: dict[str, Estimate]  # mean score
@@ -56,7 +56,7 @@ def worth(rows: list[dict], key: Key) -> Worth:
 
     return Worth(
         over_references(lambda found: rank(found, key, "path_error")),
-        over_references(lambda found: rank(found, key, "timing_error")),
+        over_references(lambda found: rank(found, key, "progress_error")),
         over_references(lambda found: wrong_share(found, key)),
         over_references(lambda found: wrong_share([r for r in found if r["relation"] != "camera pan"], key)),
         {
@@ -111,8 +111,8 @@ def rank(rows: list[dict], key: Key, error: str) -> float:
 
 
 def both_ranks(rows: list[dict], key: Key) -> float:
-    """The ranks with path and with timing error together, -2 to 2."""
-    return rank(rows, key, "path_error") + rank(rows, key, "timing_error")
+    """The ranks with path and with progress error together, -2 to 2."""
+    return rank(rows, key, "path_error") + rank(rows, key, "progress_error")
 
 
 def wrong_share(rows: list[dict], key: Key) -> float:

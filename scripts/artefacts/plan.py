@@ -75,6 +75,7 @@ class Plan:
         self.chains: dict[str, Chain] = {}
         self.cells: dict[str, list[Cell]] = {}
         self.problems: dict[str, list[str]] = {}
+        self._loaded: dict[tuple[str, ...], DictConfig] = {}
 
     def add(self, name: str) -> None:
         """Plan an artefact; what it lacks is added to its problems. Raises UserError for a model of another kind."""
@@ -124,7 +125,7 @@ class Plan:
             *(SMOKE if self.smoke else ()),
             *self.words,
         ]
-        cfg = load(train, description="")[0]
+        cfg = self._configuration(train)
         name = f"{task.name}-{digest([self.model_key, _settled(cfg), _contents(task)])}"
         chain = self.chains.setdefault(
             name, Chain(name, train, str(self.folder / "runs" / name), cfg.max_train_steps, [])
@@ -142,6 +143,12 @@ class Plan:
         chain.add(samples)
         run = f"{task.reference}, training {repetition + 1}" if repetition else task.reference
         return Cell(variant, task, run, chain, samples)
+
+    def _configuration(self, words: list[str]) -> DictConfig:
+        """What these words configure, read once: many variants are sampled from one training."""
+        if (key := tuple(words)) not in self._loaded:
+            self._loaded[key] = load(words, description="")[0]
+        return self._loaded[key]
 
 
 def _without(flag: str, flags: tuple[str, ...]) -> tuple[str, ...]:

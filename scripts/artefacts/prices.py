@@ -17,8 +17,8 @@ SMOKE_STEPS = 2  # of a smoke run's training: no other is as short
 class Prices:
     """Seconds of a process's start, a training, a video (times `guided` with motion guidance) and its measuring.
 
-    They are seconds of one CPU core for PocketScope and of one card for a larger model. `source` says where they are
-    from.
+    They are seconds of `unit`: of one CPU core for PocketScope and of one card for a larger model. `source` says where
+    they are from.
     """
 
     start: float
@@ -26,6 +26,7 @@ class Prices:
     video: float
     guided: float
     measuring: float
+    unit: str
     source: str
 
     def sampling(self, count: int, flags: Iterable[str] = ()) -> float:
@@ -44,10 +45,13 @@ def stored_prices(world: bool) -> Prices:
 
 def measured_prices(world: bool, runs: Path, samples: Path) -> Prices:
     """The stored ones, with training and video from the logs of `runs` and the sidecars of `samples` where there are
-    any. A training that did not reach its last step, whatever a smoke run made and a damaged file do not count."""
+    any. A training that did not reach its last step, whatever a smoke run made and a damaged file do not count.
+
+    What a larger model took is counted by the clock, and was of whichever card was there.
+    """
     from models.training.journal import read_log  # slow, and stored prices need nothing of it
 
-    prices = stored_prices(world)
+    prices, counted = stored_prices(world), "cpu_seconds" if world else "seconds"
     trained, sampled = [], []
     for log in runs.glob("*/train_*/log.jsonl"):
         try:
@@ -56,17 +60,18 @@ def measured_prices(world: bool, runs: Path, samples: Path) -> Prices:
             continue
         steps = _steps(config)
         if steps not in (None, SMOKE_STEPS) and records and records[-1]["step"] == steps:
-            trained.append(sum(record.get("cpu_seconds", record["seconds"]) for record in records))
+            trained.append(sum(record.get(counted, record["seconds"]) for record in records))
     for folder in samples.glob("*"):
         for notes, *_ in sidecars(folder):
             of_smoke = _steps(notes.get("config")) == SMOKE_STEPS
-            if notes.get("cpu_seconds") and "guide" not in notes.get("settings", {}) and not of_smoke:
-                sampled.append(notes["cpu_seconds"])
+            if notes.get(counted) and "guide" not in notes.get("settings", {}) and not of_smoke:
+                sampled.append(notes[counted])
     sources = [f"{len(trained)} trainings"] * bool(trained) + [f"{len(sampled)} videos"] * bool(sampled)
     return replace(
         prices,
         training=mean(trained) if trained else prices.training,
         video=mean(sampled) if sampled else prices.video,
+        unit=prices.unit if world or not sources else "a card",
         source=f"{' and '.join(sources)} made before" if sources else prices.source,
     )
 

@@ -12,6 +12,7 @@ import torch
 
 from configs.errors import UserError
 from configs.files import check_writable, sweep
+from configs.layers import POCKET
 from configs.schema import ROOT, load
 from data.sources import load_clips
 from infer.measure.metrics import VideoScorer
@@ -31,8 +32,6 @@ from scripts.artefacts.result import Result
 from scripts.artefacts.results_file import markdown_code, put_section
 from scripts.artefacts.schedule import ChainProcesses, Launch, run_all, run_on_slurm, slurm_executor
 from scripts.artefacts.testbed import Testbed
-
-POCKET = ROOT / "models" / "pocketscope"
 
 
 def reproduce(

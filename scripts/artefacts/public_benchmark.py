@@ -85,7 +85,7 @@ def describe_benchmark(args: argparse.Namespace) -> str:
     seconds = trainings * (prices.start + prices.training) + prices.of_videos(videos, flags)
     lines = [
         f"{benchmark.name} with {args.method} would take {trainings} trainings and {videos} videos of {len(cases)} "
-        f"cases, about {seconds / 60:.0f} min of a 24 GB card (an estimate); nothing is made or written"
+        f"cases, about {seconds / 60:.0f} min of {prices.unit} (an estimate); nothing is made or written"
     ]
     lines += [f"    lacks: {problem}" for problem in benchmark.missing]
     return "\n".join([*lines, *(f"    note: {note}" for note in benchmark.notes)])

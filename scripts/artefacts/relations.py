@@ -60,7 +60,7 @@ class Pair:
     reference: Shown
     shown: Shown
     path_error: float
-    timing_error: float
+    progress_error: float
 
 
 def pairs(motion: str, seed: int, relations: tuple[str, ...] = tuple(RELATIONS)) -> Iterator[Pair]:
@@ -88,10 +88,10 @@ def pairs(motion: str, seed: int, relations: tuple[str, ...] = tuple(RELATIONS))
 
 
 def truth(reference: np.ndarray, path: np.ndarray) -> tuple[float, float]:
-    """(path error, timing error) of `path` against `reference`, both [f 2].
+    """(path error, progress error) of `path` against `reference`, both [f 2].
 
-    Path error: root mean square distance in pixels of 64, each path around its own mean (data/detectors.py's). Timing
-    error: mean over frames of how much more or less way has been gone than in the reference, as a share of the
+    Path error: root mean square distance in pixels of 64, each path around its own mean (data/detectors.py's).
+    Progress error: mean over frames of how much more or less way has been gone than in the reference, as a share of the
     reference's whole way; directions and places do not count.
     """
     apart = (path - path.mean(0)) - (reference - reference.mean(0))

@@ -18,6 +18,7 @@ from scripts.artefacts.chain import sidecars
 from scripts.artefacts.costs import VariantCost, cost_table
 from scripts.artefacts.hidden_states import StateComparison
 from scripts.artefacts.plan import Cell
+from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.provenance import COMMITS
 from scripts.artefacts.quotation import Quotation
 from scripts.artefacts.testbed import Testbed
@@ -87,7 +88,7 @@ class Result:
     @property
     def provenance(self) -> str:
         made = f", trained and sampled at {', '.join(self.made_at)}" if self.made_at not in ([], [self.commit]) else ""
-        unit = "CPU" if self.testbed.world else "the card"
+        unit = stored_prices(self.testbed.world).unit
         return (
             f"{self.date}, commit {self.commit}{made}. Cost: {self.cost}. By the stored prices training and sampling "
             f"were to take {_duration(self.foreseen)} of {unit}; they took {_duration(self.cost.spent)}."
@@ -149,12 +150,16 @@ class Result:
 
     @property
     def points(self) -> list[Point]:
-        """Where the variants stand between cost and quality; none for an artefact that does not compare these."""
-        found = []
-        for name, cost in self.costs.items() if self.artefact.form in COSTS else ():
+        """Where the variants stand between cost and quality; none for an artefact that does not compare these.
+
+        A variant whose cost was not noted stands nowhere; a training costs nothing only where nothing learned is used.
+        """
+        found, form = [], self.artefact.form
+        free = [variant.name for variant in self.variants if form == "training" and not variant.uses_training]
+        for name, cost in self.costs.items() if form in COSTS else ():
             mean = {metric: estimate.value for metric, estimate in summarize(self.of(name)).items()}
-            if set(QUALITIES) <= mean.keys():
-                seconds = getattr(cost, self.artefact.form) or 0.0
+            seconds = 0.0 if name in free else getattr(cost, form)
+            if seconds is not None and set(QUALITIES) <= mean.keys():
                 found.append(Point(name, seconds, *(mean[metric] for metric in QUALITIES)))
         return found
 

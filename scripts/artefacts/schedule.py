@@ -6,7 +6,6 @@ are cancelled, and continue from the last checkpoint that they had saved.
 """
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from threading import Lock
 
 import torch
 
-from configs.errors import UserError
+from configs.errors import UserError, sentence_in, why_ended
 from configs.schema import ROOT
 from scripts.artefacts.chain import Chain
 
@@ -73,14 +72,7 @@ def command_of(chain: Chain, folder: Path) -> list[str]:
 def reason(log: Path, code: int, start: int = 0) -> str:
     """The sentence that a failed process left in its log, which begins at byte `start`."""
     words = log.read_bytes()[start:].decode(errors="replace")
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
-    return sentence(words) or f"exit code {code}: {(lines or ['no output'])[-1][:200]} (see {log})"
-
-
-def sentence(words: str) -> str | None:
-    """The last "error: ..." of a command's output, with the indented lines that belong to it; None without one."""
-    found = re.findall(r"^(?:\S+: )?error: (.+(?:\n[ \t]+.+)*)", words, re.MULTILINE)
-    return " ".join(found[-1].split()) if found else None
+    return sentence_in(words) or f"{why_ended(words, code)}; see {log}"
 
 
 def run_all(chains: list[Chain], jobs: int, launch: Launch, log: Callable[[str], None]) -> dict[str, str]:
@@ -160,7 +152,7 @@ def run_on_slurm(chains: list[Chain], folder: Path, executor, log: Callable[[str
         for number, (name, job) in enumerate(jobs.items(), 1):
             error = job.exception()
             if error is not None:
-                problems[name] = sentence(str(error)) or f"job {job.job_id} failed, see {folder}"
+                problems[name] = sentence_in(str(error)) or f"job {job.job_id} failed, see {folder}"
             log(f"[{number}/{len(jobs)}] {name}: {problems.get(name, 'done')}")
     except BaseException:
         for job in jobs.values():

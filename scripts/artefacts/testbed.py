@@ -21,7 +21,6 @@ from models.backbones import kind_of_model
 from scripts.artefacts.variants import TRUE_MOTION, WORDS_ALONE
 from scripts.artefacts.verdict import Role
 
-POCKET = ROOT / "models" / "pocketscope"
 WORLD_RECIPES = {"unet": "pocket.yaml", "transformer": "pocket_dit.yaml"}  # the network's folder -> configuration
 EXAMPLES = ROOT / "data" / "examples"
 REAL_CLIPS = {  # example clip -> its caption, and the part of data/prompts/real.txt that asks for its kind of motion

@@ -62,7 +62,7 @@ class Question:
 
     @property
     def least(self) -> float:
-        return self.role.least if self.claim.least is None else self.claim.least
+        return self.role.least
 
     @property
     def exclusive(self) -> bool:

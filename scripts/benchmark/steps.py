@@ -160,9 +160,9 @@ class Step:
 class StockStep(Step):
     """This project's step on diffusers' own layers, neither lean (models/lean.py) nor compiled."""
 
-    def __init__(self, architecture: Architecture, device: torch.device | str):
+    def __init__(self, architecture: Architecture, device: torch.device | str, *, checkpointing: bool | None = None):
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        super().__init__(architecture, device, dtype, lean=False)
+        super().__init__(architecture, device, dtype, checkpointing=checkpointing, lean=False)
 
 
 class PlainStep(Step):

@@ -35,7 +35,9 @@ def measure(
     threads = use_threads(ours.unet, device, cfg.threads)
     first = timed(lambda: ours.train(0), device).wall
     peak = peak_bytes(lambda: ours.train(1), device)  # before a baseline lies beside it
-    baseline = BASELINES[against](architecture, device) if against else None
+    # the stock step differs in its layers alone; the others recompute activations whatever ours does
+    alike = {"checkpointing": cfg.gradient_checkpointing} if against == "stock" else {}
+    baseline = BASELINES[against](architecture, device, **alike) if against else None
     training = _training(ours, baseline, device, repeats)
     half = _half_precision(architecture, device, repeats, cfg)
     sampling = _sampling(ours, baseline, device, dtype, repeats, video_steps)

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from configs.errors import ending
+from configs.layers import POCKET
 from data.cache import CachedClip, export_clips
 from infer.video import write_video
 from models.backbone import skeleton
@@ -33,8 +34,6 @@ from models.files.diffusers import write_diffusers, write_peft
 from scripts.conversion.reading import read
 from scripts.fuzzing.values import SECRET
 
-ROOT = Path(__file__).resolve().parents[2]
-POCKET = ROOT / "models" / "pocketscope"
 MOST_SECONDS, MOST_BYTES = 10, 2 << 30
 TINY = {
     "block_out_channels": [8, 16],

@@ -7,13 +7,14 @@ from configs.errors import UserError
 from configs.plain import read_text, read_yaml
 from configs.schema import ROOT
 from data.clips import VIDEO_SUFFIXES
+from infer.prompt_file import read_prompt_file
 from scripts.studio.places import Places
 from scripts.studio.recipe import is_small
 
 EXAMPLES = ROOT / "data/examples"
 PROMPTS = {"wanders": "data/prompts/pocket_paths.txt", "": "data/prompts/pocket.txt"}
-POCKET = "pocket_"
-FIRST = f"{POCKET}there_and_back"  # what a newcomer sees first: the quickstart's clip
+TOY = "pocket_"  # begins the names of the toy world's clips
+FIRST = f"{TOY}there_and_back"  # what a newcomer sees first: the quickstart's clip
 SHOWN_PROMPTS = 2
 
 
@@ -55,8 +56,8 @@ def prompts(chosen: Offer, model: str) -> list[str]:
     """Prompts that suit a clip and the model that is to draw them."""
     if is_small(model):
         file = next(file for word, file in PROMPTS.items() if word in chosen.caption)
-        lines = [line for line in read_text(ROOT / file).splitlines() if line and not line.startswith("#")]
-        return lines[2 : 2 + SHOWN_PROMPTS]  # other colours and grounds than the first clip's
+        lines = read_prompt_file(str(ROOT / file))
+        return [line.prompt for line in lines[2 : 2 + SHOWN_PROMPTS]]  # other colours and grounds than the first clip's
     return read_yaml(ROOT / "configs/car.yaml")["validation_data"]["prompt"][:SHOWN_PROMPTS]
 
 
@@ -76,9 +77,9 @@ def _caption(path: Path, known: dict[str, str]) -> str:
 
 
 def _is_pocket(path: Path) -> bool:
-    return path.name.startswith(POCKET)
+    return path.name.startswith(TOY)
 
 
 def _title(path: Path) -> str:
-    words = path.stem.removeprefix(POCKET).replace("_", " ")
+    words = path.stem.removeprefix(TOY).replace("_", " ")
     return f"{words} (toy world)" if _is_pocket(path) else words

@@ -1,6 +1,7 @@
 """The page itself: one column of numbered steps in Gradio (steps.py), wired to the desk."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from html import escape
 
@@ -22,7 +23,7 @@ def told(handler: Callable) -> Callable:
         text = sentence(error)
         return error if text is None else gr.Error(escape(text), duration=30, print_exception=False)
 
-    if handler.__code__.co_flags & 0x20:  # a generator
+    if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
         def run(*args):

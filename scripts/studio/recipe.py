@@ -4,13 +4,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.layers import POCKET
 from configs.plain import read_json
 from configs.schema import ROOT, load, locate
 from models.backbones import kind_of_model
 from scripts.studio.excerpt import Excerpt
 from scripts.studio.places import script, short
 
-POCKET = ROOT / "models/pocketscope"
 RECIPES = {  # (the network's folder, whether the model is a toy): its recipe; else the keys' defaults, ZeroScope's
     ("unet", True): "configs/pocket.yaml",
     ("transformer", True): "configs/pocket_dit.yaml",

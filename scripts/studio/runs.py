@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from configs.errors import UserError
 from configs.plain import read_yaml
@@ -53,8 +54,10 @@ class Run:
         return from_dict(read_yaml(self.path / "config.yaml"))
 
     def checkpoints(self) -> list[int]:
-        found = self.path.glob("checkpoint-*")
-        return sorted(int(path.name[11:]) for path in found if path.is_dir() and path.name[11:].isdecimal())
+        """The steps at which it has saved, ascending."""
+        from models.files.checkpoint import list_checkpoints
+
+        return list(list_checkpoints(self.path))
 
     def records(self) -> list[dict]:
         """A record a step, as logged; [] before the first."""
@@ -66,9 +69,9 @@ class Run:
     def progress(self) -> Progress:
         records, wanted = self.records(), self.config().max_train_steps
         done = records[-1]["step"] if records else 0
-        times = sorted(record["seconds"] for record in records[-RECENT:])
+        times = [record["seconds"] for record in records[-RECENT:]]
         when = (self.path / LOG).stat().st_mtime if records else 0.0
-        return Progress(done, wanted, times[len(times) // 2] if times else None, when)
+        return Progress(done, wanted, median(times) if times else None, when)
 
     def losses(self) -> dict[str, list[tuple[int, float]]]:
         """Each loss as (step, running mean over a twentieth of the run), as the run's own plot shows it."""

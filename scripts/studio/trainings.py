@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from configs.errors import why_ended
+
 try:
     import fcntl
 except ImportError:  # no locks between pages there
@@ -111,7 +113,7 @@ class Training:
         self.ended = time.time()
         self._state = FINISHED if code == 0 else STOPPED if code in ENDED_BY_SIGNAL else FAILED
         if self._state == FAILED:
-            self.sentence = self.sentence or reason(self.printed(), code)
+            self.sentence = self.sentence or why_ended(self.printed(), code)
 
 
 class Trainings:
@@ -197,16 +199,6 @@ def alone(path: Path, unwanted: Callable[[], bool]) -> Iterator[int | None]:
                     break
                 time.sleep(POLL)
         yield held
-
-
-def reason(printed: str, code: int) -> str:
-    """Why a command ended with `code`: its last sentence that begins with "error:", else its last line."""
-    lines = [line.strip() for line in printed.replace("\r", "\n").splitlines() if line.strip()]
-    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    if errors:
-        return "; ".join(line.removeprefix("error: ") for line in lines[errors[-1] :][:4])
-    last = f" ({lines[-1][:200]})" if lines else ""
-    return f"the command ended by itself with code {code}{last}"
 
 
 def _memory():
