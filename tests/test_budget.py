@@ -229,8 +229,7 @@ def test_the_stored_spread_knows_every_role_of_a_claim_and_is_larger_between_two
 
 def test_the_spread_between_two_trainings_is_what_table_1_says():
     """Half the width of an interval over n clips is t(0.975, n - 1) times the spread over the root of n."""
-    text = (ROOT / "RESULTS.md").read_text()
-    section = text[text.index("<!-- begin table1 pocketscope -->") : text.index("<!-- end table1 pocketscope -->")]
+    section = read_sections(ROOT / "RESULTS.md")["table1", "pocketscope"]
     found = {}
     for words, role in (("keep the appearance better", "appearance"), ("leak less", "leakage"), ("no worse", "motion")):
         sentence = rf"keys alone .*{words}.* difference \S+ \[(\S+), (\S+)\] over (\d+) reference clips"
