@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from configs.fields import KEYS
 from data.cache import CachedClip
 from infer import generate, options, request
+from infer.choices import CONFIG_KEYS, FLAG_KEYS, LEAST, words_of
 from infer.jobs import read_jobs
 from infer.noise import STRATEGIES
+from infer.prompt_file import OPTIONS, read_prompt_file
 from infer.sampler import FLOW_SOLVERS, SOLVERS
-from infer.settings import CONFIG_KEYS, Settings, resolve
+from infer.settings import Settings, resolve
 from models.backbones import unet3d
 from models.files.checkpoint import Checkpoint
 from models.highway import HighwaySettings
@@ -184,9 +187,71 @@ def test_no_checkpoint_decides_what_is_fetched(tiny_pipeline):
 
 
 def test_the_flags_choices_are_those_that_exist():
-    assert set(options.SOLVERS) == SOLVERS.keys() | FLOW_SOLVERS.keys()
-    assert options.STRATEGIES == tuple(STRATEGIES)
+    assert set(words_of("solver")) == SOLVERS.keys() | FLOW_SOLVERS.keys()
+    assert words_of("noise_strategy") == tuple(STRATEGIES)
     assert options.RELEASE.keys() == CONFIG_KEYS.keys()
+
+
+NUMBERS = [flag for flag, key in FLAG_KEYS.items() if "high" in KEYS[key].metadata]
+FREE = {"prompt", "output_dir", "device"}  # flags of a key's name that may be any text
+
+
+def values_at_the_limits(flag):
+    """(accepted, refused): numbers on both sides of the limits of a flag's key."""
+    entry = KEYS[FLAG_KEYS[flag]]
+    limits, is_whole = entry.metadata, "int" in str(entry.type)
+    low, step = LEAST.get(flag, limits.get("low", limits.get("above"))), 1 if is_whole else 1e-3
+    accepted = [limits["high"], low + step if "above" in limits else low]
+    refused = [limits["high"] + limits.get("multiple", step), low if "above" in limits else low - step]
+    return accepted, refused + [low + 1] * ("multiple" in limits) + [low + 0.5] * is_whole
+
+
+@pytest.mark.parametrize("flag", NUMBERS)
+def test_a_flag_has_the_limits_of_its_key(flag, capsys):
+    accepted, refused = values_at_the_limits(flag)
+    upwards = [KEYS[FLAG_KEYS[flag]].metadata["high"]] if flag == "guidance_interval" else []
+    for value in accepted:
+        found = getattr(parse(f"--{flag}", value, *upwards), flag)
+        assert found == ([value, *upwards] if upwards or flag == "seed" else value)
+    for value in [*refused, "nan", "x"]:
+        with pytest.raises(SystemExit) as stop:
+            parse(f"--{flag}", value, *upwards)
+        told = capsys.readouterr().err
+        assert stop.value.code == 2 and told.count("\n") == 1
+        assert re.match(rf"error: argument .*--{flag}.*: '{value}' is no (whole|finite) number (from|above) ", told)
+
+
+@pytest.mark.parametrize("option", [option for option, flag in OPTIONS.items() if flag in NUMBERS])
+def test_an_option_of_a_line_has_the_limits_of_its_flag(option, tmp_path):
+    accepted, refused = values_at_the_limits(OPTIONS[option])
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"a --{option} {value}\n" for value in accepted))
+    assert [line.flags[OPTIONS[option]] for line in read_prompt_file(str(file))] == accepted
+    for value in refused:
+        file.write_text(f"a --{option} {value}")
+        with pytest.raises(UserError, match=f"line 1: --{option} is .*, no (whole|finite) number from"):
+            read_prompt_file(str(file))
+
+
+@pytest.mark.parametrize("flag", [flag for flag in FLAG_KEYS if words_of(flag)])
+def test_a_word_is_one_of_its_keys(flag, capsys):
+    for word in words_of(flag):
+        assert getattr(parse(f"--{flag}", word), flag) == word
+    with pytest.raises(SystemExit) as stop:
+        parse(f"--{flag}", "other")
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_flag_with_the_name_of_a_key_has_limits_of_its_own():
+    named = {key.rpartition(".")[2] for key in KEYS} & vars(parse()).keys()
+    refused_by_the_model = {"temporal_preset"}  # which names the presets of its kind
+    assert named - FREE - refused_by_the_model <= FLAG_KEYS.keys() <= vars(parse()).keys()
+
+
+def test_a_rate_of_no_frames_is_refused_although_its_key_takes_it(capsys):
+    with pytest.raises(SystemExit):
+        parse("--fps", 0)
+    assert "'0' is no whole number from 1 to 1000" in capsys.readouterr().err
 
 
 def test_help_states_the_defaults_that_act(capsys):
