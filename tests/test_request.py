@@ -113,17 +113,16 @@ def clip(frames, inversion=True):
     return CachedClip(latents, None, latents if inversion else None, "a car", f"{frames} frames")
 
 
-def source(part="motion", strength=1.0, appearance=1):
-    checkpoint = Checkpoint(Path("run/checkpoint-1"), 1, "lora", "tap", 4, 1.0, {}, [{}] * appearance)
+def source(part="motion", strength=1.0, appearance=1, config=None):
+    checkpoint = Checkpoint(Path("run/checkpoint-1"), 1, "lora", "tap", 4, 1.0, {}, [{}] * appearance, config)
     return request.Source(Path("run"), part, strength, 0, checkpoint)
 
 
-def prior(monkeypatch, clips, *words, config=None, **options_of_source):
+def prior(monkeypatch, clips, *words, model="nowhere", **of_source):
+    """(noise prior, its origin, name of the reference) of a request with these clips beside its checkpoint."""
     monkeypatch.setattr(request, "cached_clips", lambda *_: clips)
-    args = parse(*words)
-    settings = resolve(args, config or {}, Path("nowhere"))
-    reference = request.choose_reference(args, [source(**options_of_source)], settings)
-    return settings.noise_prior, settings.origins["noise_prior"], reference and reference.name
+    found = request.read_request(parse("-m", model, *words), [source(**of_source)])
+    return found.settings.noise_prior, found.settings.origins["noise_prior"], found.reference and found.reference.name
 
 
 def test_the_noise_prior_follows_the_number_of_reference_clips(monkeypatch):
@@ -137,17 +136,39 @@ def test_the_noise_prior_follows_the_number_of_reference_clips(monkeypatch):
     assert prior(monkeypatch, one, strength=0.0)[:2] == (0.0, "absence of motion")
     assert prior(monkeypatch, []) == (0.0, "absence of an inversion", None)
     assert prior(monkeypatch, [clip(4, inversion=False)])[:2] == (0.0, "absence of an inversion")
-    with pytest.raises(UserError, match="its cache holds no inversion; use 0"):
-        prior(monkeypatch, [clip(4, inversion=False)], "-np", 0.4)
+    assert prior(monkeypatch, one, "-np", 0.4, strength=0.0) == (0.4, "flag", "4 frames")
+    assert prior(monkeypatch, [], "-np", 0)[:2] == (0.0, "flag")
+
+
+@pytest.mark.parametrize(
+    ("clips", "why"),
+    [
+        ([], "no cached_latents lie beside the checkpoint"),
+        ([clip(1)], "that clip is an image"),
+        ([clip(1, inversion=False)], "that clip is an image"),
+        ([clip(4, inversion=False)], "its cache holds no inversion"),
+    ],
+)
+def test_an_inversion_that_is_missing_is_told_to_whoever_asks_for_it_and_not_used(monkeypatch, clips, why):
+    with pytest.raises(UserError, match=f"^--noise_prior: 0.4 of .* was asked for, but {why}; use 0$"):
+        prior(monkeypatch, clips, "-np", 0.4)
+    assert prior(monkeypatch, clips) == (0.0, "absence of an inversion", None)
+    assert prior(monkeypatch, clips, strength=0.0) == (0.0, "absence of an inversion", None)
+
+
+def test_a_reference_is_the_primary_clip_or_the_one_that_is_named():
+    clips = [clip(4), clip(8, inversion=False)]
+    assert request.choose_reference([], 3) is None
+    assert [request.choose_reference(clips, number) for number in (None, 0, 1)] == [clips[1], clips[0], clips[1]]
+    for number in (2, -1):
+        with pytest.raises(UserError, match=f"--clip: {number} does not exist, the run has reference clips 0 to 1"):
+            request.choose_reference(clips, number)
 
 
 def test_a_models_own_prior_does_not_hold_for_several_clips(monkeypatch, tmp_path):
     (tmp_path / "sampling.json").write_text('{"noise_prior": 0.1}')
-    for clips, expected in (([clip(4)], 0.1), ([clip(4), clip(4)], 0.0)):
-        monkeypatch.setattr(request, "cached_clips", lambda *_, clips=clips: clips)
-        settings = resolve(parse(), {}, tmp_path)
-        request.choose_reference(parse(), [source()], settings)
-        assert settings.noise_prior == expected
+    assert prior(monkeypatch, [clip(4)], model=tmp_path)[0] == 0.1
+    assert prior(monkeypatch, [clip(4), clip(4)], model=tmp_path)[0] == 0.0
 
 
 def test_inversion_and_appearance_are_those_of_the_primary_clip(monkeypatch):
