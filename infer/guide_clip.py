@@ -11,7 +11,7 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import locate
-from data.clips import Cut, bucket, read_video, resize
+from data.clips import Cut, TooShort, bucket, read_video, resize
 from infer.request import Request, choose_reference, reference_clips
 from infer.settings import RUN_REFERENCE
 from models.backbone import Backbone
@@ -54,14 +54,13 @@ def _frames(name: str, settings, snap: int) -> torch.Tensor:
     cut = Cut(width=width, height=height, frames=settings.num_frames, fps=settings.fps, snap=1)
     try:
         frames = read_video(Path(path), cut, "").frames
-    except UserError as error:
-        found, short, _ = str(error).partition(" asked for (")
-        if not short:
-            raise UserError(f"--guide: {error}") from None
+    except TooShort as error:  # its own advice is a training's
         raise UserError(
-            f"--guide: {found} asked for at {settings.fps} frames a second; give a longer clip, a higher --fps, or a "
-            "smaller --num-frames"
+            f"--guide: {path}: {error.found} frames where {error.asked} are asked for at {settings.fps} frames a "
+            "second; give a longer clip, a higher --fps, or a smaller --num-frames"
         ) from None
+    except UserError as error:
+        raise UserError(f"--guide: {error}") from None
     high, wide = frames.shape[-2:]
     is_cut_so = bucket(wide, high, replace(cut, snap=snap)) == (width, height)
     if abs(wide * height / (high * width) - 1) > SAME_SHAPE and not is_cut_so:
