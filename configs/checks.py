@@ -6,7 +6,8 @@ key from its field (configs/fields.py), so that files and the command line share
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from configs.errors import UserError, shown
 
@@ -93,7 +94,10 @@ def either(*checks: Check) -> Check:
 
 
 def written(check: Check) -> Check:
-    """A number that is written as a text, as the headers of safetensors files hold everything."""
+    """A number that is written as a text, as on a command line and everywhere in the headers of safetensors files.
+
+    Whatever is no number goes to `check` as None, which it must refuse.
+    """
 
     def check_text(value: Any) -> Any:
         if isinstance(value, str) and len(value) <= MOST_DIGITS:
@@ -128,6 +132,14 @@ def of_type(kind: Any, limits: Mapping[str, Any] = {}) -> Check:  # noqa: B006 (
         raise TypeError(f"no check for the type {kind}")
     check = either(*(of_type(part, limits) for part in parts))
     return maybe(check) if type(None) in get_args(kind) else check
+
+
+def single(kind: Any) -> Any:
+    """The type of one value of a dataclass field: without null, and of a list that of its items."""
+    if get_origin(kind) not in (list, Union, UnionType):
+        return kind
+    (part,) = (part for part in get_args(kind) if part is not type(None))
+    return single(part)
 
 
 def checked(

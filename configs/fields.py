@@ -1,8 +1,8 @@
-"""Every configuration key: its name, type, default, limits and one line of help. Nothing else holds a default.
+"""Every configuration key: its name, type, default, limits, one line of help, and what of a training it shapes.
 
-Names and defaults are those of the authors' release (train.py and its configs) wherever the release has the key. The
-limits in a key's metadata are checked when a configuration is loaded; the upper ones are far above what any card can
-hold and only stop slips of the keyboard. Sizes are in pixels, learning rates are AdamW's.
+Nothing else holds a default. Names and defaults are those of the authors' release (train.py and its configs) wherever
+the release has the key. The limits in a key's metadata are checked when a configuration is loaded; the upper ones are
+far above what any card can hold and only stop slips of the keyboard. Sizes are in pixels, learning rates are AdamW's.
 """
 
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -14,12 +14,25 @@ EVERY = {"low": 1, "high": 10**9}  # a count of training steps
 TEXT = {"text": True}  # what the text encoder reads: any sign may stand in it
 
 
-def key(default: Any, help: str, **limits: Any) -> Any:
-    """A dataclass field with its line of help and limits: low, high (inclusive), above (exclusive), multiple, text."""
-    metadata = {"help": help, **limits}
-    if isinstance(default, list) or isinstance(default, type):
-        return field(default_factory=default if isinstance(default, type) else lambda: list(default), metadata=metadata)
+Shapes = Literal["training", "clips", "steps", "nothing"]
+
+
+def key(default: Any, help: str, shapes: Shapes, **limits: Any) -> Any:
+    """A dataclass field with its line of help and limits: low, high (inclusive), above (exclusive), multiple, text.
+
+    `shapes` says which numbers of a training the value can change, and so what becomes of it where a training goes on
+    from a checkpoint (models/training/resume.py): "training" what is learned, and must stay; "clips" what it is learned
+    from, which is compared itself; "steps" the steps to come, if only in rounding; "nothing" none of these.
+    """
+    metadata = {"help": help, "shapes": shapes, **limits}
+    if isinstance(default, list) or default is list:
+        return field(default_factory=default if default is list else lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def section(schema: type, help: str) -> Any:
+    """A dataclass field that holds the keys of another dataclass."""
+    return field(default_factory=schema, metadata={"help": help})
 
 
 @dataclass
@@ -27,79 +40,103 @@ class TrainData:
     width: int = key(
         384,
         "width in pixels that clips are cut to (with use_bucketing: the largest it may be)",
+        "clips",
         low=8,
         high=MOST_PIXELS,
         multiple=8,
     )
-    height: int = key(384, "height in pixels, likewise", low=8, high=MOST_PIXELS, multiple=8)
+    height: int = key(384, "height in pixels, likewise", "clips", low=8, high=MOST_PIXELS, multiple=8)
     use_bucketing: bool = key(
-        True, "keep each clip's aspect ratio inside width x height, in steps the model can take; off: stretch"
+        True, "keep each clip's aspect ratio inside width x height, in steps the model can take; off: stretch", "clips"
     )
     sample_start_idx: int = key(
-        1, "first frame taken from a clip's file, counted from 1 (0 is the first frame too)", low=0, high=10**7
+        1, "first frame taken from a clip's file, counted from 1 (0 is the first frame too)", "clips", low=0, high=10**7
     )
     fps: int = key(
         8,
         "frames a second to sample a video at (as near as its own rate allows); 0 takes every frame",
+        "clips",
         low=0,
         high=1000,
     )
-    frame_step: int = key(1, "take every n-th of the frames that fps leaves", low=1, high=10**6)
-    n_sample_frames: int = key(16, "frames in a training clip", low=1, high=MOST_FRAMES)
-    single_video_path: str | None = key(None, "single_video: the clip")
-    single_video_prompt: str = key("", "single_video: its caption; default the .txt beside it", **TEXT)
-    path: str | None = key(None, "folder: where the clips are (captions: clip.txt, metadata.jsonl or metadata.csv)")
-    fallback_prompt: str = key("", "folder: caption of the clips that have none of their own", **TEXT)
-    json_path: str | None = key(None, "json: a list of clips with their prompts")
-    image_dir: str | None = key(None, "image: one image or a folder of them, for one-frame clips")
+    frame_step: int = key(1, "take every n-th of the frames that fps leaves", "clips", low=1, high=10**6)
+    n_sample_frames: int = key(16, "frames in a training clip", "clips", low=1, high=MOST_FRAMES)
+    single_video_path: str | None = key(None, "single_video: the clip", "clips")
+    single_video_prompt: str = key("", "single_video: its caption; default the .txt beside it", "clips", **TEXT)
+    path: str | None = key(
+        None, "folder: where the clips are (captions: clip.txt, metadata.jsonl or metadata.csv)", "clips"
+    )
+    fallback_prompt: str = key("", "folder: caption of the clips that have none of their own", "clips", **TEXT)
+    json_path: str | None = key(None, "json: a list of clips with their prompts", "clips")
+    image_dir: str | None = key(None, "image: one image or a folder of them, for one-frame clips", "clips")
     single_img_prompt: str = key(
-        "", "image: caption of a single image, and of the images in a folder that have none of their own", **TEXT
+        "",
+        "image: caption of a single image, and of the images in a folder that have none of their own",
+        "clips",
+        **TEXT,
     )
 
 
 @dataclass
 class ValidationData:
-    prompt: list[str] = key(list, "prompts of the preview videos; without any there are no previews", **TEXT)
-    negative_prompt: str = key("", "what the previews are steered away from", **TEXT)
-    sample_preview: bool = key(True, "make preview videos every validation_steps")
+    prompt: list[str] = key(list, "prompts of the preview videos; without any there are no previews", "nothing", **TEXT)
+    negative_prompt: str = key("", "what the previews are steered away from", "nothing", **TEXT)
+    sample_preview: bool = key(True, "make preview videos every validation_steps", "nothing")
     sample_at_first: bool = key(
-        True, "make the base model's videos of the prompts before the first step: does it know this motion already?"
+        True,
+        "make the base model's videos of the prompts before the first step: does it know this motion already?",
+        "nothing",
     )
     side_by_side: bool = key(
-        True, "end with a video and a picture of reference clip, base model and customized model (with a last preview)"
+        True,
+        "end with a video and a picture of reference clip, base model and customized model (with a last preview)",
+        "nothing",
     )
     num_frames: int | None = key(
-        None, "frames of a preview; default as train_data.n_sample_frames", low=1, high=MOST_FRAMES
+        None, "frames of a preview; default as train_data.n_sample_frames", "nothing", low=1, high=MOST_FRAMES
     )
     width: int | None = key(
-        None, "width of a preview in pixels; default as train_data.width", low=8, high=MOST_PIXELS, multiple=8
+        None,
+        "width of a preview in pixels; default as train_data.width",
+        "nothing",
+        low=8,
+        high=MOST_PIXELS,
+        multiple=8,
     )
     height: int | None = key(
-        None, "height of a preview in pixels; default as train_data.height", low=8, high=MOST_PIXELS, multiple=8
+        None,
+        "height of a preview in pixels; default as train_data.height",
+        "nothing",
+        low=8,
+        high=MOST_PIXELS,
+        multiple=8,
     )
-    num_inference_steps: int = key(30, "sampling steps", low=1, high=MOST_STEPS)
+    num_inference_steps: int = key(30, "sampling steps", "nothing", low=1, high=MOST_STEPS)
     solver: Literal["ddim", "euler", "unipc", "dpm"] = key(
         "ddim",
         "sampling solver: ddim, as in the paper, or one of higher order for fewer steps: unipc, dpm; Wan takes euler, "
         "unipc (its own) and dpm",
+        "nothing",
     )
-    guidance_scale: float = key(12.0, "classifier-free guidance scale", low=0, high=1000)
+    guidance_scale: float = key(12.0, "classifier-free guidance scale", "nothing", low=0, high=1000)
     guidance_rescale: float = key(
         0.0,
         "0 to 1: rescale the guided prediction to the conditional one's standard deviation (Lin et al. 2023)",
+        "nothing",
         low=0,
         high=1,
     )
     guidance_interval: list[float] | None = key(
-        None, "[LOW, HIGH]: guide only between these timesteps; default at every one", low=0, high=1000
+        None, "[LOW, HIGH]: guide only between these timesteps; default at every one", "nothing", low=0, high=1000
     )
     spatial_scale: float = key(
-        0.0, "strength of the appearance adapter in previews (0: off, as in the paper)", low=0, high=100
+        0.0, "strength of the appearance adapter in previews (0: off, as in the paper)", "nothing", low=0, high=100
     )
     noise_prior: float | None = key(
         None,
         "share of the reference clip's inversion in the initial noise; default 0.5 in previews, and when sampling 0.2 "
         "for one reference clip and 0 for several",
+        "nothing",
         low=0,
         high=1,
     )
@@ -108,30 +145,41 @@ class ValidationData:
 @dataclass
 class AppearanceHighway:
     use: Literal["sampling", "training", "off"] = key(
-        "sampling", "sampling only, training (and sampling), or off; a transformer's default is off"
+        "sampling", "sampling only, training (and sampling), or off; a transformer's default is off", "steps"
     )
     scope: Literal["all", "release", "plain", "value"] = key(
         "all",
         "all: every attention skip; release: the authors' code; plain: the scale without moving skips (Figure 3); "
         "value: a transformer's, Values from the model without its LoRAs",
+        "steps",
     )
-    beta: float = key(1.1, "scale of the skips", above=0, high=100)
+    beta: float = key(1.1, "scale of the skips", "steps", above=0, high=100)
 
 
 @dataclass
 class Embeddings:
-    blocks: list[str] = key(["down", "up"], "sides of the U-Net that get embeddings: down, mid, up")
-    widths: list[int] | None = key(None, "channel widths of those blocks; default the widest", low=1, high=65536)
+    blocks: list[str] = key(["down", "up"], "sides of the U-Net that get embeddings: down, mid, up", "training")
+    widths: list[int] | None = key(
+        None, "channel widths of those blocks; default the widest", "training", low=1, high=65536
+    )
     max_frames: int = key(
-        32, "frames that an embedding holds; a longer clip interpolates between them", low=1, high=MOST_FRAMES
+        32,
+        "frames that an embedding holds; a longer clip interpolates between them",
+        "training",
+        low=1,
+        high=MOST_FRAMES,
     )
     loss: Literal["base", "debiased", "hybrid"] = key(
-        "base", "base: MSE; debiased: plus the debiased temporal loss; hybrid: plus the appearance adapter's pass"
+        "base",
+        "base: MSE; debiased: plus the debiased temporal loss; hybrid: plus the appearance adapter's pass",
+        "training",
     )
     sampling: Literal["none", "difference", "drop_value"] = key(
-        "none", "value embedding when sampling: as it is, difference (object motion), drop_value (camera motion)"
+        "none",
+        "value embedding when sampling: as it is, difference (object motion), drop_value (camera motion)",
+        "nothing",
     )
-    learning_rate: float = key(0.02, "learning rate of the embeddings", above=0)
+    learning_rate: float = key(0.02, "learning rate of the embeddings", "steps", above=0)
 
 
 @dataclass
@@ -139,28 +187,35 @@ class InitialNoise:
     strategy: Literal["blend", "frequency", "blend_frequency", "fft"] = key(
         "blend",
         "how inversion and noise are mixed: by variance, low band from the inversion, both, or FreeInit's filter",
+        "nothing",
     )
-    cutoff: float = key(0.25, "edge of the low band, as a share of the highest frequency", above=0, high=1)
+    cutoff: float = key(0.25, "edge of the low band, as a share of the highest frequency", "nothing", above=0, high=1)
 
 
 @dataclass
 class Config:
-    pretrained_model_path: str = key("./models/zeroscope_v2_576w/", "model folder in ZeroScope's layout, or a hub id")
+    pretrained_model_path: str = key(
+        "./models/zeroscope_v2_576w/", "model folder in ZeroScope's layout, or a hub id", "steps"
+    )
     base: str | None = key(
-        None, "in a file only: a YAML file, found beside this one or in the repository, whose keys this file changes"
+        None,
+        "in a file only: a YAML file, found beside this one or in the repository, whose keys this file changes",
+        "nothing",
     )
     fallback: str | None = key(
-        None, "in a file only: a YAML file merged over this one when the model folder that it names does not exist"
+        None,
+        "in a file only: a YAML file merged over this one when the model folder that it names does not exist",
+        "nothing",
     )
     dataset_types: list[str] = key(
-        ["single_video"], "what to train on: single_video, folder, json, image; several allowed"
+        ["single_video"], "what to train on: single_video, folder, json, image; several allowed", "clips"
     )
-    train_data: TrainData = key(TrainData, "where the clips come from, and how they are cut")
-    validation_data: ValidationData = key(
+    train_data: TrainData = section(TrainData, "where the clips come from, and how they are cut")
+    validation_data: ValidationData = section(
         ValidationData, "preview videos in the middle of a training, and what sampling takes from the checkpoint"
     )
 
-    method: Literal["lora", "motion_inversion"] = key("lora", "how motion is learned")
+    method: Literal["lora", "motion_inversion"] = key("lora", "how motion is learned", "training")
     temporal_preset: Literal[
         "tap",
         "tap_key",
@@ -179,110 +234,141 @@ class Config:
         "tap",
         "which layers of the temporal transformers the motion LoRA adapts, of a diffusion transformer those of its "
         "self-attention; tap_temporal, tap_pure and effivmt take its temporal heads only",
+        "training",
     )
     block_range: list[float] | None = key(
         None,
         "[FIRST, LAST]: motion adapters only between these shares of a transformer's depth, such as [0, 0.5]",
+        "training",
         low=0,
         high=1,
     )
     include_patterns: list[str] | None = key(
-        None, "regular expressions: further linear layers of the temporal transformers whose whole name matches one"
+        None,
+        "regular expressions: further linear layers of the temporal transformers whose whole name matches one",
+        "training",
     )
     exclude_patterns: list[str] | None = key(
-        None, "regular expressions: layers of the preset that are not adapted; include_patterns win over these"
+        None,
+        "regular expressions: layers of the preset that are not adapted; include_patterns win over these",
+        "training",
     )
-    lora_rank: int = key(32, "rank of the LoRAs (clipped to the layer's width)", low=1, high=65536)
-    lora_alpha: float | None = key(None, "LoRA scale is alpha / rank; default alpha = rank", above=0, high=10**6)
-    lora_unet_dropout: float = key(0.1, "LoRA dropout", low=0, high=0.99)
+    lora_rank: int = key(32, "rank of the LoRAs (clipped to the layer's width)", "training", low=1, high=65536)
+    lora_alpha: float | None = key(
+        None, "LoRA scale is alpha / rank; default alpha = rank", "training", above=0, high=10**6
+    )
+    lora_unet_dropout: float = key(0.1, "LoRA dropout", "steps", low=0, high=0.99)
     lora_dropout_placement: Literal["release", "peft"] = key(
-        "release", "release: after the up projection; peft: before the down projection"
+        "release", "release: after the up projection; peft: before the down projection", "steps"
     )
     frozen_dropout: bool = key(
-        True, "the frozen model's own dropout, in the temporal convolutions, acts in training as in the release"
+        True,
+        "the frozen model's own dropout, in the temporal convolutions, acts in training as in the release",
+        "steps",
     )
-    single_spatial_lora: bool = key(False, "one appearance adapter for all clips instead of one each")
-    train_temporal_lora: bool = key(True, "learn the motion; off learns only appearance adapters")
-    appearance_highway: AppearanceHighway = key(
+    single_spatial_lora: bool = key(False, "one appearance adapter for all clips instead of one each", "steps")
+    train_temporal_lora: bool = key(True, "learn the motion; off learns only appearance adapters", "steps")
+    appearance_highway: AppearanceHighway = section(
         AppearanceHighway, "the paper's appearance highway: moved and scaled skip connections"
     )
     pli_threshold: int | None = key(
-        None, "phased LoRA integration: at and below this timestep the plain model predicts", low=0, high=999
+        None, "phased LoRA integration: at and below this timestep the plain model predicts", "nothing", low=0, high=999
     )
-    spatial_path_probability: float = key(0.8, "share of steps that also run the appearance pass", low=0, high=1)
-    debias_beta: float = key(1.0, "beta of the appearance-debiased temporal loss", low=0, high=1000)
-    embeddings: Embeddings = key(Embeddings, "Motion Inversion's embeddings, for method: motion_inversion")
-    initial_noise: InitialNoise = key(InitialNoise, "how the reference clip's inversion enters the initial noise")
-    inversion_steps: int = key(50, "DDIM steps of the reference clip's inversion", low=1, high=MOST_STEPS)
+    spatial_path_probability: float = key(
+        0.8, "share of steps that also run the appearance pass", "steps", low=0, high=1
+    )
+    debias_beta: float = key(1.0, "beta of the appearance-debiased temporal loss", "steps", low=0, high=1000)
+    embeddings: Embeddings = section(Embeddings, "Motion Inversion's embeddings, for method: motion_inversion")
+    initial_noise: InitialNoise = section(InitialNoise, "how the reference clip's inversion enters the initial noise")
+    inversion_steps: int = key(50, "DDIM steps of the reference clip's inversion", "nothing", low=1, high=MOST_STEPS)
 
-    max_train_steps: int = key(1000, "optimizer steps", **EVERY)
-    learning_rate: float = key(5e-4, "learning rate of the LoRAs", above=0)
+    max_train_steps: int = key(
+        1000, "optimizer steps", "nothing", **EVERY
+    )  # but a schedule's end: resume.py tells of it
+    learning_rate: float = key(5e-4, "learning rate of the LoRAs", "steps", above=0)
     optimizer: Literal["adamw", "prodigy"] = key(
         "adamw",
         "adamw, or prodigy (needs prodigyopt), which finds the rate itself: learning_rate multiplies it, set it to 1",
+        "steps",
     )
     lora_plus_ratio: float = key(
-        1.0, "LoRA+: learning rate of each LoRA's second factor B, as a multiple of A's", low=1, high=1000
+        1.0, "LoRA+: learning rate of each LoRA's second factor B, as a multiple of A's", "steps", low=1, high=1000
     )
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = key(
-        "constant", "learning-rate schedule"
+        "constant", "learning-rate schedule", "steps"
     )
     lr_warmup_steps: int = key(
-        0, "steps over which the learning rate rises from 0, with every lr_scheduler but constant", low=0, high=10**9
+        0,
+        "steps over which the learning rate rises from 0, with every lr_scheduler but constant",
+        "steps",
+        low=0,
+        high=10**9,
     )
-    gradient_accumulation_steps: int = key(1, "clips whose gradients make one optimizer step", low=1, high=10**5)
+    gradient_accumulation_steps: int = key(
+        1, "clips whose gradients make one optimizer step", "steps", low=1, high=10**5
+    )
     timesteps_per_step: int = key(
-        1, "timesteps drawn for a clip in one pass (a batch of noised copies)", low=1, high=1000
+        1, "timesteps drawn for a clip in one pass (a batch of noised copies)", "steps", low=1, high=1000
     )
-    min_timestep: int = key(0, "lowest timestep trained on", low=0, high=999)
-    max_timestep: int = key(999, "highest timestep trained on", low=0, high=999)
-    adam_beta1: float = key(0.9, "AdamW beta 1", low=0, high=0.9999)
-    adam_beta2: float = key(0.999, "AdamW beta 2", low=0, high=0.99999)
-    adam_epsilon: float = key(1e-8, "AdamW epsilon", above=0, high=1)
-    adam_weight_decay: float = key(1e-2, "AdamW weight decay", low=0, high=1000)
+    min_timestep: int = key(0, "lowest timestep trained on", "steps", low=0, high=999)
+    max_timestep: int = key(999, "highest timestep trained on", "steps", low=0, high=999)
+    adam_beta1: float = key(0.9, "AdamW beta 1", "steps", low=0, high=0.9999)
+    adam_beta2: float = key(0.999, "AdamW beta 2", "steps", low=0, high=0.99999)
+    adam_epsilon: float = key(1e-8, "AdamW epsilon", "steps", above=0, high=1)
+    adam_weight_decay: float = key(1e-2, "AdamW weight decay", "steps", low=0, high=1000)
     max_grad_norm: float | None = key(
-        None, "clip the gradient norm of each path to this; default no clipping", above=0, high=10**6
+        None, "clip the gradient norm of each path to this; default no clipping", "steps", above=0, high=10**6
     )
-    use_8bit_adam: bool = key(False, "AdamW with 8-bit state (needs bitsandbytes and CUDA)")
-    seed: int = key(0, "every random draw of a run derives from it and the step", low=0, high=2**63 - 1)
+    use_8bit_adam: bool = key(False, "AdamW with 8-bit state (needs bitsandbytes and CUDA)", "steps")
+    seed: int = key(0, "every random draw of a run derives from it and the step", "training", low=0, high=2**63 - 1)
 
     mixed_precision: Literal["no", "fp16", "bf16"] = key(
-        "fp16", "precision of the frozen model; adapters stay in fp32 (on a CPU everything does)"
+        "fp16", "precision of the frozen model; adapters stay in fp32 (on a CPU everything does)", "steps"
     )
-    gradient_checkpointing: bool = key(True, "recompute activations in the backward pass: less memory, more time")
+    gradient_checkpointing: bool = key(
+        True, "recompute activations in the backward pass: less memory, more time", "nothing"
+    )
     memory: Literal["default", "small", "smallest"] = key(
         "default",
         "where the frozen model waits: on the device (default), there in 8 bits (small), or on the host, from where it "
         "visits the device layer by layer (smallest)",
+        "steps",
     )
     compile: Literal["off", "blocks", "step"] = key(
-        "off", "torch.compile for the U-Net's layers: blocks; step also replays them as CUDA graphs"
+        "off", "torch.compile for the U-Net's layers: blocks; step also replays them as CUDA graphs", "steps"
     )
-    device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1")
+    device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1", "steps")
     threads: int | None = key(
         None,
         "CPU threads; default OMP_NUM_THREADS, else 1 for a small model and all for others; with 2 or more, or the "
         "default on as many cores, a small model trains in two processes of 1 thread where that gives the same result",
+        "steps",
         low=1,
         high=1024,
     )
 
-    output_dir: str = key("./outputs/train", "a run writes into output_dir/train_<timestamp>")
-    cache_dir: str = key("./outputs/cache", "latents, text embeddings and inversions, keyed by content, shared by runs")
-    cached_latent_dir: str | None = key(
-        None, "read these cached clips (ours, or the release's cached_*.pt) in place of train_data"
+    output_dir: str = key("./outputs/train", "a run writes into output_dir/train_<timestamp>", "nothing")
+    cache_dir: str = key(
+        "./outputs/cache", "latents, text embeddings and inversions, keyed by content, shared by runs", "nothing"
     )
-    checkpointing_steps: int = key(200, "save checkpoint-N every so many steps", **EVERY)
-    checkpoints_total_limit: int | None = key(None, "keep at most so many checkpoints", **EVERY)
+    cached_latent_dir: str | None = key(
+        None, "read these cached clips (ours, or the release's cached_*.pt) in place of train_data", "clips"
+    )
+    checkpointing_steps: int = key(200, "save checkpoint-N every so many steps", "nothing", **EVERY)
+    checkpoints_total_limit: int | None = key(None, "keep at most so many checkpoints", "nothing", **EVERY)
     resume_from_checkpoint: str | None = key(
-        None, "the run to continue: latest, a run folder or a checkpoint-N folder of one"
+        None, "the run to continue: latest, a run folder or a checkpoint-N folder of one", "nothing"
     )
     license: str | None = key(
-        None, "license of what is trained, for header and model card, as the hub names it: apache-2.0, cc-by-nc-4.0"
+        None,
+        "license of what is trained, for header and model card, as the hub names it: apache-2.0, cc-by-nc-4.0",
+        "nothing",
     )
-    validation_steps: int = key(1000, "make previews every so many steps", **EVERY)
+    validation_steps: int = key(1000, "make previews every so many steps", "nothing", **EVERY)
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = key(
-        "none", "where losses, norms, rates and previews go besides log.jsonl and the loss plot; wandb works offline"
+        "none",
+        "where losses, norms, rates and previews go besides log.jsonl and the loss plot; wandb works offline",
+        "nothing",
     )
 
     # the keys that a file or the command line set; the program writes it, and nobody sets it

@@ -53,7 +53,7 @@ def limits_text(entry: Any) -> str:
     limits = {
         name: f"{edge:,}" if isinstance(edge, int) else f"{edge:g}"
         for name, edge in entry.metadata.items()
-        if name not in ("help", "text")
+        if name in ("low", "high", "above", "multiple")
     }
     if limits.get("high") == f"{2**63 - 1:,}":
         limits["high"] = "2^63 - 1"

@@ -28,6 +28,14 @@ UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
 UNREADABLE += (DecompressionBombError,)
 
 
+class TooShort(UserError):
+    """A file gives `found` frames at the rate and step of a cut that takes `asked`."""
+
+    def __init__(self, sentence: str, found: int, asked: int):
+        super().__init__(sentence)
+        self.found, self.asked = found, asked
+
+
 @dataclass(frozen=True)
 class Clip:
     """Frames uint8 [f c h w] with their caption; they play at `fps`, `source` describes what was cut from where."""
@@ -60,7 +68,7 @@ class Cut:
 def pick_frames(path: Path, count: int, native_fps: float, cut: Cut) -> tuple[list[int], float]:
     """Indices into a file of `count` frames, and the rate in frames a second that they play at.
 
-    Raises UserError naming how many frames there are when the file is too short or has no frame rate.
+    Raises TooShort where the file has fewer frames than that, and UserError where it has none or no frame rate.
     """
     if count < 1 or not isfinite(native_fps):
         raise UserError(
@@ -81,9 +89,11 @@ def pick_frames(path: Path, count: int, native_fps: float, cut: Cut) -> tuple[li
         advice = f"train_data.fps={ceil(native_fps / widest)} would do, or lower train_data.n_sample_frames"
     else:
         advice = "lower train_data.n_sample_frames or train_data.frame_step, or take a longer clip"
-    raise UserError(
+    raise TooShort(
         f"{path}: {len(indices)} frames where {cut.frames} are asked for ({count} in the file at {native_fps:g} fps, "
-        f"taking every {_ordinal(every)} from frame {cut.start}); {advice}"
+        f"taking every {_ordinal(every)} from frame {cut.start}); {advice}",
+        len(indices),
+        cut.frames,
     )
 
 
@@ -122,7 +132,7 @@ def resize(frames: torch.Tensor, width: int, height: int) -> torch.Tensor:
 def read_video(path: str | Path, cut: Cut, prompt: str) -> Clip:
     """The cut of a video file (mp4 and the like through data/decoder.py, gif through imageio).
 
-    Raises UserError when the file is missing, empty, unreadable, truncated or too short.
+    Raises UserError when the file is missing, empty, unreadable or truncated, TooShort when it is too short.
     """
     path = _present(Path(path))
     with decodable(path):

@@ -11,9 +11,8 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import locate
-from data.cache import primary
-from data.clips import Cut, bucket, read_video, resize
-from infer.request import Request, cached_clips
+from data.clips import Cut, TooShort, bucket, read_video, resize
+from infer.request import Request, choose_reference, reference_clips
 from infer.settings import RUN_REFERENCE
 from models.backbone import Backbone
 
@@ -32,17 +31,13 @@ def guide_latents(request: Request, backbone: Backbone, number: int | None) -> t
         raise UserError("--guide: a video of one frame has no motion to guide; use --num-frames 2 or more")
     if settings.guide != RUN_REFERENCE:
         return backbone.encode_video(_frames(settings.guide, settings, backbone.snap))
-    motion = next((source for source in request.sources if source.part == "motion"), None)
-    clips = cached_clips(motion.folder, motion.checkpoint) if motion else []
-    if not clips:
+    clip = choose_reference(reference_clips(request.sources), number)
+    if clip is None:
         raise UserError(
             "--guide: no clip was given, and no cached_latents lie beside the checkpoint; give --guide CLIP, or "
             "--checkpoint_folder RUN of train.py"
         )
-    number = primary(clips) if number is None else number
-    if not 0 <= number < len(clips):
-        raise UserError(f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1}")
-    latents, factor = clips[number].latents, backbone.vae_factor
+    latents, factor = clip.latents, backbone.vae_factor
     wanted = backbone.latent_size(settings.num_frames, settings.height, settings.width)
     has = tuple(latents.shape[2:])
     if has != wanted:
@@ -59,14 +54,13 @@ def _frames(name: str, settings, snap: int) -> torch.Tensor:
     cut = Cut(width=width, height=height, frames=settings.num_frames, fps=settings.fps, snap=1)
     try:
         frames = read_video(Path(path), cut, "").frames
-    except UserError as error:
-        found, short, _ = str(error).partition(" asked for (")
-        if not short:
-            raise UserError(f"--guide: {error}") from None
+    except TooShort as error:  # its own advice is a training's
         raise UserError(
-            f"--guide: {found} asked for at {settings.fps} frames a second; give a longer clip, a higher --fps, or a "
-            "smaller --num-frames"
+            f"--guide: {path}: {error.found} frames where {error.asked} are asked for at {settings.fps} frames a "
+            "second; give a longer clip, a higher --fps, or a smaller --num-frames"
         ) from None
+    except UserError as error:
+        raise UserError(f"--guide: {error}") from None
     high, wide = frames.shape[-2:]
     is_cut_so = bucket(wide, high, replace(cut, snap=snap)) == (width, height)
     if abs(wide * height / (high * width) - 1) > SAME_SHAPE and not is_cut_so:

@@ -7,11 +7,10 @@ folder's sampling.json, else it is the release's default (`RELEASE`). `infer/set
 import argparse
 import ast
 import difflib
-from typing import get_args
 
-from configs.checks import no_interval
-from configs.errors import printable
-from configs.fields import KEYS
+from configs.checks import Check, no_interval, real, whole, written
+from configs.errors import printable, shown
+from infer.choices import GUIDE_CHECKS, GUIDE_WEIGHT, TARGETS, check_of, words_of
 
 # what the release's infer.py assumes unless the checkpoint says otherwise
 RELEASE = {
@@ -33,10 +32,8 @@ RELEASE = {
     "pli_threshold": None,
 }
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
-SOLVERS, STRATEGIES = (get_args(KEYS[name].type) for name in ("validation_data.solver", "initial_noise.strategy"))
 # motion guidance (infer/guidance.py) unless flags or the model's sampling.json say otherwise: FlowMotion's values
 GUIDANCE = {"updates": 3, "rate": 0.003, "weights": (20.0, 5.0), "across": 0.1, "target": "predicted"}
-TARGETS = ("predicted", "clean_latent")
 MOST_LETTERS = 300  # of a refused flag's message
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
@@ -53,63 +50,59 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--negative-prompt", "--negative_prompt", "-n", help=f"what to steer away from ({_else('nothing')})")
     add("--output_dir", "--output-dir", "-o", default="outputs/infer", help="where videos go (default: %(default)s)")
     add("--batch-size", "--batch_size", "-B", type=_count, default=1, help="videos denoised together (default: 1)")
-    add("--width", "-W", type=_count, help=f"pixels ({_release('width')})")
-    add("--height", "-H", type=_count, help=f"pixels ({_release('height')})")
-    add("--num-frames", "--num_frames", "-T", type=_count, help=f"frames ({_release('num_frames')})")
+    add("--width", "-W", type=_of_key("width"), help=f"pixels ({_release('width')})")
+    add("--height", "-H", type=_of_key("height"), help=f"pixels ({_release('height')})")
+    add("--num-frames", "--num_frames", "-T", type=_of_key("num_frames"), help=f"frames ({_release('num_frames')})")
     add(
         "--num-steps",
         "--num_steps",
         "-s",
-        type=_between(int, 1, 999),
+        type=_of_key("num_steps"),
         help=f"steps of the solver ({_release('num_steps')})",
     )
-    add("--solver", choices=SOLVERS, help=f"unipc and dpm need fewer steps ({_release('solver')})")
+    add("--solver", choices=words_of("solver"), help=f"unipc and dpm need fewer steps ({_release('solver')})")
     add(
         "--guidance-scale",
         "--guidance_scale",
         "-g",
-        type=_between(float, 0, 1000),
+        type=_of_key("guidance_scale"),
         help=f"classifier-free guidance ({_release('guidance_scale')})",
     )
     add(
         "--guidance_rescale",
         "--guidance-rescale",
-        type=_between(float, 0, 1),
+        type=_of_key("guidance_rescale"),
         help=f"share of guidance rescaling ({_release('guidance_rescale')})",
     )
     add(
         "--guidance_interval",
         "--guidance-interval",
         nargs=2,
-        type=_between(float, 0, 1000),
+        type=_of_key("guidance_interval"),
         metavar=("LOW", "HIGH"),
         help=f"guide only at timesteps from LOW to HIGH, 0 to 1000 ({_else('at every one')})",
     )
-    add("--fps", "-f", type=_count, help=f"frames a second of the file ({_release('fps')})")
+    add("--fps", "-f", type=_of_key("fps"), help=f"frames a second of the file ({_release('fps')})")
     add(
         "--device",
         "-d",
         default="auto",
         help="cuda, cuda:1, mps or cpu (default: auto, which is CUDA, else MPS, else CPU)",
     )
-    add(
-        "--threads",
-        type=_between(int, 1, 1024),
-        help="CPU threads (default: OMP_NUM_THREADS, else by the model's size)",
-    )
+    add("--threads", type=_of_key("threads"), help="CPU threads (default: OMP_NUM_THREADS, else by the model's size)")
     add(
         "--memory",
-        choices=["default", "small", "smallest"],
+        choices=words_of("memory"),
         default="default",
         help="where the frozen model waits: on the device, there in 8 bits, or on the host (default: %(default)s)",
     )
     add(
         "--compile",
-        choices=["off", "blocks", "step"],
+        choices=words_of("compile"),
         default="off",
         help="torch.compile for the U-Net's layers; step also replays them as CUDA graphs (default: %(default)s)",
     )
-    add("--precision", choices=["fp16", "bf16", "no"], help=f"a CPU always computes in fp32 ({_release('precision')})")
+    add("--precision", choices=words_of("precision"), help=f"a CPU always computes in fp32 ({_release('precision')})")
     attention("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
     attention("--sdp", "-S", action="store_true", help="attention through PyTorch's SDPA (the default)")
     motion(
@@ -117,7 +110,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--checkpoint_index", "--checkpoint-index", "-ci", type=int, help="N of checkpoint-N (default: the latest)")
     add("--temporal_preset", help="layers of a file without names, where shapes cannot tell: release or tap")
-    add("--lora_rank", "-lr", type=_count, help="only checked: the rank is in the checkpoint")
+    add("--lora_rank", "-lr", type=_of_key("lora_rank"), help="only checked: the rank is in the checkpoint")
     strength(
         "--lora_scale",
         "-ls",
@@ -146,7 +139,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--seed",
         "-r",
-        type=_between(int, 0, 2**63 - 1),
+        type=_of_key("seed"),
         nargs="+",
         help="one or several seeds (default: a random one, which the sidecar holds)",
     )
@@ -155,34 +148,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--noise_prior",
         "--noise-prior",
         "-np",
-        type=_between(float, 0, 1),
+        type=_of_key("noise_prior"),
         help="share of the reference clip's inversion in the initial noise "
         f"({_release('noise_prior')} with one reference clip; 0 with several)",
     )
     add(
-        "--noise_strategy", choices=STRATEGIES, help=f"how inversion and noise are mixed ({_release('noise_strategy')})"
+        "--noise_strategy",
+        choices=words_of("noise_strategy"),
+        help=f"how inversion and noise are mixed ({_release('noise_strategy')})",
     )
     add(
         "--noise_cutoff",
-        type=_between(float, 0.01, 1),
+        type=_of_key("noise_cutoff"),
         help=f"edge of the low band for the frequency strategies ({_release('noise_cutoff')})",
     )
-    add(
-        "--highway",
-        choices=["off", "all", "release", "plain", "value"],
-        help="appearance highway (default: as trained)",
-    )
-    add("--beta", type=_between(float, 0.01, 100), help="scale of the highway's skip connections (default: as trained)")
+    add("--highway", choices=["off", *words_of("highway")], help="appearance highway (default: as trained)")
+    add("--beta", type=_of_key("beta"), help="scale of the highway's skip connections (default: as trained)")
     add("--freeu", type=_four, help="s1,s2,b1,b2 as '[1.1,1.,1,1]': the release's highway with these scales")
     add(
         "--pli_threshold",
         "--earlystep",
-        type=_between(int, 0, 1000),
+        type=_of_key("pli_threshold"),
         help=f"phased LoRA integration: the plain model from this timestep down ({_else('never')})",
     )
     add(
         "--embedding_sampling",
-        choices=["none", "difference", "drop_value"],
+        choices=words_of("embedding_sampling"),
         help=f"Motion Inversion's value embedding ({_release('embedding_sampling')})",
     )
     add(
@@ -193,26 +184,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="motion guidance: steer the first steps towards the motion of this clip, without training (no CLIP: the "
         "reference clip of the run)",
     )
-    add("--guide_steps", type=_between(int, 1, 999), help=f"steps that are guided ({_own('a fifth of --num-steps')})")
+    add(
+        "--guide_steps",
+        type=_typed(GUIDE_CHECKS["guide_steps"]),
+        help=f"steps that are guided ({_own('a fifth of --num-steps')})",
+    )
     add(
         "--guide_rate",
-        type=_between(float, 0, 10),
+        type=_typed(GUIDE_CHECKS["guide_rate"]),
         help=f"how far an update moves the latents ({_own(GUIDANCE['rate'])})",
     )
     add(
-        "--guide_updates", type=_between(int, 1, 100), help=f"updates in each guided step ({_own(GUIDANCE['updates'])})"
+        "--guide_updates",
+        type=_typed(GUIDE_CHECKS["guide_updates"]),
+        help=f"updates in each guided step ({_own(GUIDANCE['updates'])})",
     )
     add(
         "--guide_weights",
         nargs=2,
-        type=_between(float, 0, 1e6),
+        type=_typed(GUIDE_WEIGHT),
         metavar=("LATENTS", "MOTION"),
         help="weights of the clip's clean latents and of their frame differences "
         f"({_own('{:g} {:g}'.format(*GUIDANCE['weights']))})",
     )
     add(
         "--guide_across",
-        type=_between(float, 0, 1),
+        type=_typed(GUIDE_CHECKS["guide_across"]),
         help=f"share that is kept of the velocity across the mean velocity so far ({_own(GUIDANCE['across'])})",
     )
     add(
@@ -224,7 +221,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--format", choices=["mp4", "gif", "frames"], default="mp4", help="of the files (default: %(default)s)")
     add(
         "--quality",
-        type=_between(float, 1, 10),
+        type=_typed(real(1, 10)),
         default=8,
         help="of the mp4, 1 to 10; 10 is lossless (default: %(default)s)",
     )
@@ -266,19 +263,24 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {hint}\n")
 
 
-def _between(kind: type, low: float, high: float):
-    def number(text: str):
-        value = kind(text)
-        if not low <= value <= high:  # NaN fails as well
-            limits = f"between {low} and {high}" if high < 2**31 else f"{low} or more"
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
-        return value
+def _typed(check: Check):
+    """argparse's `type` for a number that must pass `check`."""
 
-    number.__name__ = {int: "whole number", float: "number"}[kind]  # for argparse's "invalid ... value"
+    def number(text: str):
+        try:
+            return written(check)(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is {error}") from None
+
     return number
 
 
-_count, _strength = _between(int, 1, 2**31), _between(float, -100, 100)
+def _of_key(flag: str):
+    """argparse's `type` for a flag with the limits of the configuration key that it stands for."""
+    return _typed(check_of(flag))
+
+
+_count, _strength = _typed(whole(1, 2**31)), _typed(real(-100, 100))
 
 
 def _four(text: str) -> list[float]:

@@ -14,18 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.checks import Check, real, text, whole
+from configs.checks import written
 from configs.errors import UserError, printable, shown
 from configs.plain import read_text
+from infer.choices import check_of
 
-OPTIONS: dict[str, tuple[str, Check]] = {  # option -> the flag of infer/infer.py that it stands for, and its values
-    "w": ("width", whole(1, 2**31)),
-    "h": ("height", whole(1, 2**31)),
-    "f": ("num_frames", whole(1, 2**31)),
-    "d": ("seed", whole(0, 2**63 - 1)),
-    "s": ("num_steps", whole(1, 999)),
-    "g": ("guidance_scale", real(0, 1000)),
-    "n": ("negative_prompt", text()),
+OPTIONS = {  # option -> the flag of infer/infer.py that it stands for
+    "w": "width",
+    "h": "height",
+    "f": "num_frames",
+    "d": "seed",
+    "s": "num_steps",
+    "g": "guidance_scale",
+    "n": "negative_prompt",
 }
 BEGINS = re.compile(r"(?:^|(?<=\s))--([A-Za-z][\w-]*)(?:=|(?=\s|$))")  # `\--` does not, and neither does ` -- `
 
@@ -60,25 +61,17 @@ def _read(line: str, where: str) -> Line:
             raise UserError(
                 f"{where}: --{shown(name)[1:-1]} is no option{_nearest(name)} For a prompt with these signs write \\--"
             )
-        flag, check = OPTIONS[name]
+        flag = OPTIONS[name]
         if flag in flags:
             raise UserError(f"{where}: --{name} is given twice; keep one")
         try:
-            flags[flag] = check(_number(value) if name != "n" else _unquoted(value))
+            check = check_of(flag)
+            flags[flag] = check(_unquoted(value)) if name == "n" else written(check)(value)
         except ValueError as error:
             raise UserError(f"{where}: --{name} is {shown(value.strip())}, {error}; correct it") from None
     if not prompt.strip():
         raise UserError(f"{where}: options without a prompt before them; say what the video shows")
     return Line(_plain(prompt), flags)
-
-
-def _number(value: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(value) if len(value) < 100 else value
-        except ValueError:
-            continue
-    return value
 
 
 def _unquoted(value: str) -> str:
@@ -92,7 +85,7 @@ def _plain(words: str) -> str:
 
 
 def _nearest(name: str) -> str:
-    named = {flag: option for option, (flag, _) in OPTIONS.items()} | {option: option for option in OPTIONS}
+    named = {flag: option for option, flag in OPTIONS.items()} | {option: option for option in OPTIONS}
     near = difflib.get_close_matches(name.replace("-", "_")[:40], named, 1, 0.5)
     return f"; did you mean --{named[near[0]]}?" if near else f"; there are --{', --'.join(OPTIONS)}."
 

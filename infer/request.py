@@ -48,7 +48,7 @@ class Source:
 
 @dataclass
 class Request:
-    """A request, complete but for the loaded model. `reference` is None when nothing of it is used."""
+    """A request, complete but for the loaded model. `reference` is None where there is no inversion to start from."""
 
     sources: list[Source]
     model: str
@@ -91,7 +91,11 @@ def read_request(args: argparse.Namespace, sources: list[Source] | None = None) 
         published=first is not None and first.config is None and first.preset == "release",
         has_motion=not sources or has_motion(sources),
     )
-    return Request(sources, model, settings, choose_reference(args, sources, settings))
+    clips = reference_clips(sources)
+    clip = choose_reference(clips, args.clip)
+    missing = no_inversion(clip)
+    settle_noise_prior(settings, missing, has_motion(sources), len(clips))
+    return Request(sources, model, settings, None if missing else clip)
 
 
 def find_sources(args: argparse.Namespace) -> list[Source]:
@@ -173,47 +177,57 @@ def cached_clips(folder: Path, checkpoint: Checkpoint) -> list[CachedClip]:
     return next((read_folder(place) for place in places if place.is_dir()), [])
 
 
-def choose_reference(args: argparse.Namespace, sources: list[Source], settings: Settings) -> CachedClip | None:
-    """The reference clip whose inversion starts the sampling; None where there is no inversion.
-
-    Unless a flag asks for it, the noise prior in `settings` falls to 0 where there is no inversion and where no motion
-    acts; unless somebody chose it, also for several reference clips, which have no one layout to start from.
-    """
+def reference_clips(sources: list[Source]) -> list[CachedClip]:
+    """The reference clips of the first motion; [] where there is no motion, or nothing is kept of them."""
     motion = next((source for source in sources if source.part == "motion"), None)
-    clips = cached_clips(motion.folder, motion.checkpoint) if motion else []
-    number = args.clip if args.clip is not None else primary(clips) if clips else 0
-    if clips and not 0 <= number < len(clips):
+    return cached_clips(motion.folder, motion.checkpoint) if motion else []
+
+
+def choose_reference(clips: list[CachedClip], number: int | None) -> CachedClip | None:
+    """The clip that --clip names by its `number`, else the primary one; None without clips.
+
+    Raises UserError for a number that no clip has.
+    """
+    if not clips:
+        return None
+    number = primary(clips) if number is None else number
+    if not 0 <= number < len(clips):
         raise UserError(f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1}")
-    inversion = clips[number].inversion if clips else None
-    missing = (
-        "no cached_latents lie beside the checkpoint"
-        if not clips
-        else "that clip is an image"
-        if clips[number].latents.shape[2] == 1
-        else "its cache holds no inversion"
-        if inversion is None
-        else None
-    )
-    origin = settings.origins["noise_prior"]
-    if settings.noise_prior and origin == "flag":
+    return clips[number]
+
+
+def no_inversion(clip: CachedClip | None) -> str | None:
+    """Why a sampling cannot start from the inversion of `clip`, a part of a sentence; None where it can."""
+    if clip is None:
+        return "no cached_latents lie beside the checkpoint"
+    if clip.latents.shape[2] == 1:
+        return "that clip is an image"
+    if clip.inversion is None:
+        return "its cache holds no inversion"
+    return None
+
+
+def settle_noise_prior(settings: Settings, missing: str | None, moves: bool, clips: int) -> None:
+    """Let the noise prior in `settings` fall to 0 where nothing can or should be taken from an inversion.
+
+    `missing` says why there is none, `moves` whether any motion acts, `clips` is the number of reference clips: several
+    have no one layout to start from, which counts unless somebody chose the prior. Raises UserError where a flag asks
+    for an inversion that is missing; a flag is followed in every other case.
+    """
+    prior, origin = settings.noise_prior, settings.origins["noise_prior"]
+    if not prior:
+        return
+    if origin == "flag":
         if missing:
             raise UserError(
-                f"--noise_prior: {settings.noise_prior:g} of the reference clip's inversion was asked for, but "
-                f"{missing}; use 0"
+                f"--noise_prior: {prior:g} of the reference clip's inversion was asked for, but {missing}; use 0"
             )
-    elif settings.noise_prior:
-        reason = (
-            "absence of an inversion"
-            if missing
-            else "absence of motion"
-            if not has_motion(sources)
-            else "number of reference clips"
-            if len(clips) > 1 and origin in UNCHOSEN
-            else None
-        )
-        if reason:
-            settings.replace("noise_prior", 0.0, reason)
-    return None if missing else clips[number]
+    elif missing:
+        settings.replace("noise_prior", 0.0, "absence of an inversion")
+    elif not moves:
+        settings.replace("noise_prior", 0.0, "absence of motion")
+    elif clips > 1 and origin in UNCHOSEN:
+        settings.replace("noise_prior", 0.0, "number of reference clips")
 
 
 def _checkpoint_folder(name: str) -> Path:

@@ -13,43 +13,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from configs.checks import checked, listed, of_type, real, text, whole
+from configs.checks import checked, of_type
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
 from configs.plain import read_json
+from infer.choices import CONFIG_KEYS, GUIDE_CHECKS
 from infer.guidance import SHARE, GuidanceSettings
-from infer.options import RELEASE, RELEASE_FREEU, TARGETS
+from infer.options import RELEASE, RELEASE_FREEU
 from infer.sampler import check_interval, check_solver
 from models import backbones
 from models.highway import HighwaySettings
 
-CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
-    "width": "validation_data.width",
-    "height": "validation_data.height",
-    "num_frames": "validation_data.num_frames",
-    "num_steps": "validation_data.num_inference_steps",
-    "solver": "validation_data.solver",
-    "guidance_scale": "validation_data.guidance_scale",
-    "guidance_rescale": "validation_data.guidance_rescale",
-    "guidance_interval": "validation_data.guidance_interval",
-    "noise_prior": "validation_data.noise_prior",
-    "negative_prompt": "validation_data.negative_prompt",
-    "fps": "train_data.fps",
-    "pli_threshold": "pli_threshold",
-    "noise_strategy": "initial_noise.strategy",
-    "noise_cutoff": "initial_noise.cutoff",
-    "embedding_sampling": "embeddings.sampling",
-    "precision": "mixed_precision",
-}
 RUN_REFERENCE = "the run's reference clip"
-GUIDE_CHECKS = {  # a model's own motion guidance, which acts where --guide asks for it
-    "guide_steps": whole(1, 999),
-    "guide_updates": whole(1, 100),
-    "guide_rate": real(0, 10),
-    "guide_weights": listed(real(0, 1e6), 2, 2),
-    "guide_across": real(0, 1),
-    "guide_target": text(choices=TARGETS),
-}
 PREVIEW_PRIOR = 0.5  # of the release's training; its infer.py takes 0.2
 UNCHOSEN = ("model", "training's default", "release's default")  # origins that no person asked for
 

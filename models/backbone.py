@@ -250,12 +250,14 @@ def snap_of(model: str | Path) -> int:
 
     Raises UserError when there is no such configuration.
     """
-    return backbones.kind_of_model(model).snap(skeleton(model).config, settings_of(str(model), "vae"))
+    kind = backbones.kind_of_model(model)
+    return kind.snap(settings_of(str(model), kind.FOLDER), settings_of(str(model), "vae"))
 
 
 def sides_of(model: str | Path) -> int:
     """`Backbone.sides` of a pipeline folder or hub id, likewise."""
-    return backbones.kind_of_model(model).sides(skeleton(model).config, settings_of(str(model), "vae"))
+    kind = backbones.kind_of_model(model)
+    return kind.sides(settings_of(str(model), kind.FOLDER), settings_of(str(model), "vae"))
 
 
 def scheduler_of(model: str | Path) -> SchedulerMixin:

@@ -13,7 +13,7 @@ import torch
 from configs import schema
 from configs.errors import UserError
 from data import decoder as decoder_module
-from data.clips import Cut, bucket, pick_frames, read_image, read_video, resize
+from data.clips import Cut, TooShort, bucket, pick_frames, read_image, read_video, resize
 from data.decoder import Decoder
 from data.sources import load_clips
 
@@ -237,8 +237,11 @@ def test_two_seconds_are_enough_at_every_usual_rate(rate):
     ],
 )
 def test_a_clip_too_short_is_told_what_would_do(count, start, advice):
-    with pytest.raises(UserError, match=advice):
+    with pytest.raises(TooShort, match=advice) as refused:
         pick_frames(Path("phone.mp4"), count, 30, Cut(64, 64, 16, fps=8, start=start))
+    found = len(range(start, count, 3))  # 30 fps to no less than 8
+    assert (refused.value.found, refused.value.asked) == (found, 16)
+    assert str(refused.value).startswith(f"phone.mp4: {found} frames where 16 are asked for")
 
 
 @pytest.mark.parametrize("number, words", [

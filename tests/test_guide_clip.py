@@ -1,6 +1,8 @@
 """`infer/infer.py --guide`: through the command, from a file and from a run, at its cost, and what it refuses."""
 
 import json
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import imageio.v3 as iio
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from configs.errors import UserError
-from infer import options
+from data.clips import TooShort
+from infer import guide_clip, options
 from infer.generate import generate, load_backbone
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.sampler import classifier_free_guidance
@@ -225,6 +228,20 @@ def test_a_larger_clip_of_the_same_shape_is_scaled(sampled, tmp_path):
 def test_a_clip_that_does_not_fit_is_named_before_sampling(sampled, tmp_path, size, words, said):
     with pytest.raises(UserError, match=said):
         sampled("--guide", clip(tmp_path, *size), *words)
+
+
+def test_a_short_clip_is_known_by_its_numbers_and_not_by_a_sentence(monkeypatch):
+    settings = SimpleNamespace(width=64, height=64, num_frames=4, fps=8)
+    for error, said in (
+        (
+            TooShort("worded otherwise", 3, 4),
+            "^--guide: .*a.mp4: 3 frames where 4 are asked for at 8 frames a second; ",
+        ),
+        (UserError("a.mp4: 3 frames asked for (and no more)"), "^--guide: a.mp4: 3 frames asked for .and no more.$"),
+    ):
+        monkeypatch.setattr(guide_clip, "read_video", Mock(side_effect=error))
+        with pytest.raises(UserError, match=said):
+            guide_clip._frames("a.mp4", settings, 8)
 
 
 def test_a_missing_clip_and_a_missing_reference_are_named(sampled, trained, tmp_path):

@@ -216,6 +216,18 @@ def test_the_key_does_something(bench, key):
     check(bench, key)
 
 
+STEADY = [key for key in CASES if KEYS[key].metadata["shapes"] == "nothing" and key != "max_train_steps"]
+
+
+@pytest.mark.parametrize("key", STEADY)
+def test_a_key_that_shapes_nothing_of_a_training_leaves_its_steps_as_they_are(bench, key):
+    for case in cases_of(key):
+        base, changed = bench.train(case.given), bench.train({**case.given, key: case.value})
+        both = base["weights"].keys() & changed["weights"].keys()
+        assert both and all(base["weights"][name] == changed["weights"][name] for name in both)
+        assert base["log"] and base["log"] == changed["log"]
+
+
 def test_every_sampling_flag_has_a_case_or_a_reason():
     assert not FLAGS.keys() & EXEMPT_FLAGS.keys()
     assert FLAGS.keys() | EXEMPT_FLAGS.keys() == vars(options.parse([])).keys()

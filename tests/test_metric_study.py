@@ -200,7 +200,8 @@ def test_clip_consistency_is_measured_where_weights_are_given(clip_folder, tmp_p
     monkeypatch.setattr(metric_study, "METRICS", {"agreement": METRICS["agreement"]})
     rows = metric_study.collect(tmp_path / "rows", True, clip_folder, "cpu", print)
     plain = metric_study.collect(tmp_path / "rows", True, None, "cpu", print)  # kept apart from those with a CLIP
-    wanted = [temporal_consistency(load_clip(clip_folder), pair.shown.frames)[0] for pair in list(drawn.values())[:2]]
+    shown = [pair.shown.frames for pair in list(drawn.values())[:2]]
+    wanted = [temporal_consistency(load_clip(clip_folder).images(frames))[0] for frames in shown]
     assert [row["scores"]["clip_consistency/pixels"] for row in rows] == pytest.approx(wanted)
     assert 0 < min(wanted) < 100 and not any("clip_consistency/pixels" in row["scores"] for row in plain)
     found = metric_report.main_table({key: worth(rows, key) for key in keys_of(rows)})

@@ -28,20 +28,20 @@ def video():
 
 
 def test_alignment_is_the_mean_cosine_in_both_scalings(clip, video):
-    cosine, logits = text_alignment(clip, video, "a cat")
     images, text = clip.images(video), clip.text("a cat")
+    cosine, logits = text_alignment(clip, images, "a cat")
     slow = sum(float(image @ text / (image.norm() * text.norm())) for image in images) / len(images)
     assert cosine == pytest.approx(100 * slow, abs=1e-4)
     assert logits == pytest.approx(slow * math.exp(clip.model.logit_scale.item()), abs=1e-4)
-    assert text_alignment(clip, video, "a dog")[0] != cosine
-    text_alignment(clip, video, "a very long prompt " * 50)
+    assert text_alignment(clip, images, "a dog")[0] != cosine
+    text_alignment(clip, images, "a very long prompt " * 50)
 
 
 def test_a_still_video_is_perfectly_consistent_and_has_no_nan(clip, video):
     still = video[:1].repeat(8, 1, 1, 1)
-    assert temporal_consistency(clip, still) == pytest.approx((100, 100), abs=1e-4)
-    black = torch.zeros_like(video)
-    assert all(math.isfinite(x) for x in (*temporal_consistency(clip, black), *text_alignment(clip, black, "a")))
+    assert temporal_consistency(clip.images(still)) == pytest.approx((100, 100), abs=1e-4)
+    black = clip.images(torch.zeros_like(video))
+    assert all(math.isfinite(x) for x in (*temporal_consistency(black), *text_alignment(clip, black, "a")))
 
 
 def test_shuffling_frames_lowers_neighbours_but_not_all_pairs(clip):
@@ -49,8 +49,8 @@ def test_shuffling_frames_lowers_neighbours_but_not_all_pairs(clip):
     ramp[:, 0, ::2] = 255 - ramp[:, 0, ::2]  # a slow change of pattern, so neighbours look alike
     shuffled = ramp[torch.randperm(16, generator=torch.Generator().manual_seed(0))]
     (near, pairs), (near_shuffled, pairs_shuffled) = (
-        temporal_consistency(clip, ramp),
-        temporal_consistency(clip, shuffled),
+        temporal_consistency(clip.images(ramp)),
+        temporal_consistency(clip.images(shuffled)),
     )
     assert near_shuffled < near
     assert pairs_shuffled == pytest.approx(pairs, abs=1e-3)
@@ -58,7 +58,7 @@ def test_shuffling_frames_lowers_neighbours_but_not_all_pairs(clip):
 
 def test_one_frame_has_no_consistency(clip, video):
     with pytest.raises(MetricUnavailable, match="one frame"):
-        temporal_consistency(clip, video[:1])
+        temporal_consistency(clip.images(video[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,20 @@ def test_without_weights_each_metric_says_how_to_get_them_and_the_others_go_on(c
     assert some.unavailable.keys() == {"viclip"}
     assert some.models["clip"] and some.models["motion_fidelity"] == "Lucas-Kanade (OpenCV)"
     assert all(math.isfinite(score) for score in scores.values())
+
+
+def test_a_model_encodes_a_video_once_for_all_its_scores(clip_folder, video, monkeypatch):
+    encoded, real = [], clip_scores.ClipScorer.images
+    monkeypatch.setattr(
+        clip_scores.ClipScorer, "images", lambda self, frames: encoded.append(frames) or real(self, frames)
+    )
+    scorer = VideoScorer(clip=clip_folder, pickscore=clip_folder)
+    first = scorer(video, "a cat", reference_caption="a street")
+    assert len(encoded) == 2, "CLIP and PickScore, once each"
+    other = scorer(video.flip(3) // 2, "a cat", reference_caption="a street")
+    assert len(encoded) == 4 and other["temporal_consistency"] != first["temporal_consistency"]
+    scorer(video[:1], "a cat")
+    assert len(encoded) == 6 and any("one frame has no neighbour" in reason for reason in scorer.skipped)
 
 
 def test_missing_and_wrong_weights_are_one_sentence(tmp_path, clip_folder, monkeypatch):

@@ -7,11 +7,12 @@ import pytest
 
 from configs.errors import UserError
 from configs.plain import MOST_BYTES
-from models.backbone import Backbone, skeleton, snap_of
+from models import backbones
+from models.backbone import Backbone, sides_of, skeleton, snap_of
 from models.files import pipeline
-from models.files.pipeline import check_pipeline
+from models.files.pipeline import check_pipeline, settings_of
 
-from conftest import ROOT
+from conftest import PUBLISHED, ROOT
 
 POCKET = ROOT / "models" / "pocketscope"
 
@@ -26,6 +27,25 @@ def test_the_models_of_this_repository_pass(folder, tiny_pipeline):
     for model in (folder, tiny_pipeline):
         check_pipeline(model)
         assert skeleton(model) is not None and snap_of(model) > 0
+
+
+@pytest.mark.parametrize("name", ["pocketscope", "pocketscope_dit", "tiny_pipeline", "tiny_wan", "without"])
+def test_sizes_are_those_of_the_network_and_no_network_is_built_for_them(name, request, tmp_path, monkeypatch):
+    model = ROOT / "models" / name if name.startswith("pocket") else tmp_path
+    if name.startswith("tiny"):
+        model = request.getfixturevalue(name)
+    if name == "without":  # of a value that the file leaves out the class's default counts
+        for part, settings in PUBLISHED.items():
+            (model / part).mkdir()
+            (model / part / "config.json").write_text(
+                json.dumps({k: v for k, v in settings.items() if k != "patch_size"})
+            )
+        (model / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    kind, network = backbones.kind_of_model(model), skeleton(model)
+    vae = settings_of(str(model), "vae")
+    wanted = kind.snap(network.config, vae), kind.sides(network.config, vae)
+    monkeypatch.setattr(kind.NETWORK, "from_config", None)
+    assert (snap_of(model), sides_of(model)) == wanted and min(wanted) > 0
 
 
 CHANGES = [

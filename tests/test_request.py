@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from configs.fields import KEYS
 from data.cache import CachedClip
 from infer import generate, options, request
+from infer.choices import CONFIG_KEYS, FLAG_KEYS, LEAST, words_of
 from infer.jobs import read_jobs
 from infer.noise import STRATEGIES
+from infer.prompt_file import OPTIONS, read_prompt_file
 from infer.sampler import FLOW_SOLVERS, SOLVERS
-from infer.settings import CONFIG_KEYS, Settings, resolve
+from infer.settings import Settings, resolve
 from models.backbones import unet3d
 from models.files.checkpoint import Checkpoint
 from models.highway import HighwaySettings
@@ -110,17 +113,16 @@ def clip(frames, inversion=True):
     return CachedClip(latents, None, latents if inversion else None, "a car", f"{frames} frames")
 
 
-def source(part="motion", strength=1.0, appearance=1):
-    checkpoint = Checkpoint(Path("run/checkpoint-1"), 1, "lora", "tap", 4, 1.0, {}, [{}] * appearance)
+def source(part="motion", strength=1.0, appearance=1, config=None):
+    checkpoint = Checkpoint(Path("run/checkpoint-1"), 1, "lora", "tap", 4, 1.0, {}, [{}] * appearance, config)
     return request.Source(Path("run"), part, strength, 0, checkpoint)
 
 
-def prior(monkeypatch, clips, *words, config=None, **options_of_source):
+def prior(monkeypatch, clips, *words, model="nowhere", **of_source):
+    """(noise prior, its origin, name of the reference) of a request with these clips beside its checkpoint."""
     monkeypatch.setattr(request, "cached_clips", lambda *_: clips)
-    args = parse(*words)
-    settings = resolve(args, config or {}, Path("nowhere"))
-    reference = request.choose_reference(args, [source(**options_of_source)], settings)
-    return settings.noise_prior, settings.origins["noise_prior"], reference and reference.name
+    found = request.read_request(parse("-m", model, *words), [source(**of_source)])
+    return found.settings.noise_prior, found.settings.origins["noise_prior"], found.reference and found.reference.name
 
 
 def test_the_noise_prior_follows_the_number_of_reference_clips(monkeypatch):
@@ -134,17 +136,39 @@ def test_the_noise_prior_follows_the_number_of_reference_clips(monkeypatch):
     assert prior(monkeypatch, one, strength=0.0)[:2] == (0.0, "absence of motion")
     assert prior(monkeypatch, []) == (0.0, "absence of an inversion", None)
     assert prior(monkeypatch, [clip(4, inversion=False)])[:2] == (0.0, "absence of an inversion")
-    with pytest.raises(UserError, match="its cache holds no inversion; use 0"):
-        prior(monkeypatch, [clip(4, inversion=False)], "-np", 0.4)
+    assert prior(monkeypatch, one, "-np", 0.4, strength=0.0) == (0.4, "flag", "4 frames")
+    assert prior(monkeypatch, [], "-np", 0)[:2] == (0.0, "flag")
+
+
+@pytest.mark.parametrize(
+    ("clips", "why"),
+    [
+        ([], "no cached_latents lie beside the checkpoint"),
+        ([clip(1)], "that clip is an image"),
+        ([clip(1, inversion=False)], "that clip is an image"),
+        ([clip(4, inversion=False)], "its cache holds no inversion"),
+    ],
+)
+def test_an_inversion_that_is_missing_is_told_to_whoever_asks_for_it_and_not_used(monkeypatch, clips, why):
+    with pytest.raises(UserError, match=f"^--noise_prior: 0.4 of .* was asked for, but {why}; use 0$"):
+        prior(monkeypatch, clips, "-np", 0.4)
+    assert prior(monkeypatch, clips) == (0.0, "absence of an inversion", None)
+    assert prior(monkeypatch, clips, strength=0.0) == (0.0, "absence of an inversion", None)
+
+
+def test_a_reference_is_the_primary_clip_or_the_one_that_is_named():
+    clips = [clip(4), clip(8, inversion=False)]
+    assert request.choose_reference([], 3) is None
+    assert [request.choose_reference(clips, number) for number in (None, 0, 1)] == [clips[1], clips[0], clips[1]]
+    for number in (2, -1):
+        with pytest.raises(UserError, match=f"--clip: {number} does not exist, the run has reference clips 0 to 1"):
+            request.choose_reference(clips, number)
 
 
 def test_a_models_own_prior_does_not_hold_for_several_clips(monkeypatch, tmp_path):
     (tmp_path / "sampling.json").write_text('{"noise_prior": 0.1}')
-    for clips, expected in (([clip(4)], 0.1), ([clip(4), clip(4)], 0.0)):
-        monkeypatch.setattr(request, "cached_clips", lambda *_, clips=clips: clips)
-        settings = resolve(parse(), {}, tmp_path)
-        request.choose_reference(parse(), [source()], settings)
-        assert settings.noise_prior == expected
+    assert prior(monkeypatch, [clip(4)], model=tmp_path)[0] == 0.1
+    assert prior(monkeypatch, [clip(4), clip(4)], model=tmp_path)[0] == 0.0
 
 
 def test_inversion_and_appearance_are_those_of_the_primary_clip(monkeypatch):
@@ -184,9 +208,71 @@ def test_no_checkpoint_decides_what_is_fetched(tiny_pipeline):
 
 
 def test_the_flags_choices_are_those_that_exist():
-    assert set(options.SOLVERS) == SOLVERS.keys() | FLOW_SOLVERS.keys()
-    assert options.STRATEGIES == tuple(STRATEGIES)
+    assert set(words_of("solver")) == SOLVERS.keys() | FLOW_SOLVERS.keys()
+    assert words_of("noise_strategy") == tuple(STRATEGIES)
     assert options.RELEASE.keys() == CONFIG_KEYS.keys()
+
+
+NUMBERS = [flag for flag, key in FLAG_KEYS.items() if "high" in KEYS[key].metadata]
+FREE = {"prompt", "output_dir", "device"}  # flags of a key's name that may be any text
+
+
+def values_at_the_limits(flag):
+    """(accepted, refused): numbers on both sides of the limits of a flag's key."""
+    entry = KEYS[FLAG_KEYS[flag]]
+    limits, is_whole = entry.metadata, "int" in str(entry.type)
+    low, step = LEAST.get(flag, limits.get("low", limits.get("above"))), 1 if is_whole else 1e-3
+    accepted = [limits["high"], low + step if "above" in limits else low]
+    refused = [limits["high"] + limits.get("multiple", step), low if "above" in limits else low - step]
+    return accepted, refused + [low + 1] * ("multiple" in limits) + [low + 0.5] * is_whole
+
+
+@pytest.mark.parametrize("flag", NUMBERS)
+def test_a_flag_has_the_limits_of_its_key(flag, capsys):
+    accepted, refused = values_at_the_limits(flag)
+    upwards = [KEYS[FLAG_KEYS[flag]].metadata["high"]] if flag == "guidance_interval" else []
+    for value in accepted:
+        found = getattr(parse(f"--{flag}", value, *upwards), flag)
+        assert found == ([value, *upwards] if upwards or flag == "seed" else value)
+    for value in [*refused, "nan", "x"]:
+        with pytest.raises(SystemExit) as stop:
+            parse(f"--{flag}", value, *upwards)
+        told = capsys.readouterr().err
+        assert stop.value.code == 2 and told.count("\n") == 1
+        assert re.match(rf"error: argument .*--{flag}.*: '{value}' is no (whole|finite) number (from|above) ", told)
+
+
+@pytest.mark.parametrize("option", [option for option, flag in OPTIONS.items() if flag in NUMBERS])
+def test_an_option_of_a_line_has_the_limits_of_its_flag(option, tmp_path):
+    accepted, refused = values_at_the_limits(OPTIONS[option])
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"a --{option} {value}\n" for value in accepted))
+    assert [line.flags[OPTIONS[option]] for line in read_prompt_file(str(file))] == accepted
+    for value in refused:
+        file.write_text(f"a --{option} {value}")
+        with pytest.raises(UserError, match=f"line 1: --{option} is .*, no (whole|finite) number from"):
+            read_prompt_file(str(file))
+
+
+@pytest.mark.parametrize("flag", [flag for flag in FLAG_KEYS if words_of(flag)])
+def test_a_word_is_one_of_its_keys(flag, capsys):
+    for word in words_of(flag):
+        assert getattr(parse(f"--{flag}", word), flag) == word
+    with pytest.raises(SystemExit) as stop:
+        parse(f"--{flag}", "other")
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_flag_with_the_name_of_a_key_has_limits_of_its_own():
+    named = {key.rpartition(".")[2] for key in KEYS} & vars(parse()).keys()
+    refused_by_the_model = {"temporal_preset"}  # which names the presets of its kind
+    assert named - FREE - refused_by_the_model <= FLAG_KEYS.keys() <= vars(parse()).keys()
+
+
+def test_a_rate_of_no_frames_is_refused_although_its_key_takes_it(capsys):
+    with pytest.raises(SystemExit):
+        parse("--fps", 0)
+    assert "'0' is no whole number from 1 to 1000" in capsys.readouterr().err
 
 
 def test_help_states_the_defaults_that_act(capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from unittest.mock import Mock
 
 import imageio.v3 as iio
 import numpy as np
@@ -30,7 +31,7 @@ from infer.sampler import classifier_free_guidance, make_solver, sample
 from infer.video import read_frames
 from models import backbones
 from models.backbone import Backbone, latent_size_of, predictor, skeleton
-from models.backbones import unet3d, wan
+from models.backbones import index, unet3d, wan
 from models.files.checkpoint import load_checkpoint
 from models.hooks import checkpoint_activations
 from models.lora import add_adapter, targets
@@ -400,7 +401,15 @@ def test_a_dry_run_counts_both_experts(two_experts, tiny_wan, wan_config, monkey
     assert counted[1] == 2 * counted[0] > 0
 
 
-def test_a_hub_id_is_read_as_a_folder_is(two_experts, monkeypatch):
+@pytest.fixture
+def nothing_kept():
+    """No index of a hub id is known yet, and none stays known."""
+    index._of_hub.cache_clear()
+    yield
+    index._of_hub.cache_clear()
+
+
+def test_a_hub_id_is_read_as_a_folder_is(two_experts, monkeypatch, nothing_kept):
     """What diffusers would download is patched; its own reading of a folder stands in for it."""
     for cls in (DiffusionPipeline, AutoencoderKLWan, WanTransformer3DModel):
         load = cls.load_config
@@ -409,6 +418,20 @@ def test_a_hub_id_is_read_as_a_folder_is(two_experts, monkeypatch):
     assert wan.boundary_of("somebody/wan") == 0.875 and wan.defaults("somebody/wan")["min_timestep"] == 875
     assert wan.parts("somebody/wan")["transformer_2"] is WanTransformer3DModel
     assert latent_size_of("somebody/wan", 9, 32, 48) == (3, 4, 6)
+
+
+def test_the_index_of_a_hub_id_is_asked_for_once_and_that_of_a_folder_every_time(monkeypatch, nothing_kept, tmp_path):
+    answers = Mock(side_effect=[OSError("no network"), {"_class_name": "WanPipeline", "boundary_ratio": 0.875}])
+    monkeypatch.setattr(DiffusionPipeline, "load_config", answers)
+    assert index.read_index("somebody/wan") == {}, "whoever loads it words this"
+    for _ in range(3):
+        assert backbones.kind_of_model("somebody/wan") is wan and wan.boundary_of("somebody/wan") == 0.875
+    assert answers.call_count == 2, "a failure may be over the next time"
+    index.read_index("somebody/wan").clear()
+    assert wan.boundary_of("somebody/wan") == 0.875
+    for name, kind in (("WanPipeline", wan), ("TextToVideoSDPipeline", unet3d)):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        assert backbones.kind_of_model(tmp_path) is kind
 
 
 def test_the_real_architecture_needs_less_than_ten_gigabytes(tmp_path, monkeypatch):

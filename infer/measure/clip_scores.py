@@ -1,7 +1,8 @@
 """Scores of videos by image-text and video-text models: CLIP, PickScore (a CLIP as well) and ViCLIP.
 
-Every score takes frames as uint8 [f c h w]. Models come from a folder or a hub id. When one cannot be loaded,
-MetricUnavailable says in one sentence how to get it, and the caller continues with its other metrics.
+Frames are uint8 [f c h w]; CLIP's scores take their embeddings [f d], so that a video is encoded once. Models come from
+a folder or a hub id. When one cannot be loaded, MetricUnavailable says in one sentence how to get it, and the caller
+continues with its other metrics.
 """
 
 from dataclasses import dataclass
@@ -86,29 +87,29 @@ def load_clip(path: str, device: str = "cpu", tokenizer: str | None = None, metr
     return ClipScorer(Path(path).name if folder.is_dir() else path, model, words, processor)
 
 
-def text_alignment(clip: ClipScorer, frames: torch.Tensor, text: str) -> tuple[float, float]:
+def text_alignment(clip: ClipScorer, images: torch.Tensor, text: str) -> tuple[float, float]:
     """Mean over frames of the image-text cosine, as cosine x 100 and as logits (cosine x exp(logit_scale)).
 
+    `images` are the frames' embeddings [f d] by this `clip`, which `ClipScorer.images` makes once for all scores.
     CLIPScore without its clipping; TGVE's leaderboard uses the logits of ViT-L/14. With a caption of the
     reference's appearance in place of the prompt the first number is appearance leakage; with PickScore's weights the
     second is PickScore (Kirstain et al. 2023, section 3).
     """
-    cosine = (clip.images(frames) @ clip.text(text)).mean().item()
+    cosine = (images @ clip.text(text)).mean().item()
     return 100 * cosine, clip.scale * cosine
 
 
-def temporal_consistency(clip: ClipScorer, frames: torch.Tensor) -> tuple[float, float]:
-    """Mean cosine x 100 between frames' CLIP embeddings: of neighbouring frames, and of all pairs (TGVE).
+def temporal_consistency(images: torch.Tensor) -> tuple[float, float]:
+    """Mean cosine x 100 between CLIP embeddings [f d] of frames: of neighbouring frames, and of all pairs (TGVE).
 
     Neighbours as in Tune-A-Video, all pairs as in TGVE. Raises MetricUnavailable on fewer than two frames.
     """
-    if len(frames) < 2:
+    if len(images) < 2:
         raise MetricUnavailable(
             "temporal consistency: one frame has no neighbour; measure videos of two frames or more"
         )
-    images = clip.images(frames)
     neighbours = (images[1:] * images[:-1]).sum(-1).mean().item()
-    rows, columns = torch.triu_indices(len(frames), len(frames), offset=1)
+    rows, columns = torch.triu_indices(len(images), len(images), offset=1)
     all_pairs = (images @ images.T)[rows, columns].mean().item()
     return 100 * neighbours, 100 * all_pairs
 

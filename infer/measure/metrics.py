@@ -6,7 +6,7 @@ caller averages them. The exact scores of the toy world are in infer/measure/wor
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -134,6 +134,7 @@ class VideoScorer:
         """
         scores: dict[str, float] = {}
         self.skipped = []
+        images = cache(lambda model: self._model(model).images(frames))  # each CLIP encodes the video once
 
         def score(names: Iterable[str], compute: Callable[[], Iterable[float]]) -> None:
             try:
@@ -146,18 +147,21 @@ class VideoScorer:
 
         score(
             ("text_alignment", "text_alignment_logits"),
-            lambda: clip_scores.text_alignment(self._model("clip"), frames, prompt),
+            lambda: clip_scores.text_alignment(self._model("clip"), images("clip"), prompt),
         )
         score(
             ("temporal_consistency", "temporal_consistency_all_pairs"),
-            lambda: clip_scores.temporal_consistency(self._model("clip"), frames),
+            lambda: clip_scores.temporal_consistency(images("clip")),
         )
-        score(("pickscore",), lambda: clip_scores.text_alignment(self._model("pickscore"), frames, prompt)[1:])
+        score(
+            ("pickscore",),
+            lambda: clip_scores.text_alignment(self._model("pickscore"), images("pickscore"), prompt)[1:],
+        )
         score(("viclip",), lambda: [clip_scores.viclip_score(self._model("viclip"), frames, prompt)])
         if reference_caption:
             score(
                 ("appearance_leakage",),
-                lambda: clip_scores.text_alignment(self._model("clip"), frames, reference_caption)[:1],
+                lambda: clip_scores.text_alignment(self._model("clip"), images("clip"), reference_caption)[:1],
             )
         if reference is not None:
             score(("motion_fidelity", "motion_fidelity_dmt_code"), lambda: self._fidelity(frames, reference))

@@ -1,5 +1,6 @@
 """A pipeline's model_index.json, which names its class, its parts and, of Wan 2.2, the boundary between two experts."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ def read_index(model: str | Path) -> dict[str, Any]:
         found = next((read_json(file) for file in files if file.is_file()), {})
     elif is_hub_id(str(model)):
         try:
-            found = DiffusionPipeline.load_config(str(model))
+            found = _of_hub(str(model))
         except (OSError, ValueError):  # whoever loads it words this
             found = {}
     else:
         found = {}
-    return found if isinstance(found, dict) else {}
+    return dict(found) if isinstance(found, dict) else {}
+
+
+@cache  # each call is a request, and a command asks some twenty times; a failure is not kept
+def _of_hub(model: str) -> Any:
+    return DiffusionPipeline.load_config(model)

@@ -1,6 +1,7 @@
 """Where a training begins: in a new run folder at step 1, or at the step after the one that a checkpoint was saved at.
 
-Method and clips must match the checkpoint; other changed keys are printed.
+Method and clips must match the checkpoint; other keys that change a step are printed. configs/fields.py says of each
+key what it shapes.
 """
 
 import shutil
@@ -17,36 +18,6 @@ from models.files.checkpoint import list_checkpoints, load_checkpoint
 from models.files.training_state import load_training_state
 from models.training.processes import Processes
 
-SHAPING = (
-    "method",
-    "temporal_preset",
-    "include_patterns",
-    "exclude_patterns",
-    "block_range",
-    "lora_rank",
-    "lora_alpha",
-    "seed",
-    "embeddings.blocks",
-    "embeddings.widths",
-    "embeddings.max_frames",
-    "embeddings.loss",
-)  # a run resumes only with the checkpoint's own
-FREE = (
-    "pretrained_model_path",
-    "base",
-    "fallback",
-    "output_dir",
-    "cache",
-    "resume",
-    "train_data",
-    "validation",
-    "checkpoint",
-    "max_train_steps",
-    "report_to",
-    "license",
-    "device",
-    "gradient_checkpointing",
-)  # say nothing about a step's numbers
 ENDING = ("linear", "cosine", "polynomial")  # schedules whose rate comes down to 0 at max_train_steps
 
 
@@ -127,16 +98,17 @@ def last_checkpoint(folder: Path) -> str:
 
 def shaping_differences(cfg, trained: dict) -> str:
     """What must not change between a checkpoint and the run that goes on from it, in words; empty when nothing did."""
-    return _differences(cfg, trained, SHAPING, "{name} {old} (asked for: {new})")
+    return _differences(cfg, trained, "training", "{name} {old} (asked for: {new})")
 
 
 def other_differences(cfg, trained: dict) -> str:
     """What else differs and changes the steps to come: allowed, but then they are not those of an unstopped run."""
-    names = [name for name in KEYS if name not in SHAPING and not name.startswith(FREE)]
-    return _differences(cfg, trained, names, "{name} {old} → {new}")
+    return _differences(cfg, trained, "steps", "{name} {old} → {new}")
 
 
-def _differences(cfg, trained: dict, names, wording: str) -> str:
+def _differences(cfg, trained: dict, shapes: str, wording: str) -> str:
+    """The keys that shape this and have another value than in the configuration `trained`, each in the `wording`."""
     before = OmegaConf.create(trained)
+    names = [name for name, entry in KEYS.items() if entry.metadata["shapes"] == shapes]
     wanted = [(name, OmegaConf.select(before, name), OmegaConf.select(cfg, name)) for name in names]
     return ", ".join(wording.format(name=n, old=old, new=new) for n, old, new in wanted if trained and old != new)

@@ -153,7 +153,7 @@ def measure(pair: Pair, clip=None) -> dict:
             except MetricUnavailable as error:
                 problems.append(f"{metric.title} on {pair.motion}, {pair.relation}: {error}")
     if clip is not None:
-        scores[f"clip_consistency/{PIXELS}"] = temporal_consistency(clip, pair.shown.frames)[0]
+        scores[f"clip_consistency/{PIXELS}"] = temporal_consistency(clip.images(pair.shown.frames))[0]
     return {
         "motion": pair.motion,
         "reference": f"{pair.motion}-{pair.seed}",

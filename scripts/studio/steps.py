@@ -9,6 +9,7 @@ from html import escape
 
 import gradio as gr
 
+from configs.fields import KEYS
 from scripts.studio.desk import Desk
 from scripts.studio.recipe import METHODS, SPEEDS
 from scripts.studio.sampling import dials_of_model
@@ -16,6 +17,7 @@ from scripts.studio.takeaway import KINDS, LORAS
 
 NOBODY = ("none", "")  # an entry of a list of other runs: no run
 SHELL = {"interactive": False, "lines": 3, "max_lines": 40, "buttons": ["copy"]}
+LATEST = KEYS["pli_threshold"].metadata["high"]  # timestep of phased integration
 GROWING = {"interactive": True, "allow_custom_value": True}  # a list that grows: the desk checks what is chosen
 
 
@@ -111,7 +113,7 @@ class SampleStep:
             with gr.Accordion("More dials", open=False, elem_id="dials"):
                 with gr.Row():
                     pli = gr.Slider(
-                        0, 1000, 0, step=10, label="Phased integration", info="the base model below this timestep"
+                        0, LATEST, 0, step=10, label="Phased integration", info="the base model below this timestep"
                     )
                     highway = gr.Radio(["off", "all", "release", "plain"], value="all", label="Appearance highway")
                     beta = gr.Slider(0.5, 2, 1.1, step=0.05, label="Its scale")
