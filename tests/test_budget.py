@@ -19,6 +19,7 @@ from scripts.artefacts.chain import Chain, Samples
 from scripts.artefacts.plan import Plan
 from scripts.artefacts.prices import Prices, measured_prices, stored_prices, stored_spread
 from scripts.artefacts.result import Cost, Result
+from scripts.artefacts.results_file import read_sections
 from scripts.artefacts.verdict import Role
 
 PRICES = Prices(start=10, training=100, video=2, guided=3, measuring=0.5, unit="a card", source="a test")
