@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.checks import no_interval
 from configs.errors import shown
-from configs.fields import KEYS, kind_of
+from configs.fields import KEYS
+from configs.key import type_words
 
 SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "json_path", "image": "image_dir"}
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")  # as SPDX and the hub write them
@@ -27,9 +28,11 @@ def unfit(entry: Any, value: Any) -> str | None:
         if isinstance(item, list | dict):
             inside = "the list holds " if item is not value else ""
             quotes = "; put text with `: ` in it in quotes" if isinstance(item, dict) else ""
-            return f"{inside}{shown(item)} in place of a single value; it takes {kind_of(entry)}{quotes}"
-        if isinstance(item, bool) and not ("bool" in kind_of(entry) or " | " in kind_of(entry)):
-            return f"{shown(item)} in place of {kind_of(entry)}; put a word that YAML reads as true or false in quotes"
+            return f"{inside}{shown(item)} in place of a single value; it takes {type_words(entry)}{quotes}"
+        if isinstance(item, bool) and not ("bool" in type_words(entry) or " | " in type_words(entry)):
+            return (
+                f"{shown(item)} in place of {type_words(entry)}; put a word that YAML reads as true or false in quotes"
+            )
         if isinstance(item, str) and (reason := _unfit_text(item, "text" in entry.metadata)):
             return f"{shown(item)} {reason}"
     return None

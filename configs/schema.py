@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import UserError, shown
-from configs.fields import CHOSEN, KEYS, SECTIONS, Config, default_of, kind_of
+from configs.fields import CHOSEN, KEYS, SECTIONS, Config
+from configs.key import default_of, type_words
 from configs.layers import BASE, FALLBACK, MODEL, ROOT, brief, is_hub_id, leaves, locate, read_chains, with_fallback
 from configs.legacy_keys import BATCH_SIZE, batch_size, modernise
 from configs.limits import beyond, contradictions, did_you_mean, unfit, without_effect
@@ -196,7 +197,7 @@ class _Merge:
         entry, given = KEYS[path], value is not None
         if value is False and path in YAML_BOOLEANS:
             value = YAML_BOOLEANS[path]
-        if isinstance(value, str) and kind_of(entry) in LISTS:
+        if isinstance(value, str) and type_words(entry) in LISTS:
             value = [value]
         if value is None and type(None) not in get_args(entry.type):
             value = default_of(entry)
@@ -209,7 +210,7 @@ class _Merge:
             OmegaConf.update(self.cfg, path, _escaped(value))
         except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
             self.errors.append(
-                f"{origin}: {path}: {shown(value)} cannot be read as {kind_of(entry)}; give such a value"
+                f"{origin}: {path}: {shown(value)} cannot be read as {type_words(entry)}; give such a value"
             )
             return False
         return given
@@ -253,14 +254,14 @@ class _Merge:
 
 def _takes_text(name: str, text: str) -> bool:
     """Whether a word's text is meant as it is, because its key takes text (a caption may hold any sign)."""
-    kind = kind_of(KEYS[name]) if name in KEYS else ""
+    kind = type_words(KEYS[name]) if name in KEYS else ""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     listed = kind in LISTS and text.startswith("[") and text.endswith("]")
     return kind in ("str", "str or null", *LISTS) and not (quoted or listed or text in ("", "null"))
 
 
 def _as_text(name: str, text: str) -> str | list[str]:
-    return [text] if kind_of(KEYS[name]) in LISTS else text
+    return [text] if type_words(KEYS[name]) in LISTS else text
 
 
 def _escaped(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from configs.fields import KEYS, SECTIONS, default_text, kind_of
+from configs.fields import KEYS, SECTIONS
+from configs.key import default_text, type_words
 
 GROUPS = {  # the first key of each group of keys that stand outside any section
     "pretrained_model_path": "Model and data",
@@ -16,7 +17,7 @@ GROUPS = {  # the first key of each group of keys that stand outside any section
 def help_text() -> str:
     """What --help prints below a command's description."""
     rows = [
-        f"  {name}: {kind_of(entry)} = {default_text(entry)}\n      {entry.metadata['help']}"
+        f"  {name}: {type_words(entry)} = {default_text(entry)}\n      {entry.metadata['help']}"
         for name, entry in KEYS.items()
     ]
     return (
@@ -41,7 +42,7 @@ def markdown_tables() -> str:
 
 def _table(names: list[str]) -> str:
     rows = [
-        f"| `{name}` | {kind_of(entry).replace(' | ', ', ')} | `{default_text(entry)}` | {limits_text(entry)} | "
+        f"| `{name}` | {type_words(entry).replace(' | ', ', ')} | `{default_text(entry)}` | {limits_text(entry)} | "
         f"{entry.metadata['help']} |"
         for name, entry in ((name, KEYS[name]) for name in names)
     ]

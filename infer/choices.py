@@ -7,7 +7,8 @@ its previews is what sampling accepts. Imports nothing slow.
 from typing import Any, get_args
 
 from configs.checks import Check, listed, of_type, real, single, text, whole
-from configs.fields import KEYS, MOST_STEPS
+from configs.fields import KEYS
+from configs.key import MOST_STEPS
 
 CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
     "width": "validation_data.width",

@@ -22,7 +22,8 @@ from configs.errors import command
 def main() -> None:
     import argparse
 
-    from configs.fields import KEYS, kind_of
+    from configs.fields import KEYS
+    from configs.key import type_words
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="kind", required=True)
@@ -32,7 +33,7 @@ def main() -> None:
         sub.add_argument("--model", help="pipeline folder the file belongs to (default: ZeroScope's layout)")
         if kind != "inspect":
             sub.add_argument("out", type=Path)
-            sub.add_argument("--preset", choices=kind_of(KEYS["temporal_preset"]).split(" | "))
+            sub.add_argument("--preset", choices=type_words(KEYS["temporal_preset"]).split(" | "))
             sub.add_argument("--index", type=int, help="checkpoint of a run folder (default: the last)")
     args = parser.parse_args()
     from scripts.conversion.inspection import inspect  # slow imports come after --help and a misspelt word

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from configs import schema
 from configs.errors import UserError
-from configs.fields import KEYS, default_of, kind_of
+from configs.fields import KEYS
+from configs.key import default_of, type_words
 from configs.plain import read_yaml
 from configs.stored import stored_config
 from infer.sampler import check_interval
@@ -83,17 +84,17 @@ def test_a_refused_value_is_one_brief_sentence(word, printed):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "inf", "-inf", "nan", "1e1000", 10**400])
-@pytest.mark.parametrize("name", [name for name, entry in KEYS.items() if "float" in kind_of(entry)])
+@pytest.mark.parametrize("name", [name for name, entry in KEYS.items() if "float" in type_words(entry)])
 def test_no_number_may_be_infinite(name, value):
     with pytest.raises(UserError, match=name):
-        schema.from_dict({**DATA, name: [0, value] if "list" in kind_of(KEYS[name]) else value})
+        schema.from_dict({**DATA, name: [0, value] if "list" in type_words(KEYS[name]) else value})
 
 
-@pytest.mark.parametrize("name", [name for name, entry in KEYS.items() if "int" in kind_of(entry)])
+@pytest.mark.parametrize("name", [name for name, entry in KEYS.items() if "int" in type_words(entry)])
 def test_no_whole_number_is_without_limits(name):
     for value in (-1, 2**63, 10**12 if name != "seed" else 2**64):
         with pytest.raises(UserError, match=name):
-            schema.from_dict({**DATA, name: [value] if "list" in kind_of(KEYS[name]) else value})
+            schema.from_dict({**DATA, name: [value] if "list" in type_words(KEYS[name]) else value})
 
 
 def test_the_largest_seed_and_the_edges_of_limits_are_accepted():
@@ -105,7 +106,7 @@ def test_the_largest_seed_and_the_edges_of_limits_are_accepted():
                 [0, edge]
                 if name == "block_range" or "guidance_interval" in name
                 else [edge]
-                if "list" in kind_of(entry)
+                if "list" in type_words(entry)
                 else edge
             )
             others = {"max_timestep": 999} if name == "min_timestep" else {}

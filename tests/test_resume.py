@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 from omegaconf import OmegaConf
 
-from configs.fields import KEYS, Shapes, key
+from configs.fields import KEYS
+from configs.key import Shapes, key
 from configs.schema import from_dict
 from models.training.resume import other_differences, shaping_differences
 
