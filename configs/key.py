@@ -1,4 +1,4 @@
-"""How a configuration key is declared, as a dataclass field: default, help, limits, and what of a training it shapes."""
+"""How a configuration key is declared, as a dataclass field: default, help, limits, and what it shapes."""
 
 from dataclasses import MISSING, field
 from typing import Any, Literal, get_args
