@@ -50,9 +50,9 @@ from configs.errors import printable
 from configs.files import atomic_path
 from configs.schema import to_yaml
 from data import cache
-from infer.plan import check, latent_size_of_clips, plan
-from infer.preview import Previews
-from infer.references import prepare_clips
+from infer.training.plan import check, latent_size_of_clips, plan
+from infer.training.preview import Previews
+from infer.training.references import prepare_clips
 from models import backbones, methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor, skeleton
 from models.compiled import attach_quicker

@@ -1,1 +1,1 @@
-"""From a checkpoint and a prompt to a video, and from a video to numbers; what a training needs of that, too."""
+"""From a checkpoint and a prompt to a video, and from a video to numbers."""

@@ -50,7 +50,7 @@ MUTANTS = (
         "previews ignore spatial_scale and the negative prompt",
         {r"\b\w+\.spatial_scale\b": "0.0", r"\b\w+\.negative_prompt\b": '""'},
         ("validation_data.spatial_scale", "validation_data.negative_prompt"),
-        where=("infer/preview.py",),
+        where=("infer/training/preview.py",),
     ),
     Mutant(
         "the limits of timesteps are ignored",

@@ -9,7 +9,7 @@ import pytest
 
 import train
 from configs.errors import UserError
-from infer.plan import latent_size_of_clips, plan, playing_rate
+from infer.training.plan import latent_size_of_clips, plan, playing_rate
 from models.training import memory
 
 from conftest import config_of
@@ -53,7 +53,7 @@ def test_images_cached_clips_and_many_clips(tiny_config, tmp_path, monkeypatch):
         dataset_types=["single_video", "image"], train_data={"image_dir": str(image), "single_img_prompt": "red"}
     )
     assert [line.split(": ")[-1] for line in plan(cfg)][1] == "an image, for the appearance alone"
-    monkeypatch.setattr("infer.plan.MOST_CLIPS", 1)
+    monkeypatch.setattr("infer.training.plan.MOST_CLIPS", 1)
     assert plan(cfg)[1] == "plan: and 1 more, which were not looked at"
     assert "cached in" in plan(tiny_config(cached_latent_dir="somewhere"))[0]
 
@@ -93,7 +93,7 @@ def test_a_dry_run_counts_single_frames_for_images_and_the_state_of_the_optimize
     data = {"image_dir": str(image), "single_img_prompt": "red"}
     images = dict(dataset_types=["image"], train_data=data, optimizer="prodigy", learning_rate=1.0)
     for cfg in (tiny_config(), tiny_config(**images)):
-        monkeypatch.setattr("infer.plan.check_optimizer", lambda cfg: None)  # Prodigy may not be installed
+        monkeypatch.setattr("infer.training.plan.check_optimizer", lambda cfg: None)  # Prodigy may not be installed
         train.dry_run(cfg)
     videos, images = given
     assert images.activations < videos.activations / 2

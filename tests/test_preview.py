@@ -8,9 +8,9 @@ from PIL import Image
 from configs.errors import UserError
 from configs.files import NoSpace
 from data.cache import CachedClip
-from infer import preview as module
 from infer.generate import sample_videos
 from infer.settings import of_training
+from infer.training import preview as module
 from infer.video import read_frames
 from models.backbone import Backbone
 from models.hooks import Patch

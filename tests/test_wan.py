@@ -26,8 +26,8 @@ from data.cache import read_folder
 from infer import guidance, options
 from infer.generate import generate
 from infer.inversion import ddim_invert
-from infer.plan import check_sizes
 from infer.sampler import classifier_free_guidance, make_solver, sample
+from infer.training.plan import check_sizes
 from infer.video import read_frames
 from models import backbones
 from models.backbone import Backbone, latent_size_of, predictor, skeleton

@@ -8,7 +8,7 @@ from models.files.modelspec import model_spec
 
 
 def save(cfg, method, optimizer, folder: Path, step: int, previews) -> None:
-    """Write `folder`/checkpoint-`step`; `previews` (infer/preview.py) give its header a caption and a thumbnail."""
+    """Write `folder`/checkpoint-`step`, whose header gets a caption and a thumbnail from `previews`."""
     motion, appearance = method.state()
     info = {"base_model": cfg.pretrained_model_path, "method": cfg.method, **method.info()}
     shown = dict(caption=previews.caption, clips=previews.clips, thumbnail=previews.thumbnail(step))

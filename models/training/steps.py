@@ -73,7 +73,7 @@ def take_step(training: Training, passes: Passes, stop: StopSignals, folder: Pat
 def record(
     training: Training, folder: Path, journal: Journal, previews, step: int, done: Done, cpu_beside: float
 ) -> None:
-    """Log a step, and make the checkpoint and the previews (infer/preview.py) that are due after it."""
+    """Log a step, and make the checkpoint and the previews (infer/training/preview.py) that are due after it."""
     cfg, method, optimizer = training.cfg, training.method, training.optimizer
     numbers = {"timestep": done.timestep, "learning_rate": done.learning_rate, "cpu_beside": cpu_beside}
     journal.log(step, done.losses, done.moved, **numbers)

@@ -87,7 +87,7 @@ class Desk:
         """What training will see of those seconds, as HTML: the very frames, read by the function that trains."""
         from data.sources import load_clips
         from infer.pictures import strip
-        from infer.plan import plan
+        from infer.training.plan import plan
         from models.backbone import snap_of
 
         path, cut = self.excerpt(name, first, seconds)

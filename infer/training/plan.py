@@ -14,8 +14,8 @@ from data.inspection import inspect_video
 from data.sources import plan_clips
 from infer.generate import check_sides
 from infer.options import RELEASE
-from infer.preview import check_solver_of_previews
 from infer.settings import read_native
+from infer.training.preview import check_solver_of_previews
 from models.backbone import latent_size_of, scheduler_of, sides_of, snap_of
 from models.files.pipeline import check_folder, check_pipeline
 from models.training import objective

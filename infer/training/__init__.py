@@ -1,0 +1,1 @@
+"""What a training takes from sampling: checks and a plan before it, its clips encoded and inverted, its previews."""
