@@ -111,7 +111,7 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
     sources, network = [], skeleton(str(locate(args.model))) if args.model else None
     for name, part, strength, index, rank, preset in wanted:
         path, moves = _checkpoint_folder(name), part == "motion"
-        checkpoint = load_checkpoint(path, index, preset=preset, rank=rank, unet=network, motion_needed=moves)
+        checkpoint = load_checkpoint(path, index, preset=preset, rank=rank, network=network, motion_needed=moves)
         clip = 0 if moves else _appearance_clip(args, name, path, checkpoint)
         sources.append(Source(path, part, strength, clip, checkpoint))
         if network is None and checkpoint.config:

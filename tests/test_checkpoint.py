@@ -74,7 +74,7 @@ def same(one, other):
 
 def test_a_checkpoint_returns_every_bit_and_what_shaped_it(unet, tmp_path):
     folder = save(unet, tmp_path, info={"preset": "tap", "rank": 4, "alpha": 8, "base": None})
-    checkpoint = load_checkpoint(tmp_path, unet=unet)
+    checkpoint = load_checkpoint(tmp_path, network=unet)
     assert folder == tmp_path / "checkpoint-5" == checkpoint.path and checkpoint.index == 5
     assert (checkpoint.kind, checkpoint.preset, checkpoint.rank, checkpoint.scale) == ("lora", "tap", 4, 2.0)
     assert same(checkpoint.motion, lora_state(unet, "tap"))
@@ -103,10 +103,10 @@ def test_embeddings_are_kept_by_name(unet, tmp_path):
     block = "down_blocks.2.temp_attentions.0.transformer_blocks.0"
     motion = {f"{block}.query_key": torch.randn(1, 32, 64), f"{block}.attn2.value": torch.randn(4, 32, 64)}
     save_checkpoint(tmp_path, 2, motion=motion, appearance=[], kind="embeddings", config_yaml=None, info={})
-    checkpoint = load_checkpoint(tmp_path, unet=unet)
+    checkpoint = load_checkpoint(tmp_path, network=unet)
     assert checkpoint.kind == "embeddings" and same(checkpoint.motion, motion) and checkpoint.config is None
     with pytest.raises(UserError, match="does not fit this model"):
-        load_checkpoint(tmp_path, unet=backbone.skeleton())
+        load_checkpoint(tmp_path, network=backbone.skeleton())
 
 
 def test_the_authors_folder_is_taken_directly_and_said_to_be_assumed(unet, tmp_path):
@@ -115,12 +115,12 @@ def test_the_authors_folder_is_taken_directly_and_said_to_be_assumed(unet, tmp_p
         path = tmp_path / f"checkpoint-{step}"
         path.mkdir()
         release.write_lora(path, step, unet, "release", *states)
-    checkpoint = load_checkpoint(tmp_path, unet=unet)
+    checkpoint = load_checkpoint(tmp_path, network=unet)
     assert (checkpoint.index, checkpoint.preset, checkpoint.rank) == (1000, "release", 4)
     assert same(checkpoint.motion, states[0]) and same(checkpoint.appearance[0], states[1][0])
     assert "read as the preset release" in checkpoint.info["assumed"]
-    assert load_checkpoint(tmp_path / "checkpoint-200", unet=unet).index == 200
-    asked = load_checkpoint(tmp_path, 200, preset="tap", unet=unet)
+    assert load_checkpoint(tmp_path / "checkpoint-200", network=unet).index == 200
+    asked = load_checkpoint(tmp_path, 200, preset="tap", network=unet)
     assert asked.preset == "tap" and "assumed" not in asked.info
     with pytest.raises(UserError, match="hold no layer names"):
         load_checkpoint(tmp_path)
@@ -167,7 +167,7 @@ def test_the_limit_keeps_the_newest(unet, tmp_path):
 
 def refusals(unet, run, **arguments):
     with pytest.raises(UserError) as error:
-        load_checkpoint(run, unet=unet, **arguments)
+        load_checkpoint(run, network=unet, **arguments)
     return str(error.value)
 
 
@@ -261,7 +261,7 @@ def test_a_header_reads_no_environment(unet, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "swordfish")
     folder = save(unet, tmp_path, clips=0)
     with_header(adapter_of(folder), config='validation_data: {negative_prompt: "${oc.env:SECRET}"}')
-    config = load_checkpoint(tmp_path, unet=unet).config
+    config = load_checkpoint(tmp_path, network=unet).config
     assert config == {"validation_data": {"negative_prompt": "${oc.env:SECRET}"}}
 
 
@@ -300,7 +300,7 @@ def embeddings(folder, **sizes):
 
 def test_the_sizes_of_embeddings_are_believed_only_where_the_embeddings_have_them(unet, tmp_path):
     embeddings(tmp_path)
-    assert load_checkpoint(tmp_path, unet=unet).info["latent_height"] == "8"
+    assert load_checkpoint(tmp_path, network=unet).info["latent_height"] == "8"
     for sizes in ({"frames": "x"}, {"frames": 33}, {"frames": 0}, {"latent_height": 10**9}, {"latent_height": "x"},
                   {"latent_height": 4096, "latent_width": 4096}, {"latent_height": 1, "latent_width": 1}):  # fmt: skip
         embeddings(tmp_path, **sizes)

@@ -116,7 +116,7 @@ def test_a_scale_that_the_release_does_not_know_goes_into_the_up_matrices(unet, 
     info = {"preset": "release", "rank": 4, "alpha": 2}
     save_checkpoint(tmp_path / "run", 1, motion=motion, appearance=[], kind="lora", config_yaml=None, info=info)
     change("release", tmp_path / "run", tmp_path / "theirs", model)
-    theirs = load_checkpoint(tmp_path / "theirs", unet=unet)
+    theirs = load_checkpoint(tmp_path / "theirs", network=unet)
     for name, tensor in motion.items():
         assert torch.equal(theirs.motion[name], tensor * 0.5 if "lora_B" in name else tensor)
 

@@ -112,7 +112,7 @@ def test_a_run_with_both_is_saved_and_sampled_again(tiny_wan, clip_file, tmp_pat
         "learning_rate": 0.1,
     }
     run = train.run(config_of(tiny_wan, clip_file, tmp_path, given))
-    checkpoint = load_checkpoint(run, unet=skeleton(tiny_wan))
+    checkpoint = load_checkpoint(run, network=skeleton(tiny_wan))
     assert len(checkpoint.motion) == 8 and checkpoint.info["block_range"] == "0.0 1.0"
     videos, seen = {}, []
     inner = WanTransformer3DModel.forward

@@ -88,7 +88,7 @@ def test_a_training_with_patterns_is_read_back_as_it_is(tiny_config, capsys):
     only = {"include_patterns": [r"transformer_in\..*\.attn1\.to_v"], "exclude_patterns": [r".*\.to_k"]}
     quick = {"validation_data": {"sample_preview": False}, "max_train_steps": 1}
     cfg = tiny_config(**only, **quick)
-    found = load_checkpoint(run := train.run(cfg), unet=build_unet(UNET))
+    found = load_checkpoint(run := train.run(cfg), network=build_unet(UNET))
     layers = {name.rsplit(".lora_", 1)[0] for name in found.motion}
     assert layers == {*targets(build_unet(UNET), "query"), "transformer_in.transformer_blocks.0.attn1.to_v"}
     said = capsys.readouterr().err

@@ -217,7 +217,7 @@ def sample(tmp_path):
 
 
 def test_a_run_is_saved_and_sampled_with_and_without_its_values(runs, sample, tiny_wan, capsys):
-    checkpoint = load_checkpoint(runs[0], unet=skeleton(tiny_wan))
+    checkpoint = load_checkpoint(runs[0], network=skeleton(tiny_wan))
     assert checkpoint.kind == "embeddings" and all(tensor.any() for tensor in checkpoint.motion.values())
     size = (checkpoint.info[name] for name in ("frames", "latent_height", "latent_width"))
     assert tuple(size) == ("2", "8", "8") and checkpoint.info["architecture"].startswith("diffusion transformer")
@@ -246,7 +246,7 @@ def test_a_deeper_or_shallower_model_of_the_same_width_is_not_the_one_trained_on
         config = other / "transformer" / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": layers}))
         with pytest.raises(UserError, match=f"does not fit this model: .* 2 layers, .* has .* {layers} layers"):
-            load_checkpoint(runs[0], unet=skeleton(other))
+            load_checkpoint(runs[0], network=skeleton(other))
 
 
 def test_motions_are_mixed_as_their_weighted_sum(runs, network, sample):

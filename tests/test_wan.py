@@ -336,9 +336,9 @@ def test_an_adapter_of_the_other_kind_names_both(trained, tiny_wan, tiny_pipelin
     with pytest.raises(
         UserError, match="trained on U-Net of channels .* the model has diffusion transformer of 2 layers"
     ):
-        load_checkpoint(trained(), unet=skeleton(tiny_wan))
+        load_checkpoint(trained(), network=skeleton(tiny_wan))
     with pytest.raises(UserError, match="trained on diffusion transformer of .* the model has U-Net of channels"):
-        load_checkpoint(wan_run, unet=skeleton(tiny_pipeline))
+        load_checkpoint(wan_run, network=skeleton(tiny_pipeline))
 
 
 def test_another_wans_width_names_both(wan_run, tiny_wan, tmp_path):
@@ -348,7 +348,7 @@ def test_another_wans_width_names_both(wan_run, tiny_wan, tmp_path):
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(settings | {"num_attention_heads": 3}))
     with pytest.raises(UserError, match="2 heads of 12.* the model has .* 3 heads of 12"):
-        load_checkpoint(wan_run, unet=skeleton(other.parent))
+        load_checkpoint(wan_run, network=skeleton(other.parent))
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from torch import nn
 
 from configs.errors import UserError, shown
 from configs.files import atomic_path, remove
+from models.backbones import architecture
 from models.files import release
 from models.files.fit import check_fit
 from models.files.header import LAYOUT, Header, check_embeddings, check_rank, read_header
@@ -28,6 +29,7 @@ from models.files.modelspec import LARGEST_THUMBNAIL, without_spec
 from models.files.peft import ADAPTER_FILE, read_adapter, write_adapter
 from models.files.tensors import State, read_tensors, write_tensors
 from models.files.training_state import TRAINING_STATE
+from models.lora import APPEARANCE
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 MARGIN = 64 * 1024 + LARGEST_THUMBNAIL  # bytes for headers and folders beside the tensors of a checkpoint
@@ -88,7 +90,7 @@ def save_checkpoint(
         else:
             write_adapter(part / "temporal", motion, header)
         for clip, state in enumerate(appearance):
-            write_adapter(part / "spatial" / str(clip), state, without_spec(header) | {"preset": release.APPEARANCE})
+            write_adapter(part / "spatial" / str(clip), state, without_spec(header) | {"preset": APPEARANCE})
         if training_state is not None:
             torch.save(training_state, part / TRAINING_STATE)
     if limit:
@@ -144,13 +146,13 @@ def load_checkpoint(
     *,
     preset: str | None = None,
     rank: int | None = None,
-    unet: nn.Module | None = None,
+    network: nn.Module | None = None,
     motion_needed: bool = True,
 ) -> Checkpoint:
     """The checkpoint of step `index` (default: the last) in `folder`, ours or the authors'.
 
     `preset` and `rank` are what the caller expects: a file without names is read as `preset`, and a checkpoint of
-    another preset or rank is an error. `unet` (on any device, meta too) gives names to such files and is checked
+    another preset or rank is an error. `network` (on any device, meta too) gives names to such files and is checked
     against the names and shapes of all. Without `motion_needed` a folder of appearance adapters alone will do: its
     preset is "appearance". Raises UserError for anything missing, damaged or not fitting.
     """
@@ -163,7 +165,7 @@ def load_checkpoint(
     index = max(found) if index is None else index
     if index not in found:
         raise UserError(f"{folder}: no checkpoint-{index}; there are {', '.join(map(str, found))}")
-    checkpoint = _read(found[index], index, preset, unet, motion_needed)
+    checkpoint = _read(found[index], index, preset, network, motion_needed)
     if checkpoint.kind == "embeddings" and (preset or (rank and not checkpoint.rank)):
         raise UserError(
             f"{checkpoint.path}: holds the embeddings of Motion Inversion, which have no temporal preset and no"
@@ -173,12 +175,12 @@ def load_checkpoint(
         raise UserError(f"{checkpoint.path}: trained with the temporal preset {checkpoint.preset}, {preset} was asked")
     if rank not in (None, checkpoint.rank):
         raise UserError(f"{checkpoint.path}: has rank {checkpoint.rank}, rank {rank} was asked")
-    if unet is not None:
-        check_fit(checkpoint, unet)
+    if network is not None:
+        check_fit(checkpoint, network)
     return checkpoint
 
 
-def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None, motion_needed: bool) -> Checkpoint:
+def _read(path: Path, index: int, preset: str | None, network: nn.Module | None, motion_needed: bool) -> Checkpoint:
     if (path / EMBEDDINGS_FILE).is_file():
         motion, texts = read_tensors(path / EMBEDDINGS_FILE)
         header = read_header(texts, path / EMBEDDINGS_FILE)
@@ -193,9 +195,9 @@ def _read(path: Path, index: int, preset: str | None, unet: nn.Module | None, mo
         motion = release.read_embeddings(path / release.EMBEDDINGS_FILE)
         return Checkpoint(path, index, "embeddings", None, None, 1.0, motion, info={})
     if (path / "temporal" / "lora").is_dir():
-        return _read_positional(path, index, preset, unet)
+        return _read_positional(path, index, preset, network)
     if not motion_needed and (path / "spatial" / "lora").is_dir():
-        return _read_positional(path, index, release.APPEARANCE, unet)
+        return _read_positional(path, index, APPEARANCE, network)
     if not motion_needed and (states := appearance_states(path, None)):
         file = path / "spatial" / "0" / ADAPTER_FILE
         header = read_header(read_tensors(file)[1], file)
@@ -215,17 +217,17 @@ def _check_ours(path: Path, header: Header, state: State) -> None:
     check_rank(path, header, state)
 
 
-def _read_positional(path: Path, index: int, asked: str | None, unet: nn.Module | None) -> Checkpoint:
-    if unet is None:
+def _read_positional(path: Path, index: int, asked: str | None, network: nn.Module | None) -> Checkpoint:
+    if network is None:
         raise UserError(f"{path}: the authors' files hold no layer names; name the model they were trained on")
-    preset, motion, appearance = release.read_lora(path, unet, asked)
+    preset, motion, appearance = release.read_lora(path, network, asked)
     rank = max(
         tensor.shape[0]
         for state in [motion, *appearance]
         for name, tensor in state.items()
         if name.endswith("lora_A.weight")
     )
-    info = {"architecture": release.architecture(unet)}
+    info = {"architecture": architecture(network)}
     if asked is None and preset == release.ASSUMED:
         info["assumed"] = f"{path} names no layers: read as the preset {preset}, which the authors' code writes"
     return Checkpoint(path, index, "lora", preset, rank, 1.0, motion, appearance, info=info)

@@ -28,8 +28,8 @@ from models.files.checkpoint import Checkpoint, appearance_states, from_header
 from models.files.header import LAYOUT, MOST_RANK, read_header
 from models.files.modelspec import without_spec
 from models.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, check_pairs, peft_config, read_adapter, write_adapter
-from models.files.release import APPEARANCE
 from models.files.tensors import State, read_tensors, write_tensors
+from models.lora import APPEARANCE
 
 # of an adapter configuration; no other key of PEFT's changes the effect of a plain LoRA
 ADAPTER = {

@@ -8,42 +8,41 @@ import torch
 from torch import nn
 
 from configs.errors import UserError
-from models.backbones import kind_of
-from models.files import release
+from models.backbones import architecture, kind_of
 from models.files.tensors import State
-from models.lora import targets
+from models.lora import APPEARANCE, targets
 
 if TYPE_CHECKING:  # that file imports this one
     from models.files.checkpoint import Checkpoint
 
 
-def check_fit(checkpoint: Checkpoint, unet: nn.Module) -> None:
-    """Raise UserError, naming both architectures, unless every layer of `checkpoint` is in `unet` at its width."""
+def check_fit(checkpoint: Checkpoint, network: nn.Module) -> None:
+    """Raise UserError, naming both architectures, unless every layer of `checkpoint` is in `network` at its width."""
     for state in [checkpoint.motion, *checkpoint.appearance]:
         if state:
-            _check_fit(state, unet, checkpoint)
+            _check_fit(state, network, checkpoint)
 
 
-def _check_fit(state: State, unet: nn.Module, checkpoint: Checkpoint) -> None:
-    modules = dict(unet.named_modules())
+def _check_fit(state: State, network: nn.Module, checkpoint: Checkpoint) -> None:
+    modules = dict(network.named_modules())
     asked = [_trained_width(name, tensor) for name, tensor in state.items()]  # (layer, axis of its weight, width)
     weights = [getattr(modules.get(layer), "base_layer", modules.get(layer)) for layer, _, _ in asked]
     weights = [getattr(module, "weight", None) for module in weights]
     fits = all(w is not None and w.shape[axis] == width for w, (_, axis, width) in zip(weights, asked, strict=True))
     if fits and checkpoint.preset is not None:  # a shallower model's layers are all here, but not all that are here
-        preset = checkpoint.preset if state is checkpoint.motion else release.APPEARANCE
+        preset = checkpoint.preset if state is checkpoint.motion else APPEARANCE
         shares = checkpoint.info.get("block_range") if state is checkpoint.motion else None
-        expected = targets(unet, preset, shares and [float(share) for share in shares.split()])
+        expected = targets(network, preset, shares and [float(share) for share in shares.split()])
         fits = chose_layers(checkpoint) or {layer for layer, _, _ in asked} == set(expected)
     if fits and checkpoint.kind == "embeddings":  # likewise, and which of them were chosen is known to the file alone
-        carriers = len(kind_of(unet).carriers(unet))
+        carriers = len(kind_of(network).carriers(network))
         fits = checkpoint.info.get("carriers", str(carriers)) == str(carriers)
     if not fits:
         layer, _, width = asked[0]
         trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
         raise UserError(
             f"{checkpoint.path}: does not fit this model: trained on {trained_on}; the model has"
-            f" {release.architecture(unet)}; give the model it was trained on"
+            f" {architecture(network)}; give the model it was trained on"
         )
 
 

@@ -96,7 +96,7 @@ def lora_case(ref: ReferenceFile) -> Iterator[Row]:
         preset = next((p for p in PRESETS if targets(unet, p) == names["temporal"]), None)
         wrong = (preset is None) + (targets(unet, "appearance") != names["spatial"])
         yield Row("module names (lists that differ)", 0, wrong)
-    checkpoint = load_checkpoint(folder, preset=preset, unet=unet)
+    checkpoint = load_checkpoint(folder, preset=preset, network=unet)
     for key in ref.data:
         if match := INFER_KEY.fullmatch(key):
             scales = (1.0 if match[1] == "noscale" else digits(match[1]), 1.0, 1.0, 1.0)
@@ -178,7 +178,7 @@ def infer_case(ref: ReferenceFile) -> Iterator[Row]:
     wanted, data = SimpleNamespace(**ref.settings()["defaults"]), ref.data
     backbone = ref.backbone(ref.pipeline(wanted.model))
     folder = ref.find(wanted.checkpoint_folder, Path(wanted.checkpoint_folder).name)
-    checkpoint = load_checkpoint(folder, wanted.checkpoint_index, unet=backbone.network)
+    checkpoint = load_checkpoint(folder, wanted.checkpoint_index, network=backbone.network)
     guided = wanted.guidance_scale > 1  # as in diffusers; without guidance there is no half for the negative prompt
     text = data["prompt_embeds"]
     negative, text = text.chunk(2) if guided else (text, text)

@@ -105,7 +105,7 @@ class ReferenceFile:
 
         def fits(unet: UNet3DConditionModel) -> bool:
             try:
-                load_checkpoint(checkpoint, unet=unet)
+                load_checkpoint(checkpoint, network=unet)
             except UserError:
                 return False
             return True

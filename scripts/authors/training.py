@@ -42,7 +42,7 @@ def losses_case(ref: ReferenceFile) -> Iterator[Row]:
     )
     folder = base.find(base.stem.replace("losses", "lora_train", 1), "lora_train")
     unet, data = base.unet_for(folder), base.data
-    checkpoint = load_checkpoint(folder, unet=unet)
+    checkpoint = load_checkpoint(folder, network=unet)
     motion, appearance = adapt(unet, checkpoint.preset, checkpoint.motion, checkpoint.appearance[0])
     method = methods.Method(unet, motion, [appearance])
     plain = DDIMScheduler.from_pretrained(base.pipeline(), subfolder="scheduler")

@@ -32,7 +32,7 @@ def read(source: Path, index: int | None = None, model: str | None = None, prese
         )
     nameless = any(source.glob("**/lora/*_unet.pt"))
     unet = skeleton(model) if nameless or model else None
-    return load_checkpoint(source, index, preset=preset, unet=unet)
+    return load_checkpoint(source, index, preset=preset, network=unet)
 
 
 def _read_pickle(path: Path, model: str | None, preset: str | None) -> Checkpoint:

@@ -70,7 +70,7 @@ def _sample(ground: Ground) -> None:
 
 def embeddings_header(ground: Ground, case: dict[str, str]) -> None:
     rewrite(ground.copy("embeddings") / "checkpoint-2" / "embeddings.safetensors", header=case)
-    checkpoint = load_checkpoint(ground.work / "inputs" / "embeddings", unet=ground.unet)
+    checkpoint = load_checkpoint(ground.work / "inputs" / "embeddings", network=ground.unet)
     assert int(checkpoint.info.get("latent_height", 8)) <= 4096
 
 
@@ -120,12 +120,12 @@ def tensors(ground: Ground, case: tuple[str, str, int, bool]) -> None:
         clip = cache.read_cached(file)
         assert clip.latents.ndim == 5 and clip.latents.isfinite().all()
     else:
-        checkpoint = load_checkpoint(root, unet=ground.unet)
+        checkpoint = load_checkpoint(root, network=ground.unet)
         assert finite(checkpoint.motion, *checkpoint.appearance)
 
 
 SPOILED = {  # file -> how it is read
-    f"run/{ADAPTER}": lambda ground, path: load_checkpoint(path.parents[2], unet=ground.unet),
+    f"run/{ADAPTER}": lambda ground, path: load_checkpoint(path.parents[2], network=ground.unet),
     "run/cached_latents/cached_0.safetensors": lambda ground, path: cache.read_cached(path),
     "run/checkpoint-2/training_state.pt": lambda ground, path: load_training_state(path.parent, [[[torch.ones(2)]]]),
     "theirs/checkpoint-2/temporal/lora/2_unet.pt": lambda ground, path: read(path, None, ground.model, "tap"),
