@@ -21,7 +21,8 @@ POCKET, CLIP = ROOT / "configs/reproduce/pocket.yaml", "train_data.single_video_
 
 
 def point(name, cost, success, appearance=1.0, match=0.7, leakage=0.0):
-    return Point(name, cost, success, appearance, match, leakage)
+    curve, at, _ = name.partition(" @ ")
+    return Point(name, cost, success, appearance, match, leakage, curve if at else None)
 
 
 POINTS = [

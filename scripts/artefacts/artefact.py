@@ -7,6 +7,7 @@ infer/infer.py). Equal trainings are made once, whichever artefact asks for them
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from data.world import RETIMINGS
 from scripts.artefacts.tradeoff import Target
@@ -20,12 +21,24 @@ COSTS = ("training", "sampling")  # forms whose picture has CPU seconds on its h
 RETIMED = tuple(RETIMINGS)[:2]  # a known motion on another clock: pretrained values can be recombined
 
 
+class Place(NamedTuple):
+    """Where a variant stands on a curve: the curve's name, and the number on its axis (steps, beta).
+
+    A curve over the lengths of a training is of one `preset` at one `rate`.
+    """
+
+    curve: str
+    at: float
+    preset: str = ""
+    rate: str = ""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One row. `train` are key=value words, `flags` go to infer.py, `reported` is the paper's text for the row.
 
     A `watched` training is sampled from the checkpoint at which it would have been stopped early
-    (scripts/artefacts/plateau.py).
+    (scripts/artefacts/plateau.py). `place` is that of a row which is a point of a curve.
     """
 
     name: str
@@ -33,6 +46,7 @@ class Variant:
     flags: tuple[str, ...] = ()
     reported: str = ""
     watched: bool = False
+    place: Place | None = None
 
     @property
     def uses_training(self) -> bool:
@@ -77,7 +91,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A table or figure. `form` says how it is drawn: rows, sweep (variants named "CURVE @ x"), states or grid; what
+    """A table or figure. `form` says how it is drawn: rows, sweep (variants with a place), states or grid; what
     its variants cost: training or sampling (scripts/artefacts/tradeoff.py); or curves of training at equal motion,
     whose presets its claims name in place of variants (scripts/artefacts/equal_motion.py).
 

@@ -1,10 +1,9 @@
 """Curves of training compared at equal motion: what each has leaked by the time it has learned the motion.
 
 Two presets that are trained equally long do not move equally well, and what moves more may leak more. So the lengths
-of a training, which are its checkpoints, make a curve: variants named "PRESET, rate R @ STEP", which start at the
-untouched model. A curve is read where it first reaches the motion `LEARNED`, on every reference clip by itself, and the
-readings of two presets are paired by clip and rate. To a verdict a preset is then like a variant, with curves in place
-of videos.
+of a training, which are its checkpoints, make a curve of one preset at one rate, which starts at the untouched model. A
+curve is read where it first reaches the motion `LEARNED`, on every reference clip by itself, and the readings of two
+presets are paired by clip and rate. To a verdict a preset is then like a variant, with curves in place of videos.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,13 +59,11 @@ class Reading:
 
 
 def curves(variants: Iterable[Variant]) -> list[Curve]:
-    """The curves that the variants' names make, in their order."""
+    """The curves that the variants' places make, in their order."""
     points: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for variant in variants:
-        curve, at, step = variant.name.partition(" @ ")
-        if at:
-            preset, _, rate = curve.rpartition(", rate ")
-            points.setdefault((preset, rate), []).append((int(step), variant.name))
+        if place := variant.place:
+            points.setdefault((place.preset, place.rate), []).append((int(place.at), variant.name))
     return [Curve(preset, rate, tuple(sorted(found))) for (preset, rate), found in points.items()]
 
 

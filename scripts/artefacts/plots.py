@@ -80,13 +80,12 @@ def _rows(result: Result) -> Figure:
 def _sweep(result: Result) -> Figure:
     curves: dict[str, list[tuple[float, str]]] = {}
     for variant in result.variants:
-        name, _, beta = variant.name.partition(" @ ")
-        if beta:
-            curves.setdefault(name, []).append((float(beta), variant.name))
+        if variant.place:
+            curves.setdefault(variant.place.curve, []).append((variant.place.at, variant.name))
     figure = Figure(figsize=(1 + 2.8 * len(result.metrics), 3.2), layout="constrained")
     group = result.groups[0]
     estimates = {name: found for name, _, found, _ in result.table(group)}
-    level = next(name for name in estimates if " @ " not in name)  # what the sweep is compared with
+    level = next(variant.name for variant in result.variants if not variant.place)  # what the sweep is compared with
     for axes, metric in zip(figure.subplots(1, len(result.metrics), squeeze=False)[0], result.metrics):
         if metric in estimates[level]:
             axes.axhline(estimates[level][metric].value, color="grey", linestyle="--", label=level)
@@ -109,13 +108,13 @@ def _costs(result: Result) -> Figure:
     scripts/artefacts/tradeoff.py's front."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     points = result.points
-    shortcuts = [point for point in points if " @ " in point.name]
+    shortcuts = [point for point in points if point.curve]
     estimates = {point.name: summarize(result.of(point.name)) for point in shortcuts}
     names = dict.fromkeys(point.curve for point in shortcuts)
     curves = {name: colormaps["tab20"](number) for number, name in enumerate(names)}
     qualities = dict(zip(("success", "appearance", "match", "leakage"), QUALITIES))
     for axes, (quality, metric) in zip(figure.subplots(2, 2, sharex=True).flat, qualities.items()):
-        for level in (point for point in points if " @ " not in point.name):
+        for level in (point for point in points if not point.curve):
             axes.axhline(getattr(level, quality), color="grey", linestyle="--", label=level.name)
         for curve, colour in curves.items():
             line = sorted((p for p in shortcuts if p.curve == curve), key=lambda point: point.cost)

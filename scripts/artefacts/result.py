@@ -156,11 +156,12 @@ class Result:
         """
         found, form = [], self.artefact.form
         free = [variant.name for variant in self.variants if form == "training" and not variant.uses_training]
+        curves = {variant.name: variant.place.curve for variant in self.variants if variant.place}
         for name, cost in self.costs.items() if form in COSTS else ():
             mean = {metric: estimate.value for metric, estimate in summarize(self.of(name)).items()}
             seconds = 0.0 if name in free else getattr(cost, form)
             if seconds is not None and set(QUALITIES) <= mean.keys():
-                found.append(Point(name, seconds, *(mean[metric] for metric in QUALITIES)))
+                found.append(Point(name, seconds, *(mean[metric] for metric in QUALITIES), curves.get(name)))
         return found
 
     @property

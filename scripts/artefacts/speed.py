@@ -8,9 +8,9 @@ steps, or the checkpoint of step x.
 """
 
 from data.world import PATHS, RETIMINGS
-from scripts.artefacts.artefact import Artefact, Claim, Variant
+from scripts.artefacts.artefact import Artefact, Claim, Place, Variant
 from scripts.artefacts.tradeoff import Target
-from scripts.artefacts.variants import TAP, UNTOUCHED, lengths
+from scripts.artefacts.variants import TAP, UNTOUCHED, lengths, on_curve
 
 EARLY = "early stop @ plateau"
 
@@ -41,7 +41,8 @@ def _training(
     )
     points = (steps // 2, steps) if middle else (steps,)
     rows = lengths(name, train, points)
-    return (*rows, Variant(f"{name}, {EARLY}", train, watched=True)) if watched else rows
+    place = Place(f"{name}, early stop", steps)  # a curve of one point, somewhere before `steps`
+    return (*rows, Variant(f"{name}, {EARLY}", train, watched=True, place=place)) if watched else rows
 
 
 FORMER, SHORTER, HALVED = "4 timesteps, rate 2.5e-3, beta2 0.999", "4 timesteps", "2 timesteps"
@@ -66,7 +67,7 @@ ABOVE, BELOW = ("--guidance_interval", "300", "1000"), ("--guidance_interval", "
 
 
 def _sampling(name: str, solver: str, steps: int, *flags: str) -> Variant:
-    return Variant(f"{name} @ {steps}", RECIPE, ("--solver", solver, "--num-steps", str(steps), *flags))
+    return on_curve(name, steps, RECIPE, ("--solver", solver, "--num-steps", str(steps), *flags))
 
 
 SAMPLINGS = (

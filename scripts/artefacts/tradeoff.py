@@ -27,10 +27,7 @@ class Point:
     appearance: float
     match: float
     leakage: float
-
-    @property
-    def curve(self) -> str:
-        return self.name.partition(" @ ")[0]
+    curve: str | None = None  # that it is a point of; None for a row that stands alone
 
     def keeps(self, appearance: float, match: float, leakage: float, allowed: float) -> bool:
         """Whether the appearance is no more than `allowed` worse than these values, in each of the three measures."""
@@ -103,7 +100,7 @@ def reached(points: list[Point], base: Point) -> dict[str, Point | None]:
 
 def in_words(points: list[Point], form: str) -> list[str]:
     """Sentences about all points of an artefact whose form is "training" or "sampling"; none without points."""
-    shortcuts = [point for point in points if " @ " in point.name]
+    shortcuts = [point for point in points if point.curve]
     if not shortcuts:
         return []
     best = cheapest(shortcuts)
@@ -113,7 +110,7 @@ def in_words(points: list[Point], form: str) -> list[str]:
         f"best, leakage no more than {LOST:g} above the least): {_described(best, form) if best else 'none'}.",
         f"Pareto front of success over cost, of what keeps appearance and leakage: {on_front or 'none'}.",
     ]
-    base = [point for point in points if " @ " not in point.name]
+    base = [point for point in points if not point.curve]
     if form == "training" and base:
         found = sorted(reached(shortcuts, base[0]).items(), key=lambda item: item[1].cost if item[1] else float("inf"))
         sentences.append(
@@ -127,7 +124,7 @@ def in_words(points: list[Point], form: str) -> list[str]:
 
 def default_in_words(points: list[Point], default: str) -> list[str]:
     """A sentence on whether the variant that is the toy world's default follows from these points; none without it."""
-    shortcuts = [point for point in points if " @ " in point.name]
+    shortcuts = [point for point in points if point.curve]
     if default not in {point.name for point in shortcuts}:
         return []
     best = cheapest(shortcuts)

@@ -32,7 +32,7 @@ def _curve(preset: str, setting: str, rate: float) -> tuple[Variant, ...]:
         f"checkpointing_steps={STEPS[0]}",
         f"checkpoints_total_limit={STEPS[-1] // STEPS[0]}",
     )
-    return lengths(f"{preset}, {setting}, rate {rate:g}", train, STEPS)
+    return lengths(f"{preset}, {setting}", train, STEPS, rate=f"{rate:g}")
 
 
 CURVES = tuple(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from configs.layers import ROOT
 from configs.plain import read_yaml
-from scripts.artefacts.artefact import Variant
+from scripts.artefacts.artefact import Place, Variant
 
 PLI_TAU = read_yaml(ROOT / "configs/methods/tap_pli.yaml")["pli_threshold"]  # ours: the paper reports none
 
@@ -37,11 +37,19 @@ TAP_GUIDANCE = Variant("TAP + guidance", TAP, ("--guide",))
 INVERSION = Variant("Motion Inversion", ("method=motion_inversion",), ("--embedding_sampling", "difference"))
 
 
-def lengths(name: str, train: tuple[str, ...], steps: Iterable[int]) -> tuple[Variant, ...]:
-    """Rows "NAME @ step", sampled from the checkpoints of one training."""
-    return tuple(Variant(f"{name} @ {step}", train, (CHECKPOINT, str(step))) for step in steps)
+def on_curve(
+    curve: str, at: float, train: tuple[str, ...], flags: tuple[str, ...], preset: str = "", rate: str = ""
+) -> Variant:
+    """A row that is a point of a curve, "CURVE @ number"."""
+    return Variant(f"{curve} @ {at:g}", train, flags, place=Place(curve, at, preset, rate))
+
+
+def lengths(name: str, train: tuple[str, ...], steps: Iterable[int], rate: str = "") -> tuple[Variant, ...]:
+    """A curve over the checkpoints of one training; `name` is that of its preset where a `rate` is given."""
+    curve, preset = (f"{name}, rate {rate}", name) if rate else (name, "")
+    return tuple(on_curve(curve, step, train, (CHECKPOINT, str(step)), preset, rate) for step in steps)
 
 
 def sweep(scope: str, label: str, betas: tuple[float, ...]) -> tuple[Variant, ...]:
-    """Rows "LABEL @ beta" of one curve, sampled from one training."""
-    return tuple(Variant(f"{label} @ {beta:g}", TAP, highway(beta, scope)) for beta in betas)
+    """A curve over beta, sampled from one training."""
+    return tuple(on_curve(label, beta, TAP, highway(beta, scope)) for beta in betas)
