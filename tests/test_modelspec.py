@@ -136,6 +136,13 @@ def test_embeddings_and_families(tiny_config, tmp_path, monkeypatch):
     texts = model_spec(tiny_config(method="motion_inversion"), {}, tmp_path, 3, caption="a car")
     assert texts["modelspec.architecture"] == "unet3d/motion-embeddings"
     assert texts["ss_learning_rate"] == "0.02" and "ss_network_dim" not in texts
+    names = {
+        "AdamW": {},
+        "AdamW8bit": {"use_8bit_adam": True},
+        "Prodigy": {"optimizer": "prodigy", "learning_rate": 1.0},
+    }
+    for name, keys in names.items():
+        assert model_spec(tiny_config(**keys), INFO, tmp_path, 3, caption="a car")["ss_optimizer"] == name
     texts = model_spec(tiny_config(), INFO, tmp_path, 3, caption="a car", clips=3)
     told = 'A motion for pipeline, learned from 3 clips, such as one that shows "a car".'
     assert texts["modelspec.description"] == told

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from models.files.checkpoint import list_checkpoints
-from scripts.artefacts.results_file import read_sections
+from scripts.artefacts.results_file import VERDICT, read_sections
 
 from conftest import ROOT
 
@@ -93,12 +93,33 @@ def test_the_readme_is_short_enough_to_be_finished():
     assert len(TEXT["README.md"].splitlines()) <= MOST_README_LINES
 
 
-def test_the_figures_of_its_claims_are_those_of_the_results():
+CLAIMS = {  # a row of its table -> where RESULTS.md rules on it, and on which motions
+    "purified adaptation keeps the appearance better than all layers": (
+        "table4", "TAP improves appearance over the baseline", "re-timing"),
+    "the full method leaks less than adapting all layers": (
+        "table4", "the full method leaks less than the baseline", "re-timing"),
+    "it moves no worse, for a re-timing": ("table4", "the full method moves no worse than the baseline", "re-timing"),
+    "it moves no worse, for a new path": (
+        "motions", "TAP + AH (default) moves no worse than MotionDirector", "path"),
+    "feed-forward layers move better than Key": ("table1", "feed-forward layers move better than keys", "re-timing"),
+    "the appearance highway improves the appearance": ("table4", "AH improves appearance over TAP", "re-timing"),
+    "phased integration improves the appearance": ("table4", "PLI improves appearance over AH", "re-timing"),
+}  # fmt: skip
+
+
+def test_its_claims_are_ruled_as_in_the_results_and_with_their_figures():
     table = TEXT["README.md"].partition("| claim of the paper |")[2].partition("\n\n")[0]
-    measured = re.findall(r"(-?\d\.\d+) against (-?\d\.\d+)", (ROOT / "RESULTS.md").read_text())
-    known = {tuple(f"{float(value):.2f}" for value in pair) for pair in measured}
-    shown = re.findall(r"(-?\d\.\d\d) against (-?\d\.\d\d)", table)
-    assert len(shown) >= 5 and not set(shown) - known
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE))
+    assert rows.keys() == CLAIMS.keys()
+    sections = read_sections(ROOT / "RESULTS.md")
+    for row, (name, claim, group) in CLAIMS.items():
+        lines = sections[name, "pocketscope"].splitlines()
+        (line,) = (line for line in lines if VERDICT.match(line) and f"{group}): {claim}. " in line)
+        ruling, told = re.fullmatch(r"\*\*(.+?)\*\*: (.*)", rows[row]).groups()
+        assert ruling == VERDICT.match(line)["ruling"], row
+        for measure, *pair in re.findall(r"([a-z ]+?) (-?\d\.\d\d) against (-?\d\.\d\d)", told):
+            found = re.search(rf"(?i)[;.] {measure.strip()} (-?\d\.\d+) against (-?\d\.\d+)", line)
+            assert found and [f"{float(value):.2f}" for value in found.groups()] == pair, (row, measure)
 
 
 def test_the_shares_of_its_methods_are_those_of_table_2():

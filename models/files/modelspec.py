@@ -72,7 +72,7 @@ def model_spec(
         "learning_rate": cfg.learning_rate if "preset" in info else cfg.embeddings.learning_rate,
         "lr_scheduler": cfg.lr_scheduler,
         "lr_warmup_steps": cfg.lr_warmup_steps,
-        "optimizer": {"adamw": "AdamW", "prodigy": "Prodigy"}[cfg.optimizer],
+        "optimizer": "AdamW8bit" if cfg.use_8bit_adam else {"adamw": "AdamW", "prodigy": "Prodigy"}[cfg.optimizer],
         "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
         "max_grad_norm": cfg.max_grad_norm,
         "mixed_precision": cfg.mixed_precision,
