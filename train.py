@@ -167,7 +167,8 @@ def prepare(cfg: DictConfig, processes: Processes) -> Training:
     heads = find_heads(cfg, backbone, clips)
     method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size, heads=heads)
     processes.say("\n".join(method.describe()))
-    attach_quicker(backbone.network, cfg.compile, device, training=True)
+    learned = [*method.motion_parameters, *method.appearance_parameters]
+    attach_quicker(backbone.network, cfg.compile, device, training=True, learned=learned)
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.network)
     optimizer = DualPathOptimizer(

@@ -14,7 +14,7 @@ machine, so no ratio of steps is known there. It has not been timed on a GPU yet
 """
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import nn
@@ -27,19 +27,30 @@ from models.lean import attach_lean
 MOST_GRAPHS = 32  # of one kind; beyond, torch runs the layer uncompiled and says so
 
 
-def attach_quicker(network: nn.Module, mode: str, device: torch.device, *, training: bool) -> Patch:
+def attach_quicker(
+    network: nn.Module, mode: str, device: torch.device, *, training: bool, learned: Iterable[nn.Parameter] = ()
+) -> Patch:
     """The layers compiled if `mode` asks for that, else lean where that pays: one replaces what the other changes."""
-    return attach_lean(network) if mode == "off" else compile_layers(network, mode, device, training=training)
+    if mode == "off":
+        return attach_lean(network)
+    return compile_layers(network, mode, device, training=training, learned=learned)
 
 
 def compile_layers(
-    unet: nn.Module, mode: str, device: torch.device, *, training: bool, backend: str | Callable = "inductor"
+    unet: nn.Module,
+    mode: str,
+    device: torch.device,
+    *,
+    training: bool,
+    learned: Iterable[nn.Parameter] = (),
+    backend: str | Callable = "inductor",
 ) -> Patch:
     """Compile the leaf layers when they are first called in training mode (or in evaluation mode, as `training` says).
 
     `mode` "off" changes nothing, "blocks" compiles, "step" also records what a region does as a CUDA graph and replays
-    it. In the other mode (previews in the middle of a training) the layers run as they were. Raises UserError where
-    compiling does not work, and for "step" on another device than CUDA.
+    it. In the other mode (previews in the middle of a training) the layers run as they were. `learned` are all the
+    parameters that get gradients. Raises UserError where compiling does not work, and for "step" on another device than
+    CUDA.
     """
     if mode == "off":
         return Patch()
@@ -61,6 +72,7 @@ def compile_layers(
         )
     if mode == "step":
         undo.append(wrap_forward(unet, _as_one_step))
+        undo += [_copied_gradient(parameter) for parameter in learned if training]
     return Patch(undo)
 
 
@@ -100,6 +112,18 @@ def _as_one_step(forward: Callable, *args, **kwargs):
     """Results of CUDA graphs live until the next step begins; without the mark each region would begin one."""
     torch.compiler.cudagraph_mark_step_begin()
     return forward(*args, **kwargs)
+
+
+def _copied_gradient(parameter: nn.Parameter) -> Callable[[], None]:
+    """Let the parameter's gradient be a copy; returns the function that undoes it.
+
+    Else it is what the compiled backward returned, in the memory of its CUDA graph, which the next forward frees: the
+    appearance's gradients have to outlive the motion pass, and those of one clip the passes of the next.
+    """
+    learns = parameter.requires_grad
+    hook = parameter.requires_grad_(True).register_hook(torch.clone)  # which a frozen parameter refuses, and keeps
+    parameter.requires_grad_(learns)
+    return hook.remove
 
 
 def _check_compiler(device: torch.device) -> None:
