@@ -70,7 +70,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     rows: list[tuple[str, Image.Image]] = []
     total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))
     bar = tqdm(total=total, desc="sample", unit="step", dynamic_ncols=True)
-    with bar, _attention(backbone, args), attach_quicker(backbone.network, args.compile, device, training=False):
+    with bar, _attention(backbone, args), _quicker(backbone, args):
         for number, (part, each, clip) in enumerate(zip(parts, requests, towards)):
             if number:
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
@@ -291,6 +291,13 @@ def _attention(backbone: Backbone, args: argparse.Namespace) -> Iterator[None]:
     finally:
         if args.xformers or args.sdp:
             network.set_attn_processor(dict(before))
+
+
+def _quicker(backbone: Backbone, args: argparse.Namespace) -> Patch:
+    """Both experts, where there are two, compiled or lean."""
+    networks = filter(None, (backbone.network, backbone.second))
+    device = backbone.device
+    return Patch([attach_quicker(each, args.compile, device, training=False).remove for each in networks])
 
 
 def _advance(timesteps: Iterable, bar: tqdm, videos: int) -> Iterator:

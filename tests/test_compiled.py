@@ -105,7 +105,7 @@ def test_training_is_the_same_in_at_most_three_graphs_a_kind(monkeypatch):
     """Both adapters, bypass, highway, recomputed activations and dropout; alternating passes compile no more."""
     graphs, region = Counter(), compiled._region
 
-    def counted(backend, options):
+    def counted(forward, most, backend, options):
         number = len(graphs)  # of the kind
         graphs[number] = 0
 
@@ -113,7 +113,7 @@ def test_training_is_the_same_in_at_most_three_graphs_a_kind(monkeypatch):
             graphs[number] += 1
             return graph.forward
 
-        return region(count, options)
+        return region(forward, most, count, options)
 
     monkeypatch.setattr(compiled, "_region", counted)
     unet, method, _ = prepared("training", True, backend=lambda graph, inputs: graph.forward)
@@ -124,6 +124,21 @@ def test_training_is_the_same_in_at_most_three_graphs_a_kind(monkeypatch):
     gradients(unet, method, range(3, 6))
     assert dict(graphs) == first, "alternating passes compiled again"
     assert not counters["graph_break"] and not counters["recompile_limit"]
+
+
+def test_the_blocks_of_a_transformer_share_six_graphs_however_many_there_are():
+    """Each of the three states twice: in the first block nothing before the adapters gets a gradient."""
+    graphs, (network, method) = [], small_wan(layers=3)
+    expected = [gradient.clone() for gradient in steps_of_wan(network, method, range(3))]
+    for parameter in learned(method):
+        parameter.grad = None
+    backend = lambda graph, inputs: graphs.append(0) or graph.forward
+    compile_layers(network, "blocks", CPU, training=True, backend=backend)
+    for one, other in zip(steps_of_wan(network, method, range(3)), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert len(graphs) == 6
+    steps_of_wan(network, method, range(3, 6))
+    assert len(graphs) == 6 and not counters["graph_break"] and not counters["recompile_limit"]
 
 
 def test_sampling_in_the_middle_of_a_training_runs_as_it_was_and_taking_the_patch_off_leaves_nothing():

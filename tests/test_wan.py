@@ -23,7 +23,7 @@ from configs.errors import UserError
 from configs.schema import load
 from data.cache import read_folder
 from infer import guidance, options
-from infer.generate import generate
+from infer.generate import _quicker, generate
 from infer.inversion import ddim_invert
 from infer.plan import check_sizes
 from infer.sampler import classifier_free_guidance, make_solver, sample
@@ -32,7 +32,7 @@ from models import backbones
 from models.backbone import Backbone, latent_size_of, predictor, skeleton
 from models.backbones import unet3d, wan
 from models.files.checkpoint import load_checkpoint
-from models.hooks import checkpoint_activations
+from models.hooks import Patch, checkpoint_activations
 from models.lora import add_adapter, targets
 from models.schedule import draw_timesteps, noised
 from models.training.objective import draw_step
@@ -371,6 +371,15 @@ def test_two_experts_predict_on_either_side_of_their_boundary(tiny_wan, two_expe
     shutil.rmtree(folder / "transformer_2")
     with pytest.raises(UserError, match="has no transformer_2, the expert for timesteps below 875 that its index asks"):
         Backbone.load(folder)
+
+
+def test_both_experts_are_compiled_for_sampling(two_experts, monkeypatch):
+    backbone, args, asked = Backbone.load(two_experts), options.parse(["-p", "a car", "--compile", "blocks"]), []
+    monkeypatch.setattr(
+        "infer.generate.attach_quicker", lambda network, mode, *_, **__: asked.append((network, mode)) or Patch()
+    )
+    with _quicker(backbone, args):
+        assert asked == [(backbone.network, "blocks"), (backbone.second, "blocks")]
 
 
 def test_each_clip_of_a_batch_goes_to_the_expert_of_its_timestep(two_experts):
