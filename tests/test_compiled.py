@@ -21,6 +21,7 @@ from infer.sampler import classifier_free_guidance
 from models import compiled, methods
 from models.backbone import predictor
 from models.compiled import compile_layers
+from models.highway import attach_highway
 from models.hooks import CHECKPOINTED_LAYERS, Patch, bypass_single_frames, checkpoint_activations
 from models.merge import attach_lora
 from models.training import objective
@@ -212,6 +213,40 @@ def test_gradients_do_not_lie_in_memory_that_the_next_forward_frees(monkeypatch)
     assert results and not any(gradient.untyped_storage()._cdata in alive for gradient in found)
     patch.remove()
     assert not any(p._backward_hooks for p in learned(method))
+
+
+def test_the_value_highway_keeps_nothing_in_memory_that_the_next_forward_frees(monkeypatch):
+    """As CUDA graphs would have it, on the CPU: what compiled blocks returned is overwritten at the next mark."""
+    results = []
+
+    def free():
+        for result in results:
+            result.fill_(torch.nan)
+        results.clear()
+
+    def kept(graph, inputs):
+        def run(*args):
+            found = graph(*args)
+            results.extend(x for x in found if torch.is_tensor(x))
+            return found
+
+        return make_boxed_func(run)
+
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", free)
+    network, method = small_wan(layers=2)
+    state = method.motion.state_dict()
+    for adapter in (method.motion, *method.appearance):
+        adapter.remove()
+    network.eval()
+    forward = lambda: network(LATENTS, torch.tensor([500.0]), TEXT).sample
+    with torch.no_grad(), attach_lora(network, state, beside=True):
+        alone = forward()
+        with attach_highway(network, "value"):
+            expected = forward()
+        options = dict(training=False, backend=aot_autograd(fw_compiler=kept))
+        with compile_layers(network, "step", torch.device("cuda"), **options), attach_highway(network, "value"):
+            torch.testing.assert_close(forward(), expected, rtol=1e-4, atol=1e-5)
+    assert (expected - alone).abs().max() > 1e-3
 
 
 def test_a_real_compiler_gives_the_same_numbers_and_the_same_masks(monkeypatch):
