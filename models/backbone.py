@@ -196,9 +196,10 @@ class Backbone:
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> torch.Tensor:
-        """Prompts -> embeddings fp32 [b n d], n = 77 for ZeroScope. Prints to stderr what a too long prompt loses.
+        """Prompts -> embeddings fp32 [b n d] on the CPU, n = 77 for ZeroScope. Prints what a too long prompt loses.
 
         One visit of the text encoder, one prompt at a time: an embedding does not depend on which others are asked for.
+        They may have long to wait, and Wan's have 8.4 MB each.
         """
         # a tokenizer whose settings name no length has an endless one
         length = self.kind.text_length(self.tokenizer)
@@ -209,7 +210,7 @@ class Backbone:
             self._report_cut(prompt, length)
         rows = list(zip(found.input_ids.to(self.device).split(1), found.attention_mask.to(self.device).split(1)))
         with nullcontext() if self.text_by_layers else _visiting(self.text_encoder, self.device):
-            return torch.cat([self.kind.encode_text(self.text_encoder, *row) for row in rows])
+            return torch.cat([self.kind.encode_text(self.text_encoder, *row).cpu() for row in rows])
 
     def _report_cut(self, prompt: str, length: int) -> None:
         with quiet("transformers.tokenization_utils_base"):
