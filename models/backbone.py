@@ -18,7 +18,6 @@ from types import ModuleType
 
 import torch
 from diffusers import SchedulerMixin
-from diffusers.hooks import apply_group_offloading
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -28,7 +27,7 @@ from configs.plain import shown_error
 from models import backbones
 from models.files.parts import UNLOADABLE, load_part, quiet
 from models.files.pipeline import check_folder, check_pipeline, settings_of
-from models.placement import parameter_bytes, place
+from models.placement import parameter_bytes, place, visit_by_layers
 
 ROOM = 12e9  # bytes free beside all parts of the model, twice what training and sampling need: then no part is moved
 
@@ -125,7 +124,7 @@ class Backbone:
         kind.prepare(network, loaded["vae"])
         by_layers = parameter_bytes(loaded["text_encoder"]) > _free_bytes(device) / 2  # Wan's: 11.4 GB for one prompt
         if by_layers:
-            apply_group_offloading(loaded["text_encoder"], device, offload_type="leaf_level")
+            visit_by_layers(loaded["text_encoder"], device)
         return cls(
             network,
             **loaded,

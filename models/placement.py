@@ -10,12 +10,14 @@ Only the leaf layers that training recomputes are placed so; the first and last 
 levels, norms and biases (4 % of ZeroScope) stay on the device as they are.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from configs.errors import UserError
-from models.hooks import CHECKPOINTED_LAYERS
+from models.hooks import CHECKPOINTED_LAYERS, Patch, wrap_forward
 from models.quantized import store_in_eight_bits
 from models.streamed import stream_from_host
 
@@ -46,6 +48,33 @@ def place(network: nn.Module, device: torch.device | str, memory: str = "default
             tensor.data = tensor.data.to(device)
     host = sum(unit.flat.nbytes for unit in stream.units)
     return parameter_bytes(network) - host + stream.bytes
+
+
+def visit_by_layers(module: nn.Module, device: torch.device) -> Patch:
+    """Let each layer find copies of its parameters and buffers on `device` while it is called.
+
+    They are frozen and stay where they are: a visit ends by forgetting the copies, and nothing travels back. Inputs
+    must be on `device`, and no layer may read the tensors of another.
+    """
+    undo = []
+    for layer in module.modules():
+        if layer._parameters or layer._buffers:
+            undo.append(wrap_forward(layer, _visit([layer._parameters, layer._buffers], device)))
+    return Patch(undo)
+
+
+def _visit(tables: list[dict[str, torch.Tensor | None]], device: torch.device) -> Callable:
+    def wrapper(forward, *args, **kwargs):
+        homes = [dict(table) for table in tables]
+        try:
+            for table in tables:
+                table.update({name: x.to(device) for name, x in table.items() if x is not None})
+            return forward(*args, **kwargs)
+        finally:
+            for table, home in zip(tables, homes):
+                table.update(home)
+
+    return wrapper
 
 
 def is_plain(layer: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from itertools import chain
 
 import imageio.v3 as iio
 import numpy as np
@@ -15,7 +16,6 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from diffusers.hooks import apply_group_offloading
 from transformers import UMT5Config, UMT5EncoderModel
 
 import train
@@ -32,8 +32,9 @@ from models import backbones
 from models.backbone import Backbone, latent_size_of, predictor, skeleton
 from models.backbones import unet3d, wan
 from models.files.checkpoint import load_checkpoint
-from models.hooks import Patch, checkpoint_activations
+from models.hooks import Patch, checkpoint_activations, wrap_forward
 from models.lora import add_adapter, targets
+from models.placement import visit_by_layers
 from models.schedule import draw_timesteps, noised
 from models.training.objective import draw_step
 from scripts.pocket import wan_parts
@@ -450,19 +451,35 @@ def test_an_image_to_video_model_is_refused(tiny_wan, tmp_path):
 
 
 def test_a_text_encoder_too_large_for_the_device_visits_layer_by_layer(backbone, tiny_wan, monkeypatch):
-    moved = []
-
-    def offload(*given, **options):
-        moved.append((*given, options))
-        apply_group_offloading(*given, **options)
-
+    asked, real = [], visit_by_layers
     monkeypatch.setattr("models.backbone._free_bytes", lambda _: 0)
-    monkeypatch.setattr("models.backbone.apply_group_offloading", offload)
+    monkeypatch.setattr("models.backbone.visit_by_layers", lambda *given: asked.append(given) or real(*given))
     by_layers, expected = Backbone.load(tiny_wan), backbone.encode_text([PROMPT, NEGATIVE])
-    assert moved == [(by_layers.text_encoder, torch.device("cpu"), {"offload_type": "leaf_level"})]
+    assert asked == [(by_layers.text_encoder, torch.device("cpu"))]
     monkeypatch.setattr("models.backbone._visiting", lambda *_: pytest.fail("the whole encoder moved"))
     assert by_layers.text_by_layers and not backbone.text_by_layers
     assert torch.equal(by_layers.encode_text([PROMPT, NEGATIVE]), expected)
+
+
+def test_each_layer_of_the_text_encoder_is_on_the_device_alone_and_its_home_stays_as_it_is(tiny_wan):
+    """The meta device stands for a card; the first embedding is one tensor under two names."""
+    encoder, visits = Backbone.load(tiny_wan).text_encoder, []
+    assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
+    everything = lambda: dict(chain(encoder.named_parameters(remove_duplicate=False), encoder.named_buffers()))
+    homes = [(tensor, tensor.clone()) for tensor in everything().values()]
+
+    def look(forward, *args, **kwargs):
+        visits.append([name for name, tensor in everything().items() if tensor.device.type == "meta"])
+        return forward(*args, **kwargs)
+
+    with visit_by_layers(encoder, torch.device("meta")):
+        for layer in encoder.modules():
+            if layer._parameters or layer._buffers:
+                wrap_forward(layer, look, innermost=True)
+        found = encoder(torch.zeros(1, 5, dtype=torch.long, device="meta")).last_hidden_state
+    assert found.device.type == "meta" and {len(visit) for visit in visits} == {1}
+    assert {name for (name,) in visits} == everything().keys() - {"shared.weight"}
+    assert all(x is home and torch.equal(x, kept) for x, (home, kept) in zip(everything().values(), homes))
 
 
 def test_the_largest_layer_of_its_text_encoder():
