@@ -159,7 +159,7 @@ def prepare(cfg: DictConfig, processes: Processes) -> Training:
     if processes.is_main:
         processes.say("\n".join(plan(cfg)))
     dtype = choose_dtype(cfg.mixed_precision, device)
-    backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
+    backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory, second_waits=True)
     use_threads(backbone.network, device, cfg.threads)
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
@@ -286,8 +286,9 @@ def dry_run(cfg: DictConfig) -> str:
     dtype = choose_dtype(cfg.mixed_precision, device)
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)
-    experts = 1 if kind.boundary_of(cfg.pretrained_model_path) is None else 2  # which are alike
-    model_bytes = experts * place(network, "meta", cfg.memory)
+    # the second of two experts, which are alike, takes room on the device only where it is streamed
+    streamed = cfg.memory == "smallest" and kind.boundary_of(cfg.pretrained_model_path) is not None
+    model_bytes = (2 if streamed else 1) * place(network, "meta", cfg.memory)
     kind.prepare(network)
     n, size = cfg.timesteps_per_step, latent_size_of_clips(cfg)
     method = methods.attach(network, cfg, clips=1, latent_size=size)

@@ -10,7 +10,8 @@ Only the leaf layers that training recomputes are placed so; the first and last 
 levels, norms and biases (4 % of ZeroScope) stay on the device as they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -51,10 +52,9 @@ def place(network: nn.Module, device: torch.device | str, memory: str = "default
 
 
 def visit_by_layers(module: nn.Module, device: torch.device) -> Patch:
-    """Let each layer find copies of its parameters and buffers on `device` while it is called.
+    """Let each layer be `copied_to` the device while it is called.
 
-    They are frozen and stay where they are: a visit ends by forgetting the copies, and nothing travels back. Inputs
-    must be on `device`, and no layer may read the tensors of another.
+    Inputs must be on `device`, and no layer may read the tensors of another.
     """
     undo = []
     for layer in module.modules():
@@ -63,16 +63,29 @@ def visit_by_layers(module: nn.Module, device: torch.device) -> Patch:
     return Patch(undo)
 
 
+def copied_to(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Inside the block the module's parameters and buffers are copies on `device`; the frozen originals stay where they
+    are, so that nothing travels back after it.
+    """
+    return _copied([table for layer in module.modules() for table in (layer._parameters, layer._buffers)], device)
+
+
+@contextmanager
+def _copied(tables: list[dict[str, torch.Tensor | None]], device: torch.device) -> Iterator[None]:
+    homes = [dict(table) for table in tables]
+    try:
+        for table in tables:
+            table.update({name: x.to(device) for name, x in table.items() if x is not None})
+        yield
+    finally:
+        for table, home in zip(tables, homes):
+            table.update(home)
+
+
 def _visit(tables: list[dict[str, torch.Tensor | None]], device: torch.device) -> Callable:
     def wrapper(forward, *args, **kwargs):
-        homes = [dict(table) for table in tables]
-        try:
-            for table in tables:
-                table.update({name: x.to(device) for name, x in table.items() if x is not None})
+        with _copied(tables, device):
             return forward(*args, **kwargs)
-        finally:
-            for table, home in zip(tables, homes):
-                table.update(home)
 
     return wrapper
 

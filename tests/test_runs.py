@@ -124,7 +124,7 @@ runpy.run_path("train.py", run_name="__main__")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_trained_model_is_freed_with_its_last_name(tiny_config, monkeypatch, checkpointing):
     layers, load = [], Backbone.load
-    monkeypatch.setattr(Backbone, "load", lambda *args: remember(load(*args)))
+    monkeypatch.setattr(Backbone, "load", lambda *args, **kwargs: remember(load(*args, **kwargs)))
 
     def remember(backbone):
         layers.extend(map(weakref.ref, backbone.network.modules()))

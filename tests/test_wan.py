@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from itertools import chain
 
 import imageio.v3 as iio
@@ -390,6 +391,37 @@ def test_each_clip_of_a_batch_goes_to_the_expert_of_its_timestep(two_experts):
     assert torch.allclose(backbone.predict(z_t, timesteps, text), torch.cat(apart), atol=1e-6)
 
 
+def test_the_second_expert_is_on_the_device_for_inversion_and_previews_alone(two_experts, wan_config, monkeypatch):
+    """The meta device stands for a card, where its weights would be copies."""
+    backbone = Backbone.load(two_experts, device="meta", second_waits=True)
+    places = lambda: {tensor.device.type for tensor in backbone.second.parameters()}
+    before = list(backbone.second.parameters())
+    assert backbone.network.device.type == "meta" and places() == {"cpu"}
+    with backbone.both_experts():
+        assert places() == {"meta"}
+    assert all(a is b for a, b in zip(backbone.second.parameters(), before, strict=True))
+
+    there, asked, load = [False], [], Backbone.load
+
+    @contextmanager
+    def visit(module, device):
+        there[0] = True
+        yield
+        there[0] = False
+
+    def loaded(*args, **kwargs):
+        found = load(*args, **kwargs)
+        wrap_forward(found.second, lambda forward, *x, **y: (asked.append(there[0]), forward(*x, **y))[1])
+        return found
+
+    monkeypatch.setattr("models.backbone.copied_to", visit)
+    monkeypatch.setattr(Backbone, "load", loaded)
+    wanted = {"sample_preview": True, "num_inference_steps": 3, "prompt": ["a car"]}
+    given = dict(pretrained_model_path=str(two_experts), inversion_steps=3, validation_steps=1)
+    assert list(train.run(wan_config(**given, validation_data=wanted)).glob("previews/*/*.mp4"))
+    assert len(asked) > 3 and all(asked)
+
+
 def test_two_experts_learn_in_the_range_of_the_first(two_experts, wan_config):
     own = wan_config(pretrained_model_path=str(two_experts), temporal_preset="tap_temporal", timesteps_per_step=2)
     assert backbones.settled(own, two_experts).min_timestep == 875 and own.min_timestep == 0
@@ -402,12 +434,15 @@ def test_two_experts_learn_in_the_range_of_the_first(two_experts, wan_config):
                 command(wan_config(pretrained_model_path=str(two_experts), **{key: 500}))
 
 
-def test_a_dry_run_counts_both_experts(two_experts, tiny_wan, wan_config, monkeypatch):
+@pytest.mark.parametrize(("memory", "experts"), [("default", 1), ("small", 1), ("smallest", 2)])
+def test_a_dry_run_counts_the_second_expert_only_where_it_is_streamed(
+    two_experts, tiny_wan, wan_config, monkeypatch, memory, experts
+):
     counted = []
     monkeypatch.setattr(train.memory, "training_bytes", lambda model_bytes, *_: counted.append(model_bytes))
     for folder in (tiny_wan, two_experts):
-        train.dry_run(wan_config(pretrained_model_path=str(folder)))
-    assert counted[1] == 2 * counted[0] > 0
+        train.dry_run(wan_config(pretrained_model_path=str(folder), memory=memory, gradient_checkpointing=True))
+    assert counted[1] == experts * counted[0] > 0
 
 
 def test_a_hub_id_is_read_as_a_folder_is(two_experts, monkeypatch):
