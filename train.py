@@ -159,7 +159,7 @@ def prepare(cfg: DictConfig, processes: Processes) -> Training:
     if processes.is_main:
         processes.say("\n".join(plan(cfg)))
     dtype = choose_dtype(cfg.mixed_precision, device)
-    backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory)
+    backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory, second_waits=True)
     use_threads(backbone.network, device, cfg.threads)
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
@@ -167,7 +167,8 @@ def prepare(cfg: DictConfig, processes: Processes) -> Training:
     heads = find_heads(cfg, backbone, clips)
     method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size, heads=heads)
     processes.say("\n".join(method.describe()))
-    attach_quicker(backbone.network, cfg.compile, device, training=True)
+    learned = [*method.motion_parameters, *method.appearance_parameters]
+    attach_quicker(backbone.network, cfg.compile, device, training=True, learned=learned)
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.network)
     optimizer = DualPathOptimizer(
@@ -285,8 +286,9 @@ def dry_run(cfg: DictConfig) -> str:
     dtype = choose_dtype(cfg.mixed_precision, device)
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)
-    experts = 1 if kind.boundary_of(cfg.pretrained_model_path) is None else 2  # which are alike
-    model_bytes = experts * place(network, "meta", cfg.memory)
+    # the second of two experts, which are alike, takes room on the device only where it is streamed
+    streamed = cfg.memory == "smallest" and kind.boundary_of(cfg.pretrained_model_path) is not None
+    model_bytes = (2 if streamed else 1) * place(network, "meta", cfg.memory)
     kind.prepare(network)
     n, size = cfg.timesteps_per_step, latent_size_of_clips(cfg)
     method = methods.attach(network, cfg, clips=1, latent_size=size)

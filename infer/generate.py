@@ -38,7 +38,7 @@ from models.compiled import attach_quicker
 from models.hooks import Patch
 from models.threads import use_threads
 
-ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings, 0.3 MB each for ZeroScope
+ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings on the CPU, 0.3 MB each for ZeroScope, 8.4 for Wan
 MOST_SEQUENCES = 65_535  # that CUDA's attention kernels take in one call: their grid's limit
 
 
@@ -70,7 +70,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     rows: list[tuple[str, Image.Image]] = []
     total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))
     bar = tqdm(total=total, desc="sample", unit="step", dynamic_ncols=True)
-    with bar, _attention(backbone, args), attach_quicker(backbone.network, args.compile, device, training=False):
+    with bar, _attention(backbone, args), _quicker(backbone, args):
         for number, (part, each, clip) in enumerate(zip(parts, requests, towards)):
             if number:
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
@@ -147,6 +147,7 @@ def sample_videos(
     [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
     size is the clip that `settings.motion_guidance()` steers to. Raises UserError when the latents do not stay finite.
     """
+    text, negative = text.to(backbone.device), negative.to(backbone.device)
     shape = (1, backbone.network.config.in_channels, *latent_size(settings, backbone))
     noise = [
         initial_noise(
@@ -170,7 +171,7 @@ def sample_videos(
         denoise = within(settings.guidance_interval, denoise, classifier_free_guidance(backbone.predict, text))
     steer = None
     if (guidance := settings.motion_guidance()) is not None:
-        empty = backbone.encode_text([""]).expand(len(text), -1, -1)
+        empty = backbone.encode_text([""]).to(text).expand(len(text), -1, -1)
         denoise = MotionGuidance(
             towards,
             denoise,
@@ -291,6 +292,13 @@ def _attention(backbone: Backbone, args: argparse.Namespace) -> Iterator[None]:
     finally:
         if args.xformers or args.sdp:
             network.set_attn_processor(dict(before))
+
+
+def _quicker(backbone: Backbone, args: argparse.Namespace) -> Patch:
+    """Both experts, where there are two, compiled or lean."""
+    networks = filter(None, (backbone.network, backbone.second))
+    device = backbone.device
+    return Patch([attach_quicker(each, args.compile, device, training=False).remove for each in networks])
 
 
 def _advance(timesteps: Iterable, bar: tqdm, videos: int) -> Iterator:

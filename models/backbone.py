@@ -11,14 +11,13 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from diffusers import SchedulerMixin
-from diffusers.hooks import apply_group_offloading
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -28,7 +27,7 @@ from configs.plain import shown_error
 from models import backbones
 from models.files.parts import UNLOADABLE, load_part, quiet
 from models.files.pipeline import check_folder, check_pipeline, settings_of
-from models.placement import parameter_bytes, place
+from models.placement import copied_to, parameter_bytes, place, visit_by_layers
 
 ROOM = 12e9  # bytes free beside all parts of the model, twice what training and sampling need: then no part is moved
 
@@ -91,14 +90,21 @@ class Backbone:
     boundary: float | None = None
     memory: str = "default"
     text_by_layers: bool = False  # whether the text encoder's layers visit the device one after another
+    second_waits: bool = False  # whether the second expert is on the CPU, where training leaves it
 
     @classmethod
     def load(
-        cls, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", memory: str = "default"
+        cls,
+        path: str,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        memory: str = "default",
+        second_waits: bool = False,
     ) -> "Backbone":
         """Load every part in `dtype`, frozen, with what every method needs attached (the U-Net's one-frame bypass).
 
-        `memory` says where the network's weights wait (models/placement.py).
+        `memory` says where the network's weights wait (models/placement.py). With `second_waits` a second expert is on
+        the device inside of `both_experts` alone; the weights of `smallest` wait on the CPU anyway.
 
         Raises UserError when the folder or a part of it is missing or unreadable.
         """
@@ -120,12 +126,14 @@ class Backbone:
             files = f"{', '.join(old)} from .bin files, as of 2023, in which nothing is executed"
             print(f"note: loaded {path}: {files}", file=sys.stderr)
         network, second = (loaded.pop(name, None) for name in (kind.FOLDER, kind.SECOND))
-        for each in filter(None, (network, second)):
-            place(each, device, memory)
+        place(network, device, memory)
+        second_waits = second_waits and second is not None and memory != "smallest"
+        if second is not None:
+            place(second, "cpu" if second_waits else device, memory)
         kind.prepare(network, loaded["vae"])
         by_layers = parameter_bytes(loaded["text_encoder"]) > _free_bytes(device) / 2  # Wan's: 11.4 GB for one prompt
         if by_layers:
-            apply_group_offloading(loaded["text_encoder"], device, offload_type="leaf_level")
+            visit_by_layers(loaded["text_encoder"], device)
         return cls(
             network,
             **loaded,
@@ -135,6 +143,7 @@ class Backbone:
             boundary=kind.boundary_of(path),
             memory=memory,
             text_by_layers=by_layers,
+            second_waits=second_waits,
         )
 
     @property
@@ -150,6 +159,10 @@ class Backbone:
     def predict(self) -> Predictor:
         """The model as a function; see `predictor`."""
         return predictor(self.network, self.second, self.boundary)
+
+    def both_experts(self) -> AbstractContextManager[None]:
+        """Inside the block `predict` takes every timestep: the second expert is on the device, wherever it waits."""
+        return copied_to(self.second, self.device) if self.second_waits else nullcontext()
 
     @property
     def vae_factor(self) -> int:
@@ -196,9 +209,10 @@ class Backbone:
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> torch.Tensor:
-        """Prompts -> embeddings fp32 [b n d], n = 77 for ZeroScope. Prints to stderr what a too long prompt loses.
+        """Prompts -> embeddings fp32 [b n d] on the CPU, n = 77 for ZeroScope. Prints what a too long prompt loses.
 
         One visit of the text encoder, one prompt at a time: an embedding does not depend on which others are asked for.
+        They may have long to wait, and Wan's have 8.4 MB each.
         """
         # a tokenizer whose settings name no length has an endless one
         length = self.kind.text_length(self.tokenizer)
@@ -209,7 +223,7 @@ class Backbone:
             self._report_cut(prompt, length)
         rows = list(zip(found.input_ids.to(self.device).split(1), found.attention_mask.to(self.device).split(1)))
         with nullcontext() if self.text_by_layers else _visiting(self.text_encoder, self.device):
-            return torch.cat([self.kind.encode_text(self.text_encoder, *row) for row in rows])
+            return torch.cat([self.kind.encode_text(self.text_encoder, *row).cpu() for row in rows])
 
     def _report_cut(self, prompt: str, length: int) -> None:
         with quiet("transformers.tokenization_utils_base"):

@@ -5,7 +5,8 @@ of one class and shape in one block share their graphs. A region is the library'
 that the one-frame bypass, the highway and the recomputation of activations act around it as they always do, and
 dropout masks are drawn by torch's own generator, as without. Adapters are inside: a region has a graph for each state
 in which training calls it, three at most with one appearance adapter (one frame; all frames with and without the
-appearance), and each further appearance adapter adds its own.
+appearance), and each further appearance adapter adds its own. All blocks of a transformer share theirs, twice as many:
+nothing in front of the first learns, so that it is differentiated apart.
 
 A graph takes 6 CPU seconds to compile on a CPU, forward and backward together (23 graphs of the smallest U-Net that has
 every kind of layer: 136 s), so compiling pays in long trainings alone and is off unless asked for. The first step of
@@ -14,9 +15,11 @@ machine, so no ratio of steps is known there. It has not been timed on a GPU yet
 """
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
 from configs.errors import UserError
@@ -24,22 +27,33 @@ from configs.plain import shown_error
 from models.hooks import CHECKPOINTED_LAYERS, Patch, wrap_forward
 from models.lean import attach_lean
 
-MOST_GRAPHS = 32  # of one kind; beyond, torch runs the layer uncompiled and says so
+MOST_GRAPHS = 32  # for each layer of a kind; beyond, torch runs it uncompiled and says so
 
 
-def attach_quicker(network: nn.Module, mode: str, device: torch.device, *, training: bool) -> Patch:
+def attach_quicker(
+    network: nn.Module, mode: str, device: torch.device, *, training: bool, learned: Iterable[nn.Parameter] = ()
+) -> Patch:
     """The layers compiled if `mode` asks for that, else lean where that pays: one replaces what the other changes."""
-    return attach_lean(network) if mode == "off" else compile_layers(network, mode, device, training=training)
+    if mode == "off":
+        return attach_lean(network)
+    return compile_layers(network, mode, device, training=training, learned=learned)
 
 
 def compile_layers(
-    unet: nn.Module, mode: str, device: torch.device, *, training: bool, backend: str | Callable = "inductor"
+    unet: nn.Module,
+    mode: str,
+    device: torch.device,
+    *,
+    training: bool,
+    learned: Iterable[nn.Parameter] = (),
+    backend: str | Callable = "inductor",
 ) -> Patch:
     """Compile the leaf layers when they are first called in training mode (or in evaluation mode, as `training` says).
 
     `mode` "off" changes nothing, "blocks" compiles, "step" also records what a region does as a CUDA graph and replays
-    it. In the other mode (previews in the middle of a training) the layers run as they were. Raises UserError where
-    compiling does not work, and for "step" on another device than CUDA.
+    it. In the other mode (previews in the middle of a training) the layers run as they were. `learned` are all the
+    parameters that get gradients. Raises UserError where compiling does not work, and for "step" on another device than
+    CUDA.
     """
     if mode == "off":
         return Patch()
@@ -48,42 +62,50 @@ def compile_layers(
     options = {"fallback_random": True, "triton.cudagraphs": mode == "step"} if backend == "inductor" else None
     if backend == "inductor":
         _check_compiler(device)
-    regions: dict[Hashable, Callable] = {}
+    leaves = [(name, layer) for name, layer in unet.named_modules() if isinstance(layer, CHECKPOINTED_LAYERS)]
+    kinds = Counter(_kind(*leaf) for leaf in leaves)
+    regions = {kind: _region(kind[1].forward, MOST_GRAPHS * count, backend, options) for kind, count in kinds.items()}
     undo = []
-    for name, layer in unet.named_modules():
-        if isinstance(layer, CHECKPOINTED_LAYERS):
-            if (kind := _kind(name, layer)) not in regions:
-                regions[kind] = _region(backend, options)
-            undo.append(wrap_forward(layer, _compiled(layer, regions[kind], training), innermost=True))
+    for name, layer in leaves:
+        undo.append(wrap_forward(layer, _compiled(layer, regions[_kind(name, layer)], training), innermost=True))
     if not regions:
         raise UserError(
             f"compile: it is made for the 3-D U-Net and Wan, and this is a {type(unet).__name__}; use compile=off"
         )
     if mode == "step":
         undo.append(wrap_forward(unet, _as_one_step))
+        undo += [_copied_gradient(parameter) for parameter in learned if training]
     return Patch(undo)
 
 
-def _region(backend: str | Callable, options: dict | None) -> Callable:
-    """A function of a layer and what it is called with, compiled when it is first called."""
+def _region(forward: Callable, most: int, backend: str | Callable, options: dict | None) -> Callable:
+    """A function of a layer and what it is called with, compiled when it is first called.
+
+    `forward` is that of the layer's class, and `most` graphs are made of it. It is looked up out here because diffusers
+    allows a Wan block into graphs as one opaque call: reached through the class it would break the graph.
+    """
 
     def region(layer: nn.Module, args: tuple, kwargs: dict):
-        return type(layer).forward(layer, *args, **kwargs)
+        return forward(layer, *args, **kwargs)
 
     return torch.compile(
         region,
         backend=backend,
         options=options,
         dynamic=False,  # sizes are those of one clip
-        recompile_limit=MOST_GRAPHS,
+        recompile_limit=most,
         isolate_recompiles=True,  # kinds do not count into each other's limit
     )
 
 
-def _kind(name: str, layer: nn.Module) -> Hashable:
-    """What layers have in common whose graphs are the same: their block, class and the shapes of their weights."""
+def _kind(name: str, layer: nn.Module) -> tuple[Hashable, ...]:
+    """What layers have in common whose graphs are the same: their block, class and the shapes of their weights.
+
+    The blocks of a transformer are alike, and what they are called with is too.
+    """
     shapes = tuple(tuple(p.shape) for key, p in layer.named_parameters() if ".lora_" not in key)
-    return ".".join(name.split(".")[:2]), type(layer), shapes
+    block = "" if isinstance(layer, WanTransformerBlock) else ".".join(name.split(".")[:2])
+    return block, type(layer), shapes
 
 
 def _compiled(layer: nn.Module, region: Callable, training: bool) -> Callable:
@@ -100,6 +122,18 @@ def _as_one_step(forward: Callable, *args, **kwargs):
     """Results of CUDA graphs live until the next step begins; without the mark each region would begin one."""
     torch.compiler.cudagraph_mark_step_begin()
     return forward(*args, **kwargs)
+
+
+def _copied_gradient(parameter: nn.Parameter) -> Callable[[], None]:
+    """Let the parameter's gradient be a copy; returns the function that undoes it.
+
+    Else it is what the compiled backward returned, in the memory of its CUDA graph, which the next forward frees: the
+    appearance's gradients have to outlive the motion pass, and those of one clip the passes of the next.
+    """
+    learns = parameter.requires_grad
+    hook = parameter.requires_grad_(True).register_hook(torch.clone)  # which a frozen parameter refuses, and keeps
+    parameter.requires_grad_(learns)
+    return hook.remove
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -10,12 +10,15 @@ Only the leaf layers that training recomputes are placed so; the first and last 
 levels, norms and biases (4 % of ZeroScope) stay on the device as they are.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from configs.errors import UserError
-from models.hooks import CHECKPOINTED_LAYERS
+from models.hooks import CHECKPOINTED_LAYERS, Patch, wrap_forward
 from models.quantized import store_in_eight_bits
 from models.streamed import stream_from_host
 
@@ -46,6 +49,45 @@ def place(network: nn.Module, device: torch.device | str, memory: str = "default
             tensor.data = tensor.data.to(device)
     host = sum(unit.flat.nbytes for unit in stream.units)
     return parameter_bytes(network) - host + stream.bytes
+
+
+def visit_by_layers(module: nn.Module, device: torch.device) -> Patch:
+    """Let each layer be `copied_to` the device while it is called.
+
+    Inputs must be on `device`, and no layer may read the tensors of another.
+    """
+    undo = []
+    for layer in module.modules():
+        if layer._parameters or layer._buffers:
+            undo.append(wrap_forward(layer, _visit([layer._parameters, layer._buffers], device)))
+    return Patch(undo)
+
+
+def copied_to(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Inside the block the module's parameters and buffers are copies on `device`; the frozen originals stay where they
+    are, so that nothing travels back after it.
+    """
+    return _copied([table for layer in module.modules() for table in (layer._parameters, layer._buffers)], device)
+
+
+@contextmanager
+def _copied(tables: list[dict[str, torch.Tensor | None]], device: torch.device) -> Iterator[None]:
+    homes = [dict(table) for table in tables]
+    try:
+        for table in tables:
+            table.update({name: x.to(device) for name, x in table.items() if x is not None})
+        yield
+    finally:
+        for table, home in zip(tables, homes):
+            table.update(home)
+
+
+def _visit(tables: list[dict[str, torch.Tensor | None]], device: torch.device) -> Callable:
+    def wrapper(forward, *args, **kwargs):
+        with _copied(tables, device):
+            return forward(*args, **kwargs)
+
+    return wrapper
 
 
 def is_plain(layer: nn.Module) -> bool:

@@ -48,6 +48,8 @@ def attach_value_highway(network: nn.Module) -> ValueHighway:
             forward(*args, **kwargs)
         for name in values.keys() - blocks:
             del values[name]
+        for name, value in values.items():  # a compiled block's lie in a CUDA graph's memory, which ends with its run
+            values[name] = value.clone()  # small beside the run, so without asking whether it was compiled
         try:
             with run("second"):
                 return forward(*args, **kwargs)

@@ -182,7 +182,7 @@ def test_compiling_is_timed_apart_from_the_steps_and_alternates_with_a_step_that
     """A pause in the first pass of each step takes the compiler's place."""
     asked = []
 
-    def slow_at_first(unet, mode, device, *, training):
+    def slow_at_first(unet, mode, device, *, training, learned):
         asked.append(mode)
         waits = iter([1.5] if mode == "blocks" else [])
         wrap_forward(unet, lambda forward, *args, **kwargs: (time.sleep(next(waits, 0)), forward(*args, **kwargs))[1])

@@ -7,8 +7,11 @@ from collections import Counter
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import train
 from configs import schema
@@ -18,6 +21,7 @@ from infer.sampler import classifier_free_guidance
 from models import compiled, methods
 from models.backbone import predictor
 from models.compiled import compile_layers
+from models.highway import attach_highway
 from models.hooks import CHECKPOINTED_LAYERS, Patch, bypass_single_frames, checkpoint_activations
 from models.merge import attach_lora
 from models.training import objective
@@ -63,11 +67,46 @@ def gradients(unet, method, numbers):
     return torch.cat([p.grad.flatten() for p in parameters])
 
 
+def small_wan(layers):
+    """(transformer, its method) in training mode, adapters away from zero."""
+    torch.manual_seed(0)
+    network = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=layers,
+        rope_max_seq_len=64,
+    ).requires_grad_(False)
+    values = {"train_data": {"single_video_path": "random"}, "lora_rank": 4, "lora_unet_dropout": 0.0}
+    cfg = schema.from_dict({**values, "appearance_highway": {"use": "off"}})
+    method = methods.attach(network, cfg, clips=1, latent_size=(3, 8, 8))
+    for parameter in learned(method):
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    return network.train(), method
+
+
+def learned(method):
+    return [*method.motion_parameters, *method.appearance_parameters]
+
+
+def steps_of_wan(network, method, numbers):
+    """All adapters' gradients after steps `numbers`; every third step leaves the appearance out."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    for number in numbers:
+        draw = objective.draw_step(0, number, LATENTS, scheduler=scheduler)._replace(spatial=number % 3 != 2)
+        train.training_step(predictor(network), scheduler, method, LATENTS, TEXT, draw)
+    return [p.grad for p in learned(method)]
+
+
 def test_training_is_the_same_in_at_most_three_graphs_a_kind(monkeypatch):
     """Both adapters, bypass, highway, recomputed activations and dropout; alternating passes compile no more."""
     graphs, region = Counter(), compiled._region
 
-    def counted(backend, options):
+    def counted(forward, most, backend, options):
         number = len(graphs)  # of the kind
         graphs[number] = 0
 
@@ -75,7 +114,7 @@ def test_training_is_the_same_in_at_most_three_graphs_a_kind(monkeypatch):
             graphs[number] += 1
             return graph.forward
 
-        return region(count, options)
+        return region(forward, most, count, options)
 
     monkeypatch.setattr(compiled, "_region", counted)
     unet, method, _ = prepared("training", True, backend=lambda graph, inputs: graph.forward)
@@ -86,6 +125,21 @@ def test_training_is_the_same_in_at_most_three_graphs_a_kind(monkeypatch):
     gradients(unet, method, range(3, 6))
     assert dict(graphs) == first, "alternating passes compiled again"
     assert not counters["graph_break"] and not counters["recompile_limit"]
+
+
+def test_the_blocks_of_a_transformer_share_six_graphs_however_many_there_are():
+    """Each of the three states twice: in the first block nothing before the adapters gets a gradient."""
+    graphs, (network, method) = [], small_wan(layers=3)
+    expected = [gradient.clone() for gradient in steps_of_wan(network, method, range(3))]
+    for parameter in learned(method):
+        parameter.grad = None
+    backend = lambda graph, inputs: graphs.append(0) or graph.forward
+    compile_layers(network, "blocks", CPU, training=True, backend=backend)
+    for one, other in zip(steps_of_wan(network, method, range(3)), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert len(graphs) == 6
+    steps_of_wan(network, method, range(3, 6))
+    assert len(graphs) == 6 and not counters["graph_break"] and not counters["recompile_limit"]
 
 
 def test_sampling_in_the_middle_of_a_training_runs_as_it_was_and_taking_the_patch_off_leaves_nothing():
@@ -131,6 +185,70 @@ def test_sampling_compiles_once_with_adapters_beside_the_layers(mode, monkeypatc
     assert first <= len(kinds)
 
 
+def test_gradients_do_not_lie_in_memory_that_the_next_forward_frees(monkeypatch):
+    """As CUDA graphs would have it, on the CPU: a compiled backward's results are gone when the next step is marked."""
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
+    results = []  # weakly, since autograd only takes a gradient over that nobody else holds
+
+    def backward(graph, inputs):
+        def run(*args):
+            found = graph(*args)
+            results.extend(StorageWeakRef(x.untyped_storage()) for x in found if torch.is_tensor(x))
+            return found
+
+        return make_boxed_func(run)
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=backward)
+    network, method = small_wan(layers=1)
+    expected = [gradient.clone() for gradient in steps_of_wan(network, method, [0])]
+    for parameter in learned(method):
+        parameter.grad = None
+    options = dict(training=True, learned=learned(method), backend=backend)
+    patch = compile_layers(network, "step", torch.device("cuda"), **options)
+    assert not any(p.requires_grad for p in learned(method)), "frozen outside of the passes, as before"
+    found = steps_of_wan(network, method, [0])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    alive = {result.cdata for result in results if not result.expired()}
+    assert results and not any(gradient.untyped_storage()._cdata in alive for gradient in found)
+    patch.remove()
+    assert not any(p._backward_hooks for p in learned(method))
+
+
+def test_the_value_highway_keeps_nothing_in_memory_that_the_next_forward_frees(monkeypatch):
+    """As CUDA graphs would have it, on the CPU: what compiled blocks returned is overwritten at the next mark."""
+    results = []
+
+    def free():
+        for result in results:
+            result.fill_(torch.nan)
+        results.clear()
+
+    def kept(graph, inputs):
+        def run(*args):
+            found = graph(*args)
+            results.extend(x for x in found if torch.is_tensor(x))
+            return found
+
+        return make_boxed_func(run)
+
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", free)
+    network, method = small_wan(layers=2)
+    state = method.motion.state_dict()
+    for adapter in (method.motion, *method.appearance):
+        adapter.remove()
+    network.eval()
+    forward = lambda: network(LATENTS, torch.tensor([500.0]), TEXT).sample
+    with torch.no_grad(), attach_lora(network, state, beside=True):
+        alone = forward()
+        with attach_highway(network, "value"):
+            expected = forward()
+        options = dict(training=False, backend=aot_autograd(fw_compiler=kept))
+        with compile_layers(network, "step", torch.device("cuda"), **options), attach_highway(network, "value"):
+            torch.testing.assert_close(forward(), expected, rtol=1e-4, atol=1e-5)
+    assert (expected - alone).abs().max() > 1e-3
+
+
 def test_a_real_compiler_gives_the_same_numbers_and_the_same_masks(monkeypatch):
     """A temporal convolution with its dropout, compiled to machine code."""
     monkeypatch.setattr(compiled, "_check_compiler", lambda device: None)  # it would compile one more
@@ -152,7 +270,7 @@ def test_a_real_compiler_gives_the_same_numbers_and_the_same_masks(monkeypatch):
 def test_the_key_and_the_flag_reach_the_compiler(tiny_config, trained, tmp_path, monkeypatch):
     asked = []
 
-    def told(_unet, mode, device, *, training):
+    def told(_unet, mode, device, *, training, learned):
         asked.append((mode, str(device), training))
         return Patch()
 

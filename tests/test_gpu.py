@@ -298,8 +298,8 @@ def test_a_text_encoder_that_visits_layer_by_layer_never_lies_on_the_card_as_a_w
     assert peak is None or peak - held < parameter_bytes(backbone.text_encoder)
 
 
-def losses(device, mode, backend, numbers):
-    """(losses, graphs compiled so far) after each of the steps `numbers`; every third leaves the appearance out."""
+def outcomes(device, mode, backend, numbers):
+    """(losses and gradients, graphs compiled so far) of each step `numbers`; every third leaves the appearance out."""
     torch._dynamo.reset()
     counters.clear()
     unet = fill(build_unet(ONE_LEVEL), 0).requires_grad_(False)
@@ -311,18 +311,21 @@ def losses(device, mode, backend, numbers):
     cfg = steps.settings(lora_rank=4, lora_unet_dropout=0.0)
     method = methods.attach(unet, cfg, clips=1, latent_size=SIZE)
     generator = torch.Generator().manual_seed(0)
-    for p in (*method.motion_parameters, *method.appearance_parameters):
+    learned = [*method.motion_parameters, *method.appearance_parameters]
+    for p in learned:
         p.data += 0.02 * torch.randn(p.shape, generator=generator).to(device)
-    compile_layers(unet.train(), mode, torch.device(device), training=True, backend=backend)
+    compile_layers(unet.train(), mode, torch.device(device), training=True, learned=learned, backend=backend)
     latents, text = (torch.randn(*s, generator=generator).to(device) for s in ((1, 4, *SIZE), (1, 6, 32)))
     scheduler, found = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"), []
     for number in numbers:
         draw = objective.draw_step(0, number, latents)._replace(spatial=number % 3 != 2)
         values = train.training_step(predictor(unet), scheduler, method, latents, text, draw)
-        found.append((torch.stack(list(values.values())).cpu(), counters["stats"]["unique_graphs"]))
-        for p in (*method.motion_parameters, *method.appearance_parameters):
+        grads = torch.cat([p.grad.flatten() for p in learned if p.grad is not None])  # as an optimizer reads them
+        graphs = counters["stats"]["unique_graphs"]
+        found.append((torch.stack(list(values.values())).cpu(), grads.cpu(), graphs))
+        for p in learned:
             p.grad = None
-    return [loss for loss, _ in found], [graphs for _, graphs in found]
+    return [found for *found, _ in found], [graphs for *_, graphs in found]
 
 
 COMPILED = [
@@ -332,12 +335,13 @@ COMPILED = [
 
 
 @pytest.mark.parametrize(("device", "mode", "backend"), COMPILED)
-def test_compiled_layers_give_the_same_losses_and_alternating_passes_compile_no_more(exact_fp32, device, mode, backend):
+def test_compiled_layers_learn_the_same_and_alternating_passes_compile_no_more(exact_fp32, device, mode, backend):
     numbers = range(1, 7)
-    expected, none = losses(device, "off", backend, numbers)
-    found, graphs = losses(device, mode, backend, numbers)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    expected, none = outcomes(device, "off", backend, numbers)
+    found, graphs = outcomes(device, mode, backend, numbers)
+    for (losses, grads), (plain, exact) in zip(found, expected, strict=True):
+        torch.testing.assert_close(losses, plain, rtol=1e-3, atol=1e-4)
+        assert exact.norm() > 0 and difference(grads, exact) <= 1e-3
     assert none[-1] == 0 < graphs[2] == graphs[-1]
 
 

@@ -71,6 +71,39 @@ def test_checkpointing_gives_the_same_gradients_and_dropout(unet, frames):
     assert all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in zip(plain, recomputed))
 
 
+class OnMps(torch.Tensor):
+    """A tensor in the CPU's memory that claims to be on MPS."""
+
+    @property
+    def device(self):
+        return torch.device("mps")
+
+
+def test_recomputed_layers_replay_the_masks_of_mps_and_leave_its_random_state_alone(monkeypatch):
+    """A generator of its own stands for that of MPS, of which torch's checkpoint keeps nothing."""
+    generator, masks = torch.Generator().manual_seed(0), []
+    monkeypatch.setattr(torch.mps, "get_rng_state", generator.get_state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", generator.set_state)
+
+    class Layer(hooks.TemporalConvLayer):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def forward(self, x):
+            masks.append(torch.rand(x.shape, generator=generator) > 0.1)
+            return (x.as_subclass(torch.Tensor) * masks[-1]).square().as_subclass(OnMps)
+
+    layers = torch.nn.Sequential(Layer(), Layer())
+    x = torch.randn(100, generator=torch.Generator().manual_seed(1)).as_subclass(OnMps).requires_grad_()
+    with checkpoint_activations(layers):
+        y = layers(x)
+        after = generator.get_state()
+        y.sum().backward()
+    first, second, *again = masks
+    assert len(again) == 2 and torch.equal(again[0], second) and torch.equal(again[1], first)
+    assert torch.equal(generator.get_state(), after), "the next step draws what it would draw anyway"
+
+
 def test_checkpointing_keeps_less_alive(unet):
     def saved_bytes():
         sizes = []

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from infer.generate import generate, load_backbone
 from infer.jobs import read_jobs
 from infer.video import read_frames, safe_name, write_video
 from models.backbone import Backbone
+from models.hooks import Patch
 
 from conftest import ROOT
 
@@ -468,6 +470,27 @@ def test_a_huge_request_holds_the_embeddings_of_a_part_of_it(trained, backbone, 
     monkeypatch.setattr(sampling, "ENCODED_AT_ONCE", 2)
     paths = list(generate(asked(trained, tmp_path, "-p", "a horse", "a car", "a road", "-r", "1"), backbone))
     assert len(paths) == 3 and visits == [["a horse", "a car", ""], ["a road", ""]]
+
+
+def test_prompts_wait_on_the_cpu_until_their_batch_is_sampled(trained, backbone, tmp_path, monkeypatch):
+    """The meta device stands for a card."""
+    encode, rows = backbone.kind.encode_text, []
+    brought = lambda *given: SimpleNamespace(cpu=lambda: rows.append(encode(*given)) or rows[-1])
+    monkeypatch.setattr(backbone.kind, "encode_text", brought)
+    text, negative = backbone.encode_text(["a horse", "a car"]).split(1)
+    assert len(rows) == 2
+
+    class Asked(Exception):
+        pass
+
+    def ask(predict, *texts, **_):
+        raise Asked([text.device.type for text in texts])
+
+    monkeypatch.setattr(backbone, "device", torch.device("meta"))
+    monkeypatch.setattr(sampling, "classifier_free_guidance", ask)
+    with pytest.raises(Asked, match="meta.*meta"):
+        chosen = request.read_request(asked(trained, tmp_path, "--noise_prior", "0")).settings
+        sampling.sample_videos(backbone, Patch(), chosen, text, negative, seeds=[1])
 
 
 @pytest.mark.parametrize("kind", ["mp4", "frames"])

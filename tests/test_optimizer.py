@@ -12,7 +12,7 @@ import train
 from configs.errors import UserError
 from models.files.checkpoint import list_checkpoints, load_checkpoint
 from models.files.training_state import TRAINING_STATE, load_training_state
-from models.training.kinds import state_of
+from models.training.kinds import make_optimizer, state_of
 from models.training.optimizer import MOST_SKIPPED, DualPathOptimizer, NotFinite
 
 from conftest import ROOT
@@ -36,6 +36,18 @@ def test_the_log_tells_the_gradient_norm_of_each_path_and_the_memory(tiny_config
     assert clipped["grad_norm_motion"] == first["grad_norm_motion"], "before clipping"
     (without, _) = records(train.run(tiny_config(**{**quick, "spatial_path_probability": 0.0})))
     assert "grad_norm_appearance" not in without
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "fused"),
+    [("cpu", "no", True), ("cuda", "fp16", True), ("mps", "bf16", True), ("mps", "fp16", False), ("meta", "no", False)],
+)
+def test_adamw_is_one_kernel_where_that_minds_the_loss_scale(device, precision, fused, monkeypatch):
+    given = {}
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: given.update(options))
+    cfg = SimpleNamespace(optimizer="adamw", use_8bit_adam=False, mixed_precision=precision)
+    make_optimizer(cfg, [], torch.device(device), {})
+    assert given == ({"fused": True} if fused else {})
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(tiny_config, monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -149,6 +150,24 @@ def test_accelerate_launch_on_a_cpu_says_what_to_use(tiny_config, tmp_path):
     assert done.returncode != 0 and not (tmp_path / "train").exists()
     (sentence,) = errors(done.stderr)
     assert "torchrun --nproc_per_node" in sentence
+
+
+def test_an_error_of_the_first_exchange_is_itself_and_a_later_one_is_told(monkeypatch, waits):
+    """NCCL is set up in the first exchange, where two processes on one GPU are found out."""
+    words = iter(["Duplicate GPU detected", "[/pytorch/gloo/pair.cc:547] Connection closed by peer"])
+
+    def fail(values, value):
+        raise torch.distributed.DistBackendError(next(words))
+
+    state = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
+    monkeypatch.setattr(processes, "PartialState", lambda **_: state)
+    monkeypatch.setattr(processes.dist, "all_gather_object", fail)
+    with pytest.raises(torch.distributed.DistBackendError, match="Duplicate GPU"):
+        Processes("cpu")
+    joined = Processes.__new__(Processes)
+    joined.count, joined.rank, joined.pids = 2, 0, [("here", 1), ("here", 2)]
+    with pytest.raises(LostProcess, match=r"^training: another .* has ended \(Connection closed by peer\)$"):
+        joined.gather(None)
 
 
 @pytest.fixture

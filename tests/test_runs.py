@@ -19,7 +19,8 @@ from configs import files
 from configs.errors import UserError
 from models.backbone import Backbone
 from models.files.checkpoint import list_checkpoints
-from models.training.journal import memory_gb
+from models.training.journal import Journal, memory_gb, read_log
+from models.training.optimizer import Moved
 
 from conftest import ROOT
 
@@ -123,7 +124,7 @@ runpy.run_path("train.py", run_name="__main__")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_trained_model_is_freed_with_its_last_name(tiny_config, monkeypatch, checkpointing):
     layers, load = [], Backbone.load
-    monkeypatch.setattr(Backbone, "load", lambda *args: remember(load(*args)))
+    monkeypatch.setattr(Backbone, "load", lambda *args, **kwargs: remember(load(*args, **kwargs)))
 
     def remember(backbone):
         layers.extend(map(weakref.ref, backbone.network.modules()))
@@ -144,3 +145,17 @@ def test_memory_on_cuda_is_the_peak_since_the_last_record(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3e9 - 1e9 * len(reset))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
     assert [memory_gb(torch.device("cuda")) for _ in range(2)] == [3.0, 2.0] and len(reset) == 2
+
+
+def test_what_a_preview_needed_is_not_the_next_steps_memory(tmp_path, monkeypatch):
+    peak = {"bytes": 0.0}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak["bytes"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update(bytes=0.0))
+    journal = Journal(tmp_path, 0, 2, torch.device("cuda"))
+    for step in (1, 2):
+        peak["bytes"] = max(peak["bytes"], 5e9)
+        journal.log(step, {"temporal": 1.0}, Moved({}, None, False), timestep=1.0, learning_rate=1.0)
+        peak["bytes"] = 9e9  # the preview
+        journal.pause()
+    assert [record["memory_gb"] for record in read_log(journal.file)] == [5.0, 5.0]
+    journal.close()

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
+from itertools import chain
 from unittest.mock import Mock
 
 import imageio.v3 as iio
@@ -16,7 +18,6 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from diffusers.hooks import apply_group_offloading
 from transformers import UMT5Config, UMT5EncoderModel
 
 import train
@@ -24,7 +25,7 @@ from configs.errors import UserError
 from configs.schema import load
 from data.cache import read_folder
 from infer import guidance, options
-from infer.generate import generate
+from infer.generate import _quicker, generate
 from infer.inversion import ddim_invert
 from infer.sampler import classifier_free_guidance, make_solver, sample
 from infer.training.plan import check_sizes
@@ -33,8 +34,9 @@ from models import backbones
 from models.backbone import Backbone, latent_size_of, predictor, skeleton
 from models.backbones import index, unet3d, wan
 from models.files.checkpoint import load_checkpoint
-from models.hooks import checkpoint_activations
+from models.hooks import Patch, checkpoint_activations, wrap_forward
 from models.lora import add_adapter, targets
+from models.placement import visit_by_layers
 from models.schedule import draw_timesteps, noised
 from models.training.objective import draw_step
 from scripts.pocket import wan_parts
@@ -374,11 +376,51 @@ def test_two_experts_predict_on_either_side_of_their_boundary(tiny_wan, two_expe
         Backbone.load(folder)
 
 
+def test_both_experts_are_compiled_for_sampling(two_experts, monkeypatch):
+    backbone, args, asked = Backbone.load(two_experts), options.parse(["-p", "a car", "--compile", "blocks"]), []
+    monkeypatch.setattr(
+        "infer.generate.attach_quicker", lambda network, mode, *_, **__: asked.append((network, mode)) or Patch()
+    )
+    with _quicker(backbone, args):
+        assert asked == [(backbone.network, "blocks"), (backbone.second, "blocks")]
+
+
 def test_each_clip_of_a_batch_goes_to_the_expert_of_its_timestep(two_experts):
     backbone = Backbone.load(two_experts)
     z_t, timesteps, text = normal(3, 4, 2, 4, 4), torch.tensor([900.0, 500.0, 875.0]), normal(3, 5, 64)
     apart = [backbone.predict(*(x[i : i + 1] for x in (z_t, timesteps, text))) for i in range(3)]
     assert torch.allclose(backbone.predict(z_t, timesteps, text), torch.cat(apart), atol=1e-6)
+
+
+def test_the_second_expert_is_on_the_device_for_inversion_and_previews_alone(two_experts, wan_config, monkeypatch):
+    """The meta device stands for a card, where its weights would be copies."""
+    backbone = Backbone.load(two_experts, device="meta", second_waits=True)
+    places = lambda: {tensor.device.type for tensor in backbone.second.parameters()}
+    before = list(backbone.second.parameters())
+    assert backbone.network.device.type == "meta" and places() == {"cpu"}
+    with backbone.both_experts():
+        assert places() == {"meta"}
+    assert all(a is b for a, b in zip(backbone.second.parameters(), before, strict=True))
+
+    there, asked, load = [False], [], Backbone.load
+
+    @contextmanager
+    def visit(module, device):
+        there[0] = True
+        yield
+        there[0] = False
+
+    def loaded(*args, **kwargs):
+        found = load(*args, **kwargs)
+        wrap_forward(found.second, lambda forward, *x, **y: (asked.append(there[0]), forward(*x, **y))[1])
+        return found
+
+    monkeypatch.setattr("models.backbone.copied_to", visit)
+    monkeypatch.setattr(Backbone, "load", loaded)
+    wanted = {"sample_preview": True, "num_inference_steps": 3, "prompt": ["a car"]}
+    given = dict(pretrained_model_path=str(two_experts), inversion_steps=3, validation_steps=1)
+    assert list(train.run(wan_config(**given, validation_data=wanted)).glob("previews/*/*.mp4"))
+    assert len(asked) > 3 and all(asked)
 
 
 def test_two_experts_learn_in_the_range_of_the_first(two_experts, wan_config):
@@ -393,12 +435,15 @@ def test_two_experts_learn_in_the_range_of_the_first(two_experts, wan_config):
                 command(wan_config(pretrained_model_path=str(two_experts), **{key: 500}))
 
 
-def test_a_dry_run_counts_both_experts(two_experts, tiny_wan, wan_config, monkeypatch):
+@pytest.mark.parametrize(("memory", "experts"), [("default", 1), ("small", 1), ("smallest", 2)])
+def test_a_dry_run_counts_the_second_expert_only_where_it_is_streamed(
+    two_experts, tiny_wan, wan_config, monkeypatch, memory, experts
+):
     counted = []
     monkeypatch.setattr(train.memory, "training_bytes", lambda model_bytes, *_: counted.append(model_bytes))
     for folder in (tiny_wan, two_experts):
-        train.dry_run(wan_config(pretrained_model_path=str(folder)))
-    assert counted[1] == 2 * counted[0] > 0
+        train.dry_run(wan_config(pretrained_model_path=str(folder), memory=memory, gradient_checkpointing=True))
+    assert counted[1] == experts * counted[0] > 0
 
 
 @pytest.fixture
@@ -464,19 +509,35 @@ def test_an_image_to_video_model_is_refused(tiny_wan, tmp_path):
 
 
 def test_a_text_encoder_too_large_for_the_device_visits_layer_by_layer(backbone, tiny_wan, monkeypatch):
-    moved = []
-
-    def offload(*given, **options):
-        moved.append((*given, options))
-        apply_group_offloading(*given, **options)
-
+    asked, real = [], visit_by_layers
     monkeypatch.setattr("models.backbone._free_bytes", lambda _: 0)
-    monkeypatch.setattr("models.backbone.apply_group_offloading", offload)
+    monkeypatch.setattr("models.backbone.visit_by_layers", lambda *given: asked.append(given) or real(*given))
     by_layers, expected = Backbone.load(tiny_wan), backbone.encode_text([PROMPT, NEGATIVE])
-    assert moved == [(by_layers.text_encoder, torch.device("cpu"), {"offload_type": "leaf_level"})]
+    assert asked == [(by_layers.text_encoder, torch.device("cpu"))]
     monkeypatch.setattr("models.backbone._visiting", lambda *_: pytest.fail("the whole encoder moved"))
     assert by_layers.text_by_layers and not backbone.text_by_layers
     assert torch.equal(by_layers.encode_text([PROMPT, NEGATIVE]), expected)
+
+
+def test_each_layer_of_the_text_encoder_is_on_the_device_alone_and_its_home_stays_as_it_is(tiny_wan):
+    """The meta device stands for a card; the first embedding is one tensor under two names."""
+    encoder, visits = Backbone.load(tiny_wan).text_encoder, []
+    assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
+    everything = lambda: dict(chain(encoder.named_parameters(remove_duplicate=False), encoder.named_buffers()))
+    homes = [(tensor, tensor.clone()) for tensor in everything().values()]
+
+    def look(forward, *args, **kwargs):
+        visits.append([name for name, tensor in everything().items() if tensor.device.type == "meta"])
+        return forward(*args, **kwargs)
+
+    with visit_by_layers(encoder, torch.device("meta")):
+        for layer in encoder.modules():
+            if layer._parameters or layer._buffers:
+                wrap_forward(layer, look, innermost=True)
+        found = encoder(torch.zeros(1, 5, dtype=torch.long, device="meta")).last_hidden_state
+    assert found.device.type == "meta" and {len(visit) for visit in visits} == {1}
+    assert {name for (name,) in visits} == everything().keys() - {"shared.weight"}
+    assert all(x is home and torch.equal(x, kept) for x, (home, kept) in zip(everything().values(), homes))
 
 
 def test_the_largest_layer_of_its_text_encoder():

@@ -161,7 +161,7 @@ def preview(
     try:
         for prompt, text in zip(wanted.prompt, texts, strict=True):
             customization = Patch() if base else method.sampling(wanted.spatial_scale, number)
-            with noted(f"preview of {prompt!r}", say):
+            with noted(f"preview of {prompt!r}", say), backbone.both_experts():
                 (frames,) = sample_videos(
                     backbone, customization, settings, text, negative, seeds=[cfg.seed], inversion=inversion
                 )

@@ -40,7 +40,8 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
         if latents.shape[2] == 1:
             return None  # an image has no motion that a sampling could start from
         denoise = classifier_free_guidance(backbone.predict, unconditional())
-        return ddim_invert(denoise, backbone.scheduler, latents.to(backbone.device), cfg.inversion_steps).cpu()
+        with backbone.both_experts():
+            return ddim_invert(denoise, backbone.scheduler, latents.to(backbone.device), cfg.inversion_steps).cpu()
 
     return cache.build(
         clips,

@@ -56,8 +56,7 @@ class Journal:
         self.tracker = tracker
         self.bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self.skipped = 0
-        memory_gb(device)  # encoding and inversion are not the first step's
-        self.pause()
+        self.pause()  # encoding and inversion are not the first step's
 
     def log(
         self,
@@ -106,7 +105,8 @@ class Journal:
             self.tracker.videos(step, videos)
 
     def pause(self) -> None:
-        """Do not count what came before (a preview, a checkpoint) as part of the next step's time."""
+        """Do not count what came before (a preview, a checkpoint) as part of the next step's time and memory."""
+        memory_gb(self.device)
         self._last, self._cpu_last = time.perf_counter(), time.process_time()
 
     def measures(self) -> dict[str, str]:

@@ -35,9 +35,10 @@ def make_optimizer(cfg, groups: list[dict], device: torch.device, options: dict[
     kind = _kind(cfg)
     if cfg.optimizer == "prodigy":
         return _prodigy(kind, groups, **options)
-    # one kernel, where torch's default is a dozen calls a parameter
-    made = {"fused": True} if kind is torch.optim.AdamW and device.type in ("cuda", "cpu") else {}
-    return kind(groups, **options, **made)
+    # one kernel, where torch's default is a dozen calls a parameter; that of MPS knows no loss scale: it would make the
+    # weights nan where an overflowed step is to be skipped
+    fused = device.type in ("cuda", "cpu") or (device.type == "mps" and cfg.mixed_precision != "fp16")
+    return kind(groups, **options, **({"fused": True} if fused and kind is torch.optim.AdamW else {}))
 
 
 def state_of(optimizer: Optimizer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the bit. A process alone is a group of one, for which nothing here communicates.
 """
 
 import os
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from configs.errors import UserError, is_out_of_memory
+from configs.plain import shown_error
 from models.backbone import choose_device
 
 TIMEOUT = timedelta(hours=12)  # the others wait while the first process encodes clips and samples previews
@@ -44,6 +46,7 @@ class Processes:
         self.count, self.rank = state.num_processes, state.process_index
         self.device = state.device if self.count > 1 else chosen
         _check_launcher(self.count)
+        self.pids: list[tuple[str, int]] = []  # until the first exchange, in which NCCL is set up
         self.pids = self.gather((os.uname().nodename if hasattr(os, "uname") else "", os.getpid()))
 
     @property
@@ -100,10 +103,11 @@ class Processes:
         try:
             yield
         except RuntimeError as error:  # gloo's and NCCL's word for a connection that broke
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or not self.pids:  # what fails at first is a setting and no lost process
                 raise
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun stops the survivors: let them finish their line
-            raise LostProcess("training: another of its processes has ended", not self._speaks()) from None
+            said = re.sub(r"^\[\S*\] ", "", shown_error(error))  # without the place in gloo's sources
+            raise LostProcess(f"training: another of its processes has ended ({said})", not self._speaks()) from None
 
     def _speaks(self) -> bool:
         """Is this the first survivor on this machine? A process that dies needs a moment to be gone."""

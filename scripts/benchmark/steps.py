@@ -91,8 +91,9 @@ class Step:
         bypass_single_frames(self.unet)
         self.method = methods.attach(self.unet, self.cfg, clips=1, latent_size=tuple(self.latents.shape[2:]))
         if self.device.type != "meta":
+            learned = [*self.method.motion_parameters, *self.method.appearance_parameters]
             for training in (True, False):
-                compile_layers(self.unet, self.cfg.compile, self.device, training=training)
+                compile_layers(self.unet, self.cfg.compile, self.device, training=training, learned=learned)
         if architecture.checkpointing if checkpointing is None else checkpointing:
             checkpoint_activations(self.unet)
         if lean and self.cfg.compile == "off":
