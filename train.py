@@ -54,19 +54,20 @@ from infer.training.plan import check, latent_size_of_clips, plan
 from infer.training.preview import Previews
 from infer.training.references import prepare_clips
 from models import backbones, methods
-from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor, skeleton
+from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor
 from models.compiled import attach_quicker
 from models.files.card import write_card
 from models.heads import find_heads, write_heads
 from models.highway import attach_highway
 from models.hooks import checkpoint_activations, training_mode
+from models.outline import skeleton
 from models.placement import place
 from models.schedule import noised
 from models.threads import use_threads
 from models.training import beside, memory, objective
 from models.training.journal import Journal
-from models.training.kinds import bytes_of_state
 from models.training.optimizer import DualPathOptimizer
+from models.training.optimizer_kinds import bytes_of_state
 from models.training.processes import Processes
 from models.training.resume import open_run, resume
 from models.training.steps import Done, Training, record, take_step

@@ -18,7 +18,7 @@ import torch
 
 from infer.options import GUIDANCE
 from infer.sampler import Denoiser
-from models.schedule import FLOW, kind_of
+from models.schedule import FLOW, prediction_type
 from models.training.objective import seed_of
 
 SHARE = 0.2  # of the sampling's steps that are guided by default: FlowMotion's 10 of 50
@@ -63,7 +63,7 @@ class Level:
     @classmethod
     def of(cls, scheduler, timestep: torch.Tensor | int) -> "Level":
         """Of an integer timestep of a diffusion schedule, or of a flow's, whose sigma is its share of the whole."""
-        kind = kind_of(scheduler)
+        kind = prediction_type(scheduler)
         if kind == FLOW:
             sigma = float(timestep) / scheduler.config.num_train_timesteps
             return cls(1 - sigma, sigma, kind)

@@ -10,10 +10,10 @@ from configs.errors import UserError, shown
 from configs.schema import locate
 from data.cache import CachedClip, primary, read_folder
 from infer.settings import UNCHOSEN, Settings, resolve
-from models.backbone import skeleton
 from models.customization import Customization, customize
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from models.files.fit import check_fit
+from models.outline import skeleton
 
 PARTS_OF_A_CHECKPOINT = ("lora", "spatial", "temporal")
 

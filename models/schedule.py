@@ -13,13 +13,13 @@ FLOW = "flow_prediction"
 TIMESTEPS = 1000
 
 
-def kind_of(scheduler: SchedulerMixin) -> str:
+def prediction_type(scheduler: SchedulerMixin) -> str:
     """What the model predicts: "epsilon", "v_prediction", "flow_prediction", or another of diffusers' words."""
     return getattr(scheduler.config, "prediction_type", FLOW)  # a scheduler made for flows alone does not name it
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
-    return kind_of(scheduler) == FLOW
+    return prediction_type(scheduler) == FLOW
 
 
 def shift_of(scheduler: SchedulerMixin) -> float:
@@ -66,6 +66,6 @@ def target(
     """What the model should predict, [b c f h w]: the noise, or the velocity of v-prediction or of a flow."""
     if is_flow(scheduler):
         return noise - latents
-    if kind_of(scheduler) == "epsilon":
+    if prediction_type(scheduler) == "epsilon":
         return noise
     return scheduler.get_velocity(latents, noise, timestep)

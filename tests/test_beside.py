@@ -16,8 +16,8 @@ import train
 from configs.errors import UserError
 from configs.schema import to_yaml
 from models import methods, threads
-from models.backbone import skeleton
 from models.files.checkpoint import list_checkpoints
+from models.outline import skeleton
 from models.training import beside
 from models.training.beside import LINE, Passes
 from models.training.processes import LostProcess

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from configs.errors import UserError, ending
 from configs.files import NoSpace, atomic_path
-from models import backbone
+from models import outline
 from models.files import release
 from models.files.checkpoint import list_checkpoints, load_checkpoint, prune, save_checkpoint
 from models.files.tensors import read_tensors
@@ -33,7 +33,7 @@ TINY = {
 
 def skeleton(folder, **changes):
     (folder / "config.json").write_text(json.dumps(TINY | changes))
-    return backbone.skeleton(folder)
+    return outline.skeleton(folder)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_embeddings_are_kept_by_name(unet, tmp_path):
     checkpoint = load_checkpoint(tmp_path, network=unet)
     assert checkpoint.kind == "embeddings" and same(checkpoint.motion, motion) and checkpoint.config is None
     with pytest.raises(UserError, match="does not fit this model"):
-        load_checkpoint(tmp_path, network=backbone.skeleton())
+        load_checkpoint(tmp_path, network=outline.skeleton())
 
 
 def test_the_authors_folder_is_taken_directly_and_said_to_be_assumed(unet, tmp_path):
@@ -184,7 +184,7 @@ def test_another_rank_preset_or_architecture_is_named(unet, tmp_path):
     save(unet, tmp_path)
     assert "has rank 4, rank 32 was asked" in refusals(unet, tmp_path, rank=32)
     assert "trained with the temporal preset tap, release was asked" in refusals(unet, tmp_path, preset="release")
-    message = refusals(backbone.skeleton(), tmp_path)
+    message = refusals(outline.skeleton(), tmp_path)
     assert "32/64/64/64" in message and "320/640/1280/1280" in message
     deeper = skeleton(tmp_path, layers_per_block=2)
     save(deeper, tmp_path / "deeper", clips=0)

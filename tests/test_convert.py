@@ -21,11 +21,11 @@ from configs.errors import UserError
 from configs.signals import Terminated
 from data.cache import CachedClip, export_clips, read_cached
 from models import lora
-from models.backbone import skeleton
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, read_peft
 from models.merge import merge
+from models.outline import skeleton
 from scripts.conversion import writing
 from scripts.conversion.inspection import inspect
 from scripts.conversion.reading import read

@@ -18,7 +18,8 @@ from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.sampler import classifier_free_guidance
 from infer.settings import RUN_REFERENCE, resolve
 from infer.video import read_frames
-from models.backbone import predictor, skeleton
+from models.backbone import predictor
+from models.outline import skeleton
 from models.training.memory import PeakBytes
 
 from conftest import ROOT

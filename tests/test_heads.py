@@ -12,12 +12,13 @@ import train
 from configs.errors import UserError
 from data.cache import CachedClip
 from models import heads, methods
-from models.backbone import Backbone, skeleton
+from models.backbone import Backbone
 from models.customization import customize
 from models.files.checkpoint import load_checkpoint, save_checkpoint
 from models.heads import Heads, classify, enrichment, pure_norm, restrict, turned
 from models.lean import attach_lean
 from models.lora import add_adapter, attach_state
+from models.outline import skeleton
 from models.training.objective import difference_loss
 
 from conftest import config_of

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from models.backbone import skeleton
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, checkpoint_activations
+from models.outline import skeleton
 from scripts.authors.weights import build_unet
 
 from conftest import UNET, outcome

@@ -12,11 +12,12 @@ from configs.schema import from_dict
 from infer import options
 from infer.generate import generate
 from models import methods
-from models.backbone import Backbone, skeleton
+from models.backbone import Backbone
 from models.files.checkpoint import load_checkpoint
 from models.highway import attach_highway
 from models.lora import add_adapter, targets
 from models.merge import adapted, attach_lora, without_loras
+from models.outline import skeleton
 
 from conftest import config_of
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from models.backbone import skeleton
 from models.backbones.unet3d import PRESETS
 from models.lora import active, add_adapter, targets
 from models.merge import attach_lora, merge
+from models.outline import skeleton
 from models.training import memory
 from scripts.authors.weights import build_unet
 

@@ -12,9 +12,9 @@ import train
 from configs.errors import UserError
 from configs.schema import load
 from models import methods
-from models.backbone import skeleton
 from models.backbones.unet3d import PRESETS
 from models.files.checkpoint import load_checkpoint
+from models.outline import skeleton
 from scripts.authors.weights import build_unet
 
 from conftest import ROOT

@@ -12,8 +12,8 @@ import train
 from configs.errors import UserError
 from models.files.checkpoint import list_checkpoints, load_checkpoint
 from models.files.training_state import TRAINING_STATE, load_training_state
-from models.training.kinds import make_optimizer, state_of
 from models.training.optimizer import MOST_SKIPPED, DualPathOptimizer, NotFinite
+from models.training.optimizer_kinds import make_optimizer, state_of
 
 from conftest import ROOT
 

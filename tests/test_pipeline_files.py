@@ -8,9 +8,10 @@ import pytest
 from configs.errors import UserError
 from configs.plain import MOST_BYTES
 from models import backbones
-from models.backbone import Backbone, sides_of, skeleton, snap_of
+from models.backbone import Backbone
 from models.files import pipeline
 from models.files.pipeline import check_pipeline, settings_of
+from models.outline import sides_of, skeleton, snap_of
 
 from conftest import PUBLISHED, ROOT
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from models.backbone import skeleton
 from models.backbones.unet3d import PRESETS
 from models.files import release
 from models.lora import targets
+from models.outline import skeleton
 
 GOLDEN = Path(__file__).parent / "golden" / "lora_train" / "checkpoint-200"
 TINY = {

@@ -12,12 +12,13 @@ from configs.schema import load
 from infer import options
 from infer.generate import generate
 from models import methods
-from models.backbone import Backbone, skeleton
+from models.backbone import Backbone
 from models.customization import customize
 from models.embeddings import attach_embeddings
 from models.files.checkpoint import load_checkpoint
 from models.highway import HighwaySettings
 from models.hooks import checkpoint_activations, wrap_forward
+from models.outline import skeleton
 from scripts.conversion.writing import convert
 
 from conftest import config_of

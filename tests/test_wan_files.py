@@ -6,11 +6,12 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
-from models.backbone import Backbone, skeleton
+from models.backbone import Backbone
 from models.backbones import architecture
 from models.files.checkpoint import save_checkpoint
 from models.lora import add_adapter, targets
 from models.merge import attach_lora
+from models.outline import skeleton
 from scripts.conversion.inspection import inspect
 from scripts.conversion.reading import read
 from scripts.conversion.writing import convert

@@ -26,7 +26,7 @@ from infer.measure.statistics import FEWEST, Estimate, share_or_mean
 from infer.measure.world_definitions import WORLD_DEFINITIONS
 from infer.measure.world_scores import ReferenceClips, speaks_world, world_scores
 from infer.video import read_frames
-from models.backbone import snap_of
+from models.outline import snap_of
 
 SIDECAR = {  # what is read of one; every other key only tells people how the video was made
     "prompt": text(),

@@ -16,10 +16,10 @@ from infer.generate import check_sides
 from infer.options import RELEASE
 from infer.settings import read_native
 from infer.training.preview import check_solver_of_previews
-from models.backbone import latent_size_of, scheduler_of, sides_of, snap_of
 from models.files.pipeline import check_folder, check_pipeline
+from models.outline import latent_size_of, scheduler_of, sides_of, snap_of
 from models.training import objective
-from models.training.kinds import check_optimizer
+from models.training.optimizer_kinds import check_optimizer
 from models.training.trackers import check_tracker
 
 MOST_CLIPS = 16  # of a long list; each takes up to a second

@@ -21,9 +21,10 @@ from infer.sampler import make_solver
 from infer.settings import of_training
 from infer.side_by_side import write_side_by_side
 from infer.video import read_frames, safe_name, write_video
-from models.backbone import Backbone, scheduler_of
+from models.backbone import Backbone
 from models.hooks import Patch, training_mode
 from models.methods import Method
+from models.outline import scheduler_of
 
 BASE, ROWS = "step-0", 2  # the base model's folder; rows of the picture
 SHEET, PLAYING = "sheet.png", "side_by_side.webp"

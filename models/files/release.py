@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from configs.errors import UserError, shown
-from models.backbone import skeleton
 from models.backbones import architecture, kind_of
 from models.files.tensors import State, check_real, read_pickle
 from models.lora import APPEARANCE, targets
+from models.outline import skeleton
 
 EMBEDDINGS_FILE = "motion_embed.pt"
 EMBEDDING_NAMES = {"pos_embed": "query_key", "vSpatial": "value"}  # Motion Inversion's and ours

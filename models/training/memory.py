@@ -114,7 +114,7 @@ def training_bytes(
     """What a training step needs. `work` runs both passes on the meta device for a frozen model of `model_bytes`.
 
     `learned` are the trained parameters: beside their gradients, which are in the peak, each number has a master in
-    fp32 and `state` bytes of the optimizer's, 8 for AdamW's two moments (kinds.py: bytes_of_state).
+    fp32 and `state` bytes of the optimizer's, 8 for AdamW's two moments (optimizer_kinds.py: bytes_of_state).
     """
     with PeakBytes() as counted:
         work()

@@ -65,7 +65,7 @@ def clip_order(seed: int, position: int, clips: int) -> int:
 
 def check_scheduler(scheduler, max_timestep: int) -> None:
     """Raise UserError, before anything is made, for a noise schedule that this objective cannot train with."""
-    if (kind := schedule.kind_of(scheduler)) not in ("epsilon", "v_prediction", schedule.FLOW):
+    if (kind := schedule.prediction_type(scheduler)) not in ("epsilon", "v_prediction", schedule.FLOW):
         raise UserError(
             f"scheduler: prediction_type is {kind!r}: only epsilon, v_prediction and flow_prediction models can be "
             "trained"

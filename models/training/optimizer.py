@@ -3,7 +3,7 @@
 They step together, after both passes have run their backward. A path that did not run leaves its gradients None, so
 that nothing decays or moves its weights. Parameters are the adapters' fp32 masters; with an fp16 backbone the losses
 are scaled. Several processes average their gradients here, without a wrapper around the network. The optimizers that
-can be chosen are in models/training/kinds.py.
+can be chosen are in models/training/optimizer_kinds.py.
 
 B of a LoRA B A starts at zero and, at A's learning rate, stays far smaller than A for long; LoRA+ (Hayou et al., arXiv
 2402.12354) gives it a higher one, here `lora_plus_ratio` times A's. The norm that is clipped stays that of both.
@@ -19,7 +19,7 @@ from diffusers.optimization import get_scheduler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from configs.errors import UserError
-from models.training.kinds import LEARNED, make_optimizer, state_of
+from models.training.optimizer_kinds import LEARNED, make_optimizer, state_of
 from models.training.processes import Processes
 
 MOST_SKIPPED = 20  # steps in a row; the loss scale has then been halved from 65,536 to below 0.1

@@ -10,8 +10,9 @@ from diffusers import DDIMScheduler
 
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.sampler import classifier_free_guidance
-from models.backbone import latent_size_of, predictor, skeleton
+from models.backbone import predictor
 from models.backbones import kind_of
+from models.outline import latent_size_of, skeleton
 from models.placement import parameter_bytes
 from models.training.journal import read_log
 from models.training.memory import PeakBytes

@@ -17,7 +17,8 @@ from configs.schema import ROOT, load
 from data.sources import load_clips
 from infer.measure.metrics import VideoScorer
 from infer.video import safe_name, write_video
-from models.backbone import choose_device, snap_of
+from models.backbone import choose_device
+from models.outline import snap_of
 from scripts.artefacts import measure_study, metric_report
 from scripts.artefacts.budget import describe
 from scripts.artefacts.catalogue import STUDIES

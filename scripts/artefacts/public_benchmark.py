@@ -30,7 +30,8 @@ from infer.measure.mtbench import GRID, follow, grid_points, mtbench_code, mtben
 from infer.measure.statistics import share_or_mean
 from infer.request import read_request
 from infer.video import read_frames
-from models.backbone import Backbone, choose_device, snap_of
+from models.backbone import Backbone, choose_device
+from models.outline import snap_of
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Variant
 from scripts.artefacts.chain import Samples, sidecars, work
 from scripts.artefacts.plan import Plan, digest

@@ -17,8 +17,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from configs.errors import UserError
-from models.backbone import Backbone, skeleton
+from models.backbone import Backbone
 from models.files.checkpoint import load_checkpoint
+from models.outline import skeleton
 from scripts.authors.weights import REFERENCE_SEED, build_unet
 
 FORWARD = 5e-6  # absolute, one pass through the U-Net or the text encoder

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from configs.errors import UserError, printable, shown
-from models.backbone import skeleton
 from models.files import release
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from models.files.dialects import FILE as DIALECT_FILE
@@ -13,6 +12,7 @@ from models.files.diffusers import DIFFUSERS_FILE
 from models.files.modelspec import PREFIXES, THUMBNAIL
 from models.files.peft import ADAPTER_FILE
 from models.files.tensors import read_pickle
+from models.outline import skeleton
 from scripts.conversion.reading import read
 
 MOST_LETTERS, MOST_LINES = 200, 400

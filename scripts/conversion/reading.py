@@ -4,13 +4,13 @@ from pathlib import Path
 
 from configs.errors import UserError
 from models import lora
-from models.backbone import skeleton
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint
 from models.files.dialects import FILE as DIALECT_FILE
 from models.files.dialects import read_dialect
 from models.files.diffusers import DIFFUSERS_FILE, read_diffusers, read_peft
 from models.files.peft import ADAPTER_FILE
+from models.outline import skeleton
 
 
 def read(source: Path, index: int | None = None, model: str | None = None, preset: str | None = None) -> Checkpoint:

@@ -14,7 +14,7 @@ from configs.errors import UserError, printable
 from configs.files import atomic_path, check_writable, sweep
 from configs.plain import dump_yaml, shown_error
 from data.cache import read_cached
-from models.backbone import Backbone, skeleton
+from models.backbone import Backbone
 from models.backbones import kind_of_model
 from models.files import release
 from models.files.checkpoint import Checkpoint, save_checkpoint
@@ -24,6 +24,7 @@ from models.files.parts import UNLOADABLE
 from models.files.pipeline import check_pipeline
 from models.files.tensors import REAL, read_pickle
 from models.merge import merge
+from models.outline import skeleton
 from scripts.conversion.reading import read
 
 CACHE = "cached_latents"

@@ -13,10 +13,10 @@ from data import cache
 from data.clips import Cut, read_image, read_video
 from infer import options, video
 from infer.request import read_request
-from models.backbone import skeleton
 from models.files.checkpoint import load_checkpoint
 from models.files.pipeline import check_pipeline
 from models.files.training_state import load_training_state
+from models.outline import skeleton
 from scripts.conversion.reading import read
 from scripts.fuzzing.ground import Ground, rewrite, training_state
 from scripts.fuzzing.values import changes, damage, damaged, plain, texts, values

@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from infer.settings import read_native
-from models.backbone import skeleton
 from models.files.pipeline import check_pipeline
+from models.outline import skeleton
 from scripts.conversion.inspection import inspect
 from scripts.conversion.reading import read
 from scripts.conversion.writing import convert

@@ -27,10 +27,10 @@ from configs.errors import ending
 from configs.layers import POCKET
 from data.cache import CachedClip, export_clips
 from infer.video import write_video
-from models.backbone import skeleton
 from models.files import release
 from models.files.checkpoint import save_checkpoint
 from models.files.diffusers import write_diffusers, write_peft
+from models.outline import skeleton
 from scripts.conversion.reading import read
 from scripts.fuzzing.values import SECRET
 

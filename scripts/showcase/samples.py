@@ -14,7 +14,7 @@ from data.sources import load_clips
 from infer import options
 from infer.generate import generate
 from infer.video import read_frames
-from models.backbone import snap_of
+from models.outline import snap_of
 
 
 def config_of(run: Path) -> DictConfig:

@@ -52,7 +52,7 @@ class Desk:
 
     def model_problem(self) -> str:
         """Why the model folder cannot be used, in one sentence; empty when it can."""
-        from models.backbone import skeleton
+        from models.outline import skeleton
 
         try:
             skeleton(str(locate(self.model)))
@@ -88,7 +88,7 @@ class Desk:
         from data.sources import load_clips
         from infer.pictures import strip
         from infer.training.plan import plan
-        from models.backbone import snap_of
+        from models.outline import snap_of
 
         path, cut = self.excerpt(name, first, seconds)
         cfg = configuration(self.model, path, cut.words())
