@@ -16,9 +16,7 @@ SETTINGS = {"num_frames": 5, "height": 64, "width": 64, "guidance_scale": 3.0}
 GUIDED = SETTINGS | {"guide": "clip.mp4", "guide_updates": 3, "guide_target": "predicted"}
 
 
-def cell(
-    folder: Path, model: Path, name: str, strength: float, settings: dict, costs: list[dict], index: int = 2
-) -> Cell:
+def cell(folder: Path, name: str, strength: float, settings: dict, costs: list[dict], index: int = 2) -> Cell:
     """A variant's cell with one run of three steps and a video for each of `costs`, sampled at step `index`."""
     run, samples = folder / "run" / "train_1", folder / name
     (run / "checkpoint-2").mkdir(parents=True, exist_ok=True)
@@ -28,7 +26,13 @@ def cell(
     samples.mkdir()
     for number, cost in enumerate(costs):
         (samples / f"{number}.mp4").write_bytes(b"x")
-        notes = {"video": f"{number}.mp4", "prompt": "a", "seed": number, "model": str(model), "settings": settings}
+        notes = {
+            "video": f"{number}.mp4",
+            "prompt": "a",
+            "seed": number,
+            "model": "where it was then",
+            "settings": settings,
+        }
         notes["sources"] = [{"strength": strength, "index": index}]
         (samples / f"{number}.json").write_text(json.dumps(notes | cost))
     chain = Chain("run", [], str(folder / "run"), 2, [])
@@ -36,7 +40,7 @@ def cell(
 
 
 def test_a_line_of_a_log_that_was_broken_off_counts_for_nothing_in_the_whole_cost(tmp_path):
-    made = cell(tmp_path, tmp_path, "trained", 1, SETTINGS, [{"cpu_seconds": 5.0, "seconds": 6.0, "device": "cpu"}])
+    made = cell(tmp_path, "trained", 1, SETTINGS, [{"cpu_seconds": 5.0, "seconds": 6.0, "device": "cpu"}])
     cost = total_cost([made])
     assert (cost.trainings, cost.train_seconds, cost.sample_seconds, cost.spent) == (1, 113, 6.0, 3 + 4 + 100 + 5.0)
 
@@ -47,12 +51,13 @@ def test_training_counts_where_the_adapter_acts_and_memory_grows_little(model, r
     noted = [{"cpu_seconds": 1.0, "forwards": 40}, {"cpu_seconds": 2.0, "forwards": 40}]
     costs = variant_costs(
         [
-            cell(tmp_path, tiny, "plain", 0, SETTINGS, [{}]),
-            cell(tmp_path, tiny, "guided", 0, GUIDED, noted),
-            cell(tmp_path, tiny, "trained", 1, SETTINGS, noted),
-            cell(tmp_path, tiny, "earlier", 1, SETTINGS, noted, index=1),
-            cell(tmp_path, tiny, "without videos", 1, SETTINGS, []),
-        ]
+            cell(tmp_path, "plain", 0, SETTINGS, [{}]),
+            cell(tmp_path, "guided", 0, GUIDED, noted),
+            cell(tmp_path, "trained", 1, SETTINGS, noted),
+            cell(tmp_path, "earlier", 1, SETTINGS, noted, index=1),
+            cell(tmp_path, "without videos", 1, SETTINGS, []),
+        ],
+        str(tiny),
     )
     rows = cost_table(costs)
     assert rows[0] == HEADER and [row[0] for row in rows[1:]] == ["plain", "guided", "trained", "earlier"]

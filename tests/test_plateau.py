@@ -74,7 +74,7 @@ def test_a_watched_training_is_sampled_where_it_stops_and_pays_for_its_previews(
         watched.task.clip.with_suffix(".txt").read_text()
     }
     log = [json.loads(line)["cpu_seconds"] for line in (chain.run_folder / "log.jsonl").read_text().splitlines()]
-    costs = variant_costs(plan.cells["x"])
+    costs = variant_costs(plan.cells["x"], str(plan.testbed.model))
     spent = sum(note["cpu_seconds"] for note in notes)
     assert spent > 0 and watching_seconds(Path(watched.samples.folder)) == pytest.approx(spent)
     assert costs["watched @ plateau"].training == pytest.approx(sum(log[:2]) + spent)

@@ -39,8 +39,8 @@ class VariantCost:
     memory: int
 
 
-def variant_costs(cells: list[Cell]) -> dict[str, VariantCost]:
-    """Variant -> its cost, for every variant that has videos."""
+def variant_costs(cells: list[Cell], model: str) -> dict[str, VariantCost]:
+    """Variant -> its cost, for every variant that has videos; `model` is where the folder of their model is now."""
     costs = {}
     for name in dict.fromkeys(cell.variant.name for cell in cells):
         folders = {cell.samples.folder: cell.chain.run_folder for cell in cells if cell.variant.name == name}
@@ -56,7 +56,7 @@ def variant_costs(cells: list[Cell]) -> dict[str, VariantCost]:
             _mean(trained),
             _mean([found.get("forwards") for found in notes]),
             _mean([found.get("cpu_seconds") for found in notes]),
-            _step_bytes(notes[0]["model"], *_shape(notes[0]["settings"])),
+            _step_bytes(model, *_shape(notes[0]["settings"])),
         )
     return costs
 

@@ -88,7 +88,7 @@ def make_result(
         foreseen(cells, stored_prices(plan.testbed.world)),
         list(dict.fromkeys(problems)),
         measure.scorer.models,
-        costs=variant_costs(cells) if ARTEFACTS[name].compares_costs else {},
+        costs=variant_costs(cells, str(plan.testbed.model)) if ARTEFACTS[name].compares_costs else {},
     )
     if result.artefact.form == "states" and rows:
         try:
