@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.artefacts.artefact import Variant
-from scripts.artefacts.chain import Chain, Samples
+from scripts.artefacts.chain import Chain, Samples, infer_words
 from scripts.artefacts.costs import HEADER, cost_table, variant_costs
 from scripts.artefacts.plan import Cell
 from scripts.artefacts.result import total_cost
@@ -66,3 +66,11 @@ def test_training_counts_where_the_adapter_acts_and_memory_grows_little(model, r
     assert rows[4][1] == "3" and cost_table({}) == []  # CPU seconds until the checkpoint that was sampled
     plain, guided, trained, _ = (float(row[4]) for row in rows[1:])
     assert plain == trained <= guided < 1.05 * plain
+
+
+def test_videos_are_sampled_with_the_model_where_it_lies_now():
+    """A run's own checkpoint names the folder of its day, which may have moved since."""
+    train = ["--config", "a.yaml", "pretrained_model_path=models/pocketscope", "seed=0"]
+    chain = Chain("run", train, "run", 2, [])
+    words = infer_words(chain, Samples("out", ["--lora_scale", "0"], ["a"]), 3, ["a", "b"])
+    assert words[words.index("--model") + 1] == "models/pocketscope" and words[-2:] == ["a", "b"]
