@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, ttest_1samp
 
-from infer.measure.paired import FEWEST, clips_needed, holm, holm_of_claims, paired_difference
+from infer.measure.paired import FEWEST, clips_needed, decide, holm, paired_difference
 
 
 def drawn(clips, videos, between, within, seed, effect=0.0):
@@ -114,19 +114,16 @@ def test_a_certain_refutation_makes_no_confirmation_cheaper():
         values = 0.05 * rng.standard_normal((20, 16))
         found = [over_clips(dict(enumerate(row)), dict.fromkeys(range(16), 0.0), itself) for row in values]
         chances = [(one.p_above(0.0), one.turned().p_above(-0.1)) for one in found]
-        wrong["both"] += any(confirmed for confirmed, _ in holm_of_claims(chances, [False] * 20))
+        wrong["both"] += 0 in decide(chances)
         edges = holm([min(pair) for pair in chances])
         wrong["smaller p alone"] += any(pair[0] < edge for pair, edge in zip(chances, edges))
     assert wrong["both"] <= 0.05 * rounds < 0.1 * rounds < wrong["smaller p alone"]
 
 
-def test_claims_are_decided_one_after_another_and_both_rulings_of_one_can_hold():
-    assert holm_of_claims([], []) == []
-    # 0.05 / 2 twice, since the first claim is open until both of its hypotheses are rejected; then 0.05
-    assert holm_of_claims([(0.001, 0.02), (0.04, 1.0)], [False, False]) == [(True, True), (True, False)]
-    assert holm_of_claims([(0.001, 0.03), (0.04, 1.0)], [False, False]) == [(True, False), (False, False)]
-    # one rejection closes a claim whose rulings share an edge
-    assert holm_of_claims([(0.001, 1.0), (1.0, 0.04)], [True, True]) == [(True, False), (False, True)]
+def test_a_claim_gets_the_ruling_of_its_smaller_p_value():
+    assert decide([]) == []
+    assert decide([(0.001, 0.002), (0.04, 1.0), (1.0, 0.02)]) == [0, 0, 1]  # 0.05 / 3, then / 2, then / 1
+    assert decide([(0.002, 0.001), (0.06, 1.0), (1.0, 0.03)]) == [1, None, None]
 
 
 def of_motions(clips_each, between, within, seed, effect=0.0):

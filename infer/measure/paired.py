@@ -171,23 +171,16 @@ def holm(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
     return thresholds
 
 
-def holm_of_claims(
-    chances: Sequence[tuple[float, float]], exclusive: Sequence[bool], level: float = LEVEL
-) -> list[tuple[bool, bool]]:
-    """Whether each claim is confirmed and whether it is refuted, by the p values of both, all with chance `level`.
+def decide(chances: Sequence[tuple[float, float]], level: float = LEVEL) -> list[int | None]:
+    """Which of its two rulings each claim gets, 0 (confirmed) or 1 (refuted), by the p values of both; None: neither.
 
-    Holm's correction with Shaffer's (1986) count of what can still be true: every claim has two hypotheses against it,
-    of which one at most is true. So a claim counts until both are rejected (it is there, and smaller than what counts),
-    or one, where a claim is `exclusive`: its two rulings share an edge. The p value of the other ruling earns no claim
-    a milder threshold.
+    Holm's correction with a direction (Shaffer 1980; Finner 1999): a claim stands in line with its smaller p value and
+    gets the ruling of that one alone. The threshold that a certain refutation has earned confirms nothing.
     """
-    decided, left = [[False, False] for _ in chances], len(chances)
-    for p, claim, ruling in sorted((p, c, r) for c, both in enumerate(chances) for r, p in enumerate(both)):
-        if not left or p >= (1 - level) / left:
-            break
-        decided[claim][ruling] = True
-        left -= exclusive[claim] or all(decided[claim])
-    return [tuple(found) for found in decided]
+    smaller = [min(both) for both in chances]
+    return [
+        both.index(p) if p < threshold else None for both, p, threshold in zip(chances, smaller, holm(smaller, level))
+    ]
 
 
 def clips_needed(spread: float, distance: float, level: float = LEVEL, blocks: int = 1) -> int | None:

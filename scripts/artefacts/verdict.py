@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from infer.measure.evaluation import ALL_DEFINITIONS
-from infer.measure.paired import MOST, POWER, PairedDifference, clips_needed, holm_of_claims, paired_difference
+from infer.measure.paired import MOST, POWER, PairedDifference, clips_needed, decide, paired_difference
 from infer.measure.statistics import FEWEST, LEVEL
 from scripts.artefacts.artefact import Bound, Claim
 from scripts.artefacts.variants import UNTOUCHED
@@ -65,11 +65,6 @@ class Question:
         return self.role.least
 
     @property
-    def exclusive(self) -> bool:
-        """Whether the claim is refuted wherever it is not confirmed: what is not there cannot be there and small."""
-        return self.edges[0] == self.edges[1]
-
-    @property
     def edges(self) -> tuple[float, float]:
         """The claim is confirmed above the first and refuted below the second."""
         return (-self.least, -self.least) if self.claim.expect.startswith("not") else (0.0, self.least)
@@ -97,8 +92,7 @@ def judge(asked: Iterable[tuple[Claim, str, Rows]], roles: Mapping[str, Role]) -
     """The verdicts of one artefact, corrected for their number: every (claim, group of videos, its rows) asked."""
     found = [(_question(claim, group, rows, roles), rows) for claim, group, rows in asked]
     family = [one for one, _ in found if isinstance(one, Question) and one.without_room is None]
-    decided = holm_of_claims([one.chances for one in family], [one.exclusive for one in family])
-    decisions = dict(zip(map(id, family), decided))
+    decisions = dict(zip(map(id, family), decide([one.chances for one in family])))
     return [
         one if isinstance(one, Verdict) else _verdict(one, rows, decisions.get(id(one)), len(family))
         for one, rows in found
@@ -148,19 +142,19 @@ def _without_room(question: Question, rows: Rows) -> str | None:
     return None
 
 
-def _verdict(question: Question, rows: Rows, decided: tuple[bool, bool] | None, family: int) -> Verdict:
+def _verdict(question: Question, rows: Rows, decided: int | None, family: int) -> Verdict:
+    """The ruling on a question, by `paired.decide` over a `family` of so many."""
     claim, words = question.claim, _numbers(question, rows)
-    if decided is None:
+    if question.without_room is not None:
         return Verdict(claim, question.group, "not testable", f"{words}; {question.without_room}")
-    confirmed, refuted = decided
     words += f"; p {min(question.chances):.2g}, Holm over {_counted(family, 'claim')}"
-    if confirmed:
+    if decided == 0:
         small = not claim.expect.startswith("not") and question.turned.interval()[1] < question.least
         words += f"; smaller than {question.least:g}, the least that counts" if small else ""
         against = claim.expect.startswith("not") and question.turned.interval()[1] < 0
         words += f"; against the claim all the same, by less than the {question.least:g} allowed" if against else ""
         return Verdict(claim, question.group, "confirmed", words)
-    if refuted:
+    if decided == 1:
         if not claim.expect.startswith("not") and question.least:
             words += f"; less than {question.least:g} that way"
         return Verdict(claim, question.group, "refuted", words)
