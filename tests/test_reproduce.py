@@ -332,7 +332,7 @@ def test_results_are_replaced_section_by_section(plan, monkeypatch, tmp_path):
     argv = asked(plan, "table5", "--results", str(results))
     reproduce(argv, launch=refuse)
     text = results.read_text()
-    assert text.count("<!-- begin table5 random_world -->") == 1 and "stale" not in text and other in text
+    assert text.count("<!-- begin table5 random_world ") == 1 and "stale" not in text and other in text
     assert "**Confirmed:**\n\n- Table 6 (pocketscope): 1.1 is best (g)\n" in text
     assert "commit" in text and "Cost: 1 trainings" in text
 

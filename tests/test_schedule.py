@@ -134,7 +134,7 @@ def test_a_refusal_of_one_row_leaves_the_others_of_its_training(tmp_path, monkey
     damaged = tmp_path / "good" / "a_seed0.json"
     damaged.parent.mkdir()
     damaged.write_text("{")
-    chain = Chain("c", [], str(tmp_path / "run"), 1, rows)
+    chain = Chain("c", ["pretrained_model_path=model"], str(tmp_path / "run"), 1, rows)
     assert list(rows[1].missing()) == [(0, ["a"])] and damaged.exists()  # looking deletes nothing
     with pytest.raises(UserError, match="^first cannot work; last cannot work$"):
         work(chain)

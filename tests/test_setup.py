@@ -25,7 +25,13 @@ OPTIONAL = {
     "submitit",
     "xformers",
 }  # their absence is one sentence
-THROUGH = {"starlette": "gradio", "tokenizers": "transformers", "huggingface_hub": "diffusers", "torchvision": "torch"}
+THROUGH = {
+    "functorch": "torch",
+    "huggingface_hub": "diffusers",
+    "starlette": "gradio",
+    "tokenizers": "transformers",
+    "torchvision": "torch",
+}
 
 
 def declared(name):
