@@ -220,6 +220,16 @@ def test_a_picture_that_is_too_large_ends_no_training(tiny_config, backbone, tmp
     backbone.network.eval()
 
 
+def test_prompts_that_cannot_be_encoded_end_no_training(tiny_config, backbone, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(backbone), "encode_text", full)
+    cfg = tiny_config(validation_data=VALIDATION)
+    assert module.preview(cfg, backbone, Untrained(), [clip(4)], tmp_path) is None
+    assert "note: no previews: out of memory" in capsys.readouterr().err
+
+
 def test_a_preview_that_cannot_be_read_leaves_a_checkpoint_without_its_picture(tiny_config, backbone, tmp_path):
     said, cfg = [], tiny_config(validation_data=VALIDATION)
     previews = module.Previews(cfg, backbone, Untrained(), [clip(4)], tmp_path, said.append)

@@ -156,8 +156,12 @@ def preview(
         settings.replace("noise_prior", 0.0, "absence of an inversion")
     elif len(clips) > 1 and wanted.noise_prior is None:
         settings.replace("noise_prior", 0.0, "number of reference clips")
-    *texts, negative = backbone.encode_text([*wanted.prompt, settings.negative_prompt]).split(1)
-    rows, say = [], partial(print, file=sys.stderr)
+    rows, say, texts = [], partial(print, file=sys.stderr), None
+    with noted("previews", say):
+        texts = backbone.encode_text([*wanted.prompt, settings.negative_prompt]).split(1)
+    if texts is None:
+        return None
+    *texts, negative = texts
     backbone.network.eval()
     try:
         for prompt, text in zip(wanted.prompt, texts, strict=True):
