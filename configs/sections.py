@@ -3,20 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.key import MOST_FRAMES, MOST_PIXELS, MOST_STEPS, TEXT, key
+from configs.key import MOST_FRAMES, MOST_STEPS, SIDE, TEXT, key
 
 
 @dataclass
 class TrainData:
     width: int = key(
-        384,
-        "width in pixels that clips are cut to (with use_bucketing: the largest it may be)",
-        "clips",
-        low=8,
-        high=MOST_PIXELS,
-        multiple=8,
+        384, "width in pixels that clips are cut to (with use_bucketing: the largest it may be)", "clips", **SIDE
     )
-    height: int = key(384, "height in pixels, likewise", "clips", low=8, high=MOST_PIXELS, multiple=8)
+    height: int = key(384, "height in pixels, likewise", "clips", **SIDE)
     use_bucketing: bool = key(
         True, "keep each clip's aspect ratio inside width x height, in steps the model can take; off: stretch", "clips"
     )
@@ -66,22 +61,8 @@ class ValidationData:
     num_frames: int | None = key(
         None, "frames of a preview; default as train_data.n_sample_frames", "nothing", low=1, high=MOST_FRAMES
     )
-    width: int | None = key(
-        None,
-        "width of a preview in pixels; default as train_data.width",
-        "nothing",
-        low=8,
-        high=MOST_PIXELS,
-        multiple=8,
-    )
-    height: int | None = key(
-        None,
-        "height of a preview in pixels; default as train_data.height",
-        "nothing",
-        low=8,
-        high=MOST_PIXELS,
-        multiple=8,
-    )
+    width: int | None = key(None, "width of a preview in pixels; default as train_data.width", "nothing", **SIDE)
+    height: int | None = key(None, "height of a preview in pixels; default as train_data.height", "nothing", **SIDE)
     num_inference_steps: int = key(30, "sampling steps", "nothing", low=1, high=MOST_STEPS)
     solver: Literal["ddim", "euler", "unipc", "dpm"] = key(
         "ddim",
