@@ -40,7 +40,7 @@ def attach_quicker(
 
 
 def compile_layers(
-    unet: nn.Module,
+    network: nn.Module,
     mode: str,
     device: torch.device,
     *,
@@ -62,7 +62,7 @@ def compile_layers(
     options = {"fallback_random": True, "triton.cudagraphs": mode == "step"} if backend == "inductor" else None
     if backend == "inductor":
         _check_compiler(device)
-    leaves = [(name, layer) for name, layer in unet.named_modules() if isinstance(layer, CHECKPOINTED_LAYERS)]
+    leaves = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, CHECKPOINTED_LAYERS)]
     kinds = Counter(_kind(*leaf) for leaf in leaves)
     regions = {kind: _region(kind[1].forward, MOST_GRAPHS * count, backend, options) for kind, count in kinds.items()}
     undo = []
@@ -70,10 +70,10 @@ def compile_layers(
         undo.append(wrap_forward(layer, _compiled(layer, regions[_kind(name, layer)], training), innermost=True))
     if not regions:
         raise UserError(
-            f"compile: it is made for the 3-D U-Net and Wan, and this is a {type(unet).__name__}; use compile=off"
+            f"compile: it is made for the 3-D U-Net and Wan, and this is a {type(network).__name__}; use compile=off"
         )
     if mode == "step":
-        undo.append(wrap_forward(unet, _as_one_step))
+        undo.append(wrap_forward(network, _as_one_step))
         undo += [_copied_gradient(parameter) for parameter in learned if training]
     return Patch(undo)
 

@@ -27,7 +27,7 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
     """
     if cfg.cached_latent_dir:
         clips = [
-            clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]).cpu())
+            clip if clip.text is not None else replace(clip, text=backbone.encode_text([clip.prompt]))
             for clip in cache.read_folder(cfg.cached_latent_dir)
         ]
         cache.check_clips_fit(clips, backbone.network.config.in_channels, backbone.text_width)
@@ -53,6 +53,6 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
         },
         encode_video=lambda frames: backbone.encode_video(frames).cpu(),
         encode_stills=lambda frames: backbone.encode_stills(frames),
-        encode_text=lambda prompt: backbone.encode_text([prompt]).cpu(),
+        encode_text=lambda prompt: backbone.encode_text([prompt]),
         invert=invert,
     )
