@@ -26,7 +26,7 @@ from models.highway import HighwaySettings
 
 RUN_REFERENCE = "the run's reference clip"
 PREVIEW_PRIOR = 0.5  # of the release's training; its infer.py takes 0.2
-UNCHOSEN = ("model", "training's default", "release's default")  # origins that no person asked for
+UNCHOSEN = ("model", "training's default", "release's default", "previews' default")  # origins that nobody asked for
 
 
 class Settings:

@@ -17,6 +17,7 @@ from data.clips import Clip
 from data.sources import plan_clips
 from infer.generate import sample_videos
 from infer.pictures import contact_sheet, strip, thumbnail
+from infer.request import no_inversion, settle_noise_prior
 from infer.sampler import make_solver
 from infer.settings import of_training
 from infer.side_by_side import write_side_by_side
@@ -150,12 +151,7 @@ def preview(
     """
     wanted, settings, number = cfg.validation_data, of_training(cfg), primary(clips)
     inversion = clips[number].inversion
-    if base:
-        settings.replace("noise_prior", 0.0, "absence of motion")
-    elif inversion is None or inversion.shape[2] == 1:
-        settings.replace("noise_prior", 0.0, "absence of an inversion")
-    elif len(clips) > 1 and wanted.noise_prior is None:
-        settings.replace("noise_prior", 0.0, "number of reference clips")
+    settle_noise_prior(settings, no_inversion(clips[number]), moves=not base, clips=len(clips))
     rows, say, texts = [], partial(print, file=sys.stderr), None
     with noted("previews", say):
         texts = backbone.encode_text([*wanted.prompt, settings.negative_prompt]).split(1)
