@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 import train
 from configs.errors import UserError, command
 from configs.files import atomic_path
+from infer import batch, options, pictures, request, settings, sidecar
 from infer import generate as sampling
-from infer import options, pictures, request, settings, sidecar
 from infer.generate import generate, load_backbone
 from infer.jobs import read_jobs
 from infer.video import read_frames, safe_name, write_video
@@ -487,10 +487,10 @@ def test_prompts_wait_on_the_cpu_until_their_batch_is_sampled(trained, backbone,
         raise Asked([text.device.type for text in texts])
 
     monkeypatch.setattr(backbone, "device", torch.device("meta"))
-    monkeypatch.setattr(sampling, "classifier_free_guidance", ask)
+    monkeypatch.setattr(batch, "classifier_free_guidance", ask)
     with pytest.raises(Asked, match="meta.*meta"):
         chosen = request.read_request(asked(trained, tmp_path, "--noise_prior", "0")).settings
-        sampling.sample_videos(backbone, Patch(), chosen, text, negative, seeds=[1])
+        batch.sample_videos(backbone, Patch(), chosen, text, negative, seeds=[1])
 
 
 @pytest.mark.parametrize("kind", ["mp4", "frames"])

@@ -8,7 +8,7 @@ from PIL import Image
 from configs.errors import UserError
 from configs.files import NoSpace
 from data.cache import CachedClip
-from infer.generate import sample_videos
+from infer.batch import sample_videos
 from infer.settings import of_training
 from infer.training import preview as module
 from infer.video import read_frames

@@ -58,7 +58,7 @@ def test_exhausted_memory_is_one_sentence(fail, amount, refusal, tiny_config, tm
     line = refusal(train.main, "--config", config)
     assert amount in line and "make the frames smaller" in line
     assert not any("loss plot" in text for text in said), "no step was logged, so nothing was plotted"
-    monkeypatch.setattr("infer.generate.sample", lambda *_, **__: fail())
+    monkeypatch.setattr("infer.batch.sample", lambda *_, **__: fail())
     model, out = tiny_config().pretrained_model_path, tmp_path / "out"
     size = ["-W", 64, "-H", 64, "-T", 2]
     assert amount in refusal(infer.main, "--model", model, "--prompt", "a car", *size, "--output_dir", out)

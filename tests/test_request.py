@@ -14,7 +14,7 @@ import torch
 from configs.errors import UserError
 from configs.fields import KEYS
 from data.cache import CachedClip
-from infer import generate, options, request
+from infer import batch, options, request
 from infer.choices import CONFIG_KEYS, FLAG_KEYS, LEAST, words_of
 from infer.jobs import read_jobs
 from infer.noise import STRATEGIES
@@ -323,13 +323,13 @@ def sized(width, height, guidance=12.0):
 
 def test_the_largest_batch_is_the_one_whose_sequences_fit():
     at_384, each = sized(384, 384), unet3d.sequences(48, 48)
-    generate.check_batch(14, at_384, each)  # 14 x 2 x 2304 = 64,512
+    batch.check_batch(14, at_384, each)  # 14 x 2 x 2304 = 64,512
     with pytest.raises(UserError, match="15 of 384 x 384 are 69,120 sequences .* use --batch-size 14"):
-        generate.check_batch(15, at_384, each)
-    generate.check_batch(28, sized(384, 384, guidance=1), each)  # one half
-    generate.check_batch(1, sized(2040, 1024), unet3d.sequences(255, 128))  # 65,280
+        batch.check_batch(15, at_384, each)
+    batch.check_batch(28, sized(384, 384, guidance=1), each)  # one half
+    batch.check_batch(1, sized(2040, 1024), unet3d.sequences(255, 128))  # 65,280
     with pytest.raises(UserError, match="use a smaller --width and --height"):
-        generate.check_batch(1, sized(2056, 1024), unet3d.sequences(257, 128))  # 65,792
+        batch.check_batch(1, sized(2056, 1024), unet3d.sequences(257, 128))  # 65,792
 
 
 # ---- the command ----

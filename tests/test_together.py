@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from infer import options
-from infer.generate import load_backbone, sample_videos
+from infer.batch import sample_videos
+from infer.generate import load_backbone
 from infer.request import read_request
 
 PARTS = {  # flags that switch a part (off, on)

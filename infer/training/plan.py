@@ -12,7 +12,7 @@ from data.cache import primary, read_folder
 from data.clips import read_image
 from data.inspection import inspect_video
 from data.sources import plan_clips
-from infer.generate import check_sides
+from infer.batch import check_sides
 from infer.options import RELEASE
 from infer.settings import read_native
 from infer.training.preview import check_solver_of_previews

@@ -15,7 +15,7 @@ from configs.errors import UserError, is_out_of_memory
 from data.cache import CachedClip, primary
 from data.clips import Clip
 from data.sources import plan_clips
-from infer.generate import sample_videos
+from infer.batch import sample_videos
 from infer.pictures import contact_sheet, strip, thumbnail
 from infer.request import no_inversion, settle_noise_prior
 from infer.sampler import make_solver
