@@ -1,8 +1,8 @@
-"""The two-command start's second half: train configs/quickstart.yaml, then show base and customized model.
+"""The two-command start's second half: train configs/quickstart.yaml, and say where its pictures are.
 
 Run by scripts/quickstart.sh. Words after it are `key=value` overrides of the configuration. The last three lines of
 stdout name a video, the picture that plays reference clip, base model and customized model side by side, and the loss
-plot; a contact sheet of the same videos lies beside the picture.
+plot; a line is left out where an override leaves out its file.
 """
 
 import sys
@@ -13,9 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.errors import command
 from configs.runtime import quiet_threads
 
-SEED = 1
-MOST_ROWS = 2  # of the playing picture
-
 
 @command
 def main(argv: list[str] | None = None) -> None:
@@ -23,27 +20,19 @@ def main(argv: list[str] | None = None) -> None:
 
     words = sys.argv[1:] if argv is None else argv
     cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *words], description=__doc__)
-    cfg.validation_data.side_by_side = False  # this command makes a picture of its own, from new noise
     quiet_threads()
     import train
-    from infer.pictures import contact_sheet, strip
-    from infer.side_by_side import write_side_by_side
-    from scripts.showcase.samples import clip_of, sample_run
+    from infer.training.preview import PLAYING
 
     if dry_run:
         print(train.dry_run(cfg))
         return
-    run, prompts = train.run(cfg), list(cfg.validation_data.prompt)
-    base = sample_run(run, prompts, SEED, run / "samples/base", strength=0.0)
-    customized = sample_run(run, prompts, SEED, run / "samples/customized")
-    reference = clip_of(cfg)
-    rows = [(prompt, plain, new) for prompt, (_, plain), (_, new) in zip(prompts, base, customized)]
-    lines = [(f"reference: {reference.prompt}", strip(reference.frames))]
-    for prompt, plain, new in rows:
-        lines += [(f"base model: {prompt}", strip(plain)), (f"customized: {prompt}", strip(new))]
-    print(f"contact sheet: {contact_sheet(run / 'side_by_side.png', lines)}", file=sys.stderr)
-    playing = write_side_by_side(run / "side_by_side.webp", rows[:MOST_ROWS], reference, fps=reference.fps)
-    print(f"video: {customized[0][0]}", f"side by side: {playing}", f"loss plot: {run / 'loss.png'}", sep="\n")
+    run = train.run(cfg)
+    videos = sorted((run / "previews" / f"step-{cfg.max_train_steps}").glob("*.mp4"))
+    named = {"video": videos[:1], "side by side": [run / PLAYING], "loss plot": [run / "loss.png"]}
+    for what, paths in named.items():
+        for path in filter(Path.is_file, paths):
+            print(f"{what}: {path}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def test_a_base_belongs_into_a_file():
 
 
 def test_the_pocket_recipe_stands_in_one_place():
-    shared = ("learning_rate", "max_train_steps", "timesteps_per_step", "min_timestep", "lora_unet_dropout")
+    shared = ("learning_rate", "max_train_steps", "min_timestep", "lora_unet_dropout")
     for name in ("configs/quickstart.yaml", "configs/reproduce/pocket.yaml"):
         text = (ROOT / name).read_text()
         assert "base: configs/pocket.yaml" in text and not any(f"\n{key}:" in text for key in shared)
@@ -105,6 +105,8 @@ def test_the_pocket_recipe_stands_in_one_place():
     # what differs on purpose
     assert [cfg.train_data.fps for cfg in (pocket, quick, repeated)] == [4, 8, 0]
     assert [cfg.inversion_steps for cfg in (pocket, quick, repeated)] == [25, 25, 50]
+    assert [cfg.timesteps_per_step for cfg in (pocket, quick, repeated)] == [4, 2, 4]
+    assert [cfg.appearance_highway.use for cfg in (pocket, quick, repeated)] == ["sampling", "off", "off"]
 
 
 # ---- fallback ----

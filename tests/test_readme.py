@@ -207,6 +207,7 @@ def test_the_quickstart(tmp_path):
             f"output_dir={tmp_path}",
             f"cache_dir={tmp_path / 'cache'}",
             "validation_data.num_inference_steps=2",
+            "validation_data.sample_preview=true",
         ]
     )
     named = dict(line.split(": ", 1) for line in told)

@@ -10,7 +10,7 @@ from configs.errors import UserError
 from data.clips import Clip
 from infer import side_by_side as animation
 from infer.video import read_frames
-from scripts import side_by_side
+from scripts import quickstart, side_by_side
 from scripts.showcase.samples import clip_of, config_of
 
 from conftest import ROOT
@@ -107,3 +107,17 @@ def test_the_picture_of_the_readme_plays_and_is_small():
     image, shown = frames_of(path)
     assert image.is_animated and len(shown) == 8 and path.stat().st_size < animation.MOST_BYTES
     assert all(np.abs(one - other).max() > 50 for one, other in zip(shown, shown[1:]))
+
+
+def test_the_quickstart_names_the_files_that_its_training_made(tmp_path, monkeypatch, capsys):
+    """Overrides may leave out any of them."""
+    monkeypatch.setattr("train.run", lambda cfg: tmp_path)
+    quickstart.main([])
+    assert capsys.readouterr().out == ""
+    of_the_last_step = tmp_path / "previews/step-7"
+    of_the_last_step.mkdir(parents=True)
+    for path in (of_the_last_step / "b.mp4", of_the_last_step / "a.mp4", tmp_path / "loss.png"):
+        path.touch()
+    quickstart.main(["max_train_steps=7", "checkpointing_steps=7", "validation_steps=7"])
+    told = capsys.readouterr().out.splitlines()
+    assert told == [f"video: {of_the_last_step / 'a.mp4'}", f"loss plot: {tmp_path / 'loss.png'}"]
