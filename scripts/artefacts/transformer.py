@@ -24,7 +24,7 @@ def _preset(name: str) -> tuple[str, ...]:
     return (f"temporal_preset={name}",)
 
 
-TAP, ALL, VALUES = "q + k (TAP)", "all layers (MotionDirector)", "v + out + ff (SMRABooth)"
+QK, ALL, VALUES = "q + k (TAP)", "all layers (MotionDirector)", "v + out + ff (SMRABooth)"
 HEADS, PURE, EARLY, LATE = (
     "q + k, temporal heads",
     "q + k, temporal heads, pure norm",
@@ -47,7 +47,7 @@ LADDER = (
     Variant("v", _preset("value")),
     Variant("out", _preset("out")),
     Variant("ff", _preset("ff")),
-    Variant(TAP, _preset("tap")),
+    Variant(QK, _preset("tap")),
     Variant(VALUES, _preset("value_out_ff")),
     Variant(ALL, _preset("motiondirector")),
     Variant("q + k, no dual path", (*_preset("tap"), NO_APPEARANCE)),
@@ -71,28 +71,28 @@ def _ours(text: str, role: str, one: str, expect: str, other: str | Bound, group
 
 
 CLAIMS = (
-    _ours("q + k learns motions that the untouched model does not show", "motion", TAP, "more", UNTOUCHED.name),
-    _ours("q + k learns new paths: at least every second video", "motion", TAP, "not less", LEARNED, "path"),
-    _ours("q + k moves no worse than all layers", "motion", TAP, "not less", ALL),
-    _ours("q + k leaks less than all layers", "leakage", TAP, "less", ALL),
-    _ours("q + k follows the prompt's appearance no worse than all layers", "appearance", TAP, "not less", ALL),
-    _ours("v + out + ff moves no worse than q + k", "motion", VALUES, "not less", TAP),
-    _ours("v + out + ff leaks no more than q + k", "leakage", VALUES, "not more", TAP),
+    _ours("q + k learns motions that the untouched model does not show", "motion", QK, "more", UNTOUCHED.name),
+    _ours("q + k learns new paths: at least every second video", "motion", QK, "not less", LEARNED, "path"),
+    _ours("q + k moves no worse than all layers", "motion", QK, "not less", ALL),
+    _ours("q + k leaks less than all layers", "leakage", QK, "less", ALL),
+    _ours("q + k follows the prompt's appearance no worse than all layers", "appearance", QK, "not less", ALL),
+    _ours("v + out + ff moves no worse than q + k", "motion", VALUES, "not less", QK),
+    _ours("v + out + ff leaks no more than q + k", "leakage", VALUES, "not more", QK),
     _ours("without the dual path all layers leak more than q + k", "leakage", "all layers, no dual path", "more",
           "q + k, no dual path"),
-    _ours("temporal heads alone move no worse than all heads", "motion", HEADS, "not less", TAP),
-    _ours("temporal heads alone keep the appearance no worse than all heads", "appearance", HEADS, "not less", TAP),
+    _ours("temporal heads alone move no worse than all heads", "motion", HEADS, "not less", QK),
+    _ours("temporal heads alone keep the appearance no worse than all heads", "appearance", HEADS, "not less", QK),
     _ours("a pure norm moves no worse than the shared one", "motion", PURE, "not less", HEADS),
-    _ours("the first half of the blocks moves no worse than all", "motion", EARLY, "not less", TAP),
+    _ours("the first half of the blocks moves no worse than all", "motion", EARLY, "not less", QK),
     _ours("the first half of the blocks moves better than the last", "motion", EARLY, "more", LATE),
-    _ours("the value highway keeps the appearance no worse", "appearance", "TAP + value highway", "not less", TAP),
-    _ours("the value highway costs no motion", "motion", "TAP + value highway", "not less", TAP),
-    _ours("PLI improves the appearance", "appearance", PHASED, "more", TAP),
-    _ours("PLI costs no motion", "motion", PHASED, "not less", TAP),
-    _ours("embeddings move no worse than q + k", "motion", EMBEDDINGS, "not less", TAP),
-    _ours("embeddings leak more than q + k", "leakage", EMBEDDINGS, "more", TAP),
+    _ours("the value highway keeps the appearance no worse", "appearance", "TAP + value highway", "not less", QK),
+    _ours("the value highway costs no motion", "motion", "TAP + value highway", "not less", QK),
+    _ours("PLI improves the appearance", "appearance", PHASED, "more", QK),
+    _ours("PLI costs no motion", "motion", PHASED, "not less", QK),
+    _ours("embeddings move no worse than q + k", "motion", EMBEDDINGS, "not less", QK),
+    _ours("embeddings leak more than q + k", "leakage", EMBEDDINGS, "more", QK),
     _ours("without their Values embeddings leak less", "leakage", NO_VALUES, "less", EMBEDDINGS),
-    *about_guidance(TAP),
+    *about_guidance(QK),
 )  # fmt: skip
 
 # A re-timing and a path in turn, so that the first few motions already answer for both kinds.
