@@ -24,7 +24,7 @@ from torch import nn
 
 from configs.errors import UserError
 from configs.plain import shown_error
-from models.hooks import CHECKPOINTED_LAYERS, Patch, wrap_forward
+from models.hooks import CHECKPOINTED_LAYERS, Patch, know_dtype, wrap_forward
 from models.lean import attach_lean
 
 MOST_GRAPHS = 32  # for each layer of a kind; beyond, torch runs it uncompiled and says so
@@ -35,8 +35,11 @@ def attach_quicker(
 ) -> Patch:
     """The layers compiled if `mode` asks for that, else lean where that pays: one replaces what the other changes."""
     if mode == "off":
-        return attach_lean(network)
-    return compile_layers(network, mode, device, training=training, learned=learned)
+        patch = attach_lean(network)
+    else:
+        patch = compile_layers(network, mode, device, training=training, learned=learned)
+    patch.undo(know_dtype(network).remove)
+    return patch
 
 
 def compile_layers(

@@ -1,11 +1,11 @@
 """Reversible patches on somebody else's model.
 
-Nothing here edits or subclasses diffusers. A patch changes the forward of named modules, hands back a `Patch`, and
-`Patch.remove()` (or leaving its `with` block) restores the model bit for bit, in whatever order patches are removed.
+Nothing here edits diffusers. A patch changes the forward of named modules, hands back a `Patch`, and `Patch.remove()`
+(or leaving its `with` block) restores the model bit for bit, in whatever order patches are removed.
 
-Two patches live here because every method needs them: the one-frame bypass of the temporal layers (the U-Net of the
-paper's release skipped them at one frame, today's diffusers runs them) and activation checkpointing (which the stock
-U-Net refuses to switch on). Hidden states are [(b f) c h w] inside the U-Net.
+Three patches live here because every method needs them: the one-frame bypass of the temporal layers (the U-Net of the
+paper's release skipped them at one frame, today's diffusers runs them), activation checkpointing (which the stock U-Net
+refuses to switch on), and a dtype that is not looked for. Hidden states are [(b f) c h w] inside the U-Net.
 """
 
 import weakref
@@ -142,6 +142,24 @@ def checkpoint_activations(network: nn.Module) -> Patch:
     has to be kept. Adapters must not be switched between a forward and its backward.
     """
     return Patch([wrap_forward(m, _checkpointed) for m in network.modules() if isinstance(m, CHECKPOINTED_LAYERS)])
+
+
+def know_dtype(network: nn.Module) -> Patch:
+    """Let `network.dtype` be what it is now: diffusers looks through all modules for it, in every forward of a U-Net.
+
+    That takes as long for a small model as for a large one: 5 ms of PocketScope's forward. Only another class can have
+    another property, so the network gets one of the same name, as torch's parametrizations do.
+    """
+    stock, reference = type(network), weakref.ref(network)
+    if isinstance(vars(stock).get("dtype"), torch.dtype):
+        return Patch()
+    network.__class__ = type(stock.__name__, (stock,), {"dtype": network.dtype, "__module__": stock.__module__})
+
+    def undo() -> None:
+        if (network := reference()) is not None:
+            network.__class__ = stock
+
+    return Patch([undo])
 
 
 def training_mode(network: nn.Module, frozen_dropout: bool = True) -> nn.Module:

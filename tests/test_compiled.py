@@ -277,7 +277,7 @@ def test_the_key_and_the_flag_reach_the_compiler(tiny_config, trained, tmp_path,
     run = trained(max_train_steps=1)
     lean = []
     monkeypatch.setattr(compiled, "compile_layers", told)
-    monkeypatch.setattr(compiled, "attach_lean", lean.append)
+    monkeypatch.setattr(compiled, "attach_lean", lambda network: lean.append(network) or Patch())
     train.run(tiny_config(compile="blocks", max_train_steps=1, validation_data={"sample_preview": False}))
     assert not lean, "one replaces what the other changes"
     words = ["-cf", str(run), "--prompt", "a car", "-s", "1", "-o", str(tmp_path), "--device", "cpu"]

@@ -3,12 +3,13 @@ import weakref
 
 import pytest
 import torch
+from diffusers.models import modeling_utils
 from torch.utils.checkpoint import checkpoint
 
 from models import hooks
 from models.embeddings import attach_embeddings
 from models.highway import attach_highway
-from models.hooks import bypass_single_frames, checkpoint_activations, training_mode, wrap_forward
+from models.hooks import bypass_single_frames, checkpoint_activations, know_dtype, training_mode, wrap_forward
 from models.lora import active, add_adapter
 from models.merge import merge
 from scripts.authors.weights import build_unet
@@ -149,6 +150,21 @@ def test_a_patch_is_removed_when_its_block_raises(unet):
     with pytest.raises(RuntimeError, match="stop"), bypass_single_frames(unet):
         raise RuntimeError("stop")
     assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+def test_a_dtype_that_is_known_is_not_looked_for(unet, monkeypatch):
+    """The forward still casts to it, and the network is what it was when the patch is gone."""
+    stock, plain, looked = type(unet), unet(*inputs(2)).sample, []
+    find = modeling_utils.get_parameter_dtype
+    monkeypatch.setattr(modeling_utils, "get_parameter_dtype", lambda module: looked.append(1) or find(module))
+    with know_dtype(unet):
+        assert looked == [1] and unet.dtype == torch.float32
+        know_dtype(unet).remove()  # a second one changes nothing
+        assert isinstance(unet, stock) and type(unet).__name__ == stock.__name__
+        assert torch.equal(unet(*inputs(2)).sample, plain) and looked == [1]
+    assert type(unet) is stock
+    unet(*inputs(2))
+    assert len(looked) > 1
 
 
 @pytest.mark.parametrize("removed", [False, True])

@@ -19,7 +19,7 @@ from models import lora, methods
 from models.backbone import Backbone, predictor
 from models.backbones.unet3d import ZEROSCOPE
 from models.compiled import compile_layers
-from models.hooks import bypass_single_frames, checkpoint_activations
+from models.hooks import bypass_single_frames, checkpoint_activations, know_dtype
 from models.lean import attach_lean
 from models.placement import place
 from models.training import memory, objective
@@ -96,8 +96,10 @@ class Step:
                 compile_layers(self.unet, self.cfg.compile, self.device, training=training, learned=learned)
         if architecture.checkpointing if checkpointing is None else checkpointing:
             checkpoint_activations(self.unet)
-        if lean and self.cfg.compile == "off":
-            attach_lean(self.unet)
+        if lean:
+            know_dtype(self.unet)
+            if self.cfg.compile == "off":
+                attach_lean(self.unet)
         self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.optimizer = DualPathOptimizer(
             self.cfg,
