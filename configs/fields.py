@@ -15,7 +15,7 @@ from configs.sections import AppearanceHighway, Embeddings, InitialNoise, TrainD
 @dataclass
 class Config:
     pretrained_model_path: str = key(
-        "./models/zeroscope_v2_576w/", "model folder in ZeroScope's layout, or a hub id", "steps"
+        "./models/zeroscope_v2_576w/", "model folder of ZeroScope, ModelScope or Wan, or a hub id", "steps"
     )
     base: str | None = key(
         None,

@@ -11,6 +11,7 @@ import difflib
 from configs.checks import Check, no_interval, real, whole, written
 from configs.errors import printable, shown
 from infer.choices import GUIDE_CHECKS, GUIDE_WEIGHT, TARGETS, check_of, words_of
+from infer.prompt_file import OPTIONS
 
 # what the release's infer.py assumes unless the checkpoint says otherwise
 RELEASE = {
@@ -39,14 +40,19 @@ MOST_LETTERS = 300  # of a refused flag's message
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
 
 
+def _ends() -> str:
+    """The options that may stand behind a prompt in a file, each with the flag that it means."""
+    return ", ".join(f"--{option} ({flag})" for option, flag in OPTIONS.items())
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags as given, None where left out. Wrong ones exit with code 2 and argparse's one line."""
     parser = _Parser("infer.py", description=DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
     attention, motion, strength = (parser.add_mutually_exclusive_group().add_argument for _ in range(3))
-    add("--model", "-m", help="model folder in ZeroScope's layout, or a hub id (default: the folder trained on)")
+    add("--model", "-m", help="folder of ZeroScope, ModelScope or Wan, or a hub id (default: the folder trained on)")
     add("--prompt", "-p", nargs="+", action="extend", default=[], help="one or several prompts")
-    add("--prompt_file", "--prompt-file", help="a prompt a line, which may end in options such as --w 64 --d 3")
+    add("--prompt_file", "--prompt-file", help=f"a prompt a line, which may end in {_ends()}")
     add("--negative-prompt", "--negative_prompt", "-n", help=f"what to steer away from ({_else('nothing')})")
     add("--output_dir", "--output-dir", "-o", default="outputs/infer", help="where videos go (default: %(default)s)")
     add("--batch-size", "--batch_size", "-B", type=_count, default=1, help="videos denoised together (default: 1)")

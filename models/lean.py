@@ -217,7 +217,7 @@ def _as_matrix(conv: nn.Conv2d, height: int, width: int, outs: list[int]) -> tor
 def _convolve_frames(layer: TemporalConvLayer, stock: Callable, x: torch.Tensor, num_frames: int = 1) -> torch.Tensor:
     """x [(b f) c h w]; norm, silu, dropout and convolution of each stage on [b c f pixels]."""
     n, channels, height, width = x.shape
-    stages = [list(stage) for stage in (layer.conv1, layer.conv2, layer.conv3, layer.conv4)]  # slicing one makes modules
+    stages = [list(stage) for stage in (layer.conv1, layer.conv2, layer.conv3, layer.conv4)]  # slices are modules
     if any(stage[-1].weight.requires_grad for stage in stages):
         return stock(x, num_frames=num_frames)
     clip = x.reshape(-1, num_frames, channels, height * width).transpose(1, 2)

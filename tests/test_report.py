@@ -14,6 +14,8 @@ from scripts.artefacts.result import Cost, Result
 from scripts.artefacts.results_file import CHANGES, put_section, read_sections, write_sections
 from scripts.artefacts.testbed import WORLD_COLUMNS, WORLD_DETAILS, WORLD_ROLES
 
+from conftest import ROOT
+
 
 def result(name, columns=WORLD_COLUMNS):
     """One video of each variant, with every measure at 0.5."""
@@ -64,3 +66,12 @@ def test_a_section_says_what_has_changed_since_it_was_made_until_it_is_made_agai
     put_section(path, ("table3", "x"), "Table 3", "new\n")
     assert all("Table 3" not in line for line in path.read_text().splitlines() if line.startswith("- "))
     assert read_sections(path).keys() == old.keys() and "## Tried, and not taken" in path.read_text()
+
+
+def test_what_surrounds_the_sections_of_the_file_of_results_is_of_today(tmp_path):
+    """Its opening, its lists and its end are templates and gathered from the sections."""
+    results = ROOT / "RESULTS.md"
+    write_sections(tmp_path / "again.md", read_sections(results))
+    assert (tmp_path / "again.md").read_text() == results.read_text(), (
+        "write it again: write_sections(RESULTS.md, read_sections(RESULTS.md))"
+    )

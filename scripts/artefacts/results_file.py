@@ -43,6 +43,7 @@ CHANGES = (  # in order; an artefact's section notes how many there were when it
         "refuted was confirmed too easily; an object that has no named colour, or is lost in a frame, did not move"
     ),
 )
+OLDER = "Some sections are older than today's rules or recipes; their figures stand, their rulings are provisional:\n\n"
 Key = tuple[str, str]  # what was measured, on what
 
 
@@ -107,7 +108,7 @@ def _older(sections: dict[Key, str], order: list[Key]) -> str:
         keys = [key for key in made if made[key] <= number and key[0] in (change.only or (key[0],))]
         if keys:
             lines.append(f"- {', '.join(dict.fromkeys(map(_title, keys)))}: {change.before}.\n")
-    return "Some sections are older than today's rules or recipes:\n\n" + "".join(lines) if lines else ""
+    return OLDER + "".join(lines) if lines else ""
 
 
 def _title(key: Key) -> str:
