@@ -5,8 +5,10 @@ a pickle and of raw numbers, stored as they are. Imports nothing slow.
 """
 
 import io
+import lzma
 import pickletools
 import zipfile
+import zlib
 from pathlib import Path
 
 from configs.errors import UserError
@@ -15,6 +17,16 @@ MOST_HEADER = 16 << 20  # bytes of a safetensors header; an adapter's has 100 KB
 MOST_PICKLE = 4 << 20  # bytes of the pickle in a .pt file, without its numbers; a training state's has 200 KB
 MOST_SHARED = 40  # tuples a pickle uses again; a hash of tuples in tuples takes 2^(half of that) steps
 REMEMBER, RECALL = ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"), ("BINGET", "LONG_BINGET", "GET")
+DAMAGED_ZIP = (  # also by an entry that is encrypted, or whose compressed stream is broken
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
 AGAIN = "copy or download it again"
 
 
@@ -45,7 +57,7 @@ def check_pickle(path: Path) -> None:
                     if entry.file_size > MOST_PICKLE:
                         raise UserError(f"{path}: its pickle has {entry.file_size:,} bytes, more than are read")
                     _check_tuples(path, archive.read(entry))
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError) as error:
+    except DAMAGED_ZIP as error:
         raise UserError(f"{path}: truncated, or not a PyTorch file: {AGAIN}") from error
 
 

@@ -15,11 +15,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from configs.errors import FULL, UserError, errno_of, printable
 from configs.signals import held
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 BLOCK = 64 * 1024  # bytes; with less than this left, a failed write that gives no reason failed for want of space
 ABANDONED = 24 * 3600  # seconds; what another machine has not touched for so long is nobody's
@@ -80,18 +85,20 @@ def atomic_path(path: str | Path, needs: int | None = None) -> Iterator[Path]:
 
     Missing parent folders are made; after a failure nothing of all this is left and what was there before still is.
     `needs` is how many bytes will be written, where that is known: too little room is then found before the block. A
-    full disk is always raised as `NoSpace`.
+    full disk is always raised as `NoSpace`. Raises UserError where a file would take the place of a folder.
     """
     path = Path(path)
     if needs and shutil.disk_usage(_nearest(path)).free < needs:
         raise NoSpace(path, needs=needs)
-    made = [folder for folder in path.parents if not folder.exists()]
+    made = _missing(path)
     part, old = (path.with_name(f".{name}.{_place()}-{os.getpid()}.{end}") for name, end in _names(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(part)
         yield part
         with held():
+            if path.is_dir() and not part.is_dir():
+                raise UserError(f"{path}: is a folder, and a file is to be written; name a file")
             if path.is_dir():  # a folder cannot be replaced in one go: move the old one aside first
                 path.rename(old)
             try:
@@ -109,12 +116,46 @@ def atomic_path(path: str | Path, needs: int | None = None) -> Iterator[Path]:
         with held():
             if path.parent.is_dir():
                 _remove(part)
-            for folder in made:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+            _unmake(made)
         if full:
             raise full from error
         raise
+
+
+def _missing(path: Path) -> list[Path]:
+    """The folders above `path` that are not there, the deepest first."""
+    return [folder for folder in path.parents if not folder.exists()]
+
+
+def _unmake(folders: list[Path]) -> None:
+    """Remove those that are empty, the deepest first."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """One process, and one thread of it, at a time in a block with this `folder`, which is made where it is missing.
+
+    After a failure a folder that was made and is empty is gone. Where the system or the file system knows no such
+    locks, as some network shares, nobody waits.
+    """
+    descriptor, made = None, _missing(folder / "file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is not None:
+            descriptor = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    except BaseException:
+        with held():
+            _unmake(made)
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def remove(path: Path) -> None:

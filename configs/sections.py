@@ -141,4 +141,4 @@ class InitialNoise:
         "how inversion and noise are mixed: by variance, low band from the inversion, both, or FreeInit's filter",
         "nothing",
     )
-    cutoff: float = key(0.25, "edge of the low band, as a share of the highest frequency", "nothing", above=0, high=1)
+    cutoff: float = key(0.25, "edge of the low band, as a share of the highest frequency", "nothing", low=0.001, high=1)

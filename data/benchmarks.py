@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from configs.archives import check_pickle
 from configs.errors import DAMAGED_PICKLE, UserError
 from configs.plain import read_text, read_yaml
 from data.clips import UNREADABLE, VIDEO_SUFFIXES
@@ -84,6 +85,7 @@ def read_tracks(path: Path, frames: int, seen: Sequence[int] | None = None) -> n
     """
     import torch
 
+    check_pickle(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -92,7 +94,7 @@ def read_tracks(path: Path, frames: int, seen: Sequence[int] | None = None) -> n
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{path}: trajectories that cannot be opened ({reason}); download the file again") from None
     shape = list(tracks.shape) if isinstance(tracks, torch.Tensor) else type(tracks).__name__
-    if not isinstance(tracks, torch.Tensor) or tracks.ndim != 3 or tracks.shape[2] != 3:
+    if not isinstance(tracks, torch.Tensor) or tracks.ndim != 3 or tracks.shape[2] != 3 or not _is_plain(tracks):
         raise UserError(f"{path}: found {shape} where trajectories are [frames points 3]; download the file again")
     if tracks.shape[0] != frames:
         raise UserError(
@@ -129,6 +131,11 @@ def _mtbench(folder: Path) -> tuple[list[Case | str], list[str]]:
     others = [path for path in places if path not in levels and not _is_case(path)]
     notes = [f"{path.name}: neither a case nor a folder of cases, left out" for path in others]
     return [_mtbench_case(path, group) for path, group in cases], notes
+
+
+def _is_plain(tensor) -> bool:
+    """Are these real numbers in memory, neither sparse nor quantized nor without content?"""
+    return str(tensor.layout) == "torch.strided" and not (tensor.is_complex() or tensor.is_quantized or tensor.is_meta)
 
 
 def _mtbench_case(path: Path, group: str) -> Case | str:

@@ -289,10 +289,13 @@ def _of_key(flag: str):
 _count, _strength = _typed(whole(1, 2**31)), _typed(real(-100, 100))
 
 
+_scale = real(-100, 100)
+
+
 def _four(text: str) -> list[float]:
     try:
-        values = [float(value) for value in ast.literal_eval(text)]
-    except (ValueError, SyntaxError, TypeError):
+        values = [_scale(value) for value in ast.literal_eval(text)]
+    except (ValueError, SyntaxError, TypeError, OverflowError):
         values = []
     if len(values) != 4:
         raise argparse.ArgumentTypeError(f"{text!r} is not four numbers such as '[1.1,1.,1,1]'")

@@ -7,7 +7,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from configs.files import atomic_path
+from configs.files import alone_in, atomic_path
 from configs.signals import held
 from infer.request import Request
 from infer.video import safe_name, write_video
@@ -46,15 +46,16 @@ def write(folder: Path, prompt: str, seed: int, frames: torch.Tensor, record: di
     suffix = SUFFIXES[record["file"]["format"]]
     stem, number = f"{safe_name(prompt)}_seed{seed}", 1
     sidecar = {"prompt": prompt, "seed": seed, **record}
-    while True:
-        name = f"{stem}{f'_{number}' if number > 1 else ''}"
-        path, notes = folder / f"{name}{suffix}", folder / f"{name}.json"
-        if not notes.exists() or _same(notes, sidecar):
-            break
-        number += 1
-    with held(), atomic_path(notes) as unfinished:  # it takes its name only after the video has, and no signal between
-        unfinished.write_text(json.dumps({"video": path.name, **sidecar, **cost}, indent=2))
-        write_video(path, frames, fps=record["settings"]["fps"], quality=record["file"]["quality"])
+    with alone_in(folder):  # another process may sample the same prompt and seed with other settings
+        while True:
+            name = f"{stem}{f'_{number}' if number > 1 else ''}"
+            path, notes = folder / f"{name}{suffix}", folder / f"{name}.json"
+            if not notes.exists() or _same(notes, sidecar):
+                break
+            number += 1
+        with held(), atomic_path(notes) as unfinished:  # its name comes after the video's, with no signal in between
+            unfinished.write_text(json.dumps({"video": path.name, **sidecar, **cost}, indent=2))
+            write_video(path, frames, fps=record["settings"]["fps"], quality=record["file"]["quality"])
     return path
 
 

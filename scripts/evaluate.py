@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     from models.backbone import choose_device
 
     measure = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device(args.device)))
+    if args.csv and args.csv.is_dir():
+        raise UserError(f"--csv: {args.csv} is a folder; name a file such as {args.csv / 'videos.csv'}")
     result = evaluate(args.folder, measure, given_reference(args.reference, args.caption))
     for problem in filter(None, (*result.problems, result.caveat)):
         print(f"note: {printable(problem)}", file=sys.stderr)

@@ -203,6 +203,8 @@ def test_trajectories_are_opened_without_running_anything_and_checked(mtbench, t
         "not finite": torch.full((9, 2, 3), float("nan")),
         "no point is visible": torch.zeros(9, 2, 3),
         "cannot be opened": Runs(),
+        r"found \[9, 2, 3\] where": torch.zeros(9, 2, 3, dtype=torch.complex64),
+        r"found \[9, 2, 3\] where ": torch.zeros(9, 2, 3).to_sparse(),
     }
     for said, value in broken.items():
         if value is not None:

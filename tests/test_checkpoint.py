@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +15,13 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from configs.archives import check_pickle
 from configs.errors import UserError, ending
 from configs.files import NoSpace, atomic_path
 from models import outline
 from models.files import release
 from models.files.checkpoint import list_checkpoints, load_checkpoint, prune, save_checkpoint
-from models.files.tensors import read_tensors
+from models.files.tensors import read_tensors, write_tensors
 from models.files.training_state import load_training_state
 from models.lora import active, add_adapter
 from scripts.fuzzing import ground
@@ -430,3 +433,32 @@ def test_the_state_of_every_schedule_is_taken_over(unet, tmp_path, name):
     loaded = load_training_state(folder, [[[weight]]])["optimizer"]
     assert loaded["schedules"][0] == schedule.state_dict()
     assert torch.equal(loaded["optimizers"][0]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+
+
+def test_a_checkpoint_that_names_a_norm_does_not_fit(unet, tmp_path):
+    """A norm has a weight of one axis."""
+    folder = save(unet, tmp_path)
+    adapter = folder / "temporal" / "adapter_model.safetensors"
+    tensors, header = read_tensors(adapter)
+    (layer,) = {name.rsplit(".lora_", 1)[0] for name in list(tensors)[:1]}
+    norm = next(name for name, module in unet.named_modules() if isinstance(module, torch.nn.GroupNorm))
+    renamed = {name.replace(layer + ".lora_", norm + ".lora_"): tensor for name, tensor in tensors.items()}
+    write_tensors(renamed, adapter, header)
+    assert "does not fit this model" in refusals(unet, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["encrypted", "broken stream"])
+def test_an_archive_that_cannot_be_unpacked_is_one_sentence(damage, tmp_path):
+    path = tmp_path / "state.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", os.urandom(200))
+    content = bytearray(path.read_bytes())
+    central = content.index(b"PK\x01\x02")
+    if damage == "encrypted":
+        for flags in (6, central + 8):
+            content[flags] |= 1
+    else:
+        content[central - 40 : central] = bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="truncated, or not a PyTorch file"):
+        check_pickle(path)

@@ -371,3 +371,12 @@ def test_help_and_a_wrong_word_answer_without_torch():
     for words, code in ((["--help"], 0), (["ours"], 2)):
         done = subprocess.run([sys.executable, "-c", script.format(words)], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == code and "Traceback" not in done.stderr
+
+
+def test_a_merged_model_keeps_the_type_of_its_plain_weights(tmp_path):
+    """Where a variant lies beside them, in whatever order the folder lists both."""
+    half = {"weight": torch.zeros(2, dtype=torch.float16)}
+    save_file(half, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    assert writing._stored_dtype(tmp_path) == torch.float16
+    save_file({"weight": torch.zeros(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    assert writing._stored_dtype(tmp_path) == torch.float32

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from configs import files
 from configs.errors import UserError, command, ending, is_out_of_memory, why_ended
-from configs.files import NoSpace, atomic_path, check_writable, fresh_folder, sweep
+from configs.files import NoSpace, alone_in, atomic_path, check_writable, fresh_folder, sweep
 
 from conftest import ROOT
 
@@ -188,3 +189,30 @@ def test_the_line_that_a_command_ends_with_is_read_back():
     for error in (UserError("x: found 1; give 2"), UserError("2 keys are wrong:\n  a: one\n  b: two")):
         line, _ = ending(error)
         assert why_ended(f"step 1\n{line}\n", 2) == str(error).replace(":\n  ", ": ").replace("\n  ", "; ")
+
+
+def test_a_file_takes_no_folders_place(tmp_path):
+    """`--csv outputs/infer` must not cost the videos there."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "a.mp4").touch()
+    with pytest.raises(UserError, match="videos: is a folder, and a file is to be written; name a file"):
+        with atomic_path(folder) as part:
+            part.write_text("a table")
+    assert [path.name for path in tmp_path.rglob("*")] == ["videos", "a.mp4"]
+
+
+def test_one_at_a_time_is_alone_in_a_folder(tmp_path):
+    order = []
+
+    def other():
+        with alone_in(tmp_path):
+            order.append("second")
+
+    with alone_in(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"] and not list(tmp_path.iterdir())

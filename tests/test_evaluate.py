@@ -11,7 +11,7 @@ import torch
 
 from configs.errors import UserError
 from data.world import Scene, reference_clip, render
-from infer.measure.evaluation import evaluate, find_samples, given_reference, summarize
+from infer.measure.evaluation import evaluate, find_samples, given_reference, measure_video, summarize
 from infer.measure.metrics import VideoScorer
 from infer.measure.statistics import mean
 from infer.measure.world_scores import ReferenceClips, world_scores
@@ -292,3 +292,26 @@ def test_a_reference_that_is_no_video_or_has_no_caption_is_one_sentence(folder, 
     (tmp_path / "clip.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(UserError, match="UTF-8"):
         given_reference(str(clip), None)
+
+
+def test_an_empty_configuration_is_none(folder):
+    """As of a video of the untouched model; the table still says of how few trainings it is."""
+    for notes in folder.glob("*.json"):
+        notes.write_text(json.dumps({**json.loads(notes.read_text()), "config": {}}))
+    found = evaluate(folder, VideoScorer(), REFERENCE_OF_WORLD)
+    assert [row["training"] for row in found.rows] == [None] * 3 and found.caveat
+
+
+def test_what_one_video_lacks_is_not_said_of_the_next(folder):
+    scorer = VideoScorer()
+    still = torch.zeros(8, 3, 64, 64, dtype=torch.uint8)
+    measure_video(still, "a cat", ReferenceClips((REFERENCE.frames,), ("a cat",)), scorer)
+    assert scorer.skipped
+    measure_video(REFERENCE.frames, REFERENCE.prompt, REFERENCE_OF_WORLD, scorer)
+    assert not scorer.skipped
+
+
+def test_a_table_over_a_folder_is_refused_and_the_folder_kept(folder, capsys):
+    with pytest.raises(SystemExit):
+        command.main([str(folder), "--csv", str(folder)])
+    assert "is a folder" in capsys.readouterr().err and len(list(folder.glob("*.mp4"))) == 3

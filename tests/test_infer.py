@@ -3,7 +3,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -349,6 +351,8 @@ def test_a_full_disk_is_one_sentence(capsys):
         (["--lora_scale", "nan"], "'nan' is no finite number from -100 to 100"),
         (["--output_dir", ""], "--output_dir: is empty"),
         (["--freeu", "(" * 10_000], "((..."),
+        (["--freeu", f"[1{'0' * 400},1,1,1]"], "argument --freeu: '[1000"),
+        (["--freeu", "[1e999,1,1,1]"], "is not four numbers"),
         (["--guidance-scale", "-5"], "'-5' is no finite number from 0 to 1000"),
         (["--width", "0"], "'0' is no whole number from 8 to 8192 in steps of 8"),
         (
@@ -524,3 +528,16 @@ def test_a_sidecar_that_is_no_object_does_not_stop_a_video(trained, backbone, tm
     (tmp_path / "a_horse_seed1.json").write_text("[1]")
     (path,) = generate(asked(trained, tmp_path, "-p", "a horse", "-r", "1"), backbone)
     assert path.name == "a_horse_seed1_2.mp4"
+
+
+def test_two_that_sample_into_one_folder_at_once_keep_both_videos(tmp_path, monkeypatch):
+    """The same prompt and seed by two strengths: the second to come gets a number, whoever that is."""
+    slowly = lambda path, *_, **__: (time.sleep(0.2), path.write_bytes(b"video"))
+    monkeypatch.setattr(sidecar, "write_video", slowly)
+    record = {"file": {"format": "mp4", "quality": 5}, "settings": {"fps": 8}}
+    asked = [{**record, "strength": strength} for strength in (0.5, 1.0)]
+    with ThreadPoolExecutor() as pool:
+        made = set(pool.map(lambda one: sidecar.write(tmp_path, "a cat", 1, torch.zeros(1), one, {}), asked))
+    assert {path.name for path in made} == {"a_cat_seed1.mp4", "a_cat_seed1_2.mp4"}
+    strengths = {json.loads(path.with_suffix(".json").read_text())["strength"] for path in made}
+    assert strengths == {0.5, 1.0}

@@ -136,8 +136,14 @@ def test_bad_input_is_one_sentence(arguments, sentence, inversion):
         initial_noise(SHAPE, generator(), **{"inversion": inversion, **arguments})
 
 
-@pytest.mark.parametrize("cutoff", [0.0, -0.25, 1.5, float("nan")])
+@pytest.mark.parametrize("cutoff", [0.0, 1e-4, -0.25, 1.5, float("nan")])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_cutoff_that_is_no_share_is_one_sentence(strategy, cutoff, inversion):
     with pytest.raises(UserError, match="initial_noise.cutoff"):
         initial_noise(SHAPE, generator(), inversion, 0.5, strategy, cutoff=cutoff)
+
+
+@pytest.mark.parametrize("strategy", ["frequency", "fft"])
+def test_the_lowest_cutoff_is_the_whole_frame_and_costs_no_memory(strategy, inversion):
+    wholes = [initial_noise(SHAPE, generator(), inversion, 0.5, strategy, cutoff=c) for c in (0.001, 0.002)]
+    assert torch.isfinite(wholes[0]).all() and torch.allclose(*wholes, atol=1e-5)

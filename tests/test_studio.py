@@ -1,7 +1,6 @@
 """The page of scripts/app.py without Gradio: what is accepted, what is cut, which command that is, what is served."""
 
 import shutil
-import socket
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from scripts.studio.places import ROUTE, Places, short
 from scripts.studio.recipe import METHODS, Recipe, configuration, is_small, preset
 from scripts.studio.runs import find_run, find_runs
 from scripts.studio.sampling import dials_of_model
-from scripts.studio.server import allowed, choose_port
+from scripts.studio.server import allowed
 from scripts.studio.takeaway import keep_command, line, train_words
 
 from conftest import ROOT
@@ -168,16 +167,6 @@ def test_what_is_shown_is_a_copy_named_by_its_content(places, tmp_path):
             places.show(tmp_path / name)
     with pytest.raises(UserError, match="outside the page's own folder"):
         places.address(tmp_path / "a.mp4")
-
-
-def test_a_busy_port_names_the_next_free_one():
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        port = busy.getsockname()[1]
-        with pytest.raises(UserError, match=rf"{port} is in use; \d+ is free: give --port"):
-            choose_port("127.0.0.1", port)
-    assert choose_port("127.0.0.1", port) == port
 
 
 def test_texts_of_others_are_escaped():

@@ -159,7 +159,6 @@ def test_what_is_no_longer_there_is_one_sentence(desk, runs):
         lambda: desk.files(runs[0], ["/etc/passwd"]),
         lambda: desk.files(None, ["ours"]),
         lambda: desk.open_clip("/etc/passwd"),
-        lambda: desk.view("training:99"),
         lambda: desk.steps("slow"),
     ):
         with pytest.raises(UserError) as error:

@@ -1,11 +1,14 @@
 """The queue of trainings: one at a time, stopped so that they can save, never lost without a sentence."""
 
+import errno
 import fcntl
+import os
 import threading
 import time
 
 import pytest
 
+from scripts.studio import trainings
 from scripts.studio.trainings import FAILED, FINISHED, STOPPED, STOPPING, TRAINING, WAITING, Training, Trainings
 
 # a command that behaves as train.py does: makes its run folder, logs, on SIGTERM saves and ends with 143; a second
@@ -36,9 +39,9 @@ def until(true, seconds=20):
 
 @pytest.fixture
 def queue(tmp_path):
-    trainings = Trainings(tmp_path / "lock")
-    yield trainings
-    trainings.close()
+    queue = Trainings(tmp_path / "lock")
+    yield queue
+    queue.close()
 
 
 def submit(queue, folder, turns=LONG):
@@ -122,6 +125,25 @@ def test_a_training_holds_the_lock_itself(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP], ids=["NFS", "FUSE"])
+def test_a_file_system_without_locks_delays_no_training(queue, tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    first, second = submit(queue, tmp_path / "a", SHORT), submit(queue, tmp_path / "b", SHORT)
+    until(lambda: second.state == FINISHED)
+    assert first.state == FINISHED
+
+
+def test_a_lock_that_cannot_be_opened_delays_no_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    queue = Trainings(tmp_path / "file" / "lock")
+    training = submit(queue, tmp_path / "a", SHORT)
+    until(lambda: training.state == FINISHED)
+    queue.close()
+
+
 def test_closing_the_page_lets_the_training_save(tmp_path):
     queue = Trainings(tmp_path / "lock")
     training, waiting = submit(queue, tmp_path / "a"), submit(queue, tmp_path / "b")
@@ -134,5 +156,19 @@ def test_closing_the_page_lets_the_training_save(tmp_path):
 def test_what_was_printed_is_kept_without_a_disk(tmp_path):
     training = Training(["-c", "print('x' * 200_000); print('the end')"], tmp_path)
     training.perform(None)
-    assert training.printed().endswith("the end\n") and len(training.printed()) < 100_000
+    assert training.printed.endswith("the end\n") and len(training.printed) < 100_000
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_ended_holds_no_file(queue, tmp_path, monkeypatch):
+    """Nor does one that never began; the end of what was printed is kept as text."""
+    files, memory = [], trainings._memory
+    monkeypatch.setattr(trainings, "_memory", lambda: files.append(memory()) or files[-1])
+    training, waiting = submit(queue, tmp_path / "a"), queue.submit(["-c", "print('x')"], tmp_path / "b")
+    until(lambda: training.state == TRAINING)
+    queue.stop(waiting)
+    queue.stop(training)
+    until(lambda: training.state == STOPPED)
+    last = queue.submit(["-c", "print('the end')"], tmp_path / "c")
+    until(lambda: last.state == FINISHED)
+    assert len(files) == 2 and all(file.closed for file in files) and last.printed == "the end\n"

@@ -9,6 +9,7 @@ from configs.errors import UserError
 from models.backbone import Backbone
 from models.backbones import architecture
 from models.files.checkpoint import save_checkpoint
+from models.files.header import read_header
 from models.lora import add_adapter, targets
 from models.merge import attach_lora
 from models.outline import skeleton
@@ -125,5 +126,29 @@ def test_what_has_no_place_in_a_dialect_is_one_sentence(trained, tmp_path):
     with pytest.raises(UserError, match=r"norm_q\.diff' is no LoRA matrix of a Wan transformer's block"):
         read(file)
     save_file({"other": torch.ones(2)}, file)
-    with pytest.raises(UserError, match="expected a .pt, .* or a LoRA file of ComfyUI or musubi-tuner"):
+    with pytest.raises(UserError, match="expected a .pt, .* or a LoRA file of diffusers, ComfyUI or musubi-tuner"):
         read(file)
+
+
+def test_a_whole_number_is_an_alpha_and_two_numbers_are_none(tmp_path):
+    """musubi-tuner's converter stores the rank as it is."""
+    key, file = "lora_unet_blocks_0_self_attn_q", tmp_path / "theirs.safetensors"
+    matrices = {f"{key}.lora_down.weight": torch.ones(2, 24), f"{key}.lora_up.weight": torch.ones(24, 2)}
+    save_file({**matrices, f"{key}.alpha": torch.tensor(4)}, file)
+    assert read(file).scale == 2.0
+    save_file({**matrices, f"{key}.alpha": torch.tensor([4.0, 4.0])}, file)
+    with pytest.raises(UserError, match="q.alpha' holds 2 numbers where one is needed"):
+        read(file)
+
+
+def test_a_file_of_diffusers_may_have_any_name(run, tmp_path):
+    (file,) = convert("diffusers", run, tmp_path / "made", None, None, None).glob("*.safetensors")
+    renamed = file.rename(file.with_name("my_motion.safetensors"))
+    assert read(renamed).motion.keys() == read(run).motion.keys()
+
+
+@pytest.mark.parametrize("shares", ["", "0.5", "0 0.5 1"])
+def test_a_range_of_blocks_is_two_shares(shares, tmp_path):
+    with pytest.raises(UserError, match="block_range.* no two shares such as '0.0 0.5'"):
+        read_header({"block_range": shares}, tmp_path)
+    assert read_header({"block_range": "0.0 0.5"}, tmp_path).block_range == [0.0, 0.5]

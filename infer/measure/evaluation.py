@@ -5,8 +5,6 @@ infer/measure/metrics.py. A metric that cannot be computed is reported with the 
 uint8 [f c h w].
 """
 
-import contextlib
-import io
 import json
 import os
 from collections.abc import Hashable, Iterable
@@ -20,7 +18,7 @@ from configs.errors import UserError
 from configs.plain import read_json, read_text
 from configs.schema import from_dict, locate
 from configs.stored import stored_config
-from data.sources import load_clips, plan_clips
+from data.sources import plan_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer
 from infer.measure.statistics import FEWEST, Estimate, share_or_mean
 from infer.measure.world_definitions import WORLD_DEFINITIONS
@@ -117,7 +115,7 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
                 "video": sample.video.name,
                 **{name: sample.sidecar[name] for name in ("prompt", "seed")},
                 "reference": learned and clips.setdefault(learned, len(clips) + 1),
-                "training": config and list(references).index(key) + 1,
+                "training": list(references).index(key) + 1 if config else None,
                 **scores,
             }
         )
@@ -136,6 +134,7 @@ def measure_video(frames: torch.Tensor, prompt: str, reference: ReferenceClips |
 
     Metrics compare with the first of several reference clips.
     """
+    scorer.skipped = []
     if speaks_world(prompt) and (reference is None or reference.is_world):
         return world_scores(frames, prompt, reference)
     return scorer(frames, prompt, reference and reference.frames[0], reference and reference.captions[0])
@@ -180,8 +179,8 @@ def reference_of(config: dict | None) -> ReferenceClips | None:
         return None
     cfg = from_dict(config)
     snap = snap_of(cfg.pretrained_model_path) if cfg.train_data.use_bucketing else 1  # unused without bucketing
-    with contextlib.redirect_stderr(io.StringIO()):  # training has printed how the clips are cut
-        clips = load_clips(cfg, snap)
+    # `load_clips` would print how they are cut, which training has done
+    clips = [planned.read(planned.path, planned.cut, planned.prompt) for planned in plan_clips(cfg, snap)]
     return ReferenceClips(tuple(clip.frames for clip in clips), tuple(clip.prompt for clip in clips))
 
 

@@ -32,7 +32,7 @@ FORMULAS = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval from `n` videos. One video has no interval: its limits are NaN."""
+    """A value with its 95 % interval from `n` videos. The mean of one video has no interval: its limits are NaN."""
 
     value: float
     low: float

@@ -29,7 +29,8 @@ WORLD_DEFINITIONS = {
     ),
     "correlation": _read(
         "path correlation",
-        "correlation of the object's path with the reference's, both axes together; 0 where a frame lacks the object",
+        "correlation of the object's path with the reference's, both axes together; a frame without the object counts "
+        "as -1",
         "up",
     ),
     "rmse": _read(
@@ -41,7 +42,7 @@ WORLD_DEFINITIONS = {
     "motion_quality": _graded(
         "motion quality",
         "100 x mean cosine between the displacements of the object and of the reference's from frame to frame, over "
-        "the frames in which the reference moves",
+        "the frames in which the reference moves; a frame without the object counts as -100",
         "up",
     ),
     "timing_error": _graded(

@@ -21,7 +21,7 @@ from models.files.diffusers import foreign, header_of
 from models.files.header import read_header
 from models.files.modelspec import without_spec
 from models.files.peft import check_pairs
-from models.files.tensors import State, check_real, read_tensors, write_tensors
+from models.files.tensors import State, read_tensors, write_tensors
 from models.lora import APPEARANCE
 
 FILE = "lora.safetensors"
@@ -122,8 +122,7 @@ def _named(file: Path, dialect: Dialect, tensors: State) -> tuple[State, dict[st
             raise UserError(f"{file}: {shown(key)} is no LoRA matrix of a Wan transformer's block; give another file")
         name = f"blocks.{number[1]}.{part}"
         if matrix == "alpha":
-            check_real(tensor, key, file)
-            alphas[name] = float(tensor)
+            alphas[name] = _alpha(tensor, key, file)
         else:
             state[f"{name}.{matrix}.weight"] = tensor
     check_pairs(state, file)
@@ -131,3 +130,10 @@ def _named(file: Path, dialect: Dialect, tensors: State) -> tuple[State, dict[st
     alphas = {name: alphas.get(name, rank) for name, rank in ranks.items()}
     widest = max(ranks, key=ranks.__getitem__)
     return dict(sorted(state.items())), {"r": ranks[widest], "lora_alpha": alphas[widest], "alpha_pattern": alphas}
+
+
+def _alpha(tensor: torch.Tensor, key: str, file: Path) -> float:
+    """The one number that it has to be."""
+    if tensor.numel() != 1:
+        raise UserError(f"{file}: {shown(key)} holds {tensor.numel()} numbers where one is needed; give another file")
+    return float(tensor)

@@ -186,6 +186,11 @@ def _write_diffusers(state: State, folder: Path, header: Mapping[str, str]) -> N
     write_tensors(tensors, folder / DIFFUSERS_FILE, {**header, DIFFUSERS_METADATA: metadata})
 
 
+def is_diffusers(file: Path) -> bool:
+    """Does every name in this safetensors file begin as diffusers' do? People call such files anything."""
+    return all(name.startswith(PREFIXES) for name in read_tensors(file)[0])
+
+
 def read_diffusers(path: Path) -> Checkpoint:
     """The adapters of a diffusers LoRA file, or of a folder of them as `write_diffusers` makes it.
 

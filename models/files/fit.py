@@ -28,7 +28,10 @@ def _check_fit(state: State, network: nn.Module, checkpoint: Checkpoint) -> None
     asked = [_trained_width(name, tensor) for name, tensor in state.items()]  # (layer, axis of its weight, width)
     weights = [getattr(modules.get(layer), "base_layer", modules.get(layer)) for layer, _, _ in asked]
     weights = [getattr(module, "weight", None) for module in weights]
-    fits = all(w is not None and w.shape[axis] == width for w, (_, axis, width) in zip(weights, asked, strict=True))
+    fits = all(  # a norm has a weight of one axis
+        w is not None and w.ndim > axis and w.shape[axis] == width
+        for w, (_, axis, width) in zip(weights, asked, strict=True)
+    )
     if fits and checkpoint.preset is not None:  # a shallower model's layers are all here, but not all that are here
         preset = checkpoint.preset if state is checkpoint.motion else APPEARANCE
         shares = checkpoint.info.get("block_range") if state is checkpoint.motion else None

@@ -22,13 +22,21 @@ KINDS = ("lora", "embeddings")
 MOST_RANK, MOST_CLIPS, MOST_FRAMES, MOST_SIDE = 65_536, 10_000, 100_000, 4096
 COARSEST = 4096  # positions of the finest grid to one of the coarsest: six halvings of both sides
 
+
+def _two_shares(value: str) -> list[float]:
+    shares = [written(real(0, 1))(share) for share in value.split()]
+    if len(shares) != 2:
+        raise ValueError("no two shares such as '0.0 0.5'")
+    return shares
+
+
 SCHEMA = {
     "layout": text(choices=(LAYOUT,)),
     "kind": text(choices=KINDS),
     "preset": text(choices=PRESETS),
     "rank": written(whole(1, MOST_RANK)),
     "alpha": written(real(above=0, high=1e6)),
-    "block_range": lambda value: [written(real(0, 1))(share) for share in text(100)(value).split()],
+    "block_range": lambda value: _two_shares(text(100)(value)),
     "step": written(whole(0)),
     "clips": written(whole(0, MOST_CLIPS)),
     # Motion Inversion's: length and latent size of the training clip

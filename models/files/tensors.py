@@ -21,6 +21,7 @@ from models.files.modelspec import with_hash
 
 State = dict[str, torch.Tensor]
 REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MOST_TENSORS = 50_000
 MOST_VALUES = 500_000  # in a pickle, containers and their contents together
 
@@ -46,7 +47,7 @@ def _order_header(path: Path) -> None:
 
 def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
     """(tensors on the CPU, header) of a safetensors file. Raises UserError where it is damaged or a number is not
-    finite.
+    finite. A single whole number, as musubi-tuner's converter stores an alpha, becomes a real one.
     """
     check_safetensors(path)
     try:
@@ -61,6 +62,8 @@ def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
         reason = printable(" ".join(str(error).split()))[:120]
         raise UserError(f"{path}: truncated, or not a safetensors file ({reason}): {AGAIN}") from error
     for name, tensor in tensors.items():
+        if tensor.dtype in WHOLE and tensor.numel() == 1:
+            tensors[name] = tensor = tensor.float()
         check_real(tensor, name, path)
     return tensors, header
 

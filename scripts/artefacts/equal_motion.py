@@ -45,6 +45,7 @@ class Reading:
     """A curve on one run (a clip's training): what was measured at equal motion, "step" among it, or why nothing."""
 
     curve: Curve
+    motion: str
     reference: str
     run: str
     found: Mapping[str, float] | None
@@ -88,10 +89,10 @@ def readings(rows: Iterable[dict], variants: Iterable[Variant]) -> list[Reading]
     videos: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         videos.setdefault((row["run"], row["variant"]), []).append(row)
-    references = {run: found[0]["reference"] for (run, _), found in videos.items()}
+    learned = {run: (found[0]["motion"], found[0]["reference"]) for (run, _), found in videos.items()}
     return [
-        _read(curve, references[run], run, {name: found for (of, name), found in videos.items() if of == run})
-        for run in references
+        _read(curve, *learned[run], run, {name: found for (of, name), found in videos.items() if of == run})
+        for run in learned
         for curve in curves(variants)
     ]
 
@@ -100,7 +101,13 @@ def as_rows(found: Iterable[Reading]) -> dict[str, list[dict]]:
     """Preset -> its readings, in the form of the videos that a verdict is about: one for each training."""
     rows: dict[str, list[dict]] = {}
     for one in found:
-        key = {"reference": one.reference, "run": f"{one.run}, {one.curve.rate}", "prompt": "", "seed": 0}
+        key = {
+            "motion": one.motion,
+            "reference": one.reference,
+            "run": f"{one.run}, {one.curve.rate}",
+            "prompt": "",
+            "seed": 0,
+        }
         rows.setdefault(one.curve.preset, []).extend([{**one.found, **key}] if one.found else [])
     return rows
 
@@ -117,15 +124,15 @@ def table(found: Sequence[Reading]) -> list[list[str]]:
     ]
 
 
-def _read(curve: Curve, reference: str, run: str, videos: Mapping[str, list[dict]]) -> Reading:
+def _read(curve: Curve, motion: str, reference: str, run: str, videos: Mapping[str, list[dict]]) -> Reading:
     names = [(0, UNTOUCHED.name), *curve.points]
     points = [{"step": float(step), **_means(videos.get(name, []))} for step, name in names]
     if any(LEARNED.metric not in point for point in points):
-        return Reading(curve, reference, run, None, "missing")
+        return Reading(curve, motion, reference, run, None, "missing")
     if points[0][LEARNED.metric] >= LEARNED.value:
-        return Reading(curve, reference, run, None, "shown by the untouched model")
+        return Reading(curve, motion, reference, run, None, "shown by the untouched model")
     most = max(point[LEARNED.metric] for point in points)
-    return Reading(curve, reference, run, at_level(points), f"never, at most {most:.2f}")
+    return Reading(curve, motion, reference, run, at_level(points), f"never, at most {most:.2f}")
 
 
 def _means(rows: Sequence[dict]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint
 from models.files.dialects import FILE as DIALECT_FILE
 from models.files.dialects import read_dialect
-from models.files.diffusers import DIFFUSERS_FILE, read_diffusers, read_peft
+from models.files.diffusers import DIFFUSERS_FILE, is_diffusers, read_diffusers, read_peft
 from models.files.peft import ADAPTER_FILE
 from models.outline import skeleton
 
@@ -26,9 +26,11 @@ def read(source: Path, index: int | None = None, model: str | None = None, prese
     if source.suffix == ".safetensors" or (source / DIALECT_FILE).is_file():
         if (checkpoint := read_dialect(source)) is not None:
             return checkpoint
+        if source.is_file() and is_diffusers(source):
+            return read_diffusers(source)
     if source.is_file():
         raise UserError(
-            f"{source}: expected a .pt, {ADAPTER_FILE}, {DIFFUSERS_FILE}, or a LoRA file of ComfyUI or musubi-tuner"
+            f"{source}: expected a .pt, {ADAPTER_FILE}, or a LoRA file of diffusers, ComfyUI or musubi-tuner"
         )
     nameless = any(source.glob("**/lora/*_unet.pt"))
     unet = skeleton(model) if nameless or model else None

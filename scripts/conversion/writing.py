@@ -168,8 +168,9 @@ def _write_merged(checkpoint: Checkpoint, part: Path, model: str | None) -> None
 
 
 def _stored_dtype(network: Path) -> torch.dtype:
-    """The type the network's weights have on disk, which a merged model keeps."""
-    for path in [*network.glob("*.safetensors"), *network.glob("*.bin")]:
+    """The type the network's weights have on disk, which a merged model keeps; of two variants not the fp16 one."""
+    found = sorted([*network.glob("*.safetensors"), *network.glob("*.bin")])
+    for path in sorted(found, key=lambda path: ".fp16." in path.name):
         if path.suffix == ".bin":
             content = read_pickle(path)
             first = next(iter(content.values()), None) if isinstance(content, dict) else None

@@ -108,7 +108,8 @@ class Desk:
         """The checked choices. Raises UserError with the first thing that is wrong."""
         if choice.method not in METHODS:
             raise UserError(f"method: there is no {choice.method!r}; choose one of {', '.join(METHODS)}")
-        steps, seed = _whole("steps", choice.steps, 1, MOST_STEPS), _whole("seed", choice.seed, 0, 2**63 - 1)
+        steps = uploads.whole("steps", choice.steps, 1, MOST_STEPS)
+        seed = uploads.whole("seed", choice.seed, 0, 2**63 - 1)
         path, cut = self.excerpt(choice.clip, choice.first, choice.seconds)
         caption, prompts = uploads.caption(choice.caption), uploads.prompts(choice.prompts)
         return Recipe(self.model, path, caption, cut, choice.method, steps, tuple(prompts), seed)
@@ -176,22 +177,33 @@ class Desk:
         return runs[0].name if runs else None
 
     def view(self, key: str | None) -> View:
-        """Everything about one run or training. A key of a training becomes its run's once that exists."""
+        """Everything about one run or training. A key of a training becomes its run's once that exists.
+
+        What cannot be read is told as the state: the page asks every second, and other runs must stay in reach.
+        """
         if not key:
             return View("", markup.note("Nothing was trained yet. Press Train above."))
-        training = self._training(key)
-        if training is None:
-            run = find_run(self.places, key)
-        else:
-            whole = training.run is not None and (training.run / "config.yaml").is_file()
-            run, key = (Run(training.run, self.places.train) if whole else None), self._key(training)
-        return view(key, training, run, self.trainings.place(training) if training else 0, self.places)
+        training = None
+        try:
+            training = self._training(key)
+            if training is None:
+                run = find_run(self.places, key)
+            else:
+                whole = training.run is not None and (training.run / "config.yaml").is_file()
+                run, key = (Run(training.run, self.places.train) if whole else None), self._key(training)
+            return view(key, training, run, self.trainings.place(training) if training else 0, self.places)
+        except UserError as error:
+            opened = training is not None and training.state in OPEN
+            return View(key, markup.note(sentence(error), "bad"), can_stop=opened)
 
     # step 4: sampling
 
     def own_dials(self, key: str) -> dict[str, Any]:
-        """The values that a run is sampled with unless a dial says otherwise."""
-        own = self.sampler.own_dials(find_run(self.places, key))
+        """The values that a run is sampled with unless a dial says otherwise; {} where it cannot: Sample says why."""
+        try:
+            own = self.sampler.own_dials(find_run(self.places, key))
+        except UserError:
+            return {}
         return own | {"pli_threshold": own["pli_threshold"] or 0}
 
     def wish(
@@ -215,7 +227,7 @@ class Desk:
         if not dials.get("pli_threshold") and not own["pli_threshold"]:
             dials["pli_threshold"] = None  # 0 on the page's slider: never
         others = [(find_run(self.places, name), float(share)) if name else None for name, share in (mixed, appearance)]
-        seed = _whole("seed", seed, 0, 2**63 - 1)
+        seed = uploads.whole("seed", seed, 0, 2**63 - 1)
         return Wish(run, tuple(uploads.prompts(prompts)), seed, index, float(strength), dials, *others)
 
     def sample(self, wish: Wish) -> Iterator[str]:
@@ -283,13 +295,3 @@ def sentence(error: BaseException) -> str | None:
     """One sentence for a person; None for a defect of this project."""
     how = ending(error) if isinstance(error, Exception) else None
     return None if how is None else how[0].removeprefix("error: ").replace("\n", " ")
-
-
-def _whole(what: str, value: Any, low: int, high: int) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{what}: {printable(str(value))[:40]} is no whole number; give one from {low} on") from None
-    if number != value or not low <= number <= high:
-        raise UserError(f"{what}: {value} is not from {low} to {high:,}; give such a number")
-    return number

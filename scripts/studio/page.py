@@ -181,7 +181,7 @@ class Page:
             before, had = last.get("checkpoints", ("", ()))
             if view.checkpoints and (view.key != before or not had):  # a run's own values, once it can be sampled
                 own = desk.own_dials(view.key)
-                updates |= {dial: own[name] for name, dial in draw.dials.items()}
+                updates |= {dial: own[name] for name, dial in draw.dials.items() if name in own}
         return updates
 
     @told

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
+from configs.errors import UserError, sentence_in
 from configs.schema import locate
 from infer import options
 from infer.settings import read_native
@@ -30,6 +30,7 @@ FLAGS = {  # dial -> flag of infer/infer.py, in the order in which commands give
 }
 OF_THE_MODEL = ("solver", "num_steps", "guidance_scale")  # dials that act on the base model as well
 WITHOUT_HIGHWAY = "off"
+_ALONE = threading.Lock()  # stderr is the whole process's: two threads that redirect it at once would lose it for good
 
 
 def dials_of_model(model: str) -> dict[str, Any]:
@@ -162,10 +163,10 @@ def parse(words: list[str]):
     """The flags of a command of `infer/infer.py`; what argparse refuses becomes a UserError."""
     told = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with _ALONE, contextlib.redirect_stderr(told):
             return options.parse(words[1:])
-    except SystemExit:
-        raise UserError(told.getvalue().strip().removeprefix("error: ") or "sampling: wrong flags") from None
+    except SystemExit:  # another thread may have printed between
+        raise UserError(sentence_in(told.getvalue()) or "sampling: wrong flags") from None
 
 
 def _request(words: list[str]):
@@ -175,6 +176,10 @@ def _request(words: list[str]):
 
 
 def _same_model(backbone, args) -> bool:
+    """Whether `generate` takes the loaded model for these flags: it refuses one that differs in any of the four."""
     from infer.request import read_request
+    from models.backbone import choose_device, choose_dtype
 
-    return Path(backbone.path).resolve() == Path(read_request(args).model).resolve()
+    request, device = read_request(args), choose_device(args.device)
+    asked = Path(request.model).resolve(), choose_dtype(request.settings.precision, device), device, args.memory
+    return asked == (Path(backbone.path).resolve(), backbone.dtype, backbone.device, backbone.memory)

@@ -9,11 +9,11 @@ import socket
 from pathlib import Path
 from urllib.parse import unquote
 
-from configs.errors import UserError
+from configs.errors import UserError, printable, shown
 from scripts.studio.places import ROUTE, Places
 from scripts.studio.uploads import MOST_BYTES
 
-FIRST_PORT, MOST_PORTS = 7860, 100
+FIRST_PORT, MOST_PORTS, LAST_PORT = 7860, 100, 65535
 LOCAL = "127.0.0.1"
 REFUSED = ("/gradio_api/proxy", "/gradio_api/file/", "/gradio_api/vibe", "/gradio_api/runs", "/gradio_api/deep_link")
 POLICY = (
@@ -23,11 +23,17 @@ POLICY = (
 
 
 def choose_port(host: str, asked: int | None) -> int:
-    """The port asked for, else the first free one from FIRST_PORT on. Raises UserError naming the next free one."""
+    """The port asked for, else the first free one from FIRST_PORT on.
+
+    Raises UserError naming the next free one, and for a port or a host that there is not.
+    """
+    if asked is not None and not 1 <= asked <= LAST_PORT:
+        raise UserError(f"--port: {shown(asked)} is not from 1 to {LAST_PORT}; give such a number, or leave it out")
+    _check_host(host)
     if asked is not None and _is_free(host, asked):
         return asked
-    start = FIRST_PORT if asked is None else asked + 1
-    free = next((port for port in range(start, min(start + MOST_PORTS, 65536)) if _is_free(host, port)), None)
+    start = FIRST_PORT if asked is None else asked
+    free = next((port for port in range(start, min(start + MOST_PORTS, LAST_PORT + 1)) if _is_free(host, port)), None)
     if free is None:
         raise UserError(f"--port: no port from {start} on is free; close another program, or give --port")
     if asked is not None:
@@ -35,14 +41,30 @@ def choose_port(host: str, asked: int | None) -> int:
     return free
 
 
+def _check_host(host: str) -> None:
+    """Raises UserError where nothing can listen on `host`, whatever the port: 0 stands for any free one."""
+    try:
+        _bind(host, 0)
+    except (OSError, TypeError) as error:  # the latter for letters that no name can have
+        reason = printable(getattr(error, "strerror", None) or "no name of a host")
+        raise UserError(
+            f"--host: nothing can listen on {shown(host)} here ({reason}); give {LOCAL} for this machine alone, "
+            "0.0.0.0 for all of its addresses, or one of them"
+        ) from None
+
+
 def _is_free(host: str, port: int) -> bool:
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        _bind(host, port)
     except OSError:
         return False
     return True
+
+
+def _bind(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
 
 
 class Guard:

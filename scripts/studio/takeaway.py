@@ -1,7 +1,5 @@
 """What a person takes away from a run: LoRA files in three dialects, videos, the configuration, the commands."""
 
-import contextlib
-import io
 import shlex
 import zipfile
 from collections.abc import Callable
@@ -46,8 +44,7 @@ def _lora(kind: str, run: Run, index: int, places: Places) -> Path:
     out = Path(words[3]).absolute()
     if out.exists():
         remove(out)  # made by an earlier click from the same checkpoint
-    with contextlib.redirect_stderr(io.StringIO()):
-        convert(kind, run.path, out, index, None, None)
+    convert(kind, run.path, out, index, None, None)  # its notes go to the page's terminal
     return _zipped(places.files / f"{out.name}.zip", out, sorted(path for path in out.rglob("*") if path.is_file()))
 
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from configs.errors import why_ended
@@ -40,9 +40,10 @@ class Training:
     def __init__(self, words: list[str], folder: Path, run: Path | None = None):
         self.words, self.folder = words, folder
         self.sentence = ""  # why it failed, or what it waits for
+        self.printed = ""  # the end of what the command printed, once it has ended
         self.began = self.ended = 0.0
         self._run, self._state, self._process, self._asked = run, WAITING, None, False
-        self._printed, self._first = _memory(), None
+        self._first = None
 
     @property
     def run(self) -> Path | None:
@@ -60,12 +61,6 @@ class Training:
     def _logged(self) -> bool:
         log = self.run / "log.jsonl"
         return log.is_file() and log.stat().st_mtime >= self.began
-
-    def printed(self) -> str:
-        """The end of what the command printed so far."""
-        descriptor = self._printed.fileno()
-        size = os.fstat(descriptor).st_size
-        return os.pread(descriptor, TAIL, max(0, size - TAIL)).decode("utf-8", "replace")
 
     def pace(self, done: int, when: float) -> float | None:
         """Seconds a step, with previews and checkpoints: from the first that was asked about to number `done`.
@@ -96,24 +91,26 @@ class Training:
         self.began, self._state, self.sentence = time.time(), PREPARING, ""
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, *self.words],
-                stdin=subprocess.DEVNULL,
-                stdout=self._printed,
-                stderr=self._printed,
-                env=environment,
-                start_new_session=True,  # Ctrl-C in the page's terminal is the page's
-                pass_fds=() if lock is None else (lock,),
-            )
-            if self._asked:  # between the queue and here
-                self._tell()
-            code = self._process.wait()
+            with _memory() as memory:
+                self._process = subprocess.Popen(
+                    [sys.executable, *self.words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=memory,
+                    stderr=memory,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C in the page's terminal is the page's
+                    pass_fds=() if lock is None else (lock,),
+                )
+                if self._asked:  # between the queue and here
+                    self._tell()
+                code = self._process.wait()
+                self.printed = _end_of(memory)
         except OSError as error:
             self.sentence, code = f"the command could not be started ({error.strerror})", -1
         self.ended = time.time()
         self._state = FINISHED if code == 0 else STOPPED if code in ENDED_BY_SIGNAL else FAILED
         if self._state == FAILED:
-            self.sentence = self.sentence or why_ended(self.printed(), code)
+            self.sentence = self.sentence or why_ended(self.printed, code)
 
 
 class Trainings:
@@ -184,23 +181,37 @@ class Trainings:
 @contextmanager
 def alone(path: Path, unwanted: Callable[[], bool]) -> Iterator[int | None]:
     """Hold the lock file, waiting for it until `unwanted()`; gives its descriptor, None where it is not held."""
-    if fcntl is None:
-        yield None
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        held = None
-        while held is None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = file.fileno()
-            except BlockingIOError:
-                if unwanted():
-                    break
-                time.sleep(POLL)
+    with ExitStack() as files:
+        try:
+            held = _held(path, unwanted, files)
+        except OSError:  # file systems that know no locks (NFS, FUSE): as where Python knows none
+            held = None
         yield held
+
+
+def _held(path: Path, unwanted: Callable[[], bool], files: ExitStack) -> int | None:
+    """The descriptor of the locked file, which `files` closes; None without locks, and once it is unwanted."""
+    if fcntl is None:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = files.enter_context(open(path, "a"))
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file.fileno()
+        except BlockingIOError:
+            if unwanted():
+                return None
+            time.sleep(POLL)
 
 
 def _memory():
     """A file in memory where there are such files, else a temporary one that has no name."""
     return os.fdopen(os.memfd_create("printed"), "wb+") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+
+
+def _end_of(file) -> str:
+    """The last `TAIL` bytes of a file that another process wrote, as text."""
+    descriptor = file.fileno()
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, TAIL, max(0, size - TAIL)).decode("utf-8", "replace")

@@ -1,11 +1,12 @@
-"""What a person brings along, checked before anything keeps it: a clip, a caption, prompts."""
+"""What a person brings along, checked before anything keeps it: a clip, a caption, prompts, numbers."""
 
 import hashlib
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
-from configs.errors import UserError, shown
+from configs.errors import UserError, printable, shown
 from configs.files import atomic_path
 from configs.plain import NO_TEXT
 from data.clips import VIDEO_SUFFIXES
@@ -79,3 +80,14 @@ def prompts(text: str) -> list[str]:
     if dashed := [line for line in found if line.startswith("-")]:
         raise UserError(f"prompts: {shown(dashed[0], 40)} begins with a dash, which a command takes for a flag")
     return list(dict.fromkeys(found))
+
+
+def whole(what: str, value: Any, low: int, high: int) -> int:
+    """A field of the page as a whole number. Raises UserError for anything else, and outside of low to high."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{what}: {printable(str(value))[:40]} is no whole number; give one from {low} on") from None
+    if number != value or not low <= number <= high:
+        raise UserError(f"{what}: {value} is not from {low} to {high:,}; give such a number")
+    return number
