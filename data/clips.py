@@ -16,7 +16,7 @@ import imageio.v3 as imageio
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL.Image import DecompressionBombError
+from PIL import Image, ImageOps
 
 from configs.errors import UserError, is_out_of_memory, printable
 from data.decoder import UNDECODABLE, Decoder
@@ -25,7 +25,9 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # what Pillow raises for files that are cut short, altered, or hold more pixels than any picture
 UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, struct.error, OverflowError)
-UNREADABLE += (DecompressionBombError,)
+UNREADABLE += (Image.DecompressionBombError,)
+MOST_REPEATED = 2**31  # bytes of frames that a gif only shows again; of small frames each counts as SMALL_FRAME
+SMALL_FRAME = 4096
 
 
 class TooShort(UserError):
@@ -172,27 +174,50 @@ def decodable(path: Path) -> Iterator[None]:
 
 
 class Gif:
-    """A gif as a decoder: all of its frames are held, since they build on each other."""
+    """A gif as a decoder: all of its frames are held, since they build on each other.
+
+    A gif says of each frame how long it stays, and writers merge equal neighbours into one frame that stays longer. So
+    a frame counts as many times as the shortest stay fits into its own, and all play at the rate of the shortest.
+    Raises UserError for what is no gif, and for stays so unequal that the repeated frames would fill the memory.
+    """
 
     def __init__(self, path: Path):
+        frames, stays = [], []  # uint8 [h w c], and milliseconds
         try:
-            self._frames = imageio.imread(path, index=None, plugin="pillow", mode="RGB")  # [f h w c]
-            duration = imageio.immeta(path, index=0, plugin="pillow").get("duration") or 100  # milliseconds a frame
-        except UNREADABLE as error:
+            with imageio.imopen(path, "r", plugin="pillow") as file:
+                kind = file.properties()
+                if not kind.is_batch:
+                    high, wide = kind.shape[:2]
+                    raise UserError(f"{path}: not a gif but a picture of {wide}x{high} pixels; save it as gif or mp4")
+                for number, frame in enumerate(file.iter(mode="RGB")):
+                    frames.append(frame)
+                    stays.append(file.metadata(index=number).get("duration") or 100)  # 100 is what browsers take for 0
+            self._frames = np.stack(frames)  # [f h w c]
+        except (*UNREADABLE, AttributeError) as error:  # imageio's, of frames with and without a colour table
             raise UserError(f"{path}: not a gif that can be read ({_reason(error)}); save it again or as mp4") from None
-        self.count, self.fps = len(self._frames), 1000 / duration
+        shortest = min(stays)
+        times = [round(stay / shortest) for stay in stays]
+        self.count, self.fps = sum(times), 1000 / shortest
         self.size = self._frames.shape[2], self._frames.shape[1]
+        if (self.count - len(frames)) * max(frames[0].nbytes, SMALL_FRAME) > MOST_REPEATED:
+            raise UserError(
+                f"{path}: its frames stay from {shortest:g} to {max(stays):g} ms, which at an even rate are"
+                f" {self.count} frames of {self.size[0]}x{self.size[1]}, too many to hold in memory; save it again at"
+                " one rate, or as mp4"
+            )
+        self._shown = np.repeat(np.arange(len(frames)), times)  # which of the stored frames each counted one is
 
     def frames(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
         """uint8 [f h w c] at the gif's own size: `size`, which lets a decoder of video work faster, is ignored."""
-        return self._frames[list(indices)]
+        return self._frames[self._shown[list(indices)]]
 
 
 def read_image(path: str | Path, cut: Cut, prompt: str) -> Clip:
-    """An image as a clip of one frame. Raises UserError when it is missing or unreadable."""
+    """An image, upright as its EXIF says, as a clip of one frame. Raises UserError when it is missing or unreadable."""
     path = _present(Path(path))
     try:
-        pixels = imageio.imread(path, plugin="pillow", mode="RGB", index=0)  # of an animation the first frame
+        with Image.open(path) as image:  # of an animation the first frame; imageio would turn grey pictures wrongly
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))  # [h w c]
     except UNREADABLE as error:
         raise UserError(f"{path}: not an image that can be read ({_reason(error)}); save it as png or jpg") from None
     return _clip(path, pixels[None], cut, prompt, 1.0, "1 image")

@@ -14,12 +14,12 @@ import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from configs.errors import UserError, printable
 from configs.files import atomic_path
 from configs.signals import held
-from data.clips import IMAGE_SUFFIXES, UNREADABLE
+from data.clips import IMAGE_SUFFIXES, UNREADABLE, Gif
 
 
 def safe_name(text: str, length: int = 60) -> str:
@@ -41,7 +41,7 @@ def write_video(path: Path, frames: torch.Tensor, fps: int, quality: float = 8) 
     try:
         with atomic_path(path) as temporary:
             _encode(temporary, images, fps, quality)
-            _check_written(temporary, images)
+            _check_written(temporary, images, fps)
     except _Broken as error:
         raise UserError(
             f"{path}: the video could not be written ({error}); nothing of it was kept: try another format, or"
@@ -69,7 +69,7 @@ def _encode(path: Path, images: np.ndarray, fps: int, quality: float) -> None:
                 iio.imwrite(path, images, extension=".mp4", plugin="FFMPEG", fps=fps, **options)
         elif path.suffix == ".gif":
             first, *others = map(Image.fromarray, images)  # imageio would print the traceback of a full disk
-            first.save(path, format="GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0)
+            first.save(path, format="GIF", save_all=True, append_images=others, duration=_stay(fps), loop=0)
         else:
             path.mkdir()
             for i, image in enumerate(images):
@@ -80,7 +80,15 @@ def _encode(path: Path, images: np.ndarray, fps: int, quality: float) -> None:
         raise _Broken(_reason(error)) from error  # of ffmpeg, with its command and all that it printed
 
 
-def _check_written(path: Path, images: np.ndarray) -> None:
+def _stay(fps: float) -> int:
+    """Milliseconds that each frame of a gif stays: whole hundredths of a second, all that a gif can say.
+
+    Pillow merges equal neighbours into one frame that stays for their sum, and would cut a fraction off the sum only.
+    """
+    return 10 * max(1, round(100 / fps))
+
+
+def _check_written(path: Path, images: np.ndarray, fps: float) -> None:
     """Read back what an encoder left of `images` [f h w c]: ffmpeg on a full disk ends early without an error."""
     count, height, width = images.shape[:3]
     if path.suffix == ".mp4":
@@ -98,6 +106,13 @@ def _check_written(path: Path, images: np.ndarray) -> None:
         with open(path, "rb") as file:
             if file.seek(0, os.SEEK_END) == 0 or (file.seek(-1, os.SEEK_END) and file.read() != b";"):
                 raise _Broken("the gif ends early")
+        try:
+            with Image.open(path) as gif:
+                found = sum(frame.info.get("duration", 0) for frame in ImageSequence.Iterator(gif)) / _stay(fps)
+        except UNREADABLE as error:
+            raise _Broken(f"the gif cannot be read: {_reason(error)}") from error
+        if found != count:
+            raise _Broken(f"the gif plays {found:g} of {count} frames")
     elif (written := sum(1 for _ in path.glob("*.png"))) != count:
         raise _Broken(f"{written} of {count} frames were written")
 
@@ -130,7 +145,8 @@ def read_frames(path: Path) -> torch.Tensor:
                 raise UserError(f"{path}: a folder without .png frames; point at a video or a folder of frames")
             images = np.stack([iio.imread(file, plugin="pillow", mode="RGB", index=0) for file in files])
         elif path.suffix.lower() == ".gif":
-            images = iio.imread(path, plugin="pillow", mode="RGB", index=None)
+            gif = Gif(path)
+            images = gif.frames(range(gif.count))
         else:
             images = iio.imread(path, plugin="FFMPEG")
         if images.ndim != 4 or not images.size or images.shape[3] != 3:

@@ -1,20 +1,17 @@
 """Clips: which frames, which size, which caption, and one sentence for every file that cannot be used."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from configs import schema
 from configs.errors import UserError
-from data import decoder as decoder_module
 from data.clips import Cut, TooShort, bucket, pick_frames, read_image, read_video, resize
-from data.decoder import Decoder
 from data.sources import load_clips
 
 FRAMES, WIDTH, HEIGHT = 20, 96, 64
@@ -129,6 +126,22 @@ def test_gif_and_image_are_clips_too(tmp_path):
     assert numbers(read_video(tmp_path / "a.gif", Cut(16, 16, 3, fps=4), "x")) == [0, 8, 16]
     imageio.imwrite(tmp_path / "a.png", frames[1])
     assert read_image(tmp_path / "a.png", Cut(16, 16, 8), "x").frames.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stands_as_its_exif_says(tmp_path, orientation, mode):
+    picture = np.zeros((16, 24, 3), np.uint8)
+    picture[:4, :8] = 255  # upright, a light patch is at the top left
+    stored = {  # how a camera that was held so stores it, by EXIF's table
+        1: picture, 2: picture[:, ::-1], 3: picture[::-1, ::-1], 4: picture[::-1], 5: picture.swapaxes(0, 1),
+        6: np.rot90(picture), 7: np.rot90(picture, 2).swapaxes(0, 1), 8: np.rot90(picture, 3),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).convert(mode).save(tmp_path / "a.png", exif=exif)
+    frames = read_image(tmp_path / "a.png", Cut(24, 24, 1, snap=1), "x").frames
+    assert torch.equal(frames[0].permute(1, 2, 0), torch.from_numpy(picture))
 
 
 def test_single_video_takes_the_prompt_then_the_text_beside_it(video, tmp_path, capsys):
@@ -306,42 +319,3 @@ def test_lists_of_clips_are_plain_data_or_one_sentence(folder, name, text):
 def test_a_caption_reaches_the_terminal_without_its_control_characters(video, capsys):
     load_clips(config(single_video_path=str(video), single_video_prompt="a\x1b[31m ramp"), 32)
     assert "\x1b" not in capsys.readouterr().err
-
-
-EXAMPLES = sorted((Path(__file__).parents[1] / "data" / "examples").glob("*.mp4"))
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_both_decoders_give_the_same_frames(path, monkeypatch):
-    pytest.importorskip("av")
-    decoder = without_decord(monkeypatch)
-    theirs, ours = Decoder(path), decoder.Decoder(path)
-    assert type(ours).__name__ == "AvDecoder"
-    assert (ours.count, ours.fps, ours.size) == (theirs.count, theirs.fps, theirs.size)
-    picked = [7, 0, 3]
-    assert np.array_equal(ours.frames(picked), theirs.frames(picked))
-    scaled = ours.frames(picked, (96, 64)).astype(int) - theirs.frames(picked, (96, 64))
-    assert np.abs(scaled).max() <= 8
-
-
-def without_decord(monkeypatch):
-    """data/decoder.py as it is where decord has no wheel."""
-    monkeypatch.setitem(sys.modules, "decord", None)
-    spec = importlib.util.spec_from_file_location("decoder_without_decord", decoder_module.__file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_without_decord_bad_videos_are_one_sentence_too(video, tmp_path, monkeypatch):
-    pytest.importorskip("av")
-    decoder = without_decord(monkeypatch)
-    monkeypatch.setattr("data.clips.Decoder", decoder.Decoder)
-    monkeypatch.setattr("data.clips.UNDECODABLE", decoder.UNDECODABLE)
-    assert numbers(read_video(video, Cut(64, 64, 4), "x")) == [0, 1, 2, 3]
-    whole = video.read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.mp4").write_text("not a video at all")
-    for name in ("cut.mp4", "text.mp4"):
-        with pytest.raises(UserError, match="not a video that can be decoded"):
-            read_video(tmp_path / name, Cut(64, 64, 4), "x")

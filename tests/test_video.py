@@ -118,7 +118,7 @@ def test_reading_back_costs_little(tmp_path, monkeypatch):
     rounds = range(3)  # the quickest of three: other processes only ever slow one down
     written = frames.permute(0, 2, 3, 1).numpy()
     whole = min(seconds(lambda: write_video(path, frames, fps=8)) for _ in rounds)
-    assert min(seconds(lambda: video._check_written(path, written)) for _ in rounds) < whole / 2
+    assert min(seconds(lambda: video._check_written(path, written, 8)) for _ in rounds) < whole / 2
 
 
 def test_pictures_and_cut_files_are_no_videos(tmp_path):
