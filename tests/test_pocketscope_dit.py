@@ -358,3 +358,4 @@ def test_without_attention_between_frames_nothing_moves_as_asked(shipped_parts):
 def test_the_shipped_folder_tells_its_native_sampling():
     native = json.loads((SHIPPED / "sampling.json").read_text())
     assert native["num_steps"] == abilities.SAMPLE_STEPS and native["guidance_scale"] == abilities.GUIDANCE
+    assert (native["guide_steps"], native["guide_rate"], native["guide_target"]) == (8, 0.2, "clean_latent")
