@@ -142,8 +142,8 @@ def test_what_it_says_of_a_transformer_is_measured():
     section = read_sections(ROOT / "RESULTS.md")["dit", "pocketscope_dit"]
     paths = section[section.index("| path |") :].partition("\n\n")[0].splitlines()  # the first table of the new paths
     success = {cells[1].strip(): 100 * float(cells[2].split()[0]) for cells in (line.split("|") for line in paths[2:])}
-    rows = "q + k (TAP)", "Motion Inversion", "q + k, temporal heads"
-    told = TEXT["README.md"].partition("On a diffusion transformer")[2].partition("\n\n")[0]
+    rows = "q + k (TAP)", "Motion Inversion", "q + k, temporal heads", "guidance"
+    told = TEXT["README.md"].partition("On a diffusion transformer new paths")[2].partition("\n\n")[0]
     assert [int(share) for share in re.findall(r"(\d+) %", told)] == [round(success[row]) for row in rows]
     (line,) = (line for line in section.splitlines() if "q + k leaks less than all layers. " in line)
     assert VERDICT.match(line)["ruling"] == "refuted" and "less than 0.05 that way" in line, (
