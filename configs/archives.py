@@ -21,8 +21,7 @@ DAMAGED_ZIP = (  # also by an entry that is encrypted, or whose compressed strea
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
-    NotImplementedError,
-    RuntimeError,
+    RuntimeError,  # also NotImplementedError: another way of compressing
     ValueError,
     EOFError,
     OSError,
