@@ -180,6 +180,16 @@ def test_an_attention_of_another_kind_runs_as_it_is(inputs):
         torch.testing.assert_close(outcome(unet, inputs), plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["off", "blocks"])
+def test_what_is_made_quicker_knows_its_dtype(mode):
+    """As long as it is quicker, whether its layers are lean or compiled."""
+    unet = build_unet(UNET)
+    stock = type(unet)
+    with compiled.attach_quicker(unet, mode, torch.device("cpu"), training=True):
+        assert vars(type(unet))["dtype"] == torch.float32
+    assert type(unet) is stock
+
+
 def test_training_and_sampling_are_lean(tiny_config, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(compiled, "attach_lean", lambda network: seen.append(network) or attach_lean(network))
