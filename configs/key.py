@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 MOST_STEPS = 999  # DDIM's 1000 timesteps start at 1 (steps_offset), so a thousand steps would ask for timestep 1000
 MOST_FRAMES = 4096
+LEAST_CUTOFF = 0.001  # of a low band: a thousandth of the highest frequency is the whole frame of any model
 SIDE = {"low": 8, "high": 8192, "multiple": 8}  # pixels of a video's width or height
 EVERY = {"low": 1, "high": 10**9}  # a count of training steps
 TEXT = {"text": True}  # what the text encoder reads: any sign may stand in it

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.key import MOST_FRAMES, MOST_STEPS, SIDE, TEXT, key
+from configs.key import LEAST_CUTOFF, MOST_FRAMES, MOST_STEPS, SIDE, TEXT, key
 
 
 @dataclass
@@ -141,4 +141,6 @@ class InitialNoise:
         "how inversion and noise are mixed: by variance, low band from the inversion, both, or FreeInit's filter",
         "nothing",
     )
-    cutoff: float = key(0.25, "edge of the low band, as a share of the highest frequency", "nothing", low=0.001, high=1)
+    cutoff: float = key(
+        0.25, "edge of the low band, as a share of the highest frequency", "nothing", low=LEAST_CUTOFF, high=1
+    )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from configs.errors import UserError
+from configs.key import LEAST_CUTOFF
 
 
 def initial_noise(
@@ -34,16 +35,17 @@ def initial_noise(
     - blend_frequency: the same, with the blend in place of the inversion;
     - fft: Gaussian low-pass over frames, height and width (FreeInit, Wu et al. 2023, section 3.3, d = 0.25).
     `cutoff` is the edge of the low band as a share of the highest frequency; `prior` weighs only the blends. Raises
-    UserError on an unknown strategy, a prior outside [0, 1], a cutoff outside [0.001, 1], or a prior without inversion.
+    UserError on an unknown strategy, a prior outside [0, 1], a cutoff outside [LEAST_CUTOFF, 1], or a prior without an
+    inversion.
     """
     if strategy not in STRATEGIES:
         raise UserError(f"initial_noise.strategy: {strategy!r} is unknown; there are {', '.join(STRATEGIES)}")
     if not 0 <= prior <= 1:
         raise UserError(f"noise_prior: {prior:g} is outside [0, 1], it is the inversion's share of the variance")
-    if not 0.001 <= cutoff <= 1:
+    if not LEAST_CUTOFF <= cutoff <= 1:
         raise UserError(
-            f"initial_noise.cutoff: {cutoff:g} is outside [0.001, 1], the share of the frequencies that is low;"
-            " use noise_prior=0 to take nothing from the inversion"
+            f"initial_noise.cutoff: {cutoff:g} is outside [{LEAST_CUTOFF}, 1], the share of frequencies that is low; use"
+            " noise_prior=0 to take nothing from the inversion"
         )
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
     if prior == 0:

@@ -144,6 +144,14 @@ def test_a_cutoff_that_is_no_share_is_one_sentence(strategy, cutoff, inversion):
 
 
 @pytest.mark.parametrize("strategy", ["frequency", "fft"])
-def test_the_lowest_cutoff_is_the_whole_frame_and_costs_no_memory(strategy, inversion):
+def test_the_lowest_cutoffs_are_the_whole_frame(strategy, inversion):
     wholes = [initial_noise(SHAPE, generator(), inversion, 0.5, strategy, cutoff=c) for c in (0.001, 0.002)]
     assert torch.isfinite(wholes[0]).all() and torch.allclose(*wholes, atol=1e-5)
+
+
+def test_squares_are_no_larger_than_the_frame(inversion, monkeypatch):
+    """A thousandth would otherwise pad each frame to 1000 x 1000 pixels."""
+    sides = []
+    monkeypatch.setattr("infer.noise._square_means", lambda x, side: sides.append(side) or x)
+    initial_noise(SHAPE, generator(), inversion, 0.5, "frequency", cutoff=0.001)
+    assert sides == [16, 16]
