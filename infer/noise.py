@@ -44,8 +44,8 @@ def initial_noise(
         raise UserError(f"noise_prior: {prior:g} is outside [0, 1], it is the inversion's share of the variance")
     if not LEAST_CUTOFF <= cutoff <= 1:
         raise UserError(
-            f"initial_noise.cutoff: {cutoff:g} is outside [{LEAST_CUTOFF}, 1], the share of frequencies that is low; use"
-            " noise_prior=0 to take nothing from the inversion"
+            f"initial_noise.cutoff: {cutoff:g} is outside [{LEAST_CUTOFF}, 1], the share of frequencies that is low;"
+            " use noise_prior=0 to take nothing from the inversion"
         )
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
     if prior == 0:
