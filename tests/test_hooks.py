@@ -165,6 +165,10 @@ def test_a_dtype_that_is_known_is_not_looked_for(unet, monkeypatch):
     assert type(unet) is stock
     unet(*inputs(2))
     assert len(looked) > 1
+    first, second = know_dtype(unet), know_dtype(unet)
+    first.remove()
+    second.remove()
+    assert type(unet) is stock, "in whatever order they come off"
 
 
 @pytest.mark.parametrize("removed", [False, True])
