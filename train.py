@@ -14,10 +14,9 @@ attention add in an order of their own, so runs agree to rounding; torch.use_det
 import sys
 
 from configs.errors import command
-from configs.runtime import is_first, one_voice, quiet_threads
+from configs.runtime import is_first, one_voice, slow_imports
 
 DESCRIPTION = "train.py: give a text-to-video model the motion of one or a few reference clips."
-quiet_threads()
 
 
 @command
@@ -27,7 +26,8 @@ def main() -> None:
 
     with one_voice():
         cfg, only_describe = load(sys.argv[1:], description=DESCRIPTION)
-        import train  # this file with its slow imports: --help has answered by now, and Ctrl-C ends them in one line
+        with slow_imports():  # --help has answered by now, and Ctrl-C ends them in one line
+            import train  # this file, all of it
 
         result = train.dry_run(cfg) if only_describe else train.run(cfg)
     if is_first():

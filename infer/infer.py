@@ -10,9 +10,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import command
-from configs.runtime import quiet_threads
-
-quiet_threads()
+from configs.runtime import slow_imports
 
 
 @command
@@ -22,7 +20,8 @@ def main() -> None:
     args = options.parse(sys.argv[1:])
     jobs.read_jobs(args)  # --help and a wrong request answer at once, before the slow imports
 
-    from infer.generate import generate
+    with slow_imports():
+        from infer.generate import generate
 
     for path in generate(args):
         print(path, flush=True)

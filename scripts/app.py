@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import command
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 
 
 @command
@@ -25,8 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", "-o", default="outputs", help="folder of all outputs (default: %(default)s)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     args = parser.parse_args(argv)
-    quiet_threads()
-    from scripts.studio.server import serve
+    with slow_imports():
+        from scripts.studio.server import serve
 
     serve(args.output_dir, args.model, args.host, args.port, not args.no_browser)
 

@@ -50,7 +50,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 
 
 @command
@@ -84,11 +84,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--compile: --memory runs nothing that could be compiled; leave one of them out")
     if args.memory and args.results:
         raise UserError("--results: --memory times nothing that could be kept; leave one of them out")
-    quiet_threads()
-    import torch
+    with slow_imports():
+        import torch
 
-    from models.backbone import choose_device
-    from scripts.benchmark.steps import MODELS, count_bytes, settings
+        from models.backbone import choose_device
+        from scripts.benchmark.steps import MODELS, count_bytes, settings
 
     device = choose_device(args.device)
     checkpointing = None if args.checkpointing is None else args.checkpointing == "on"

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import command
+from configs.runtime import slow_imports
 
 
 @command
@@ -36,8 +37,9 @@ def main() -> None:
             sub.add_argument("--preset", choices=type_words(KEYS["temporal_preset"]).split(" | "))
             sub.add_argument("--index", type=int, help="checkpoint of a run folder (default: the last)")
     args = parser.parse_args()
-    from scripts.conversion.inspection import inspect  # slow imports come after --help and a misspelt word
-    from scripts.conversion.writing import convert
+    with slow_imports():
+        from scripts.conversion.inspection import inspect
+        from scripts.conversion.writing import convert
 
     if args.kind == "inspect":
         print("\n".join(inspect(args.source, args.model)))

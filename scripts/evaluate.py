@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command, printable
+from configs.runtime import slow_imports
 
 WEIGHTS = {  # flag -> a metric that needs it, and what it takes
     "clip": ("text_alignment", "CLIP: a folder or a hub id"),
@@ -41,10 +42,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, help="write a row for every video into this file")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    from infer.measure.evaluation import ALL_DEFINITIONS, evaluate, given_reference  # slow imports after --help
-    from infer.measure.metrics import VideoScorer
-    from infer.measure.tables import write_table
-    from models.backbone import choose_device
+    with slow_imports():
+        from infer.measure.evaluation import ALL_DEFINITIONS, evaluate, given_reference
+        from infer.measure.metrics import VideoScorer
+        from infer.measure.tables import write_table
+        from models.backbone import choose_device
 
     measure = VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device(args.device)))
     if args.csv and args.csv.is_dir():

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
+from configs.runtime import slow_imports
 
 EXAMPLES = 40  # of an area in one round
 
@@ -31,9 +32,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first round; the next has the next (default 0)")
     args = parser.parse_args(argv)
     try:
-        from scripts.fuzzing.areas import AREAS
-        from scripts.fuzzing.ground import Ground
-        from scripts.fuzzing.trial import try_area
+        with slow_imports():
+            from scripts.fuzzing.areas import AREAS
+            from scripts.fuzzing.ground import Ground
+            from scripts.fuzzing.trial import try_area
     except ImportError as error:
         raise UserError(f"fuzz: {error.name} is missing; pip install -r requirements-dev.txt") from None
     names = [area.name for area in AREAS]

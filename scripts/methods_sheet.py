@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
@@ -31,11 +31,11 @@ def main(argv: list[str] | None = None) -> None:
     names = [word for word in args.words if "=" not in word] or METHODS
     if unknown := [name for name in names if name not in METHODS]:
         raise UserError(f"{unknown[0]}: no method has this name; there are {', '.join(METHODS)}")
-    quiet_threads()
-    import train
-    from configs.schema import load
-    from infer.pictures import contact_sheet, strip
-    from scripts.showcase.samples import clip_of, sample_run
+    with slow_imports():
+        import train
+        from configs.schema import load
+        from infer.pictures import contact_sheet, strip
+        from scripts.showcase.samples import clip_of, sample_run
 
     rows = []
     for name in names:

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/methods"
 METHODS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.repeats < 1:
         raise UserError(f"--repeats: {args.repeats} measures nothing; give 1 or more")
-    quiet_threads()
-    from scripts.benchmark import method_costs as costs
+    with slow_imports():
+        from scripts.benchmark import method_costs as costs
 
     asked = args.methods or [*costs.WHEN, *costs.TRANSFORMER_WHEN]
     tables = (

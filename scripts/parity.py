@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 
 HEADER = ["| case | quantity | tolerance | difference | |", "|---|---|---|---|---|"]
 
@@ -26,10 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--assets", type=Path, help="pipeline, checkpoint and cache folders, where not beside them")
     parser.add_argument("--results", type=Path, help="also keep the table as a section of this file (RESULTS.md)")
     args = parser.parse_args(argv)
-    quiet_threads()
-    from scripts.artefacts.provenance import commit
-    from scripts.artefacts.results_file import markdown, markdown_code, put_section
-    from scripts.authors.comparison import compare
+    with slow_imports():
+        from scripts.artefacts.provenance import commit
+        from scripts.artefacts.results_file import markdown, markdown_code, put_section
+        from scripts.authors.comparison import compare
 
     failed, table = 0, []
     for case, row in compare(args.folder, args.assets):

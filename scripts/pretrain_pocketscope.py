@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 SHIPPED = {"unet": MODELS / "pocketscope", "dit": MODELS / "pocketscope_dit"}
@@ -48,11 +48,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.evaluate is not None and args.evaluate < 1:
         raise UserError(f"--evaluate: found {args.evaluate}; give a number of prompts of at least 1.")
-    quiet_threads()
-    import torch
+    with slow_imports():
+        import torch
 
-    from models.backbone import choose_device
-    from scripts.pocket import pretraining, wan_pretraining
+        from models.backbone import choose_device
+        from scripts.pocket import pretraining, wan_pretraining
 
     phases = {"unet": pretraining, "dit": wan_pretraining}[args.model]
     args.out = args.out or Path({"unet": "outputs/pretrain", "dit": "outputs/pretrain_dit"}[args.model])

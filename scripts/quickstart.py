@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import command
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 
 
 @command
@@ -20,9 +20,9 @@ def main(argv: list[str] | None = None) -> None:
 
     words = sys.argv[1:] if argv is None else argv
     cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *words], description=__doc__)
-    quiet_threads()
-    import train
-    from infer.training.preview import PLAYING
+    with slow_imports():
+        import train
+        from infer.training.preview import PLAYING
 
     if dry_run:
         print(train.dry_run(cfg))

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
 from configs.files import atomic_path
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 from configs.signals import held
 
 FOLDER, FPS = Path(__file__).resolve().parents[1] / "data" / "examples", 8
@@ -51,9 +51,10 @@ def write_clip(path: Path, frames, **options) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    from scripts.pocket.scenes import CLIPS, render_clip
+    with slow_imports():
+        from scripts.pocket.scenes import CLIPS, render_clip
 
-    known = toys()
+        known = toys()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join([*CLIPS, *known])}")
     parser.add_argument("--seed", type=int, help="appearance of the pocket clips (default each motion's own)")
@@ -65,7 +66,6 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{name}: no such clip; there are {', '.join([*CLIPS, *known])}")
     if args.seed is not None and args.seed < 0:
         raise UserError(f"--seed: found {args.seed}; give 0 or more")
-    quiet_threads()
     for name in names:
         path = args.output_dir / f"{name}.mp4"
         if name in known:

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command, shown
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 
 REAL = 4, 8  # for --list: reference clips and prompts of each, with a real model
 
@@ -136,9 +136,9 @@ def run_on_benchmark(args: argparse.Namespace) -> None:
         raise UserError(f"{shown(named[0])}: --benchmark makes one table of its own; leave the artefacts out")
     if args.model == "pocket":
         raise UserError("--benchmark: its clips are real, and pocket knows the toy world alone; give --model FOLDER")
-    quiet_threads()
-    from scripts.artefacts.production import log_line
-    from scripts.artefacts.public_benchmark import describe_benchmark, run_benchmark
+    with slow_imports():
+        from scripts.artefacts.production import log_line
+        from scripts.artefacts.public_benchmark import describe_benchmark, run_benchmark
 
     if args.plan or args.dry_run:
         print(describe_benchmark(args))
@@ -161,9 +161,9 @@ def main(argv: list[str] | None = None) -> None:
         run_on_benchmark(args)
         return
     names, words = choose(args.artefacts)
-    quiet_threads()
-    from scripts.artefacts.catalogue import STUDIES
-    from scripts.artefacts.production import describe_study, reproduce, study
+    with slow_imports():
+        from scripts.artefacts.catalogue import STUDIES
+        from scripts.artefacts.production import describe_study, reproduce, study
 
     studies, names = ([name for name in names if (name in STUDIES) == wanted] for wanted in (True, False))
     studied = []

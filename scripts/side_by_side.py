@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, command
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 
 MOST_ROWS = 3
 
@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output: found {output.name}; give a name that ends in .webp")
     if args.prompt and len(args.prompt) > MOST_ROWS:
         raise UserError(f"--prompt: found {len(args.prompt)} prompts; give at most {MOST_ROWS}, one row each")
-    quiet_threads()
-    from infer.side_by_side import write_side_by_side
-    from scripts.showcase.samples import clip_of, config_of, sample_run
+    with slow_imports():
+        from infer.side_by_side import write_side_by_side
+        from scripts.showcase.samples import clip_of, config_of, sample_run
 
     cfg = config_of(args.run)
     prompts = args.prompt or list(cfg.validation_data.prompt)[:2]

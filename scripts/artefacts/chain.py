@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from configs.errors import UserError, command
 from configs.files import atomic_path
-from configs.runtime import quiet_threads
+from configs.runtime import slow_imports
 from scripts.artefacts.plateau import previews_of, watched_step
 from scripts.artefacts.provenance import note_commit
 
@@ -141,11 +141,11 @@ def work(chain: Chain) -> None:
 
     Videos that are refused do not keep the others from being sampled; what was wrong is raised at the end.
     """
-    quiet_threads()
-    from configs.schema import load
-    from infer import options  # slow imports only where there is something to do
-    from infer.generate import generate, load_backbone
-    from train import run
+    with slow_imports():
+        from configs.schema import load
+        from infer import options
+        from infer.generate import generate, load_backbone
+        from train import run
 
     if chain.run_folder is None:
         note_commit(Path(chain.run))
