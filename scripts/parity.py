@@ -7,6 +7,7 @@ the exit code is 1 when a difference exceeds its tolerance or a case cannot be r
 """
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     count = f"{len(table) - failed} of {len(table)} pass"
     print(count, file=sys.stderr)
     if args.results:
-        again = f"python scripts/parity.py {args.folder.name} --results {args.results}"
+        again = f"python scripts/parity.py {shlex.join(sys.argv[1:] if argv is None else argv)}"
         facts = (
             f"{count}. The reference numbers were made with the authors' release and MotionDirector's LoRA code, in "
             "fp32 on a CPU.\n\n"

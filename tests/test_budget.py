@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from scipy.stats import t
@@ -15,11 +16,12 @@ from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import Artefact, Bound, Claim, Variant
 from scripts.artefacts.budget import bill, describe, measured_spread
 from scripts.artefacts.catalogue import ARTEFACTS, PAPER, STUDIES
-from scripts.artefacts.chain import Chain, Samples
+from scripts.artefacts.chain import Chain
 from scripts.artefacts.plan import Plan
 from scripts.artefacts.prices import Prices, measured_prices, stored_prices, stored_spread
 from scripts.artefacts.result import Cost, Result
 from scripts.artefacts.results_file import read_sections
+from scripts.artefacts.samples import Samples
 from scripts.artefacts.verdict import Role
 
 PRICES = Prices(start=10, training=100, video=2, guided=3, measuring=0.5, unit="a card", source="a test")
@@ -56,10 +58,12 @@ def test_a_bill_counts_what_is_missing_and_nothing_twice(tmp_path):
 
 def test_prices_come_from_what_was_made_before(tmp_path):
     runs, samples = tmp_path / "runs", tmp_path / "samples"
-    assert measured_prices(True, runs, samples) == stored_prices(True)
+    assert measured_prices(True, tmp_path, "pocket", {3}) == stored_prices(True)
     for name, seconds, steps, wanted in (
         ("one", 20, 3, 3),
         ("two", 40, 3, 3),
+        ("longer", 99, 4, 4),
+        ("of another model", 99, 3, 3),
         ("stopped at a checkpoint", 1, 2, 3),
         ("smoke", 1, 2, 2),
         ("without its configuration", 1, 3, None),
@@ -71,17 +75,19 @@ def test_prices_come_from_what_was_made_before(tmp_path):
             "\n".join([lines[0], '{"step": 1, "sec', *lines[1:]])
         )  # a crash, then resumed
         if wanted:
-            (folder / "config.yaml").write_text(f"max_train_steps: {wanted}\n")
+            model = "./models/large" if "another" in name else "/where/it/was/pocket"
+            (folder / "config.yaml").write_text(f"max_train_steps: {wanted}\npretrained_model_path: {model}\n")
     folder = samples / "s"
     folder.mkdir(parents=True)
     guided = {"cpu_seconds": 100.0, "settings": {"guide": "clip.mp4"}}  # another price
     smoke = {"cpu_seconds": 0.1, "config": {"max_train_steps": 2}}
-    for number, notes in enumerate(({"cpu_seconds": 1.0}, {"cpu_seconds": 3.0}, {}, guided, smoke)):
+    other = {"cpu_seconds": 99.0, "model": "large"}
+    for number, notes in enumerate(({"cpu_seconds": 1.0}, {"cpu_seconds": 3.0}, {}, guided, smoke, other)):
         (folder / f"{number}.mp4").write_bytes(b"x")
-        notes = {"video": f"{number}.mp4", "prompt": "a", "seed": number, **notes}
+        notes = {"video": f"{number}.mp4", "prompt": "a", "seed": number, "model": "models/pocket", **notes}
         (folder / f"{number}.json").write_text(json.dumps(notes))
     (folder / "damaged.json").write_text("{")
-    found = measured_prices(True, runs, samples)
+    found = measured_prices(True, tmp_path, "pocket", {3})
     assert (found.training, found.video, found.source) == (90, 2.0, "2 trainings and 2 videos made before")
 
 
@@ -96,13 +102,15 @@ def test_what_a_card_makes_is_priced_by_the_clock_and_said_to_be_of_a_card(tmp_p
     result = Result("table1", plan.testbed, False, "", "", "", [], Cost(0, 0, 0, 0, ()), [], foreseen=90)
     assert "were to take 90 s of a 24 GB card; they took" in result.provenance
 
-    monkeypatch.setattr("scripts.artefacts.prices.sidecars", lambda _: [({"seconds": 4.0, "cpu_seconds": 1.0}, "p", 0)])
+    monkeypatch.setattr(
+        "scripts.artefacts.prices.sidecars", lambda _: [({"seconds": 4.0, "cpu_seconds": 1.0, "model": "m"}, "p", 0)]
+    )
     (tmp_path / "runs" / "one" / "train_1").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "train_1" / "log.jsonl").write_text('{"step": 1, "seconds": 30, "cpu_seconds": 2}\n')
-    (tmp_path / "runs" / "one" / "train_1" / "config.yaml").write_text("max_train_steps: 1\n")
+    (tmp_path / "runs" / "one" / "train_1" / "config.yaml").write_text("max_train_steps: 1\npretrained_model_path: m\n")
     (tmp_path / "samples" / "s").mkdir(parents=True)
     for world, unit, training, video in ((False, "a card", 30, 4), (True, "CPU", 2, 1)):
-        found = measured_prices(world, tmp_path / "runs", tmp_path / "samples")
+        found = measured_prices(world, tmp_path, "m", {1})
         assert (found.unit, found.training, found.video) == (unit, training, video)
 
 
@@ -117,18 +125,19 @@ KINDS = Artefact(
 
 def test_the_spread_is_that_over_the_clips_of_a_table_made_before_for_each_kind_of_claim(tmp_path, monkeypatch):
     monkeypatch.setitem(ARTEFACTS, "x", KINDS)
-    table = tmp_path / "videos.csv"
-    assert measured_spread("x", table, ROLES) == {}
+    table, bed = tmp_path / "videos.csv", SimpleNamespace(name="m", roles=ROLES)
+    assert measured_spread("x", table, bed) == {}
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["group", "reference", "run", "variant", "prompt", "seed", "correlation"])
+        writer.writerow(["model", "group", "reference", "run", "variant", "prompt", "seed", "correlation"])
         for clip, gain in enumerate((0.1, 0.2, 0.3)):
             for run in (f"{clip}, 1", f"{clip}, 2"):
                 for prompt in "pq":
-                    writer.writerow(["g", clip, run, "a", prompt, 0, 0.5 + gain])
-                    writer.writerow(["g", clip, run, "again", prompt, 0, 0.5 + gain / 2])
-                    writer.writerow(["g", clip, run, "other", prompt, 0, 0.5])
-    found = measured_spread("x", table, ROLES)
+                    writer.writerow(["m", "g", clip, run, "a", prompt, 0, 0.5 + gain])
+                    writer.writerow(["m", "g", clip, run, "again", prompt, 0, 0.5 + gain / 2])
+                    writer.writerow(["m", "g", clip, run, "other", prompt, 0, 0.5])
+                    writer.writerow(["large", "g", clip, run, "other", prompt + "r", 0, clip])
+    found = measured_spread("x", table, bed)
     assert found == {("motion", True): pytest.approx(0.05), ("motion", False): pytest.approx(0.1)}
 
 
@@ -159,7 +168,7 @@ def test_the_plan_prints_what_a_small_example_needs_counted_by_hand(trainings, t
     assert lines[0].strip() == f"4 variants x 2 motions x 2 clips x {repeated}3 prompts"
     assert lines[1].strip().startswith(costs(8 * trainings, 48 * trainings))
     needed = [line for line in lines if " a difference of " in line]
-    assert len(needed) == 2 and all(line.endswith("planned 4 (re-timing)") for line in needed)  # clips, not trainings
+    assert len(needed) == 2 and all(re.search(r"; planned 4 of \d+ \(re-timing\)$", line) for line in needed)  # clips
     assert "    appearance, two trainings: a difference of 0.02 counts; at a spread of 0.192 (stored)" in needed[0]
     assert lines[-2].strip() == f"2 variants x 1 motions x 2 clips x {repeated}3 prompts"
     assert lines[-1].strip().startswith(costs(2 * trainings, 12 * trainings))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -134,6 +135,13 @@ def test_a_stock_pipeline_loads_the_diffusers_file(run, model, tmp_path):
         pipe.load_lora_weights(tmp_path / "out")
         loaded = pipe.unet(sample, 3, text).sample
     assert torch.allclose(loaded, merged, atol=1e-5) and not torch.allclose(loaded, base, atol=1e-3)
+
+
+def test_a_model_that_the_checkpoint_names_from_the_repository_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    noted = lambda path: writing._model_of(SimpleNamespace(config={"pretrained_model_path": path}), None)
+    assert noted("./models/pocketscope") == str(ROOT / "models" / "pocketscope")
+    assert noted("./models/nowhere") is None and noted(None) is None
 
 
 def test_a_merged_folder_is_a_plain_pipeline_with_the_motion_in_it(run, model, tmp_path):

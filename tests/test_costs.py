@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from scripts.artefacts.artefact import Variant
-from scripts.artefacts.chain import Chain, Samples, infer_words
+from scripts.artefacts.chain import Chain, infer_words
 from scripts.artefacts.costs import HEADER, cost_table, variant_costs
 from scripts.artefacts.plan import Cell
 from scripts.artefacts.result import total_cost
+from scripts.artefacts.samples import Samples
 from scripts.artefacts.testbed import MotionTask
 
 SETTINGS = {"num_frames": 5, "height": 64, "width": 64, "guidance_scale": 3.0}
@@ -36,13 +37,20 @@ def cell(folder: Path, name: str, strength: float, settings: dict, costs: list[d
         notes["sources"] = [{"strength": strength, "index": index}]
         (samples / f"{number}.json").write_text(json.dumps(notes | cost))
     chain = Chain("run", [], str(folder / "run"), 2, [])
-    return Cell(Variant(name), MotionTask("m", "g", (), (), folder), "m", chain, Samples(str(samples), [], []))
+    return Cell(Variant(name), MotionTask("m", "g", (), (), folder), "m", chain, Samples(str(samples), [], ["a"]))
 
 
 def test_a_line_of_a_log_that_was_broken_off_counts_for_nothing_in_the_whole_cost(tmp_path):
     made = cell(tmp_path, "trained", 1, SETTINGS, [{"cpu_seconds": 5.0, "seconds": 6.0, "device": "cpu"}])
     cost = total_cost([made])
     assert (cost.trainings, cost.train_seconds, cost.sample_seconds, cost.spent) == (1, 113, 6.0, 3 + 4 + 100 + 5.0)
+
+
+def test_videos_of_prompts_that_are_not_shown_cost_an_artefact_nothing(tmp_path):
+    """They lie in the same folder, from a time when more prompts were asked for."""
+    noted = {"cpu_seconds": 5.0, "seconds": 6.0, "device": "cpu"}
+    made = cell(tmp_path, "trained", 1, SETTINGS, [noted, noted | {"prompt": "b"}])
+    assert (total_cost([made]).videos, total_cost([made]).sample_seconds) == (1, 6.0)
 
 
 @pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_wan"])

@@ -75,7 +75,7 @@ def test_inversion_equals_the_formula_written_out(config, steps, latents, capsys
 
 def test_golden_steps_of_the_release_are_reproduced():
     # Written by the authors' code; tolerance from float32 order of operations. Never changed.
-    golden = load_file(Path(__file__).parent / "golden" / "inversion_steps.safetensors")
+    golden = load_file(Path(__file__).parent / "golden" / "steps_of_inversion.safetensors")
     for t in (1, 21, 981):
         ours = make_inverse(DDIMScheduler(**SCHEDULE), 50).step(golden["eps"], t, golden["latents"]).prev_sample
         torch.testing.assert_close(ours, golden[f"step_t{t}"], rtol=0, atol=1e-6)
@@ -83,7 +83,7 @@ def test_golden_steps_of_the_release_are_reproduced():
 
 @pytest.mark.parametrize("steps", [10, 50])
 def test_timesteps_are_the_releases_and_the_last_of_fifty_is_981(steps, latents):
-    golden = load_file(Path(__file__).parent / "golden" / "inversion_steps.safetensors")[f"timesteps{steps}"]
+    golden = load_file(Path(__file__).parent / "golden" / "steps_of_inversion.safetensors")[f"timesteps{steps}"]
     unet = ToyUnet()
     ddim_invert(
         classifier_free_guidance(predictor(unet), torch.zeros(1, 2, 3)), DDIMScheduler(**SCHEDULE), latents, steps

@@ -18,7 +18,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def golden():
-    return load_file(Path(__file__).parent / "golden" / "inversion_steps.safetensors")
+    return load_file(Path(__file__).parent / "golden" / "steps_of_inversion.safetensors")
 
 
 @pytest.fixture(scope="module")

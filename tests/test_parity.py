@@ -12,30 +12,17 @@ import sys
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from scripts.authors.comparison import compare
 from scripts.authors.reference import ReferenceFile
-from scripts.authors.weights import build_unet, fill
+from scripts.authors.weights import build_unet
 from scripts.parity import main
 
 from conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
 FILES = ["ah_tiny*", "infer_s5", "inversion", "lora_train_forward", "losses*", "train_trace_fixed", "unet_plain"]
-VAE_SEED = 2
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    """The pipeline and checkpoint folders of tests/golden, with the VAE's weights filled in."""
-    folder = tmp_path_factory.mktemp("assets")
-    for name in ("tiny_zeroscope", "lora_train", "infer_run"):
-        shutil.copytree(GOLDEN / name, folder / name)
-    vae = folder / "tiny_zeroscope" / "vae"
-    fill(AutoencoderKL.from_config(json.loads((vae / "config.json").read_text())), VAE_SEED).save_pretrained(vae)
-    return folder
 
 
 def some(tmp_path, *names):
@@ -46,30 +33,30 @@ def some(tmp_path, *names):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_golden(name, assets, tmp_path):
-    rows = [row for _, row in compare(some(tmp_path, name), assets)]
+def test_golden(name, tmp_path):
+    rows = [row for _, row in compare(some(tmp_path, name), GOLDEN)]
     assert rows and not [row for row in rows if not row.difference <= row.tolerance]
 
 
-def test_every_golden_quantity_is_compared(assets, tmp_path):
-    rows = [row.quantity for _, row in compare(some(tmp_path, "unet_plain"), assets)]
+def test_every_golden_quantity_is_compared(tmp_path):
+    rows = [row.quantity for _, row in compare(some(tmp_path, "unet_plain"), GOLDEN)]
     outputs = [key for key in load_file(GOLDEN / "unet_plain.safetensors") if key.startswith("out")]
     assert sorted(rows) == sorted(outputs)
 
 
-def test_a_difference_and_a_damaged_file_fail_and_the_rest_still_runs(assets, tmp_path):
+def test_a_difference_and_a_damaged_file_fail_and_the_rest_still_runs(tmp_path):
     data = load_file(GOLDEN / "unet_plain.safetensors")
     data["out"][0, 0, 0, 0, 0] += 1e-4
     save_file(data, tmp_path / "unet_plain.safetensors")
     (tmp_path / "unet_broken.safetensors").write_bytes(b"\0" * 20)
     rows = {
-        (case, row.quantity.split(":")[0]): row.difference <= row.tolerance for case, row in compare(tmp_path, assets)
+        (case, row.quantity.split(":")[0]): row.difference <= row.tolerance for case, row in compare(tmp_path, GOLDEN)
     }
     assert not rows["unet_plain", "out"] and not rows["unet_broken", "not run"]
     assert rows["unet_plain", "out_one_frame"]
 
 
-def test_a_model_of_another_width_is_rebuilt_from_the_files_metadata(assets, tmp_path):
+def test_a_model_of_another_width_is_rebuilt_from_the_files_metadata(tmp_path):
     config = json.loads((GOLDEN / "tiny_zeroscope" / "unet" / "config.json").read_text())
     config |= {"block_out_channels": [32, 64, 64, 128], "layers_per_block": 1, "cross_attention_dim": 48}
     draw = torch.Generator().manual_seed(0)
@@ -87,10 +74,10 @@ def test_a_model_of_another_width_is_rebuilt_from_the_files_metadata(assets, tmp
     assert row.quantity == "out" and row.difference <= row.tolerance
 
 
-def rows_without(case, key, assets, tmp_path):
+def rows_without(case, key, tmp_path):
     data = {name: tensor for name, tensor in load_file(GOLDEN / f"{case}.safetensors").items() if name != key}
     save_file(data, some(tmp_path, case) / f"{case}.safetensors")
-    return [row for _, row in compare(tmp_path, assets)]
+    return [row for _, row in compare(tmp_path, GOLDEN)]
 
 
 @pytest.mark.parametrize(
@@ -104,18 +91,18 @@ def rows_without(case, key, assets, tmp_path):
         ("infer_s5", "prompt_embeds"),
     ],
 )
-def test_a_missing_tensor_fails_its_case_and_not_the_table(case, key, assets, tmp_path):
-    rows = rows_without(case, key, assets, tmp_path)
+def test_a_missing_tensor_fails_its_case_and_not_the_table(case, key, tmp_path):
+    rows = rows_without(case, key, tmp_path)
     assert rows[-1].quantity.startswith("not run: ") and rows[-1].difference == math.inf
 
 
-def test_without_initial_latents_sampling_starts_from_the_files_noise(assets, tmp_path):
-    rows = rows_without("infer_s5", "init_latents", assets, tmp_path)
+def test_without_initial_latents_sampling_starts_from_the_files_noise(tmp_path):
+    rows = rows_without("infer_s5", "init_latents", tmp_path)
     assert "final_latents" in [row.quantity for row in rows]
     assert not [row for row in rows if not row.difference <= row.tolerance]
 
 
-def test_a_batch_of_prompts_is_compared(assets, tmp_path):
+def test_a_batch_of_prompts_is_compared(tmp_path):
     data = load_file(GOLDEN / "infer_s5.safetensors")
     batch = {
         "prompt_embeds": data["prompt_embeds"].repeat_interleave(2, 0),
@@ -124,28 +111,28 @@ def test_a_batch_of_prompts_is_compared(assets, tmp_path):
         "frames": data["frames"].repeat(1, 1, 2, 1),
     }  # side by side, as old diffusers gives them
     save_file(batch, some(tmp_path, "infer_s5") / "infer_s5.safetensors")
-    rows = [row for _, row in compare(tmp_path, assets)]
+    rows = [row for _, row in compare(tmp_path, GOLDEN)]
     assert len(rows) == 6 and not [row for row in rows if not row.difference <= row.tolerance]
 
 
-def test_other_shapes_and_wirings_of_another_length_are_differences(assets, tmp_path):
+def test_other_shapes_and_wirings_of_another_length_are_differences(tmp_path):
     data = load_file(GOLDEN / "unet_plain.safetensors")
     data["out"] = data["out"][:, :, :2].contiguous()
     save_file({key: data[key] for key in ("out", "sample", "text", "timestep")}, tmp_path / "unet_plain.safetensors")
     some(tmp_path, "ah_tiny*")
     wiring = json.loads((tmp_path / "ah_tiny_wiring.json").read_text())
     (tmp_path / "ah_tiny_wiring.json").write_text(json.dumps([wiring[0] | {"factor": 7}, *wiring[1:-1]]))
-    rows = {row.quantity.split(":")[0]: row.difference for _, row in compare(tmp_path, assets)}
+    rows = {row.quantity.split(":")[0]: row.difference for _, row in compare(tmp_path, GOLDEN)}
     assert rows["out"] == math.inf and rows["wiring (rows that differ)"] == 2
 
 
-def test_a_file_with_nothing_to_compare_does_not_pass(assets, tmp_path):
+def test_a_file_with_nothing_to_compare_does_not_pass(tmp_path):
     save_file(
         {"nothing": torch.zeros(1)},
         tmp_path / "unet_nothing.safetensors",
         {"unet_config": (GOLDEN / "tiny_zeroscope" / "unet" / "config.json").read_text()},
     )
-    (row,) = [row for _, row in compare(tmp_path, assets)]
+    (row,) = [row for _, row in compare(tmp_path, GOLDEN)]
     assert row.quantity.startswith("not run") and row.difference == math.inf
 
 
@@ -176,3 +163,4 @@ def test_the_table_becomes_a_section_of_the_results(tmp_path, capsys):
     printed, written = capsys.readouterr().out.strip(), results.read_text()
     assert ended.value.code == 0 and printed.count("| pass |") > 3
     assert printed in written and "<!-- begin parity release -->" in written
+    assert f"`python scripts/parity.py {folder} --results {results}`" in written  # as it was given

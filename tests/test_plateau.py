@@ -10,10 +10,11 @@ from data.world import vocabulary
 from infer.measure import world_scores
 from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import Variant
-from scripts.artefacts.chain import Chain, sidecars, work
+from scripts.artefacts.chain import Chain, work
 from scripts.artefacts.costs import variant_costs
 from scripts.artefacts.plan import Plan, commands
 from scripts.artefacts.plateau import SEEDS, previews_of, stop_at, watching_seconds
+from scripts.artefacts.samples import Samples, sidecars
 from scripts.artefacts.speed import RECIPES
 from scripts.pocket.architecture import build, untrained_unet
 
@@ -79,6 +80,23 @@ def test_a_watched_training_is_sampled_where_it_stops_and_pays_for_its_previews(
     assert spent > 0 and watching_seconds(Path(watched.samples.folder)) == pytest.approx(spent)
     assert costs["watched @ plateau"].training == pytest.approx(sum(log[:2]) + spent)
     assert costs["whole @ 200"].training == pytest.approx(sum(log))
+
+
+def test_a_damaged_sidecar_of_a_preview_is_made_again_and_the_model_is_where_it_lies_now(plan, monkeypatch):
+    monkeypatch.setattr(world_scores, "world_scores", lambda *_: {"rmse": 9.0})
+    (chain,) = plan.chains.values()
+    asked, watched = [], plan.cells["x"][1]
+    previews = previews_of(Path(watched.samples.folder))
+    broken = next(previews.glob("1/*.json"))
+    broken.write_text("{")
+    assert watching_seconds(Path(watched.samples.folder)) > 0  # of those that can be read
+    monkeypatch.setattr(Samples, "missing", lambda self: iter([(0, self.prompts)] if self.watched else []))
+    monkeypatch.setattr("infer.generate.generate", lambda request, backbone: asked.append(request) or ())
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.artefacts.plateau.watched_step", None)
+        work(chain)
+    assert not broken.exists()
+    assert {request.model for request in asked} == {str(plan.testbed.model)} and len(asked) == 2
 
 
 def test_a_watched_row_shares_the_training_of_the_recipe_that_it_stops():

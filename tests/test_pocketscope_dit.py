@@ -17,8 +17,9 @@ from scripts.pocket.architecture import TEXT_LENGTH
 from scripts.pocket.flow import FlowMatching, Padding
 from scripts.pocket.trainer import Phase
 from scripts.pocket.wan_parts import FrameCodec, build, encode_captions, skip_earlier_frames
-from scripts.pocket.wan_pretraining import PHASES, SHIPPED, measure_latents
+from scripts.pocket.wan_pretraining import PHASES, measure_latents
 
+SHIPPED = pretraining.SHIPPED["dit"]
 shipped = pytest.mark.skipif(
     not (SHIPPED / "model_index.json").exists(), reason="PocketScope-DiT is not pretrained yet"
 )

@@ -11,7 +11,9 @@ import re
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,15 +36,17 @@ from scripts.artefacts import production
 from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import EQUAL_MOTION, Variant
 from scripts.artefacts.catalogue import ARTEFACTS, PAPER
-from scripts.artefacts.chain import sidecars, work
+from scripts.artefacts.chain import work
 from scripts.artefacts.claims import LEARNED
 from scripts.artefacts.equal_motion import curves
 from scripts.artefacts.hidden_states import LabelledClip, compare_customizations, world_clips
 from scripts.artefacts.plan import Plan, commands
+from scripts.artefacts.plots import write_plots
 from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.report import bring
 from scripts.artefacts.result import total_cost
 from scripts.artefacts.results_file import markdown, markdown_code, put_section, read_sections, write_sections
+from scripts.artefacts.samples import sidecars
 from scripts.artefacts.testbed import prompt_list
 from scripts.pocket.architecture import build, untrained_unet
 
@@ -232,10 +236,64 @@ def test_a_plan_knows_its_runs_by_what_shapes_them(plan, world_model, tmp_path):
 
     assert name(tmp_path) == list(plan.chains)  # another place, the same runs
     assert name(tmp_path, [*FEW, "lora_rank=3"]) != list(plan.chains)
+    assert name(tmp_path, [*FEW, "validation_data.solver=ddim"]) != list(plan.chains)  # the default, chosen: it binds
     changed = shutil.copytree(world_model, tmp_path / "changed")
-    weights = changed / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
-    assert name(tmp_path, model=changed) != list(plan.chains)
+    assert name(tmp_path, model=changed) == list(plan.chains)
+    for part, place in (("unet/diffusion_pytorch_model.safetensors", 0.5), ("scheduler/scheduler_config.json", 1)):
+        path = changed / part
+        content = path.read_bytes()
+        at = int(place * len(content)) - 4
+        path.write_bytes(content[:at] + b"\1\2\3\4" + content[at + 4 :])
+        assert name(tmp_path, model=changed) != list(plan.chains)
+        path.write_bytes(content)
+
+
+def test_of_a_large_file_of_weights_some_of_every_stretch_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(beds, "BLOCK", 4)
+    monkeypatch.setattr(beds, "WHOLE", 64)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(bytes(range(64)))
+    assert b"".join(beds._blocks(path)) == bytes(range(64))
+    path.write_bytes(bytes(range(136)))
+    assert b"".join(beds._blocks(path)) == bytes((*range(4), *range(64, 68), *range(128, 132)))
+
+
+def test_the_models_own_sampling_settings_make_other_videos_of_the_same_training(
+    plan, world_model, tmp_path, monkeypatch
+):
+    short(monkeypatch)
+    changed = shutil.copytree(world_model, tmp_path / "changed")
+    (changed / "sampling.json").write_text('{"num_steps": 3}')
+    other = Plan(beds.Testbed(changed, True, tmp_path), tmp_path, FEW, smoke=True)
+    other.add("table5")
+    assert list(other.chains) == list(plan.chains)
+    folders = [{Path(cell.samples.folder).name for cell in made.cells["table5"]} for made in (plan, other)]
+    assert folders[0].isdisjoint(folders[1])
+
+
+def test_repeated_trainings_have_seeds_of_their_own(world_model, tmp_path):
+    bed = beds.Testbed(world_model, True, tmp_path)
+    with pytest.raises(UserError, match="seed: every training on a clip has its own"):
+        Plan(bed, tmp_path, ["seed=3"], trainings=2)
+    Plan(bed, tmp_path, ["seed=3"])
+
+
+def test_clips_of_a_world_that_draws_otherwise_now_are_rendered_again(world_model, tmp_path, monkeypatch):
+    bed = beds.Testbed(world_model, True, tmp_path)
+
+    def made() -> dict[str, bytes]:
+        (task,) = bed.tasks(["pause"], several=False)
+        bed.rendered("pause", task.prompts[:1])
+        return {str(path): path.read_bytes() for path in tmp_path.rglob("*.mp4")}
+
+    first, times = made(), [path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")]
+    assert made() == first and [path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")] == times
+    drawn, shown = beds.reference_clip, beds.render
+    brighter = lambda clip: replace(clip, frames=255 - clip.frames)
+    monkeypatch.setattr(beds, "reference_clip", lambda *asked: brighter(drawn(*asked)))
+    monkeypatch.setattr(beds, "render", lambda scene: brighter(shown(scene)))
+    other = made()
+    assert len(other) == 3 and other.keys() == first.keys() and all(other[path] != first[path] for path in first)
 
 
 def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for_nothing(plan, monkeypatch, capsys):
@@ -262,11 +320,30 @@ def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for
     assert "cosine with the untouched model" in results.lower()
 
 
+def test_the_video_of_another_recipe_gives_way_to_the_one_that_is_shown_now(tmp_path):
+    """The older one of the same name: its own time, not that of copying, tells it from the other."""
+    one, other, copy = (tmp_path / name / "a.mp4" for name in ("one", "other", "videos"))
+    for age, path in enumerate((one, other)):
+        path.parent.mkdir()
+        path.write_bytes(path.parent.name[:3].encode())
+        os.utime(path, ns=(age, age))
+    for shown in (one, other, one):
+        bring(shown, copy)
+        assert copy.read_bytes() == shown.read_bytes()
+
+
+def test_nothing_is_left_of_the_plot_of_another_time(tmp_path):
+    for name in ("plot.png", "plot.svg"):
+        (tmp_path / name).touch()
+    empty = SimpleNamespace(artefact=SimpleNamespace(form="rows"), states=None, rows=[], metrics=[])
+    assert write_plots(empty, tmp_path) == [] and not list(tmp_path.iterdir())
+
+
 def test_a_copy_of_a_video_that_was_broken_off_is_not_taken_for_the_video(tmp_path, monkeypatch):
     source, copy = tmp_path / "a.mp4", tmp_path / "videos" / "a.mp4"
     source.write_bytes(b"whole")
 
-    def broken_off(_, target):
+    def broken_off(_, target, **options):
         target.write_bytes(b"wh")
         raise Terminated
 
@@ -354,7 +431,8 @@ def test_a_page_says_what_the_plan_foresaw_and_what_was_spent(plan, monkeypatch)
 def test_what_a_graphics_card_made_is_held_against_the_plan_by_the_clock(plan, monkeypatch):
     """CPU seconds say nothing about a card; prices of a real model are the card's."""
     cells = plan.cells["table5"]
-    notes = [({"seconds": 7.0, "cpu_seconds": 1.0, "device": "cuda:0"}, "p", 0)]
+    prompt = cells[0].samples.prompts[0]
+    notes = [({"seconds": 7.0, "cpu_seconds": 1.0, "device": "cuda:0"}, prompt, 0)]
     monkeypatch.setattr("scripts.artefacts.result.sidecars", lambda folder: notes)
     found = total_cost(cells)
     assert found.spent == pytest.approx(found.train_seconds + found.sample_seconds) and found.spent > 7

@@ -13,7 +13,8 @@ import pytest
 from configs.errors import UserError
 from infer import generate
 from scripts.artefacts import schedule
-from scripts.artefacts.chain import Chain, Samples, work
+from scripts.artefacts.chain import Chain, work
+from scripts.artefacts.samples import Samples
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 import math
 import signal
+from argparse import Namespace
 
 import pytest
 import torch
 from torch import nn
 
 from configs.errors import UserError
+from scripts.pocket.phases import Phases
 from scripts.pocket.trainer import Phase, Trainer, averaged, save_tensors, step_generator
 
 FIRST, SECOND = Phase(6, 4, lr=1e-2, ema=0.9, warmup=2), Phase(9, 4, lr=1e-2, ema=0.9, warmup=2, decay_to=0.5)
@@ -109,6 +111,8 @@ def test_what_other_settings_made_is_refused(tmp_path):
         with pytest.raises(UserError, match="made with other settings"):
             Trainer(tmp_path, seed, 100).run("first", phase, net, lambda rng: net(torch.zeros(1, 3)).sum())
     with pytest.raises(UserError, match="made with other settings"):
+        Trainer(tmp_path, 5, 100, torch.bfloat16).run("first", FIRST, net, lambda rng: net(torch.zeros(1, 3)).sum())
+    with pytest.raises(UserError, match="made with other settings"):
         train(tmp_path / "other", ("first", 2))
         Trainer(tmp_path / "other", 6, 100).run("first", FIRST, net, lambda rng: net(torch.zeros(1, 3)).sum())
 
@@ -149,3 +153,10 @@ def test_the_average_is_exponential_with_a_decay_that_warms_up():
         decay = min(0.6, (step + 1) / (step + 10))
         by_hand = decay * by_hand + (1 - decay) * step
     assert mean.module.weight.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_phase_of_another_batch_is_another_phase(tmp_path):
+    """`--batch` multiplies it, and what is resumed must not go on with another."""
+    args = Namespace(out=tmp_path, seed=0, smoke=False, batch=4, dtype=torch.float32)
+    run = Phases(args, {"first": FIRST}, clips=1, frames=1, save_every=1)
+    assert run.phases["first"].batch == 4 * FIRST.batch

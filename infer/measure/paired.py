@@ -49,7 +49,7 @@ class PairedDifference:
 
     @property
     def value(self) -> float:
-        return _mean(self.means, _blocks(self.motions))
+        return _mean(self.means, blocks_of(self.motions))
 
     @property
     def clips(self) -> int:
@@ -62,12 +62,12 @@ class PairedDifference:
     @property
     def blocks(self) -> int:
         """How many motions' own means the spread of clips leaves out: it has as many degrees of freedom fewer."""
-        return len(set(_blocks(self.motions)))
+        return len(set(blocks_of(self.motions)))
 
     @property
     def spread(self) -> float:
         """Standard deviation of the clips' means, inside their motions."""
-        return _spread(self.means, _blocks(self.motions))[0]
+        return _spread(self.means, blocks_of(self.motions))[0]
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Student's interval; NaN with fewer than `FEWEST` clips."""
@@ -88,7 +88,7 @@ class PairedDifference:
 
     def _errors(self) -> list[tuple[float, int]]:
         """(standard error, degrees of freedom) by the clips' means, and by the pairs as if they were independent."""
-        blocks = _blocks(self.motions)
+        blocks = blocks_of(self.motions)
         found = [_error(self.means, blocks)]
         of_pairs = [block for block, inside in zip(blocks, self.differences) for _ in inside]
         if self.pairs > self.clips:
@@ -119,14 +119,14 @@ def paired_difference(
         inside.setdefault(clip_of(key), []).append(key)
     motions = tuple(motion_of(found[0]) for found in inside.values())
     sides = (
-        _mean([float(np.mean([float(side[key]) for key in found])) for found in inside.values()], _blocks(motions))
+        _mean([float(np.mean([float(side[key]) for key in found])) for found in inside.values()], blocks_of(motions))
         for side in (one, other)
     )
     differences = tuple(tuple(float(one[key]) - float(other[key]) for key in found) for found in inside.values())
     return PairedDifference(differences, motions, *sides, len(set(map(training_of, keys))))
 
 
-def _blocks(motions: Sequence[Hashable]) -> Sequence[Hashable]:
+def blocks_of(motions: Sequence[Hashable]) -> Sequence[Hashable]:
     """The motions where their clips repeat often enough to show a spread inside them, else one block of all clips."""
     return motions if len(motions) - len(set(motions)) >= FEWEST - 1 else [None] * len(motions)
 

@@ -13,14 +13,16 @@ from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
-from infer.measure.paired import MOST, POWER, clips_needed, paired_difference
+from infer.measure.paired import MOST, POWER, blocks_of, clips_needed, paired_difference
 from infer.measure.statistics import FEWEST, LEVEL
 from scripts.artefacts.artefact import POOLED, Artefact, Bound, Claim
 from scripts.artefacts.catalogue import ARTEFACTS
-from scripts.artefacts.chain import Chain, Samples
+from scripts.artefacts.chain import Chain
 from scripts.artefacts.plan import Cell, Plan
 from scripts.artefacts.prices import Prices, measured_prices, stored_spread
 from scripts.artefacts.result import total_cost
+from scripts.artefacts.samples import Samples
+from scripts.artefacts.testbed import Testbed
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def _asked(cells: list[Cell]) -> list[tuple[Chain, list[Samples]]]:
 
 def describe(plan: Plan, names: list[str], jobs: int) -> str:
     """What --plan prints."""
-    prices = measured_prices(plan.testbed.world, plan.folder / "runs", plan.folder / "samples")
+    lengths = {chain.steps for chain in plan.chains.values()}
+    prices = measured_prices(plan.testbed.world, plan.folder, plan.testbed.name, lengths)
     lines = [
         f"A training takes {prices.training:.0f} s of {prices.unit} and a video {prices.video:.2f} s, by "
         f"{prices.source}; two artefacts that need the same training share it."
@@ -113,7 +116,7 @@ def _needs(plan: Plan, name: str) -> list[str]:
     asked = artefact.asked(dict.fromkeys(cell.task.group for cell in cells))
     groups = dict.fromkeys(group for _, group in asked)
     level = 1 - (1 - LEVEL) / max(1, len(asked))
-    found = measured_spread(name, plan.folder / name / "videos.csv", plan.testbed.roles)
+    found = measured_spread(name, plan.folder / name / "videos.csv", plan.testbed)
     kinds = dict.fromkeys(_kind(artefact, claim, plan.testbed.roles) for claim in artefact.claims)
     for role, one_training in filter(None, kinds):
         least = plan.testbed.roles[role].least
@@ -124,13 +127,15 @@ def _needs(plan: Plan, name: str) -> list[str]:
         if spread is None:
             lines.append(f"    {what}: no spread is known yet for this model; make it once, then plan again")
             continue
-        needed = clips_needed(spread, least, level)
-        clips = {cell.task.reference: cell.task.group for cell in cells}
-        planned = {group: sum(group in (POOLED, own) for own in clips.values()) for group in groups}
+        planned = []
+        for group in groups:
+            tasks = {cell.task.reference: cell.task for cell in cells if group in (POOLED, cell.task.group)}
+            needed = clips_needed(spread, least, level, len(set(blocks_of([task.name for task in tasks.values()]))))
+            planned.append(f"{len(tasks)} of {needed or f'more than {MOST}'} ({group})")
         lines.append(
             f"    {what}: a difference of {least:g} counts; at a spread of {spread:.3f} ({source}) one just as large "
-            f"is seen in {POWER:.0%} of all cases with {needed or f'more than {MOST}'} reference clips, a larger one "
-            "with fewer; planned " + ", ".join(f"{count} ({group})" for group, count in planned.items())
+            f"is seen in {POWER:.0%} of all cases with so many reference clips, a larger one with fewer; planned "
+            + ", ".join(planned)
         )
     return lines
 
@@ -142,13 +147,16 @@ def _kind(artefact: Artefact, claim: Claim, roles: dict) -> tuple[str, bool] | N
     return claim.role, artefact.share_training(claim)
 
 
-def measured_spread(name: str, table: Path, roles: dict) -> dict[tuple[str, bool], float]:
-    """Kind of claim -> median of the spread of its differences over clips, in the table of an artefact made before."""
-    artefact = ARTEFACTS[name]
+def measured_spread(name: str, table: Path, testbed: Testbed) -> dict[tuple[str, bool], float]:
+    """Kind of claim -> median of the spread of its differences over clips, in the table of an artefact made before.
+
+    What another model made, as the table's rows say, shows nothing.
+    """
+    artefact, roles = ARTEFACTS[name], testbed.roles
     if not table.is_file():
         return {}
     with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if row.get("model") == testbed.name]
     spreads: dict[tuple[str, bool], list[float]] = {}
     for claim, group in artefact.asked({row["group"] for row in rows}):
         if kind := _kind(artefact, claim, roles):

@@ -9,7 +9,7 @@ do all the work, with arguments that those commands take.
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,33 +20,9 @@ from configs.files import atomic_path
 from configs.runtime import slow_imports
 from scripts.artefacts.plateau import previews_of, watched_step
 from scripts.artefacts.provenance import note_commit
+from scripts.artefacts.samples import TOGETHER, Samples, clear_damaged
 
-SEEDS = 4  # of noise for each reference clip, the same in every variant ...
 MODEL = "pretrained_model_path="  # in every training's words; the folder may have moved since a run was made
-TOGETHER = 4  # ... as many prompts share one and are sampled at once
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Videos of every prompt with these flags of infer/infer.py, in `folder`; noise from `SEEDS` seeds on.
-
-    `watched` is the reference clip whose path decides from which checkpoint (plateau.py); empty: the flags say it.
-    """
-
-    folder: str
-    flags: list[str]
-    prompts: list[str]
-    first_seed: int = 0
-    watched: str = ""
-
-    def missing(self) -> Iterator[tuple[int, list[str]]]:
-        """(seed, prompts) of the videos that are not in the folder yet."""
-        there = {(prompt, seed) for _, prompt, seed in sidecars(Path(self.folder))}
-        for start in range(0, len(self.prompts), TOGETHER):
-            seed = self.first_seed + start // TOGETHER % SEEDS
-            prompts = [p for p in self.prompts[start : start + TOGETHER] if (p, seed) not in there]
-            if prompts:
-                yield seed, prompts
 
 
 @dataclass(frozen=True)
@@ -87,40 +63,20 @@ class Chain:
         return cls(**values | {"samples": [Samples(**s) for s in values["samples"]]})
 
 
-def sidecars(folder: Path) -> Iterator[tuple[dict, str, int]]:
-    """(sidecar, prompt, seed) of every complete video in `folder`; a damaged sidecar counts as none."""
-    for path in sorted(folder.glob("*.json")):
-        notes = _read(path)
-        if notes and (folder / notes["video"]).exists():
-            yield notes, notes["prompt"], notes["seed"]
-
-
-def clear_damaged(folder: Path) -> None:
-    """Delete the sidecars in `folder` that cannot be read, whose videos are then sampled again under the same names."""
-    for path in folder.glob("*.json"):
-        if _read(path) is None:
-            path.unlink()
-
-
-def _read(path: Path) -> dict | None:
-    """A sidecar; None where it is damaged."""
-    try:
-        notes = json.loads(path.read_text(encoding="utf-8"))
-        return notes if {"video", "prompt", "seed"} <= notes.keys() else None
-    except (ValueError, AttributeError, RecursionError):
-        return None
-
-
 def train_words(chain: Chain) -> list[str]:
     """The words after train.py that make or resume this chain's training."""
     return [*chain.train, f"output_dir={chain.run}", "resume_from_checkpoint=latest"]
 
 
+def model_words(chain: Chain) -> list[str]:
+    """The words that name the model where it lies now."""
+    return ["--model", next(word.removeprefix(MODEL) for word in chain.train if word.startswith(MODEL))]
+
+
 def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str], chosen: Sequence[str] = ()) -> list[str]:
     """The words after infer/infer.py that make these videos; `chosen` are flags that stand in no plan."""
     return [
-        "--model",
-        next(word.removeprefix(MODEL) for word in chain.train if word.startswith(MODEL)),
+        *model_words(chain),
         "--checkpoint_folder",
         str(chain.run_folder or chain.run),
         "--output_dir",
@@ -165,7 +121,8 @@ def work(chain: Chain) -> None:
         clear_damaged(folder)
         try:
             if samples.watched and missing:
-                step = watched_step(chain.run_folder, Path(samples.watched), previews_of(folder), sample)
+                watch = lambda words: sample([*model_words(chain), *words])
+                step = watched_step(chain.run_folder, Path(samples.watched), previews_of(folder), watch)
                 chosen = ["--checkpoint_index", str(step)]
             for seed, prompts in missing:
                 note_commit(folder)

@@ -16,9 +16,9 @@ from models.outline import latent_size_of, skeleton
 from models.placement import parameter_bytes
 from models.training.journal import read_log
 from models.training.memory import PeakBytes
-from scripts.artefacts.chain import sidecars
 from scripts.artefacts.plan import Cell
 from scripts.artefacts.plateau import watching_seconds
+from scripts.artefacts.samples import sidecars
 
 HEADER = ["cost", "training, CPU s a clip", "forwards a video", "CPU s a video", "memory of a sampling step, MB"]
 GUIDED = ("updates", "target")  # of the settings of guidance, those that the memory of a step depends on

@@ -52,6 +52,7 @@ def make_result(
         problems.extend(found.problems)
         rows.extend(
             {
+                "model": plan.testbed.name,
                 "group": cell.task.group,
                 "motion": cell.task.name,
                 "run": run,

@@ -1,8 +1,8 @@
 """Which trainings and videos some artefacts need together, each planned once, and where they will be.
 
 A run's folder is named by its motion and a digest of all that shapes it (model, configuration, words, clips); a folder
-of videos also by its sampling flags. Asking again finds what is there, and asking for something else never mixes
-with it.
+of videos also by its sampling flags and the model's own settings for them. Asking again finds what is there, and asking
+for something else never mixes with it.
 """
 
 import hashlib
@@ -15,11 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.errors import UserError
 from configs.schema import load
-from models.backbones import kind_of_model
+from infer.settings import read_native
+from models.backbones import kind_of_model, settled
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
-from scripts.artefacts.chain import SEEDS, Chain, Samples, infer_words, train_words
+from scripts.artefacts.chain import Chain, infer_words, train_words
 from scripts.artefacts.prices import SMOKE_STEPS
+from scripts.artefacts.samples import SEEDS, Samples
 from scripts.artefacts.testbed import MotionTask, Testbed
 from scripts.artefacts.variants import CHECKPOINT
 
@@ -71,7 +73,9 @@ class Plan:
         self.prompts = prompts or (SMOKE_PROMPTS if smoke else None)
         self.most, self.appearances = (1, 1) if smoke else (references, appearances)
         self.trainings = 1 if smoke else trainings
-        self.model_key = testbed.fingerprint()
+        if self.trainings > 1 and any(word.startswith("seed=") for word in words):
+            raise UserError("seed: every training on a clip has its own; leave it out, or leave out --trainings")
+        self.model_key, self.native = testbed.fingerprint(), read_native(testbed.model)
         self.chains: dict[str, Chain] = {}
         self.cells: dict[str, list[Cell]] = {}
         self.problems: dict[str, list[str]] = {}
@@ -132,7 +136,7 @@ class Plan:
         )
         # a smoke training makes none of the checkpoints that variants name: each takes the latest
         flags = _without(CHECKPOINT, variant.flags) if self.smoke else variant.flags
-        folder = self.folder / "samples" / f"{name}-{digest([*flags, *['watched'] * variant.watched])}"
+        folder = self.folder / "samples" / f"{name}-{digest([flags, variant.watched, self.native])}"
         samples = Samples(
             str(folder),
             list(flags),
@@ -160,8 +164,9 @@ def _without(flag: str, flags: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _settled(cfg: DictConfig) -> dict:
-    """The values of a configuration that shape its training."""
-    values = OmegaConf.to_container(cfg)
+    """The values of a configuration that shape its training, and which of those for its videos somebody chose."""
+    values = OmegaConf.to_container(settled(cfg, cfg.pretrained_model_path))
+    values["chosen for videos"] = [key for key in cfg.chosen if key.startswith("validation_data.")]
     for name in UNCOUNTED:
         values.pop(name, None)
     values["train_data"] = {

@@ -5,10 +5,11 @@ clip's own caption are sampled, and their path error is held against that of the
 for the one that would have been stopped, with the learning rate that its schedule had reached by then.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean
+
+from scripts.artefacts.samples import clear_damaged, sidecars
 
 LEAST = 0.1  # share of the path error that the next checkpoint must take off, for the training to go on
 SEEDS = 2  # of noise: previews of a checkpoint
@@ -41,7 +42,8 @@ def watched_step(run: Path, clip: Path, previews: Path, sample: Callable[[list[s
     def errors() -> Iterator[tuple[int, float]]:
         for step in list_checkpoints(run):
             folder = previews / str(step)
-            if len(list(folder.glob("*.json"))) < SEEDS:
+            if len(list(sidecars(folder))) < SEEDS:
+                clear_damaged(folder)
                 place = ["--checkpoint_folder", str(run), "--checkpoint_index", str(step), "--output_dir", str(folder)]
                 sample([*place, "--seed", "0", "--repeat_num", str(SEEDS), "--prompt", caption])
             videos = [read_frames(path) for path in sorted(folder.glob("*.mp4"))]
@@ -57,5 +59,5 @@ def previews_of(samples: Path) -> Path:
 
 def watching_seconds(samples: Path) -> float:
     """CPU seconds of those previews; 0 where the checkpoint was not chosen by any."""
-    notes = [json.loads(path.read_text()) for path in previews_of(samples).glob("*/*.json")]
+    notes = [found for folder in previews_of(samples).glob("*") for found, *_ in sidecars(folder)]
     return sum(found.get("cpu_seconds", found["seconds"]) for found in notes)

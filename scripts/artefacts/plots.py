@@ -32,15 +32,20 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
         forms = dict.fromkeys(COSTS, _costs) | {"sweep": _sweep, EQUAL_MOTION: _over_motion}
         figure = forms.get(form, _rows)(result)
     else:
+        for path in _paths(folder):
+            path.unlink(missing_ok=True)  # of another time, when there was something to show
         return []
     figure.suptitle(result.title, fontsize=11)
     return save_figure(figure, folder)
 
 
+def _paths(folder: Path) -> list[Path]:
+    return [folder / "plot.png", folder / "plot.svg"]
+
+
 def save_figure(figure: Figure, folder: Path) -> list[Path]:
     """Write plot.png and plot.svg into `folder`, each complete or not at all, and return their paths."""
-    paths = [folder / "plot.png", folder / "plot.svg"]
-    for path in paths:
+    for path in (paths := _paths(folder)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], dpi=130)

@@ -33,11 +33,12 @@ from infer.video import read_frames
 from models.backbone import Backbone, choose_device
 from models.outline import snap_of
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Variant
-from scripts.artefacts.chain import Samples, sidecars, work
+from scripts.artefacts.chain import work
 from scripts.artefacts.plan import Plan, digest
 from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.provenance import note_commit
 from scripts.artefacts.results_file import markdown, markdown_table
+from scripts.artefacts.samples import Samples, sidecars
 from scripts.artefacts.testbed import MotionTask, Testbed
 from scripts.artefacts.variants import DIRECTOR, INVERSION, TAP, TAP_GUIDANCE
 

@@ -49,10 +49,16 @@ def write_files(result: Result, folder: Path) -> None:
 
 
 def bring(source: Path, path: Path) -> None:
-    """Copy a video to `path`, unless it is there and no older."""
-    if not path.exists() or path.stat().st_mtime < source.stat().st_mtime:
+    """Copy a video to `path`, unless this very one is there: another recipe's has the same name."""
+    if not path.exists() or _stamp(path) != _stamp(source):
         with atomic_path(path) as temporary:
-            shutil.copyfile(source, temporary)
+            shutil.copy2(source, temporary)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """(size, time of writing in ns), which a copy shares with its source."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def body(result: Result) -> str:

@@ -14,13 +14,13 @@ from models.training.journal import read_log
 from scripts.artefacts import equal_motion
 from scripts.artefacts.artefact import COSTS, EACH_MOTION, EQUAL_MOTION, POOLED, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
-from scripts.artefacts.chain import sidecars
 from scripts.artefacts.costs import VariantCost, cost_table
 from scripts.artefacts.hidden_states import StateComparison
 from scripts.artefacts.plan import Cell
 from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.provenance import COMMITS
 from scripts.artefacts.quotation import Quotation
+from scripts.artefacts.samples import sidecars
 from scripts.artefacts.testbed import Testbed
 from scripts.artefacts.tradeoff import Point, default_in_words, in_words
 from scripts.artefacts.variants import RENDERED
@@ -211,10 +211,12 @@ class Result:
 
 
 def total_cost(cells: list[Cell]) -> Cost:
-    """The cost of the cells' runs and videos, from the logs written when they were made."""
+    """The cost of the cells' runs and of the videos that they show, from the logs written when they were made."""
     runs = {cell.chain.run_folder for cell in cells if cell.chain.run_folder}
     steps = [record for run in runs for record in read_log(run / "log.jsonl")]
-    notes = [found for folder in {cell.samples.folder for cell in cells} for found, *_ in sidecars(Path(folder))]
+    shown = {(cell.samples.folder, prompt) for cell in cells for prompt in cell.samples.prompts}
+    folders = dict.fromkeys(cell.samples.folder for cell in cells)
+    notes = [found for folder in folders for found, prompt, _ in sidecars(Path(folder)) if (folder, prompt) in shown]
     devices = {found["device"].split(":")[0] for found in notes}
     named = {"cpu": f"cpu ({os.cpu_count()} cores)"}
     if torch.cuda.is_available():

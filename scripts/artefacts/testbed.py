@@ -7,16 +7,19 @@ fixed lists (data/prompts), because the papers' are not public.
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from configs.errors import UserError
 from configs.files import atomic_path
 from configs.schema import ROOT
 from data.clips import VIDEO_SUFFIXES
 from data.world import PATHS, REFERENCE_SEEDS, Scene, parse_prompt, reference_clip, render
-from infer.video import safe_name, write_video
+from infer.video import read_frames, safe_name, write_video
 from models.backbones import kind_of_model
 from scripts.artefacts.variants import TRUE_MOTION, WORDS_ALONE
 from scripts.artefacts.verdict import Role
@@ -77,6 +80,8 @@ REAL_COLUMNS = (
     "temporal_consistency_all_pairs",
     "appearance_leakage",
 )
+WEIGHTS = (".safetensors", ".bin")
+BLOCK, WHOLE = 1 << 18, 1 << 28  # bytes of a file that are read at once, and of the largest that is read as a whole
 NEXT_APPEARANCE = 1000  # how far the seeds of a motion's reference clips are apart
 
 
@@ -125,21 +130,18 @@ class Testbed:
         return self.model.name
 
     def fingerprint(self) -> str:
-        """Changes with the model's weights: size, beginning and end of every weight file."""
+        """Changes with what the model's parts hold: weights, settings and vocabularies; not with its sampling.json."""
         digest = hashlib.sha256()
-        files = sorted(p for p in self.model.rglob("*") if p.suffix in (".safetensors", ".bin"))
-        if not files:
+        files = sorted(p for p in self.model.glob("*/*") if p.suffix in (*WEIGHTS, ".json", ".txt", ".model"))
+        if not any(path.suffix in WEIGHTS for path in files):
             raise UserError(
                 f"--model: no weights in {self.model}; point it at a pipeline folder in ZeroScope's layout, or "
                 "leave it out to use models/pocketscope"
             )
         for path in files:
-            size, edge = path.stat().st_size, 1 << 20
-            digest.update(f"{path.relative_to(self.model)} {size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(edge))
-                file.seek(max(0, size - edge))
-                digest.update(file.read(edge))
+            digest.update(f"{path.relative_to(self.model)} {path.stat().st_size}".encode())
+            for block in _blocks(path):
+                digest.update(block)
         return digest.hexdigest()[:12]
 
     def tasks(
@@ -166,7 +168,7 @@ class Testbed:
         for seed, clip in zip(seeds, clips):
             path = folder / f"{motion}_{seed}.mp4"
             caption = path.with_suffix(".txt")
-            if not (path.exists() and caption.exists()):
+            if not (_holds(path, clip.frames) and caption.exists()):
                 self._written += [path, caption]
                 write_video(path, clip.frames, fps=8, quality=10)  # lossless: a reference is exactly what was rendered
                 with atomic_path(caption) as unfinished:
@@ -205,14 +207,14 @@ class Testbed:
                     words["motion"] if name == WORDS_ALONE else motion,
                     seed=1000 + seed,
                 )
-                path = folder / f"{safe_name(prompt)}.mp4"
-                notes = path.with_suffix(".json")
-                if not notes.exists():
-                    write_video(path, render(scene).frames, fps=8)  # as infer.py writes samples
-                    with atomic_path(notes) as unfinished:
-                        unfinished.write_text(
-                            json.dumps({"video": path.name, "prompt": prompt, "seed": seed, "config": None})
-                        )
+                path, frames = folder / f"{safe_name(prompt)}.mp4", render(scene).frames
+                drawn = hashlib.sha256(frames.numpy().tobytes()).hexdigest()  # by the world as it is now
+                notes = {"video": path.name, "prompt": prompt, "seed": seed, "config": None, "drawn": drawn}
+                sidecar, text = path.with_suffix(".json"), json.dumps(notes)
+                if not sidecar.exists() or sidecar.read_text() != text:
+                    write_video(path, frames, fps=8)  # as infer.py writes samples
+                    with atomic_path(sidecar) as unfinished:
+                        unfinished.write_text(text)
         return folders
 
     def _real(self) -> list[MotionTask]:
@@ -238,6 +240,24 @@ class Testbed:
         own = self.clips / "prompts.txt"
         prompts = prompt_list(own) if own.is_file() else prompt_list("real.txt", "person in sport")
         return [MotionTask(self.clips.name, "real clips", _data(paths, self.clips), prompts, paths[0], several=True)]
+
+
+def _holds(path: Path, frames: torch.Tensor) -> bool:
+    """Whether the video at `path` is there, and has these frames to the bit."""
+    try:
+        return path.exists() and torch.equal(read_frames(path), frames)
+    except UserError:
+        return False
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """A file's contents; of one that would take long to read every 16th block, and so some of each layer."""
+    large = path.stat().st_size > WHOLE
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            yield block
+            if large:
+                file.seek(15 * BLOCK, os.SEEK_CUR)
 
 
 def _data(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:

@@ -17,12 +17,7 @@ from configs.plain import read_yaml
 from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import Artefact, Beside, Bound, Claim, Variant
 from scripts.artefacts.claims import LEARNED, about_guidance
-from scripts.artefacts.variants import GUIDANCE, TAP_GUIDANCE, UNTOUCHED
-
-
-def _preset(name: str) -> tuple[str, ...]:
-    return (f"temporal_preset={name}",)
-
+from scripts.artefacts.variants import GUIDANCE, TAP, TAP_GUIDANCE, UNTOUCHED, preset
 
 QK, ALL, VALUES = "q + k (TAP)", "all layers (MotionDirector)", "v + out + ff (SMRABooth)"
 HEADS, PURE, EARLY, LATE = (
@@ -32,34 +27,34 @@ HEADS, PURE, EARLY, LATE = (
     "TAP, last half",
 )
 EMBEDDINGS, NO_VALUES = "Motion Inversion", "Motion Inversion, without its Values"
-INVERSION = ("method=motion_inversion",)
+MOTION_INVERSION = ("method=motion_inversion",)
 LOWEST = read_yaml(ROOT / "configs/reproduce/pocket_dit.yaml")["min_timestep"]  # that a training draws
 PHASED = "TAP + PLI where training ends"  # the adapters act at no timestep that they have not seen
 NO_APPEARANCE = "spatial_path_probability=0"  # without the dual path
 
 LADDER = (
-    Variant(UNTOUCHED.name, _preset("tap"), UNTOUCHED.flags),
-    Variant("q", _preset("query")),
-    Variant("k", _preset("tap_key")),
-    Variant("v", _preset("value")),
-    Variant("out", _preset("out")),
-    Variant("ff", _preset("ff")),
-    Variant(QK, _preset("tap")),
-    Variant(VALUES, _preset("value_out_ff")),
-    Variant(ALL, _preset("motiondirector")),
-    Variant("q + k, no dual path", (*_preset("tap"), NO_APPEARANCE)),
-    Variant("all layers, no dual path", (*_preset("motiondirector"), NO_APPEARANCE)),
-    Variant(HEADS, _preset("tap_temporal")),
-    Variant(PURE, _preset("tap_pure")),
-    Variant("q + k + v, temporal heads (EffiVMT)", _preset("effivmt")),
-    Variant(EARLY, (*_preset("tap"), "block_range=[0,0.5]")),
-    Variant(LATE, (*_preset("tap"), "block_range=[0.5,1]")),
-    Variant("TAP + value highway", _preset("tap"), ("--highway", "value")),
-    Variant(PHASED, _preset("tap"), ("--pli_threshold", str(LOWEST))),
-    Variant(EMBEDDINGS, INVERSION),
-    Variant(NO_VALUES, INVERSION, ("--embedding_sampling", "drop_value")),
-    Variant(GUIDANCE.name, _preset("tap"), GUIDANCE.flags),
-    Variant(TAP_GUIDANCE.name, _preset("tap"), TAP_GUIDANCE.flags),
+    UNTOUCHED,
+    Variant("q", preset("query")),
+    Variant("k", preset("tap_key")),
+    Variant("v", preset("value")),
+    Variant("out", preset("out")),
+    Variant("ff", preset("ff")),
+    Variant(QK, TAP),
+    Variant(VALUES, preset("value_out_ff")),
+    Variant(ALL, preset("motiondirector")),
+    Variant("q + k, no dual path", (*TAP, NO_APPEARANCE)),
+    Variant("all layers, no dual path", (*preset("motiondirector"), NO_APPEARANCE)),
+    Variant(HEADS, preset("tap_temporal")),
+    Variant(PURE, preset("tap_pure")),
+    Variant("q + k + v, temporal heads (EffiVMT)", preset("effivmt")),
+    Variant(EARLY, (*TAP, "block_range=[0,0.5]")),
+    Variant(LATE, (*TAP, "block_range=[0.5,1]")),
+    Variant("TAP + value highway", TAP, ("--highway", "value")),
+    Variant(PHASED, TAP, ("--pli_threshold", str(LOWEST))),
+    Variant(EMBEDDINGS, MOTION_INVERSION),
+    Variant(NO_VALUES, MOTION_INVERSION, ("--embedding_sampling", "drop_value")),
+    GUIDANCE,
+    TAP_GUIDANCE,
 )
 
 

@@ -223,7 +223,7 @@ def initial_latents(ref: ReferenceFile, folder: Path, prior: float) -> torch.Ten
     noise = ref.data.get("noise")
     if noise is None or not prior:
         return noise
-    cached = ref.find(str(folder / "cached_latents"), "cached_latents")
+    cached = ref.find(str((folder / "cached_latents").resolve()), "cached_latents")
     inversion = read_folder(cached)[0].inversion
     # resizing loses variance in the release, not here
     alike = inversion is not None and inversion.shape[1:] == noise.shape[1:]

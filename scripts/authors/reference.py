@@ -20,7 +20,7 @@ from configs.errors import UserError
 from models.backbone import Backbone
 from models.files.checkpoint import load_checkpoint
 from models.outline import skeleton
-from scripts.authors.weights import REFERENCE_SEED, build_unet
+from scripts.authors.weights import REFERENCE_SEED, build_unet, build_vae
 
 FORWARD = 5e-6  # absolute, one pass through the U-Net or the text encoder
 
@@ -97,9 +97,16 @@ class ReferenceFile:
         if "unet_config" in self.metadata:
             return build_unet(self.metadata["unet_config"], int(self.metadata.get("recipe_seed", REFERENCE_SEED)))
         folder = (folder or self.pipeline()) / "unet"
-        if any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
+        if _has_weights(folder):
             return UNet3DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
         return build_unet((folder / "config.json").read_text())
+
+    def vae(self, folder: Path) -> AutoencoderKL:
+        """The VAE, fp32, in eval mode."""
+        stored = _has_weights(folder)
+        return (
+            AutoencoderKL.from_pretrained(folder).eval() if stored else build_vae((folder / "config.json").read_text())
+        )
 
     def unet_for(self, checkpoint: Path) -> UNet3DConditionModel:
         """The U-Net that the checkpoint folder `checkpoint` was trained on."""
@@ -118,7 +125,7 @@ class ReferenceFile:
         transformers_logging.disable_progress_bar()
         return Backbone(
             self.unet(folder),
-            AutoencoderKL.from_pretrained(folder, subfolder="vae").eval(),
+            self.vae(folder / "vae"),
             CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval(),
             CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
@@ -139,3 +146,7 @@ class ReferenceFile:
         scale = theirs.abs().max().item() if relative else 1.0
         difference = (ours.double().reshape(theirs.shape) - theirs).abs().max().item() / (scale or 1.0)
         return Row(key, tolerance, math.inf if math.isnan(difference) else difference)
+
+
+def _has_weights(part: Path) -> bool:
+    return any(file.suffix in (".safetensors", ".bin") for file in part.iterdir())

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import UNet3DConditionModel
+from diffusers import AutoencoderKL, UNet3DConditionModel
 from torch import nn
 
-REFERENCE_SEED = 3  # what a reference pipeline folder without U-Net weights was made with
+REFERENCE_SEED, VAE_SEED = 3, 2  # of the U-Net and the VAE of a reference pipeline folder without their weights
 OUTPUT_GAIN = 0.3  # on the last convolution: keeps the prediction of a random U-Net near unit variance
 OUTPUTS = ("conv_out.weight", "decoder.conv_out.weight")  # of a U-Net, of a VAE
 
@@ -45,3 +45,8 @@ def build_unet(config: Mapping[str, Any] | str, seed: int = REFERENCE_SEED) -> U
     with torch.device("meta"):
         unet = UNet3DConditionModel.from_config(config)
     return fill(unet.to_empty(device="cpu"), seed).eval().requires_grad_(False)
+
+
+def build_vae(config: str) -> AutoencoderKL:
+    """The VAE of a configuration (JSON) with the weights of its names, in eval mode."""
+    return fill(AutoencoderKL.from_config(json.loads(config)), VAE_SEED).eval()

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 from configs.archives import check_safetensors
 from configs.errors import UserError, printable
 from configs.files import atomic_path, check_writable, sweep
+from configs.layers import locate
 from configs.plain import dump_yaml, shown_error
 from data.cache import read_cached
 from models.backbone import Backbone
@@ -114,7 +115,7 @@ def _write_release(model: str | None, checkpoint: Checkpoint, folder: Path) -> N
 
 def _model_of(checkpoint: Checkpoint, model: str | None) -> str | None:
     trained = (checkpoint.config or {}).get("pretrained_model_path")
-    return model or (trained if trained and Path(trained).is_dir() else None)
+    return model or (str(locate(trained)) if trained and locate(trained).is_dir() else None)
 
 
 def _cache_of(checkpoint: Checkpoint, model: str | None, release: bool) -> dict[str, Path | dict]:

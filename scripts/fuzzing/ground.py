@@ -84,6 +84,8 @@ class Ground:
             accepted = False
             if isinstance(error, Broken):
                 raise
+            if isinstance(error, AssertionError):
+                raise Broken(f"a wrong result: {error}") from error
             if (how := ending(error)) is None or how[1] != 2:
                 raise Broken(f"{type(error).__name__}: {error}") from error
             printed.write(how[0])

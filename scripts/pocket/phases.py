@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -23,19 +24,17 @@ class Phases:
 
     def __init__(self, args: Namespace, phases: dict[str, Phase], *, clips: int, frames: int, save_every: int):
         args.out.mkdir(parents=True, exist_ok=True)
-        self.args, self.trainer = args, Trainer(args.out, args.seed, save_every=save_every)
-        self.phases, self.clips, self.frames = phases, clips, frames
+        self.args, self.trainer = args, Trainer(args.out, args.seed, save_every=save_every, dtype=args.dtype)
+        self.clips, self.frames = clips, frames
+        self.phases = {key: replace(phase, batch=phase.batch * args.batch) for key, phase in phases.items()}
         self.checks, self.prompts = 64, fresh_prompts(24, args.seed)
         if args.smoke:
-            self.phases = {key: Phase(3, 4, phase.lr, phase.ema, warmup=1) for key, phase in phases.items()}
+            size = 4 * args.batch
+            self.phases = {key: Phase(3, size, phase.lr, phase.ema, warmup=1) for key, phase in phases.items()}
             self.clips, self.frames, self.checks, self.prompts = 48, 32, 2, self.prompts[:2]
 
     def log(self, name: str, step: int, facts: dict) -> None:
         print(json.dumps({"phase": name, "step": step} | facts), flush=True)
-
-    def batch(self, name: str) -> int:
-        """Clips or frames of a step."""
-        return self.phases[name].batch * self.args.batch
 
     def train_vae(self, vae: nn.Module, codec) -> bool:
         """The phase "vae": single frames through `codec`, which is `vae`, or codes frames with it (FrameCodec)."""
@@ -43,7 +42,7 @@ class Phases:
         images, masks = (None, None) if self.trainer.done("vae", phase) else render_frames(self.frames, args.seed)
 
         def loss(rng: torch.Generator) -> torch.Tensor:
-            rows = torch.randint(len(images), (self.batch("vae"),), generator=rng)
+            rows = torch.randint(len(images), (phase.batch,), generator=rng)
             noise = torch.randn((len(rows), 4, 8, 8), generator=rng)
             batch = (x.to(args.device) for x in (images[rows] / 127.5 - 1, masks[rows] / 255, noise))
             return vae_loss(codec, *batch)

@@ -66,11 +66,11 @@ class Diffusion:
         self.unet = torch.compile(parts["unet"]) if compiled else parts["unet"]
         self.empty = token_ids(parts["tokenizer"], [""])
 
-    def loss(self, phase: Phase, batch: int, single: bool, rng: torch.Generator) -> torch.Tensor:
+    def loss(self, phase: Phase, single: bool, rng: torch.Generator) -> torch.Tensor:
         """The loss of one batch; with `single` of one frame of each clip."""
-        latents, weights, captions = draw_clips(self.world, batch, single, self.empty, rng)
-        upper = torch.rand(batch, generator=rng) < phase.upper
-        steps = torch.randint(1000, (batch,), generator=rng)
+        latents, weights, captions = draw_clips(self.world, phase.batch, single, self.empty, rng)
+        upper = torch.rand(phase.batch, generator=rng) < phase.upper
+        steps = torch.randint(1000, (phase.batch,), generator=rng)
         steps = torch.where(upper, 500 + steps // 2, steps)
         return self.error(latents, weights, captions, steps, torch.randn(latents.shape, generator=rng))
 
@@ -144,7 +144,7 @@ def pretrain(args) -> bool:
     vae, unet = parts["vae"], parts["unet"]
 
     def train_unet(name, diffusion, single=False, before=lambda step: None) -> bool:
-        loss = lambda rng: diffusion.loss(run.phases[name], run.batch(name), single, rng)
+        loss = lambda rng: diffusion.loss(run.phases[name], single, rng)
         sample = partial(measure_samples, parts)
         return run.train_network(name, unet, loss, sample, diffusion.probe, single=single, before=before)
 

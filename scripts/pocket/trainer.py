@@ -58,8 +58,8 @@ def step_generator(seed: int, phase: int, step: int) -> torch.Generator:
 class Trainer:
     """Runs phases one after the other; SIGINT and SIGTERM end the running step, save and set `stopped`."""
 
-    def __init__(self, folder: Path, seed: int, save_every: int):
-        self.folder, self.seed, self.save_every = folder, seed, save_every
+    def __init__(self, folder: Path, seed: int, save_every: int, dtype: torch.dtype = torch.float32):
+        self.folder, self.seed, self.save_every, self.dtype = folder, seed, save_every, dtype
         self.stopped, self.running, self.number = False, False, -1
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._stop)
@@ -74,7 +74,7 @@ class Trainer:
         return is_made(self.folder / f"{name}.safetensors", self._settings(phase))
 
     def _settings(self, phase: Phase) -> str:
-        return f"seed {self.seed}, {phase}"
+        return f"seed {self.seed}, {self.dtype}, {phase}"
 
     def run(
         self,

@@ -27,7 +27,6 @@ from scripts.pocket.trainer import Phase
 from scripts.pocket.wan_parts import FrameCodec, build, skip_earlier_frames
 from scripts.pocket.world_data import encode_world
 
-SHIPPED = Path(__file__).resolve().parents[2] / "models" / "pocketscope_dit"
 PHASES = {
     "vae": Phase(steps=1000, batch=16, lr=1.5e-3, ema=0.995, decay_from=0.4),
     "frames": Phase(steps=300, batch=128, lr=2e-3, ema=0.99, decay_from=0.6, decay_to=0.3),
@@ -67,7 +66,7 @@ def pretrain(args: Namespace) -> bool:
     vae = parts["vae"]
 
     def train_transformer(name, flow, single=False) -> bool:
-        loss = lambda rng: flow.loss(run.batch(name), single, rng)
+        loss = lambda rng: flow.loss(run.phases[name].batch, single, rng)
         sample = partial(abilities.measure, parts)
         return run.train_network(name, parts["transformer"], loss, sample, flow.probe, single=single)
 

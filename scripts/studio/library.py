@@ -25,7 +25,6 @@ class Offer:
     path: Path
     title: str
     caption: str = ""
-    uploaded: bool = False
 
     @property
     def name(self) -> str:
@@ -39,7 +38,7 @@ def offers(places: Places) -> list[Offer]:
     known = _known_captions()
     examples = sorted(EXAMPLES.glob("*.mp4"), key=lambda path: (path.stem != FIRST, not _is_pocket(path), path.name))
     return [
-        *(Offer(path, f"yours: {path.stem[:-9].replace('_', ' ')}", uploaded=True) for path in uploads),
+        *(Offer(path, f"yours: {path.stem[:-9].replace('_', ' ')}") for path in uploads),
         *(Offer(path, _title(path), _caption(path, known)) for path in examples if _caption(path, known)),
     ]
 
