@@ -165,7 +165,8 @@ def prepare(cfg: DictConfig, processes: Processes) -> Training:
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
     latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
-    heads = find_heads(cfg, backbone, clips)
+    if heads := find_heads(cfg, backbone, clips):  # of the first process: a card of another kind may see one otherwise
+        heads = heads.keeping(processes.share(heads.info()["heads"]))
     method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size, heads=heads)
     processes.say("\n".join(method.describe()))
     learned = [*method.motion_parameters, *method.appearance_parameters]
@@ -226,7 +227,8 @@ def loop(training: Training, folder: Path, start: int, after: Callable[[int, Don
             done = take_step(training, passes, stop, folder, step)
             if after:
                 after(step, done, passes.cpu_seconds)
-            stopped = done.stopped or (stop.requested if step == last else 0)  # nobody waits after the last step
+            # a signal during the last step leaves out the picture alone, which nobody waits for any more
+            stopped = done.stopped or (stop.requested if step == last else 0)
             if stopped:
                 more = f"go on with: resume_from_checkpoint={folder}"
                 over = f"it was the last, and the picture is left out: python scripts/side_by_side.py {folder}"

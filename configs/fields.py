@@ -102,9 +102,8 @@ class Config:
     initial_noise: InitialNoise = section(InitialNoise, "how the reference clip's inversion enters the initial noise")
     inversion_steps: int = key(50, "DDIM steps of the reference clip's inversion", "nothing", low=1, high=MOST_STEPS)
 
-    max_train_steps: int = key(
-        1000, "optimizer steps", "nothing", **EVERY
-    )  # but a schedule's end: resume.py tells of it
+    # linear, cosine and polynomial end there: where it is raised for a run, models/training/resume.py says what changes
+    max_train_steps: int = key(1000, "optimizer steps", "nothing", **EVERY)
     learning_rate: float = key(5e-4, "learning rate of the LoRAs", "steps", above=0)
     optimizer: Literal["adamw", "prodigy"] = key(
         "adamw",
@@ -155,7 +154,7 @@ class Config:
         "steps",
     )
     compile: Literal["off", "blocks", "step"] = key(
-        "off", "torch.compile for the U-Net's layers: blocks; step also replays them as CUDA graphs", "steps"
+        "off", "torch.compile for the network's layers: blocks; step also replays them as CUDA graphs", "steps"
     )
     device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1", "steps")
     threads: int | None = key(

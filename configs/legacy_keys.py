@@ -28,7 +28,7 @@ REPLACED = {
     "unet_lora_modules": "temporal_preset names the trained layers",
     "lora_version": "there is one LoRA format, PEFT's",
     "lora_bias": "the LoRAs have no bias",
-    "lora_path": "resume_from_checkpoint starts from trained adapters",
+    "lora_path": "resume_from_checkpoint continues a run; adapters alone can be sampled, not trained on",
     "resume_step": "the step is read from the checkpoint",
     "scale_lr": "learning_rate is used as written",
     "shuffle": "the order of clips derives from seed",

@@ -116,7 +116,7 @@ class Embeddings:
     )
     max_frames: int = key(
         32,
-        "frames that an embedding holds; a longer clip interpolates between them",
+        "frames that an embedding holds, at least a clip's latent frames; longer videos interpolate between them",
         "training",
         low=1,
         high=MOST_FRAMES,

@@ -38,42 +38,42 @@ def sample_videos(
     [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
     size is the clip that `settings.motion_guidance()` steers to. Raises UserError when the latents do not stay finite.
     """
-    text, negative = text.to(backbone.device), negative.to(backbone.device)
-    shape = (1, backbone.network.config.in_channels, *latent_size(settings, backbone))
-    noise = [
-        initial_noise(
-            shape,
-            torch.Generator().manual_seed(seed),
-            inversion,
-            settings.noise_prior,
-            settings.noise_strategy,
-            cutoff=settings.noise_cutoff,
+    with customization as patch:  # first, so that nothing raised below leaves it on a model that others share
+        text, negative = text.to(backbone.device), negative.to(backbone.device)
+        shape = (1, backbone.network.config.in_channels, *latent_size(settings, backbone))
+        noise = [
+            initial_noise(
+                shape,
+                torch.Generator().manual_seed(seed),
+                inversion,
+                settings.noise_prior,
+                settings.noise_strategy,
+                cutoff=settings.noise_cutoff,
+            )
+            for seed in seeds
+        ]
+        denoise = classifier_free_guidance(
+            backbone.predict,
+            text,
+            negative.expand(len(text), -1, -1),
+            scale=settings.guidance_scale,
+            rescale=settings.guidance_rescale,
         )
-        for seed in seeds
-    ]
-    denoise = classifier_free_guidance(
-        backbone.predict,
-        text,
-        negative.expand(len(text), -1, -1),
-        scale=settings.guidance_scale,
-        rescale=settings.guidance_rescale,
-    )
-    if settings.guidance_interval is not None:
-        denoise = within(settings.guidance_interval, denoise, classifier_free_guidance(backbone.predict, text))
-    steer = None
-    if (guidance := settings.motion_guidance()) is not None:
-        empty = backbone.encode_text([""]).to(text).expand(len(text), -1, -1)
-        denoise = MotionGuidance(
-            towards,
-            denoise,
-            classifier_free_guidance(backbone.predict, empty),
-            backbone.scheduler,
-            guidance,
-            list(seeds),
-        )
-        steer = denoise.steer
-    threshold = settings.pli_threshold
-    with customization as patch:
+        if settings.guidance_interval is not None:
+            denoise = within(settings.guidance_interval, denoise, classifier_free_guidance(backbone.predict, text))
+        steer = None
+        if (guidance := settings.motion_guidance()) is not None:
+            empty = backbone.encode_text([""]).to(text).expand(len(text), -1, -1)
+            denoise = MotionGuidance(
+                towards,
+                denoise,
+                classifier_free_guidance(backbone.predict, empty),
+                backbone.scheduler,
+                guidance,
+                list(seeds),
+            )
+            steer = denoise.steer
+        threshold = settings.pli_threshold
         latents = sample(
             denoise,
             backbone.scheduler,

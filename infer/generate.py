@@ -57,10 +57,10 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
         _check_backbone(backbone, request.model, dtype, device, args.memory)
     use_threads(backbone.network, device, args.threads)
     towards = []  # every part is checked before the first is sampled
-    for each in requests:
+    for part, each in zip(parts, requests):
         size = latent_size(each.settings, backbone)
         if device.type == "cuda":
-            check_batch(args.batch_size, each.settings, backbone.kind.sequences(*size[1:]))
+            check_batch(min(args.batch_size, len(part.jobs)), each.settings, backbone.kind.sequences(*size[1:]))
         towards.append(guide_latents(each, backbone, args.clip))
     request.report()
     rows: list[tuple[str, Image.Image]] = []

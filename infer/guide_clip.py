@@ -1,7 +1,7 @@
 """The clip that motion guidance steers towards: a video file, or the reference clip of the run that is sampled from.
 
-Its latents must have the size of the videos: a file is scaled to it, and refused when its shape or length differs. Of
-another shape is a file that a training with videos of this size would not cut to it either.
+Its latents must have the size of the videos: a file is scaled to it, and refused when its length or shape differs. The
+shape differs where a training on the file would cut it to another size than that of the videos.
 """
 
 from dataclasses import replace

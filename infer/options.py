@@ -106,7 +106,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--compile",
         choices=words_of("compile"),
         default="off",
-        help="torch.compile for the U-Net's layers; step also replays them as CUDA graphs (default: %(default)s)",
+        help="torch.compile for the network's layers; step also replays them as CUDA graphs (default: %(default)s)",
     )
     add("--precision", choices=words_of("precision"), help=f"a CPU always computes in fp32 ({_release('precision')})")
     attention("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
@@ -134,6 +134,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--spatial_path_folder", help="take the appearance of this checkpoint (MotionDirector's mixing)")
     add("--spatial_path_scale", type=_strength, default=1.0, help="strength of that appearance (default: 1)")
+    add("--spatial_path_clip", type=int, help="number of the clip whose appearance that is (default: --clip)")
     motion("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
     strength("--temporal_path_scale", type=_strength, help="same as --lora_scale")
     add(

@@ -121,7 +121,7 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
 
 
 def _appearance_clip(args: argparse.Namespace, name: str, path: Path, checkpoint: Checkpoint) -> int:
-    """Number of the appearance adapter to take: --clip's, else the primary clip's; a single one belongs to all."""
+    """Number of the appearance adapter to take: as asked for, else the primary clip's; a single one belongs to all."""
     held = len(checkpoint.appearance)
     if not held:
         raise UserError(
@@ -130,12 +130,13 @@ def _appearance_clip(args: argparse.Namespace, name: str, path: Path, checkpoint
         )
     if held == 1:
         return 0
-    clips = [] if args.clip is not None else cached_clips(path, checkpoint)
-    clip = args.clip if args.clip is not None else primary(clips) if clips else 0
+    asked = args.clip if args.spatial_path_clip is None else args.spatial_path_clip
+    clips = [] if asked is not None else cached_clips(path, checkpoint)
+    clip = asked if asked is not None else primary(clips) if clips else 0
     if not 0 <= clip < held:
         raise UserError(
             f"--spatial_path_folder: {name} holds the appearance of clips 0 to {held - 1}, number {clip} was asked "
-            "for; choose one with --clip"
+            "for; choose one with --spatial_path_clip"
         )
     return clip
 
@@ -192,7 +193,10 @@ def choose_reference(clips: list[CachedClip], number: int | None) -> CachedClip 
         return None
     number = primary(clips) if number is None else number
     if not 0 <= number < len(clips):
-        raise UserError(f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1}")
+        raise UserError(
+            f"--clip: {number} does not exist, the run has reference clips 0 to {len(clips) - 1} (--spatial_path_clip "
+            "chooses an appearance)"
+        )
     return clips[number]
 
 

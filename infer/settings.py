@@ -99,6 +99,7 @@ def resolve(
     chosen, native, settings = config.get(CHOSEN), read_native(model), Settings()
     for name, key in CONFIG_KEYS.items():
         trained = stored(config, key)
+        trained = None if name == "fps" and not trained else trained  # 0 is every frame of a clip, and no rate
         settings.choose(
             name,
             ("flag", getattr(args, name)),
@@ -107,8 +108,6 @@ def resolve(
             ("training's default", trained),
             ("release's default", RELEASE.get(name)),
         )
-    if not settings.fps:  # a configuration may say 0: every frame
-        settings.replace("fps", RELEASE["fps"], "release's default")
     check_solver(settings.solver, settings.num_steps)
     if settings.guidance_interval is not None:
         check_interval(settings.guidance_interval)

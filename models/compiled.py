@@ -1,4 +1,4 @@
-"""The U-Net's leaf layers through torch.compile: fewer and larger kernels, for cards that wait for the host.
+"""The network's leaf layers through torch.compile: fewer and larger kernels, for cards that wait for the host.
 
 ResNet blocks, temporal convolutions, spatial and temporal transformers are compiled, one region for each kind: layers
 of one class and shape in one block share their graphs. A region is the library's own forward, beneath every patch, so

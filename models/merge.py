@@ -89,16 +89,19 @@ def adapted(network: nn.Module) -> list[str]:
 def without_loras(network: nn.Module) -> Iterator[None]:
     """Inside the block the weights are the model's own, whatever `attach_lora` and `merge` put on them."""
     layers = [network.get_submodule(name) for name in adapted(network)]
-    weights = [layer.weight.data for layer in layers]
+    # the others' weights are their own already, and may wait on the host or in 8 bits: reading one would make it
+    merged = [(layer, layer.weight.data) for layer in layers if "_merged" in layer.__dict__]
     try:
+        for layer, weight in merged:
+            layer.weight.data = layer._merged[0].to(weight.device)
         for layer in layers:
-            layer.weight.data = layer.__dict__.get("_merged", (layer.weight.data,))[0].to(layer.weight.device)
             layer._loras_off = True
         yield
     finally:
-        for layer, weight in zip(layers, weights, strict=True):
+        for layer, weight in merged:
             layer.weight.data = weight
-            del layer._loras_off
+        for layer in layers:
+            layer.__dict__.pop("_loras_off", None)
 
 
 def _layers(network: nn.Module, state: State) -> list[tuple[str, nn.Linear, torch.Tensor, torch.Tensor]]:

@@ -388,3 +388,27 @@ def test_a_merged_model_keeps_the_type_of_its_plain_weights(tmp_path):
     assert writing._stored_dtype(tmp_path) == torch.float16
     save_file({"weight": torch.zeros(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
     assert writing._stored_dtype(tmp_path) == torch.float32
+
+
+@pytest.mark.parametrize(("kind", "file"), [("diffusers", DIFFUSERS_FILE), ("peft", "adapter_model.safetensors")])
+def test_a_file_that_is_passed_on_without_its_appearance_is_the_motion_alone(run, kind, file, tmp_path, capsys):
+    change(kind, run, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "alone", ignore=shutil.ignore_patterns("spatial"))
+    alone, whole = read(tmp_path / "alone" / file), read(tmp_path / "whole" / file)
+    assert len(whole.appearance) == 2 and not alone.appearance
+    assert alone.motion.keys() == whole.motion.keys() and alone.scale == whole.scale
+    assert "its 2 appearance adapters are not beside it; the motion is read alone" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "whole" / "spatial" / "1")
+    with pytest.raises(UserError):
+        read(tmp_path / "whole" / file)
+
+
+def test_layers_of_no_preset_are_not_written_as_a_checkpoint_that_nothing_loads(unet, tmp_path):
+    state = lora_state(unet, "out")
+    state = {name.replace("attn1.to_out.0", "attn2.to_q"): tensor for name, tensor in state.items()}
+    save_file({f"unet.{name}": tensor for name, tensor in state.items()}, tmp_path / DIFFUSERS_FILE)
+    assert read(tmp_path / DIFFUSERS_FILE).preset is None
+    with pytest.raises(UserError, match="its layers are those of no preset"):
+        change("ours", tmp_path / DIFFUSERS_FILE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    change("peft", tmp_path / DIFFUSERS_FILE, tmp_path / "out")

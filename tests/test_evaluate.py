@@ -315,3 +315,28 @@ def test_a_table_over_a_folder_is_refused_and_the_folder_kept(folder, capsys):
     with pytest.raises(SystemExit):
         command.main([str(folder), "--csv", str(folder)])
     assert "--csv: " in capsys.readouterr().err and len(list(folder.glob("*.mp4"))) == 3
+
+
+def test_a_training_from_cached_latents_has_no_clip_to_compare_with(folder, tmp_path):
+    """Whatever clip its configuration names besides: the run never saw it."""
+    for notes in folder.glob("*.json"):
+        sidecar = json.loads(notes.read_text())
+        sidecar["config"]["cached_latent_dir"] = str(tmp_path / "cached")
+        notes.write_text(json.dumps(sidecar))
+    found = evaluate(folder, VideoScorer())
+    assert any("holds latents and no clip; give --reference CLIP" in problem for problem in found.problems)
+    assert len(found.rows) == 3 and not any("leakage" in row or "motion_success" in row for row in found.rows)
+    assert {row["reference"] for row in found.rows} == {1}
+    assert evaluate(folder, VideoScorer(), REFERENCE_OF_WORLD).rows[0]["motion_success"] is not None
+
+
+def test_a_still_beside_the_clip_is_not_what_motion_is_compared_with():
+    seen = []
+
+    def scorer(frames, prompt, clip, caption):
+        return seen.append((len(clip), caption)) or {}
+
+    still = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    both = ReferenceClips((still, still.expand(5, -1, -1, -1)), ("a still", "a car"))
+    measure_video(still.expand(3, -1, -1, -1), "a cat", both, scorer)
+    assert seen == [(5, "a car")]

@@ -20,6 +20,7 @@ from models.lean import attach_lean
 from models.lora import add_adapter, attach_state
 from models.outline import skeleton
 from models.training.objective import difference_loss
+from models.training.processes import Processes
 
 from conftest import config_of
 
@@ -256,6 +257,23 @@ def test_a_resumed_run_keeps_the_heads_of_its_checkpoint(tiny_wan, clip_file, tm
         train.run(config_of(tiny_wan, clip_file, tmp_path, more | {"max_train_steps": 5}))
     with pytest.raises(UserError, match="block_range"):
         train.run(config_of(tiny_wan, clip_file, tmp_path, more | {"block_range": [0, 0.5]}))
+
+
+def test_every_process_has_the_heads_of_the_first(tiny_wan, clip_file, tmp_path, monkeypatch):
+    """Cards of two kinds may call a near-tie otherwise, and their gradients are averaged."""
+    given = {"temporal_preset": "effivmt", "train_data": {"n_sample_frames": 9}, "max_train_steps": 1}
+    asked = []
+
+    def share(self, value):
+        if not isinstance(value, str):
+            return value
+        asked.append(value)
+        return value.translate(str.maketrans("ts", "st"))
+
+    monkeypatch.setattr(Processes, "share", share)
+    run = train.run(config_of(tiny_wan, clip_file, tmp_path, given))
+    (own,) = asked
+    assert load_checkpoint(run).info["heads"] == own.translate(str.maketrans("ts", "st")) != own
 
 
 def test_the_frame_difference_loss_is_the_slow_obvious_one():

@@ -157,3 +157,23 @@ def test_bad_requests_are_one_sentence(tiny_wan, tiny_pipeline, tiny_config):
         methods.attach(skeleton(tiny_wan), cfg, clips=1, latent_size=(2, 4, 4))
     with pytest.raises(UserError, match="block_range: belongs to diffusion transformers"):
         methods.attach(skeleton(tiny_pipeline), tiny_config(block_range=[0, 0.5]), clips=1, latent_size=(4, 8, 8))
+
+
+def test_weights_that_no_lora_was_merged_into_are_not_read(network, monkeypatch):
+    """They may wait on the host or in 8 bits, where reading one makes it."""
+    read = []
+
+    class Waiting(torch.nn.Linear):
+        @property
+        def weight(self):
+            read.append(self)
+            return self._parameters["weight"]
+
+    with attach_lora(network, lora(network, "tap"), 1.0, beside=True):
+        for name in adapted(network):
+            network.get_submodule(name).__class__ = Waiting
+        with without_loras(network):
+            assert all(network.get_submodule(name)._loras_off for name in adapted(network))
+        assert not read
+        for name in adapted(network):
+            network.get_submodule(name).__class__ = torch.nn.Linear

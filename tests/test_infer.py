@@ -497,6 +497,21 @@ def test_prompts_wait_on_the_cpu_until_their_batch_is_sampled(trained, backbone,
         batch.sample_videos(backbone, Patch(), chosen, text, negative, seeds=[1])
 
 
+def test_what_fails_before_the_first_step_leaves_no_motion_on_a_model_that_others_share(
+    trained, backbone, tmp_path, monkeypatch
+):
+    before = {name: parameter.clone() for name, parameter in backbone.network.named_parameters()}
+
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(batch, "initial_noise", fails)
+    with pytest.raises(MemoryError):
+        list(generate(asked(trained, tmp_path, "-p", "a horse", "-r", "1"), backbone))
+    after = dict(backbone.network.named_parameters())
+    assert all(torch.equal(after[name], parameter) for name, parameter in before.items())
+
+
 @pytest.mark.parametrize("kind", ["mp4", "frames"])
 def test_an_interrupt_while_writing_leaves_nothing_behind(trained, backbone, tmp_path, monkeypatch, kind):
     def interrupted(path, *_, **__):

@@ -149,6 +149,7 @@ FLAGS: dict[str, tuple] = {  # flag: (words on both sides, words that change, pa
     "temporal_path_folder": ([], ["--temporal_path_folder", of("other_run")], "video"),
     "temporal_path_scale": ([], ["--temporal_path_scale", 0.3], "video"),
     "clip": (["--spatial_path_folder", of("two_clips")], ["--clip", 1], "video", IMAGES),
+    "spatial_path_clip": (["--spatial_path_folder", of("two_clips")], ["--spatial_path_clip", 1], "video", IMAGES),
     "seed": ([], ["--seed", 6], "video"),
     "repeat_num": ([], ["--repeat_num", 2], "files"),
     "noise_prior": ([], ["--noise_prior", 1], "video"),

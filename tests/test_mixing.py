@@ -273,6 +273,8 @@ def test_images_are_a_source_of_looks(trained, sample, tmp_path_factory, clip_fi
         sample(*words, *appearance)[0]
         for appearance in ((), ("--spatial_path_folder", run), ("--spatial_path_folder", run, "--clip", 1))
     ]
+    (chosen,) = sample(*words, "--spatial_path_folder", run, "--spatial_path_clip", 1, "--clip", 0)
+    assert torch.equal(chosen, videos[2]), "the motion's clip is another question"
     assert not any(torch.equal(a, b) for i, a in enumerate(videos) for b in videos[:i])
     capsys.readouterr()
     sample("-cf", run)

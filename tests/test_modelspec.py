@@ -197,7 +197,12 @@ def test_the_base_model_is_named_where_the_hub_knows_it(tiny_config, tmp_path):
     cfg.pretrained_model_path = "./weights/zeroscope_v2_576w"
     assert ModelCard.load(write_card(tmp_path, cfg, INFO, "a", {})).data.base_model == "cerspense/zeroscope_v2_576w"
     cfg.pretrained_model_path = "somebody/else"
-    assert ModelCard.load(write_card(tmp_path, cfg, INFO, "a", {})).data.base_model == "somebody/else"
+    card = ModelCard.load(write_card(tmp_path, cfg, INFO, "a", {}))
+    assert card.data.base_model == "somebody/else"
+    assert "--checkpoint_folder RUN --model somebody/else --prompt" in card.text, "no file decides what is fetched"
+    cfg.pretrained_model_path = "./Wan2.1-T2V-1.3B-Diffusers"
+    card = ModelCard.load(write_card(tmp_path, cfg, INFO, "a", {}))
+    assert card.data.base_model == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" and "RUN --prompt" in card.text
 
 
 def test_a_license_is_a_short_name(tiny_config):

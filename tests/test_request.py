@@ -15,6 +15,7 @@ from configs.errors import UserError
 from configs.fields import KEYS
 from data.cache import CachedClip
 from infer import batch, options, request
+from infer import generate as generating
 from infer.choices import CONFIG_KEYS, FLAG_KEYS, LEAST, words_of
 from infer.jobs import read_jobs
 from infer.noise import STRATEGIES
@@ -59,12 +60,32 @@ def test_a_value_that_nobody_chose_yields_to_the_models_own(native, tmp_path):
     assert (found.precision, found.origins["precision"]) == ("fp16", "training's default")
     assert (found.num_frames, found.origins["num_frames"]) == (16, "release's default")
     assert found.fps == 8, "0 stands for every frame of a clip, and is no rate of a video"
+    (native / "sampling.json").write_text('{"fps": 16}')
+    every_frame = {"chosen": ["train_data.fps"], "train_data": {"fps": 0}}
+    assert resolve(parse(), STORED | every_frame, native).fps == 16, "then the model's own rate"
+    assert resolve(parse(), STORED | every_frame | {"train_data": {"fps": 5}}, native).fps == 5
 
 
 def test_a_configuration_that_does_not_say_what_was_chosen_counts_whole(native):
     found = resolve(parse(), STORED, native)
     assert (found.width, found.num_steps) == (384, 30) and found.origins["width"] == "checkpoint"
     assert found.solver == "dpm", "older than the key: the model's own"
+
+
+def test_a_batch_of_fewer_videos_than_asked_for_is_not_too_large(tiny_pipeline, tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(generating, "choose_device", lambda _: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(generating, "choose_dtype", lambda *_: None)
+    monkeypatch.setattr(generating.Backbone, "load", lambda *_: SimpleNamespace(network=None, kind=unet3d))
+    monkeypatch.setattr(generating, "use_threads", lambda *_: None)
+    monkeypatch.setattr(generating, "latent_size", lambda *_: (2, 4, 4))
+    monkeypatch.setattr(generating, "check_batch", lambda batch, *_: counted.append(batch))
+    monkeypatch.setattr(generating, "guide_latents", lambda *_: pytest.fail("far enough"))
+    for words, videos in ((["--batch-size", "16"], 1), (["--batch-size", "2", "-rn", "3"], 2)):
+        asked = parse("-m", tiny_pipeline, "-o", tmp_path, *words)
+        with pytest.raises(pytest.fail.Exception):
+            list(generating.generate(asked))
+        assert counted.pop() == videos
 
 
 def test_a_flag_wins_over_all_and_says_what_it_replaces(native):

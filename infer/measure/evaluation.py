@@ -132,12 +132,15 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
 def measure_video(frames: torch.Tensor, prompt: str, reference: ReferenceClips | None, scorer: VideoScorer) -> dict:
     """The toy world's scores where prompt and reference are of that world, else the metrics of `scorer`.
 
-    Metrics compare with the first of several reference clips.
+    Metrics compare with the representative one of several reference clips, the first of the longest (data/cache.py).
     """
     scorer.skipped = []
     if speaks_world(prompt) and (reference is None or reference.is_world):
         return world_scores(frames, prompt, reference)
-    return scorer(frames, prompt, reference and reference.frames[0], reference and reference.captions[0])
+    if reference is None:
+        return scorer(frames, prompt, None, None)
+    first = max(range(len(reference.frames)), key=lambda number: len(reference.frames[number]))
+    return scorer(frames, prompt, reference.frames[first], reference.captions[first])
 
 
 def find_samples(folder: Path) -> tuple[list[Sample], list[str]]:
@@ -173,11 +176,17 @@ def find_samples(folder: Path) -> tuple[list[Sample], list[str]]:
 def reference_of(config: dict | None) -> ReferenceClips | None:
     """The clips a checkpoint was trained on, cut as they were for training; None without a configuration.
 
-    Raises UserError when a clip, or the model that its size was rounded for, is no longer there.
+    Raises UserError when a clip, or the model that its size was rounded for, is no longer there, and where there was
+    none, only latents.
     """
     if config is None:
         return None
     cfg = from_dict(config)
+    if cfg.cached_latent_dir:
+        raise UserError(
+            f"the training read {cfg.cached_latent_dir}, which holds latents and no clip; give --reference CLIP and "
+            "--caption TEXT"
+        )
     snap = snap_of(cfg.pretrained_model_path) if cfg.train_data.use_bucketing else 1  # unused without bucketing
     # `load_clips` would print how they are cut, which training has done
     clips = [planned.read(planned.path, planned.cut, planned.prompt) for planned in plan_clips(cfg, snap)]
@@ -191,6 +200,8 @@ def learned_clips(config: dict | None) -> Hashable:
     """
     if config is None:
         return None
+    if cached := config.get("cached_latent_dir"):
+        return os.path.realpath(cached)
     try:
         return frozenset(os.path.realpath(planned.path) for planned in plan_clips(from_dict(config), snap=1))
     except UserError:

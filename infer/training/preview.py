@@ -101,6 +101,12 @@ class Previews:
         return clips[primary(clips)].prompt
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height in pixels that the representative reference clip was cut to, where they are known."""
+        clips = self.model[2]
+        return clips[primary(clips)].size
+
+    @property
     def clips(self) -> int:
         """How many reference clips have a motion; of images alone, how many there are."""
         clips = self.model[2]

@@ -56,7 +56,11 @@ NATIVE = {  # Wan 2.1's own example
     "fps": 16,
     "precision": "bf16",
 }
-DEFAULTS = {"validation_data.solver": "unipc", "validation_data.noise_prior": 0.0, "appearance_highway.use": "off"}
+DEFAULTS = {
+    "mixed_precision": NATIVE["precision"],
+    **{f"validation_data.{name}": NATIVE[name] for name in ("solver", "noise_prior", "guidance_scale")},
+    "appearance_highway.use": "off",
+}
 
 _QUERY_KEY, _VALUE, _OUT = ("attn1.to_q", "attn1.to_k"), ("attn1.to_v",), ("attn1.to_out.0",)
 _FEED_FORWARD = ("ffn.net.0.proj", "ffn.net.2")

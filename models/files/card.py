@@ -5,6 +5,7 @@ that nothing in it can close.
 """
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ UNKNOWN = "unknown"  # the hub's word for a license that nobody named
 ON_THE_HUB = {  # folders as their README names them
     "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
     "text-to-video-ms-1.7b": "damo-vilab/text-to-video-ms-1.7b",
+    "Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
 }
 PAPER = "https://arxiv.org/abs/2501.16714"
 
@@ -42,6 +44,8 @@ def write_card(
     shape = info["preset"] if is_lora else "motion embeddings"
     model = escaped(_base(cfg) or Path(cfg.pretrained_model_path).name)
     origin = f"one clip ({escaped(caption)})" if clips == 1 else f"{clips} clips (such as: {escaped(caption)})"
+    # a checkpoint's own word is followed to a folder, never to the hub
+    known = f"--model {shlex.quote(cfg.pretrained_model_path)} " if is_hub_id(cfg.pretrained_model_path) else ""
     convert = "python scripts/convert.py diffusers RUN OUT   # a file for diffusers' load_lora_weights\n"
     parts = [
         f"---\n{facts}---",
@@ -50,7 +54,7 @@ def write_card(
         f"The motion of {origin}, learned as `{shape}` in {step:,} steps. What a video shows is said by its prompt. The"
         f" method: [Separate Motion from Appearance]({PAPER}).",
         "## Use\n\nFrom the repository that trained it, with this folder as RUN:\n\n```bash\n"
-        'python infer/infer.py --checkpoint_folder RUN --prompt "..."\n'
+        f'python infer/infer.py --checkpoint_folder RUN {known}--prompt "..."\n'
         f"{convert if is_lora else ''}```",
         "It was tried with:\n\n" + "\n".join(f"- {escaped(prompt)}" for prompt in prompts) if prompts else "",
         "## Measures\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in measures.items()),

@@ -17,7 +17,7 @@ import torch
 
 from configs.errors import UserError, shown
 from models.files.checkpoint import Checkpoint
-from models.files.diffusers import foreign, header_of
+from models.files.diffusers import clips_beside, foreign, header_of
 from models.files.header import read_header
 from models.files.modelspec import without_spec
 from models.files.peft import check_pairs
@@ -102,7 +102,7 @@ def read_dialect(path: Path) -> Checkpoint | None:
         return None
     state, config = _named(file, DIALECTS[name], tensors)
     checkpoint = foreign(file, state, header, config)
-    for clip in range(read_header({"clips": header.get("clips", "0")}, file).clips):
+    for clip in range(clips_beside(file, read_header({"clips": header.get("clips", "0")}, file))):
         part = file.parent / "spatial" / str(clip) / FILE
         checkpoint.appearance.append(_named(part, DIALECTS[name], read_tensors(part)[0])[0])
     return checkpoint

@@ -23,9 +23,10 @@ from typing import Any
 from configs.checks import checked, flag, maybe, real, text, whole
 from configs.errors import UserError, shown
 from configs.plain import dump_yaml, read_json
+from configs.runtime import note
 from models.backbones import KINDS
 from models.files.checkpoint import Checkpoint, appearance_states, from_header
-from models.files.header import LAYOUT, MOST_RANK, read_header
+from models.files.header import LAYOUT, MOST_RANK, Header, read_header
 from models.files.modelspec import without_spec
 from models.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, check_pairs, peft_config, read_adapter, write_adapter
 from models.files.tensors import State, read_tensors, write_tensors
@@ -127,8 +128,19 @@ def foreign(path: Path, state: State, texts: dict[str, str], config: Any) -> Che
         texts = {"preset": preset_of(state)} if preset_of(state) else {}
     header = read_header(texts | {"rank": str(rank), "alpha": repr(scale * rank)}, path)
     folder = path if path.is_dir() else path.parent
-    appearance = appearance_states(folder, header.clips) if (folder / ADAPTER_FILE).is_file() else []
+    held = clips_beside(path, header) if (folder / ADAPTER_FILE).is_file() else 0
+    appearance = appearance_states(folder, held) if held else []
     return from_header(path, header.step or 0, "lora", state, appearance, header)
+
+
+def clips_beside(path: Path, header: Header) -> int:
+    """How many appearance adapters to read beside a file or folder: those of its header, or none where it was passed on
+    without them, which a note says."""
+    folder = path if path.is_dir() else path.parent
+    if header.clips and not (folder / "spatial").is_dir():
+        note(f"note: {path}: its {header.clips} appearance adapters are not beside it; the motion is read alone")
+        return 0
+    return header.clips or 0
 
 
 def _alphas(patterns: Any) -> dict[str, float]:
@@ -199,7 +211,7 @@ def read_diffusers(path: Path) -> Checkpoint:
     file = path / DIFFUSERS_FILE if path.is_dir() else path
     state, header, config = _read_diffusers(file)
     checkpoint = foreign(file, state, header, config)
-    clips = range(read_header({"clips": header.get("clips", "0")}, file).clips)
+    clips = range(clips_beside(file, read_header({"clips": header.get("clips", "0")}, file)))
     checkpoint.appearance = [_read_diffusers(file.parent / "spatial" / str(clip) / DIFFUSERS_FILE)[0] for clip in clips]
     return checkpoint
 

@@ -34,13 +34,16 @@ def model_spec(
     caption: str,
     thumbnail: str | None = None,
     clips: int = 1,
+    size: tuple[int, int] | None = None,
 ) -> dict[str, str]:
     """The header's texts for the adapter of configuration `cfg` after `step` steps of the run in the folder `run`.
 
     `info` is what our own header says of the method, `caption` the reference clip's (of several `clips` that of the
-    representative one), `thumbnail` a small picture as a data URL. What has no value is left out.
+    representative one), `thumbnail` a small picture as a data URL, `size` the width and height that the clip was cut
+    to, where they are known. What has no value is left out.
     """
     data, model = cfg.train_data, Path(cfg.pretrained_model_path).name
+    width, height = size or (data.width, data.height)
     shape = info.get("preset") or "motion embeddings"
     date, name = date_of(run), run_name(cfg)
     learned_from = "a clip that shows" if clips == 1 else f"{clips} clips, such as one that shows"
@@ -52,7 +55,7 @@ def model_spec(
         "description": f'A motion for {model}, learned from {learned_from} "{caption}".',
         "date": date and date.isoformat().replace("+00:00", "Z"),
         "license": cfg.license,
-        "resolution": f"{data.width}x{data.height}",
+        "resolution": f"{width}x{height}",
         "trigger_phrase": caption,
         "usage_hint": "Say what the new video shows; the motion needs no words.",
         "timestep_range": f"{cfg.min_timestep},{cfg.max_timestep}",
@@ -76,7 +79,7 @@ def model_spec(
         "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
         "max_grad_norm": cfg.max_grad_norm,
         "mixed_precision": cfg.mixed_precision,
-        "resolution": f"({data.width}, {data.height})",
+        "resolution": f"({width}, {height})",
         "num_frames": data.n_sample_frames,
         "seed": cfg.seed,
     }
@@ -130,7 +133,7 @@ def date_of(run: Path) -> datetime | None:
 def _family(info: Mapping[str, Any]) -> str:
     """The architecture by name: adapters of one family fit each other's models."""
     architecture = str(info.get("architecture", ""))
-    if "transformer" in architecture:
-        return "wan"
+    if heads := re.search(r"(\d+) heads of (\d+)", architecture):
+        return f"wan-{int(heads[1]) * int(heads[2])}"
     widths = re.search(r"channels ([\d/]+)", architecture)
     return FAMILIES.get(widths[1], f"unet3d-{widths[1].replace('/', '-')}") if widths else "unet3d"

@@ -18,7 +18,6 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from configs.errors import UserError
 from models.training.optimizer_kinds import LEARNED, make_optimizer, state_of
 from models.training.processes import Processes
 
@@ -147,11 +146,6 @@ class DualPathOptimizer:
 
     def load_state_dict(self, state: dict) -> None:
         """Moments, schedule, loss scale and what Prodigy found, of a checkpoint; the rest is this run's config's."""
-        if len(state["optimizers"]) != len(self.optimizers):
-            raise UserError(
-                f"checkpoint: it was trained with {len(state['optimizers'])} optimizers and this run has "
-                f"{len(self.optimizers)}; resume with the same method"
-            )
         for mine, saved in zip(self.optimizers, state["optimizers"]):
             pairs = zip(mine.state_dict()["param_groups"], saved["param_groups"])
             groups = [own | {name: old[name] for name in LEARNED if name in own} for own, old in pairs]

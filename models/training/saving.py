@@ -8,10 +8,10 @@ from models.files.modelspec import model_spec
 
 
 def save(cfg, method, optimizer, folder: Path, step: int, previews) -> None:
-    """Write `folder`/checkpoint-`step`, whose header gets a caption and a thumbnail from `previews`."""
+    """Write `folder`/checkpoint-`step`, whose header gets what `previews` show of the clips, and a thumbnail."""
     motion, appearance = method.state()
     info = {"base_model": cfg.pretrained_model_path, "method": cfg.method, **method.info()}
-    shown = dict(caption=previews.caption, clips=previews.clips, thumbnail=previews.thumbnail(step))
+    shown = dict(caption=previews.caption, clips=previews.clips, size=previews.size, thumbnail=previews.thumbnail(step))
     info |= model_spec(cfg, info, folder, step, **shown)
     save_checkpoint(
         folder,

@@ -19,7 +19,7 @@ WHEN = {
     "tap_key": "half of tap's parameters, as the paper's figure draws it",
     "tap_highway_in_training": "as tap, with the skips already moved while training",
     "tap_pli": "the clip's appearance still comes through: the plain model finishes the last steps",
-    "release": "to compare with the authors' code, or to continue from its files",
+    "release": "to compare with the authors' code, or to sample its files",
     "motiondirector": "the paper's baseline, reported to leak more than tap; its appearance LoRA can be mixed with "
     "another motion",
     "motion_inversion": "the model's weights must stay untouched; trains fastest; the motion is tied to its position "

@@ -75,6 +75,11 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _write_ours(checkpoint: Checkpoint, run: Path) -> None:
+    if checkpoint.kind == "lora" and checkpoint.preset is None:
+        raise UserError(
+            f"{checkpoint.path}: its layers are those of no preset (temporal_preset), and a checkpoint of ours names "
+            "one; convert it to peft or diffusers"
+        )
     header = header_of(checkpoint) if checkpoint.kind == "lora" else checkpoint.info
     config = None if checkpoint.config is None else dump_yaml(checkpoint.config)
     save_checkpoint(
