@@ -20,7 +20,8 @@ from infer.measure.statistics import mean
 from infer.video import read_frames
 from scripts import reproduce
 from scripts.artefacts import public_benchmark
-from scripts.artefacts.public_benchmark import Found, _text, source_tracks
+from scripts.artefacts.benchmark_scores import Found, source_tracks
+from scripts.artefacts.public_benchmark import _text
 
 FRAMES = 6
 VAE = "diffusion_pytorch_model.safetensors"

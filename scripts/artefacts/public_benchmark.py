@@ -8,37 +8,31 @@ motion fidelity can be compared between methods here, and not with numbers that 
 
 import argparse
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from configs.errors import UserError, ending, printable
 from configs.files import atomic_path
 from configs.schema import load
-from data.benchmarks import JOINTTUNER, MTBENCH, Case, read_benchmark, read_mask, read_tracks
+from data.benchmarks import JOINTTUNER, MTBENCH, Case, read_benchmark
 from data.clips import Cut, bucket, decodable, open_video, pick_frames
 from data.sources import plan_clips
 from infer import options
 from infer.generate import generate, load_backbone
-from infer.measure.clip_scores import MetricUnavailable
 from infer.measure.metrics import VideoScorer
-from infer.measure.mtbench import GRID, follow, grid_points, mtbench_code, mtbench_paper, whole_grid
 from infer.measure.statistics import share_or_mean
 from infer.request import read_request
-from infer.video import read_frames
 from models.backbone import Backbone, choose_device
 from models.outline import snap_of
 from scripts.artefacts.artefact import PROMPTS, SMOKE_PROMPTS, Variant
+from scripts.artefacts.benchmark_scores import Found, measure_case
 from scripts.artefacts.chain import work
 from scripts.artefacts.plan import Plan, digest
 from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.provenance import note_commit
 from scripts.artefacts.results_file import markdown, markdown_table
-from scripts.artefacts.samples import Samples, sidecars
+from scripts.artefacts.samples import Samples
 from scripts.artefacts.testbed import MotionTask, Testbed
 from scripts.artefacts.variants import DIRECTOR, INVERSION, TAP, TAP_GUIDANCE
 
@@ -63,15 +57,6 @@ COLUMNS = {  # the benchmark's own, by its own names -> (score, factor)
         "Motion-Fidelity": ("motion_fidelity_dmt_code", 100),
     },
 }
-
-
-@dataclass
-class Found:
-    """Scores of one video of a case."""
-
-    case: Case
-    prompt: str
-    scores: dict[str, float]
 
 
 def describe_benchmark(args: argparse.Namespace) -> str:
@@ -203,63 +188,6 @@ def _sentence(error: Exception) -> str:
     if known := ending(error):
         return known[0].removeprefix("error: ")
     return f"{type(error).__name__}: {printable(str(error))[:200]}; a defect of this project or of a library"
-
-
-def measure_case(
-    case: Case, prompts: Sequence[str], folder: Path, seen: list[int], scorer: VideoScorer
-) -> tuple[list[Found], list[str]]:
-    """Scores of a case's videos of these prompts against the frames `seen` of its clip, and a sentence for each video
-    or score that is missing."""
-    clip, problems, rows = read_frames(case.clip), [], []
-    source, points, notes = source_tracks(case, clip, seen)
-    clip = clip[seen]
-    problems += notes
-    for notes, prompt, _ in sidecars(folder):
-        if prompt not in prompts:
-            continue  # of another time, when more prompts were asked for
-        try:
-            frames = read_frames(folder / notes["video"])
-        except UserError as error:
-            problems.append(f"{case.name}: {error}; delete it, and the same command samples it again")
-            continue
-        scores = scorer(frames, prompt, clip)
-        problems += [f"{case.name}, {notes['video']}: {sentence}" for sentence in scorer.skipped]
-        size = torch.tensor([frames.shape[3], frames.shape[2]])
-        shown = follow(frames, points * size.numpy()) / size  # the same places as in the source, as shares of the frame
-        try:
-            scores["mtbench_code"] = mtbench_code(source, shown, (1, 1))
-            scores["mtbench_paper"] = mtbench_paper(source, shown, (1, 1))
-        except MetricUnavailable as error:
-            problems.append(f"{case.name}, {notes['video']}: {error}")
-        rows.append(Found(case, prompt, scores))
-    return rows, problems
-
-
-def source_tracks(case: Case, clip: torch.Tensor, seen: Sequence[int]) -> tuple[torch.Tensor, np.ndarray, list[str]]:
-    """(tracks [n f 2] over the frames `seen`, their points in the first of those [n 2], notes), as shares of the frame.
-
-    The published trajectories where they fit the clip, uint8 [f c h w]; else points of a grid in the mask's box, or
-    over the whole frame, are followed.
-    """
-    notes = []
-    if case.tracks is not None:
-        try:
-            tracks = read_tracks(case.tracks, len(clip), seen)
-            return torch.from_numpy(tracks), tracks[:, 0], notes
-        except UserError as error:
-            notes.append(f"{case.name}: {error}; its points are followed anew")
-    height, width = clip.shape[2:]
-    points = whole_grid(1, 1, GRID)
-    if case.mask is not None:
-        try:
-            if seen[0]:
-                raise UserError(f"its mask is of frame 0, and the frames that were used begin with {seen[0]}")
-            mask = read_mask(case.mask)
-            points = grid_points(mask, GRID) / mask.shape[::-1]
-        except UserError as error:
-            notes.append(f"{case.name}: {error}; points of the whole frame are taken")
-    size = np.array([width, height])
-    return follow(clip[list(seen)], points * size) / torch.from_numpy(size), points, notes
 
 
 def which_clips(case: Case, method: str) -> list[str]:
