@@ -136,7 +136,7 @@ def test_the_spread_is_that_over_the_clips_of_a_table_made_before_for_each_kind_
                     writer.writerow(["m", "g", clip, run, "a", prompt, 0, 0.5 + gain])
                     writer.writerow(["m", "g", clip, run, "again", prompt, 0, 0.5 + gain / 2])
                     writer.writerow(["m", "g", clip, run, "other", prompt, 0, 0.5])
-                    writer.writerow(["large", "g", clip, run, "other", prompt + "r", 0, clip])
+                    writer.writerow(["large", "g", clip, run, "other", prompt, 0, clip])
     found = measured_spread("x", table, bed)
     assert found == {("motion", True): pytest.approx(0.05), ("motion", False): pytest.approx(0.1)}
 
@@ -170,6 +170,8 @@ def test_the_plan_prints_what_a_small_example_needs_counted_by_hand(trainings, t
     needed = [line for line in lines if " a difference of " in line]
     assert len(needed) == 2 and all(re.search(r"; planned 4 of \d+ \(re-timing\)$", line) for line in needed)  # clips
     assert "    appearance, two trainings: a difference of 0.02 counts; at a spread of 0.192 (stored)" in needed[0]
+    decides = clips_needed(0.058, 0.1, 1 - 0.05 / 2, blocks=2)  # of two claims; each motion has a mean of its own
+    assert decides > clips_needed(0.058, 0.1, 1 - 0.05 / 2) and f"; planned 4 of {decides} (re-timing)" in needed[1]
     assert lines[-2].strip() == f"2 variants x 1 motions x 2 clips x {repeated}3 prompts"
     assert lines[-1].strip().startswith(costs(2 * trainings, 12 * trainings))
     seconds = 8 * trainings * (prices.start + prices.training) + 48 * trainings * (prices.video + prices.measuring)

@@ -11,7 +11,7 @@ import torch
 
 from configs.errors import UserError
 from data.world import Scene, reference_clip, render
-from infer.measure.evaluation import evaluate, find_samples, given_reference, measure_video, summarize
+from infer.measure.evaluation import evaluate, find_samples, given_reference, learned_clips, measure_video, summarize
 from infer.measure.metrics import VideoScorer
 from infer.measure.statistics import mean
 from infer.measure.world_scores import ReferenceClips, world_scores
@@ -327,6 +327,8 @@ def test_a_training_from_cached_latents_has_no_clip_to_compare_with(folder, tmp_
     assert any("holds latents and no clip; give --reference CLIP" in problem for problem in found.problems)
     assert len(found.rows) == 3 and not any("leakage" in row or "motion_success" in row for row in found.rows)
     assert {row["reference"] for row in found.rows} == {1}
+    learned = [learned_clips(sidecar["config"] | {"cached_latent_dir": name}) for name in ("one", "other", None)]
+    assert len(set(learned)) == 3, "what was learned is not the clip that the configuration names besides"
     assert evaluate(folder, VideoScorer(), REFERENCE_OF_WORLD).rows[0]["motion_success"] is not None
 
 

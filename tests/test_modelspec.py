@@ -133,6 +133,9 @@ def test_embeddings_and_families(tiny_config, tmp_path, monkeypatch):
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     texts = model_spec(tiny_config(), INFO, tmp_path, 3, caption="a car")
     assert texts["modelspec.architecture"] == "text-to-video-ms-1.7b/lora" and "modelspec.date" not in texts
+    wan = {"architecture": "diffusion transformer of 30 layers, 12 heads of 128, feed-forward 8960, text 4096"}
+    texts = model_spec(tiny_config(), INFO | wan, tmp_path, 3, caption="a car")
+    assert texts["modelspec.architecture"] == "wan-1536/lora", "another width's LoRA does not fit"
     texts = model_spec(tiny_config(method="motion_inversion"), {}, tmp_path, 3, caption="a car")
     assert texts["modelspec.architecture"] == "unet3d/motion-embeddings"
     assert texts["ss_learning_rate"] == "0.02" and "ss_network_dim" not in texts
@@ -146,6 +149,14 @@ def test_embeddings_and_families(tiny_config, tmp_path, monkeypatch):
     texts = model_spec(tiny_config(), INFO, tmp_path, 3, caption="a car", clips=3)
     told = 'A motion for pipeline, learned from 3 clips, such as one that shows "a car".'
     assert texts["modelspec.description"] == told
+
+
+def test_the_resolution_is_that_of_the_clip_as_it_was_cut(tiny_config, tmp_path):
+    cfg = tiny_config()
+    spec = model_spec(cfg, INFO, tmp_path, 1, caption="a car", size=(384, 256))
+    assert (spec["modelspec.resolution"], spec["ss_resolution"]) == ("384x256", "(384, 256)")
+    spec = model_spec(cfg, INFO, tmp_path, 1, caption="a car")
+    assert spec["modelspec.resolution"] == f"{cfg.train_data.width}x{cfg.train_data.height}"
 
 
 def test_the_card_says_of_the_run_what_is_so(tiny_config, tmp_path):
