@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -54,7 +54,7 @@ def load_part(path: str, name: str, part: type, options: dict):
         if is_out_of_memory(error):
             raise
         raise UserError(
-            f"model: {name} of {path} cannot be loaded ({shown_error(error)}); check that the download is complete and "
+            f"model: {name} of {path} cannot be loaded ({reason(error)}); check that the download is complete and "
             f"is {backbones.kind_of_model(path).WORDS}"
         ) from error
     wrong = [*sorted(found["missing_keys"]), *(key for key, *_ in found["mismatched_keys"])]
@@ -64,6 +64,16 @@ def load_part(path: str, name: str, part: type, options: dict):
             f"({shown(wrong[0])}); check that the download is complete and is {backbones.kind_of_model(path).WORDS}"
         )
     return module
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be loaded, in a library's words; diffusers calls a file missing where no network is."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LocalEntryNotFoundError):
+            return "the hub cannot be reached, and its cache on this machine does not have it"
+        cause = cause.__cause__ or cause.__context__
+    return shown_error(error)
 
 
 def _check_weights(file: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 from configs.checks import checked
 from configs.errors import UserError
 from configs.layers import is_hub_id
-from configs.plain import read_json, shown_error
+from configs.plain import read_json
 from models import backbones
+from models.files.parts import reason
 
 ADVICE = "download the whole folder again"
 MOST_JSON = 256 << 20  # bytes of one file: Wan's tokenizer.json has 17 MB
@@ -73,7 +74,7 @@ def settings_of(model: str, part: str) -> dict[str, Any]:
             config, origin = kind.PARTS[part].load_config(model, subfolder=part), f"{model}: its {part}/config.json"
         except (OSError, ValueError) as error:
             raise UserError(
-                f"--model: {model} is no folder and cannot be read from the hub ({shown_error(error)}); point it at a"
+                f"--model: {model} is no folder and cannot be read from the hub ({reason(error)}); point it at a"
                 " ZeroScope or ModelScope folder"
             ) from error
     found = checked(config, kind.SETTINGS[part][1], origin, needed=kind.NEEDED.get(part, ()), advice=ADVICE)
