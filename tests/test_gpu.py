@@ -122,16 +122,20 @@ def test_recomputed_layers_replay_their_dropout(tiny_pipeline, tiny_config, exac
 
 MOVES = [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")]
 RESUMED = """
-import sys, torch, yaml
+import sys, yaml
+from configs.runtime import slow_imports
+with slow_imports():
+    import torch, train
+    from configs.schema import from_dict
 torch.use_deterministic_algorithms(sys.argv[1] == "deterministic", warn_only=True)
-import train
-from configs.schema import from_dict
 print(train.run(from_dict(yaml.safe_load(open(sys.argv[2])))))
 """
 
 
-@pytest.mark.parametrize("mode", ["deterministic", "plain"])
-@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize(
+    ("device", "mode"),
+    [("cpu", "deterministic"), *(pytest.param("cuda", mode, marks=CUDA.marks) for mode in ("deterministic", "plain"))],
+)
 def test_four_steps_are_two_and_two_more(tiny_config, tmp_path, device, mode):
     """To the bit on a CPU, and on CUDA with deterministic algorithms; without them to the rounding of atomic sums."""
 
