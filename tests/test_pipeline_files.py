@@ -112,5 +112,7 @@ def test_a_tokenizer_larger_than_other_files_passes_and_an_endless_one_does_not(
 def test_a_hub_that_cannot_be_reached_is_no_missing_file():
     """Tests are offline (conftest.py), as a person without a network is."""
     for load in (lambda: settings_of("somebody/on_the_hub", "unet"), lambda: Backbone.load("somebody/on_the_hub")):
-        with pytest.raises(UserError, match="the hub cannot be reached, and its cache on this machine does not have it"):
+        with pytest.raises(
+            UserError, match="the hub cannot be reached, and its cache on this machine does not have it"
+        ):
             load()

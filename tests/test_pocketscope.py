@@ -150,6 +150,7 @@ def test_the_shipped_model_draws_what_the_prompt_says(shipped_parts):
 @shipped
 def test_the_shipped_folder_states_its_native_sampling():
     native = json.loads((SHIPPED / "sampling.json").read_text())
+    assert native == pretraining.NATIVE, "as it would be exported"
     assert native["num_steps"] == abilities.SAMPLE_STEPS and native["guidance_scale"] == abilities.GUIDANCE
     assert native["guide_steps"] == abilities.SAMPLE_STEPS - 1 and native["guide_target"] == "clean_latent"
     assert native["guide_rate"] == 1.0 and native["guide_updates"] == 1

@@ -17,7 +17,7 @@ from scripts.pocket.architecture import TEXT_LENGTH
 from scripts.pocket.flow import FlowMatching, Padding
 from scripts.pocket.trainer import Phase
 from scripts.pocket.wan_parts import FrameCodec, build, encode_captions, skip_earlier_frames
-from scripts.pocket.wan_pretraining import PHASES, measure_latents
+from scripts.pocket.wan_pretraining import NATIVE, PHASES, measure_latents
 
 SHIPPED = pretraining.SHIPPED["dit"]
 shipped = pytest.mark.skipif(
@@ -358,5 +358,6 @@ def test_without_attention_between_frames_nothing_moves_as_asked(shipped_parts):
 @shipped
 def test_the_shipped_folder_tells_its_native_sampling():
     native = json.loads((SHIPPED / "sampling.json").read_text())
+    assert native == NATIVE, "as it would be exported"
     assert native["num_steps"] == abilities.SAMPLE_STEPS and native["guidance_scale"] == abilities.GUIDANCE
     assert (native["guide_steps"], native["guide_rate"], native["guide_target"]) == (8, 0.2, "clean_latent")

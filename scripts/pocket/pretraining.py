@@ -42,6 +42,21 @@ PHASES = {
     "video": Phase(steps=800, batch=16, lr=1e-3, ema=0.998, decay_from=0.6, decay_to=0.3, upper=0.7),
     "fade": Phase(steps=1400, batch=16, lr=8e-4, ema=0.998, decay_from=0.8, upper=0.5),
 }
+NATIVE = {  # the folder's sampling.json
+    "width": 64,
+    "height": 64,
+    "num_frames": 8,
+    "num_steps": SAMPLE_STEPS,
+    "guidance_scale": GUIDANCE,
+    "noise_prior": 0.0,
+    # motion guidance: chosen for data/examples/pocket_orbit.mp4, on the first eight prompts of pocket_paths.txt.
+    # In 6 steps this comes as near to it as 10 guided ones of 20 at rate 0.3 (path error 10.7 and 10.6; 14.2 with
+    # all of 6 at that rate). Two updates a step come nearer (7.0), but bring the reference's ground and colours.
+    "guide_steps": SAMPLE_STEPS - 1,
+    "guide_updates": 1,
+    "guide_rate": 1.0,
+    "guide_target": "clean_latent",
+}
 
 
 @torch.no_grad()
@@ -117,22 +132,7 @@ def write_pipeline(parts: dict, folder: Path) -> None:
     pipe = TextToVideoSDPipeline(**{key: copy.deepcopy(part) for key, part in parts.items()}).to(dtype=torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
     write_slow_tokenizer(folder / "tokenizer")
-    native = {
-        "width": 64,
-        "height": 64,
-        "num_frames": 8,
-        "num_steps": SAMPLE_STEPS,
-        "guidance_scale": GUIDANCE,
-        "noise_prior": 0.0,
-        # motion guidance: chosen for data/examples/pocket_orbit.mp4, on the first eight prompts of pocket_paths.txt.
-        # In 6 steps this comes as near to it as 10 guided ones of 20 at rate 0.3 (path error 10.7 and 10.6; 14.2 with
-        # all of 6 at that rate). Two updates a step come nearer (7.0), but bring the reference's ground and colours.
-        "guide_steps": SAMPLE_STEPS - 1,
-        "guide_updates": 1,
-        "guide_rate": 1.0,
-        "guide_target": "clean_latent",
-    }
-    (folder / "sampling.json").write_text(json.dumps(native, indent=2) + "\n")
+    (folder / "sampling.json").write_text(json.dumps(NATIVE, indent=2) + "\n")
 
 
 def pretrain(args) -> bool:

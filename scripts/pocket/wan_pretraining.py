@@ -32,6 +32,19 @@ PHASES = {
     "frames": Phase(steps=300, batch=128, lr=2e-3, ema=0.99, decay_from=0.6, decay_to=0.3),
     "video": Phase(steps=1600, batch=24, lr=1.2e-3, ema=0.998, decay_from=0.75),
 }
+NATIVE = {  # the folder's sampling.json
+    "width": 64,
+    "height": 64,
+    "num_frames": 8,
+    "num_steps": abilities.SAMPLE_STEPS,
+    "guidance_scale": abilities.GUIDANCE,
+    "noise_prior": 0.0,
+    # motion guidance: chosen on the orbit with the first eight prompts of pocket_paths.txt
+    "guide_steps": 8,
+    "guide_updates": 1,
+    "guide_rate": 0.2,
+    "guide_target": "clean_latent",
+}
 
 
 @torch.no_grad()
@@ -46,15 +59,7 @@ def export(parts: dict, folder: Path) -> None:
     """Write the pipeline folder, fp16 safetensors, and the model's native sampling. The parts in memory stay."""
     pipe = WanPipeline(**{key: copy.deepcopy(part) for key, part in parts.items()}).to(dtype=torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
-    native = {
-        "width": 64,
-        "height": 64,
-        "num_frames": 8,
-        "num_steps": abilities.SAMPLE_STEPS,
-        "guidance_scale": abilities.GUIDANCE,
-        "noise_prior": 0.0,
-    }
-    (folder / "sampling.json").write_text(json.dumps(native, indent=2) + "\n")
+    (folder / "sampling.json").write_text(json.dumps(NATIVE, indent=2) + "\n")
 
 
 def pretrain(args: Namespace) -> bool:
