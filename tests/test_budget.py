@@ -11,7 +11,7 @@ from scipy.stats import t
 from configs.layers import POCKET, ROOT
 from infer.measure.paired import clips_needed
 from scripts import reproduce as command
-from scripts.artefacts import production, public_benchmark
+from scripts.artefacts import budget, production, public_benchmark
 from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import Artefact, Bound, Claim, Variant
 from scripts.artefacts.budget import bill, describe, measured_spread
@@ -151,12 +151,13 @@ def test_two_samplings_share_a_training_only_where_both_use_it():
 
 
 @pytest.mark.parametrize("trainings", [1, 2])
-def test_the_plan_prints_what_a_small_example_needs_counted_by_hand(trainings, tmp_path):
+def test_the_plan_prints_what_a_small_example_needs_counted_by_hand(trainings, tmp_path, monkeypatch):
     """Table 5 has four rows of two trainings on two motions, Figure 4 two rows of one of these on one motion."""
     plan = Plan(beds.Testbed(POCKET, True, tmp_path), tmp_path, [], prompts=3, appearances=2, trainings=trainings)
     for name in ("table5", "figure4"):
         plan.add(name)
-    prices = stored_prices(True)
+    prices, spreads = stored_prices(True), {"motion": 0.058, "appearance": 0.192}
+    monkeypatch.setattr(budget, "stored_spread", lambda one_training: spreads)
 
     def costs(made: int, videos: int) -> str:
         minutes = (made * (prices.start + prices.training) + videos * (prices.video + prices.measuring)) / 60
@@ -168,10 +169,14 @@ def test_the_plan_prints_what_a_small_example_needs_counted_by_hand(trainings, t
     assert lines[0].strip() == f"4 variants x 2 motions x 2 clips x {repeated}3 prompts"
     assert lines[1].strip().startswith(costs(8 * trainings, 48 * trainings))
     needed = [line for line in lines if " a difference of " in line]
-    assert len(needed) == 2 and all(re.search(r"; planned 4 of \d+ \(re-timing\)$", line) for line in needed)  # clips
-    assert "    appearance, two trainings: a difference of 0.02 counts; at a spread of 0.192 (stored)" in needed[0]
-    decides = clips_needed(0.058, 0.1, 1 - 0.05 / 2, blocks=2)  # of two claims; each motion has a mean of its own
-    assert decides > clips_needed(0.058, 0.1, 1 - 0.05 / 2) and f"; planned 4 of {decides} (re-timing)" in needed[1]
+    level = 1 - 0.05 / 2  # of two claims; each motion has a mean of its own
+    assert len(needed) == 2
+    for line, role, least in zip(needed, ("appearance", "motion"), (0.02, 0.1)):
+        count = clips_needed(spreads[role], least, level, blocks=2)
+        assert line.startswith(f"    {role}, two trainings: a difference of {least:g} counts; at a spread of ")
+        assert f" {spreads[role]:.3f} (stored)" in line
+        assert line.endswith(f"; planned 4 of {count or 'more than 1000'} (re-timing)")  # clips, not trainings
+    assert clips_needed(spreads["motion"], 0.1, level, blocks=2) > clips_needed(spreads["motion"], 0.1, level)
     assert lines[-2].strip() == f"2 variants x 1 motions x 2 clips x {repeated}3 prompts"
     assert lines[-1].strip().startswith(costs(2 * trainings, 12 * trainings))
     seconds = 8 * trainings * (prices.start + prices.training) + 48 * trainings * (prices.video + prices.measuring)
