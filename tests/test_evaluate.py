@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import threading
 from dataclasses import replace
 
 import imageio.v3 as imageio
@@ -17,6 +19,7 @@ from infer.measure.statistics import mean
 from infer.measure.world_scores import ReferenceClips, world_scores
 from infer.video import write_video
 from scripts import evaluate as command
+from scripts.artefacts import measuring
 
 REFERENCE = reference_clip("there_and_back", 3)  # a red square over sand with a window, caption "moves right"
 REFERENCE_OF_WORLD = ReferenceClips((REFERENCE.frames,), (REFERENCE.prompt,))
@@ -342,3 +345,24 @@ def test_a_still_beside_the_clip_is_not_what_motion_is_compared_with():
     both = ReferenceClips((still, still.expand(5, -1, -1, -1)), ("a still", "a car"))
     measure_video(still.expand(3, -1, -1, -1), "a cat", both, scorer)
     assert seen == [(5, "a car")]
+
+
+def test_an_artefacts_folders_are_measured_at_once_and_each_once(folder, tmp_path, monkeypatch):
+    other, empty = shutil.copytree(folder, tmp_path / "other"), tmp_path / "empty"
+    empty.mkdir()
+    alone, together = measuring.Measurer(VideoScorer()), measuring.Measurer(VideoScorer(), jobs=2)
+    expected = [alone(place).rows for place in (folder, other)]
+    both, measure = threading.Barrier(2, timeout=60), measuring.evaluate
+
+    def meet(place, scorer):
+        if place != empty:
+            both.wait()  # until the other one is there too
+        return measure(place, scorer)
+
+    monkeypatch.setattr(measuring, "evaluate", meet)
+    together.ahead([folder, other, empty, folder])
+    monkeypatch.setattr(measuring, "evaluate", lambda *_: pytest.fail("it is measured already"))
+    together.ahead([other, empty])
+    assert [together(place).rows for place in (folder, other)] == expected
+    with pytest.raises(UserError, match="no video in it"):
+        together(empty)

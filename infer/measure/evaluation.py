@@ -88,12 +88,14 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
     samples, problems = find_samples(folder)
     result = Evaluation(problems=problems, models=scorer.models)
     references: dict[str, ReferenceClips | None] = {}  # of each training: its configuration, in which its seed stands
+    learned: dict[str, Hashable] = {}  # of each training: which clips
     clips: dict[Hashable, int] = {}
     lost = set()  # trainings whose reference is named but is not there
     for sample in samples:
         config = sample.sidecar.get("config")
         key = json.dumps(config, sort_keys=True, default=str)
         if key not in references:
+            learned[key] = learned_clips(config) or reference and "the given one"
             try:
                 references[key] = reference or reference_of(config)
             except UserError as error:
@@ -109,12 +111,11 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
         if key in lost:
             # without its reference it would say whether the motion is the prompt's, which is another question
             scores.pop("motion_success", None)
-        learned = learned_clips(config) or reference and "the given one"
         result.rows.append(
             {
                 "video": sample.video.name,
                 **{name: sample.sidecar[name] for name in ("prompt", "seed")},
-                "reference": learned and clips.setdefault(learned, len(clips) + 1),
+                "reference": learned[key] and clips.setdefault(learned[key], len(clips) + 1),
                 "training": list(references).index(key) + 1 if config else None,
                 **scores,
             }

@@ -2,6 +2,8 @@
 
 import shlex
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from configs.errors import UserError
@@ -25,15 +27,36 @@ from scripts.artefacts.result import Result, made_at, total_cost
 class Measurer:
     """Measures folders of videos, each once: artefacts share trainings, and so their videos."""
 
-    def __init__(self, scorer: VideoScorer):
-        self.scorer, self._known = scorer, {}
+    def __init__(self, scorer: VideoScorer, jobs: int = 1):
+        self.scorer, self.jobs = scorer, jobs
+        self._known: dict[tuple[Path, str], Evaluation | UserError] = {}
 
     def __call__(self, folder: Path, reference: ReferenceClips | None = None, of: str = "") -> Evaluation:
         """`infer.measure.evaluation.evaluate`; `of` names the reference. Raises UserError as that does."""
         key = folder, of
         if key not in self._known:
             self._known[key] = evaluate(folder, self.scorer, reference)
-        return self._known[key]
+        if isinstance(found := self._known[key], UserError):
+            raise found
+        return found
+
+    def ahead(self, folders: Iterable[Path]) -> None:
+        """Measure folders of the toy world, `jobs` at once, each against its own reference: threads wait for ffmpeg's
+        processes at the same time. No folder needs the scorer, whose weights threads could not share."""
+        new = [folder for folder in dict.fromkeys(folders) if (folder, "") not in self._known]
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
+            for folder, found in zip(new, pool.map(_evaluated, new), strict=True):
+                self._known[folder, ""] = found
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _evaluated(folder: Path) -> Evaluation | UserError:
+    try:
+        return evaluate(folder, VideoScorer())
+    except UserError as error:
+        return error
 
 
 def make_result(
@@ -42,6 +65,8 @@ def make_result(
     """Measure what an artefact's chains made; `failed` chains and videos that cannot be measured become problems."""
     rows, problems = [], list(plan.problems[name])
     cells = plan.cells[name]
+    if plan.testbed.world:
+        measure.ahead(folder for cell in cells if (folder := Path(cell.samples.folder)).is_dir())
 
     def measured(cell: Cell, run: str, variant: str, folder: Path, reference: ReferenceClips | None = None) -> None:
         try:

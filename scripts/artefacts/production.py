@@ -83,7 +83,7 @@ def reproduce(
     logs.mkdir(parents=True, exist_ok=True)
     launch = launch or ChainProcesses(logs, jobs)
     failed = run_on_slurm(list(plan.chains.values()), logs, executor, log_line) if executor else {}
-    measure = Measurer(VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device())))
+    measure = Measurer(VideoScorer(args.clip, args.pickscore, args.viclip, args.cotracker, str(choose_device())), jobs)
     pages, incomplete = [], 0
     for name in names:
         if not executor:
