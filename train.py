@@ -165,7 +165,7 @@ def prepare(cfg: DictConfig, processes: Processes) -> Training:
     with processes.main_first():
         clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
     latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
-    if heads := find_heads(cfg, backbone, clips):  # of the first process: a card of another kind may see one otherwise
+    if heads := find_heads(cfg, backbone, clips):  # the first process decides: cards may differ on a head near a tie
         heads = heads.keeping(processes.share(heads.info()["heads"]))
     method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size, heads=heads)
     processes.say("\n".join(method.describe()))

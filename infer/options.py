@@ -236,6 +236,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     alone = [name for name, value in vars(args).items() if name.startswith("guide_") and value is not None]
     if args.guide is None and alone:
         parser.error(f"argument --{alone[0]}: belongs to --guide, which is not given")
+    if args.spatial_path_clip is not None and not args.spatial_path_folder:
+        parser.error("argument --spatial_path_clip: belongs to --spatial_path_folder, which is not given")
     if not args.output_dir:
         parser.error("argument --output_dir: is empty, name a folder (a single dot is this one)")
     if args.compile != "off" and args.memory != "default":

@@ -128,7 +128,7 @@ def _appearance_clip(args: argparse.Namespace, name: str, path: Path, checkpoint
             f"--spatial_path_folder: {name} holds no appearance adapter; use a run of method=lora, or of "
             "embeddings.loss=hybrid"
         )
-    if held == 1:
+    if held == 1 and not args.spatial_path_clip:
         return 0
     asked = args.clip if args.spatial_path_clip is None else args.spatial_path_clip
     clips = [] if asked is not None else cached_clips(path, checkpoint)

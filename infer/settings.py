@@ -17,7 +17,7 @@ from configs.checks import checked, of_type
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
 from configs.plain import read_json
-from infer.choices import CONFIG_KEYS, GUIDE_CHECKS
+from infer.choices import CONFIG_KEYS, GUIDE_CHECKS, LEAST, check_of
 from infer.guidance import SHARE, GuidanceSettings
 from infer.options import RELEASE, RELEASE_FREEU
 from infer.sampler import check_interval, check_solver
@@ -182,6 +182,7 @@ def read_native(model: Path) -> dict[str, Any]:
         return native
     values, advice = read_json(file), "correct or delete it"
     schema = {name: of_type(KEYS[key].type, KEYS[key].metadata) for name, key in CONFIG_KEYS.items()} | GUIDE_CHECKS
+    schema |= {name: check_of(name) for name in LEAST}
     if isinstance(values, dict) and (unknown := sorted(values.keys() - schema.keys())):
         near = difflib.get_close_matches(unknown[0], schema, 1)
         hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(schema)}"

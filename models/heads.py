@@ -34,7 +34,8 @@ NEAR = 1  # tokens to each side that count as the same place
 @dataclass(frozen=True)
 class Heads:
     """Enrichments of every head, [n layers heads] for n ways of looking (clips, timesteps, prompts), and the clip of
-    each. `kept` are the heads of the checkpoint that a run goes on from, in the words of its header: they stay.
+    each. `kept` are heads that were settled elsewhere, by the checkpoint that a run goes on from or by the first of its
+    processes, in the words of a checkpoint's header: they stay.
     """
 
     spatial: torch.Tensor
@@ -55,7 +56,10 @@ class Heads:
         return torch.tensor([[letter == "t" for letter in layer] for layer in self.kept.split()])
 
     def keeping(self, words: str) -> "Heads":
-        """These, with the heads of a checkpoint's header for temporal. Raises UserError for those of another model."""
+        """These, with the heads for temporal that `words` name, a checkpoint's or another process's.
+
+        Raises UserError for those of another model.
+        """
         if [*map(len, words.split())] != [self.ratio.shape[1]] * len(self.ratio) or not set(words) <= set("ts "):
             raise UserError(
                 f"resume_from_checkpoint: its header names the heads {shown(words)}, and this model has "

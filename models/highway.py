@@ -36,6 +36,7 @@ class Skip(NamedTuple):
     up: int
     layer: int
     hidden_channels: int
+    skip_channels: int  # both are read by name, from the authors' wiring table (scripts/authors/cases.py)
     source: str
     moved: bool
     factor: float
@@ -150,7 +151,8 @@ def _wiring(unet: nn.Module, scope: str, scales: tuple[float, ...]) -> list[Skip
             moved = attention and (scope == "all" or (scope == "release" and u == 1))
             if moved:
                 source = source.replace(".temp_attentions.", ".attentions.")
-            skips.append(Skip(u, layer, hidden, source, moved, factor, hidden_factor))
+            width = resnet.in_channels - hidden
+            skips.append(Skip(u, layer, hidden, width, source, moved, factor, hidden_factor))
             hidden = resnet.out_channels
     return skips
 

@@ -175,7 +175,7 @@ def test_the_plan_prints_what_a_small_example_needs_counted_by_hand(trainings, t
         count = clips_needed(spreads[role], least, level, blocks=2)
         assert line.startswith(f"    {role}, two trainings: a difference of {least:g} counts; at a spread of ")
         assert f" {spreads[role]:.3f} (stored)" in line
-        assert line.endswith(f"; planned 4 of {count or 'more than 1000'} (re-timing)")  # clips, not trainings
+        assert line.endswith(f" reference clips: {count or 'more than 1000'} (re-timing, 4 planned)")  # not trainings
     assert clips_needed(spreads["motion"], 0.1, level, blocks=2) > clips_needed(spreads["motion"], 0.1, level)
     assert lines[-2].strip() == f"2 variants x 1 motions x 2 clips x {repeated}3 prompts"
     assert lines[-1].strip().startswith(costs(2 * trainings, 12 * trainings))

@@ -16,7 +16,7 @@ import torch
 from diffusers.loaders import PeftAdapterMixin
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
 from configs.signals import Terminated
@@ -401,6 +401,14 @@ def test_a_file_that_is_passed_on_without_its_appearance_is_the_motion_alone(run
     shutil.rmtree(tmp_path / "whole" / "spatial" / "1")
     with pytest.raises(UserError):
         read(tmp_path / "whole" / file)
+
+
+def test_appearance_beside_a_file_that_says_nothing_of_it_is_read(run, tmp_path):
+    """As where PEFT has saved a folder of ours again: its header holds a format and no more."""
+    change("peft", run, tmp_path / "out")
+    weights = tmp_path / "out" / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, {"format": "pt"})
+    assert len(read(tmp_path / "out").appearance) == 2
 
 
 def test_layers_of_no_preset_are_not_written_as_a_checkpoint_that_nothing_loads(unet, tmp_path):

@@ -185,7 +185,7 @@ def test_lengths_cost_no_trainings_and_motions_of_both_kinds_are_one_group(tmp_p
     assert len(set(SWEEP.motions) & set(RETIMINGS)) == len(set(SWEEP.motions) & set(PATHS)) == 2
     cells = plan.cells["dit_sweep"]
     assert {cell.task.group for cell in cells} == {"re-timing", "path"} and len({cell.task.name for cell in cells}) == 2
-    assert "planned 2 of " in describe(plan, ["dit_sweep"], jobs=1)
+    assert "(every motion, 2 planned)" in describe(plan, ["dit_sweep"], jobs=1)
     for chain in plan.chains.values():  # every length is a checkpoint that the training keeps
         words = dict(word.split("=", 1) for word in chain.train if "=" in word)
         every, most = int(words["checkpointing_steps"]), int(words["checkpoints_total_limit"])

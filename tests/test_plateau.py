@@ -82,9 +82,10 @@ def test_a_watched_training_is_sampled_where_it_stops_and_pays_for_its_previews(
     assert costs["whole @ 200"].training == pytest.approx(sum(log))
 
 
-def test_a_damaged_sidecar_of_a_preview_is_made_again_and_the_model_is_where_it_lies_now(plan, monkeypatch):
+def test_a_damaged_sidecar_of_a_preview_is_asked_for_again_and_the_model_is_where_it_lies_now(plan, monkeypatch):
     monkeypatch.setattr(world_scores, "world_scores", lambda *_: {"rmse": 9.0})
     (chain,) = plan.chains.values()
+    work(chain)  # what is not there yet
     asked, watched = [], plan.cells["x"][1]
     previews = previews_of(Path(watched.samples.folder))
     broken = next(previews.glob("1/*.json"))
@@ -92,9 +93,7 @@ def test_a_damaged_sidecar_of_a_preview_is_made_again_and_the_model_is_where_it_
     assert watching_seconds(Path(watched.samples.folder)) > 0  # of those that can be read
     monkeypatch.setattr(Samples, "missing", lambda self: iter([(0, self.prompts)] if self.watched else []))
     monkeypatch.setattr("infer.generate.generate", lambda request, backbone: asked.append(request) or ())
-    with monkeypatch.context() as patch:
-        patch.setattr("scripts.artefacts.plateau.watched_step", None)
-        work(chain)
+    work(chain)
     assert not broken.exists()
     assert {request.model for request in asked} == {str(plan.testbed.model)} and len(asked) == 2
 

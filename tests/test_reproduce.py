@@ -294,6 +294,16 @@ def test_clips_of_a_world_that_draws_otherwise_now_are_rendered_again(world_mode
     monkeypatch.setattr(beds, "render", lambda scene: brighter(shown(scene)))
     other = made()
     assert len(other) == 3 and other.keys() == first.keys() and all(other[path] != first[path] for path in first)
+    (caption,) = (path for path in tmp_path.rglob("pause_*.txt"))
+    old = caption.read_text()
+    caption.write_text("a former caption")
+    bed.discard()  # as where a plan is only printed
+    (clip,) = (path for path in first if Path(path).name.startswith("pause_"))
+    assert Path(clip).read_bytes() == first[clip] and caption.read_text() == old
+    monkeypatch.undo()
+    caption.write_text("a former caption")
+    made()
+    assert caption.read_text() == old
 
 
 def test_an_artefact_from_end_to_end_is_marked_as_smoke_and_asks_the_network_for_nothing(plan, monkeypatch, capsys):

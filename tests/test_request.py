@@ -64,6 +64,11 @@ def test_a_value_that_nobody_chose_yields_to_the_models_own(native, tmp_path):
     every_frame = {"chosen": ["train_data.fps"], "train_data": {"fps": 0}}
     assert resolve(parse(), STORED | every_frame, native).fps == 16, "then the model's own rate"
     assert resolve(parse(), STORED | every_frame | {"train_data": {"fps": 5}}, native).fps == 5
+    (native / "sampling.json").write_text('{"fps": 0}')
+    with pytest.raises(UserError, match="fps"):
+        resolve(parse(), STORED, native)
+    with pytest.raises(SystemExit):
+        parse("--spatial_path_clip", 1)
 
 
 def test_a_configuration_that_does_not_say_what_was_chosen_counts_whole(native):

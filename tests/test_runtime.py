@@ -1,7 +1,8 @@
 """How a command imports what is slow (configs/runtime.py)."""
 
+import ast
 import gc
-import re
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,9 +61,15 @@ def test_garbage_of_a_process_that_has_torch_already_is_not_kept_for_ever():
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_every_command_imports_what_is_slow_in_its_block(path):
     """A command that answers --help at once, and imports quickly after it."""
-    source = path.read_text(encoding="utf-8")
-    body = source[source.index("@command") :].split("\n\nfrom ")[0]  # train.py goes on below its command
-    assert "with slow_imports():" in source
-    slow = r"^ {4}(?:from (?:models|infer\.(?!infer)|train|scripts\.\w+\.)|import (?:torch|train))\S*"
-    outside = re.findall(slow, body, re.M)
-    assert not outside
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    last = next((n for n, node in enumerate(tree.body) if isinstance(node, ast.If)), len(tree.body))
+    nodes = list(ast.walk(ast.Module(tree.body[:last], [])))  # train.py goes on below its command, which has ended
+    imports = lambda found: {node for node in found if isinstance(node, ast.Import | ast.ImportFrom)}
+    blocks = [n for n in nodes if isinstance(n, ast.With) and ast.unparse(n.items[0]) == "slow_imports()"]
+    inside = set().union(*(imports(ast.walk(block)) for block in blocks))
+    before = [node for node in imports(nodes) - inside if node.lineno < max(block.lineno for block in blocks)]
+    named = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in before]
+    code = "import sys\n" + "".join(f"import {name}\n" for name in named) + "print(*sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert inside and not {"torch", "diffusers", "transformers"} & set(done.stdout.split())

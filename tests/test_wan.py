@@ -463,7 +463,7 @@ def test_a_hub_id_is_read_as_a_folder_is(two_experts, monkeypatch, nothing_kept)
         load = cls.load_config
         monkeypatch.setattr(cls, "load_config", lambda _, load=load, **given: load(two_experts, **given))
     assert backbones.kind_of_model("somebody/wan") is wan
-    plain = wan.defaults("somebody/wan")  # a training's previews are then sampled as infer.py would
+    plain = wan.defaults("somebody/wan")  # precision and guidance of Wan's own example
     assert plain["mixed_precision"] == "bf16" and plain["validation_data.guidance_scale"] == 5.0
     assert wan.boundary_of("somebody/wan") == 0.875 and wan.defaults("somebody/wan")["min_timestep"] == 875
     assert wan.parts("somebody/wan")["transformer_2"] is WanTransformer3DModel

@@ -177,8 +177,8 @@ def find_samples(folder: Path) -> tuple[list[Sample], list[str]]:
 def reference_of(config: dict | None) -> ReferenceClips | None:
     """The clips a checkpoint was trained on, cut as they were for training; None without a configuration.
 
-    Raises UserError when a clip, or the model that its size was rounded for, is no longer there, and where there was
-    none, only latents.
+    Raises UserError when a clip, or the model that its size was rounded for, is no longer there, or when the training
+    read cached latents, so that there is no clip.
     """
     if config is None:
         return None
@@ -196,6 +196,8 @@ def reference_of(config: dict | None) -> ReferenceClips | None:
 
 def learned_clips(config: dict | None) -> Hashable:
     """What all trainings on the same reference clips have in common: their files, whatever was cut from them how.
+
+    Of a training on cached latents it is their folder.
 
     Where these are not there any more it is what the configuration says of them; None without a configuration.
     """

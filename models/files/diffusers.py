@@ -128,19 +128,18 @@ def foreign(path: Path, state: State, texts: dict[str, str], config: Any) -> Che
         texts = {"preset": preset_of(state)} if preset_of(state) else {}
     header = read_header(texts | {"rank": str(rank), "alpha": repr(scale * rank)}, path)
     folder = path if path.is_dir() else path.parent
-    held = clips_beside(path, header) if (folder / ADAPTER_FILE).is_file() else 0
-    appearance = appearance_states(folder, held) if held else []
+    appearance = appearance_states(folder, clips_beside(path, header)) if (folder / ADAPTER_FILE).is_file() else []
     return from_header(path, header.step or 0, "lora", state, appearance, header)
 
 
-def clips_beside(path: Path, header: Header) -> int:
-    """How many appearance adapters to read beside a file or folder: those of its header, or none where it was passed on
-    without them, which a note says."""
+def clips_beside(path: Path, header: Header) -> int | None:
+    """How many appearance adapters are beside a file or folder: as its header says, None where that says nothing; none
+    where it was passed on without them, which is printed."""
     folder = path if path.is_dir() else path.parent
     if header.clips and not (folder / "spatial").is_dir():
         note(f"note: {path}: its {header.clips} appearance adapters are not beside it; the motion is read alone")
         return 0
-    return header.clips or 0
+    return header.clips
 
 
 def _alphas(patterns: Any) -> dict[str, float]:

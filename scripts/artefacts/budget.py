@@ -131,10 +131,10 @@ def _needs(plan: Plan, name: str) -> list[str]:
         for group in groups:
             tasks = {cell.task.reference: cell.task for cell in cells if group in (POOLED, cell.task.group)}
             needed = clips_needed(spread, least, level, len(set(blocks_of([task.name for task in tasks.values()]))))
-            planned.append(f"{len(tasks)} of {needed or f'more than {MOST}'} ({group})")
+            planned.append(f"{needed or f'more than {MOST}'} ({group}, {len(tasks)} planned)")
         lines.append(
             f"    {what}: a difference of {least:g} counts; at a spread of {spread:.3f} ({source}) one just as large "
-            f"is seen in {POWER:.0%} of all cases with so many reference clips, a larger one with fewer; planned "
+            f"is seen in {POWER:.0%} of all cases, and a larger one more often, with this many reference clips: "
             + ", ".join(planned)
         )
     return lines

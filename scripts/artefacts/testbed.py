@@ -120,7 +120,7 @@ class Testbed:
         recipe = WORLD_RECIPES[kind_of_model(model).FOLDER] if world else "real.yaml"
         self.config = ROOT / "configs" / "reproduce" / recipe
         self.folder = folder / "references"
-        self._written: list[Path] = []
+        self._before: dict[Path, bytes | None] = {}  # what was where this testbed wrote
         self._new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         self.roles = WORLD_ROLES if world else REAL_ROLES
         self.columns, self.details = (WORLD_COLUMNS, WORLD_DETAILS) if world else (REAL_COLUMNS, ())
@@ -168,8 +168,8 @@ class Testbed:
         for seed, clip in zip(seeds, clips):
             path = folder / f"{motion}_{seed}.mp4"
             caption = path.with_suffix(".txt")
-            if not (_holds(path, clip.frames) and caption.exists()):
-                self._written += [path, caption]
+            if not (_holds(path, clip.frames) and caption.exists() and caption.read_text() == clip.prompt):
+                self._before |= {file: file.read_bytes() if file.exists() else None for file in (path, caption)}
                 write_video(path, clip.frames, fps=8, quality=10)  # lossless: a reference is exactly what was rendered
                 with atomic_path(caption) as unfinished:
                     unfinished.write_text(clip.prompt)
@@ -182,13 +182,16 @@ class Testbed:
         )
 
     def discard(self) -> None:
-        """Delete the reference clips that this testbed wrote, and the folders that held nothing else."""
-        for path in self._written:
-            path.unlink(missing_ok=True)
-        for folder in [*dict.fromkeys(path.parent for path in self._written), self.folder, *self._new_folders]:
+        """Put back what was there before this testbed wrote reference clips, and delete folders that hold nothing."""
+        for path, content in self._before.items():
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_bytes(content)
+        for folder in [*dict.fromkeys(path.parent for path in self._before), self.folder, *self._new_folders]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        self._written = []
+        self._before = {}
 
     def rendered(self, motion: str, prompts: Sequence[str]) -> dict[str, Path]:
         """Folders of clips that the toy world draws for these prompts: what the metrics give for no transfer at all
