@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin
 from configs.errors import UserError
 from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.noise import initial_noise
-from infer.sampler import classifier_free_guidance, is_inside, make_solver, sample, within
+from infer.sampler import Denoiser, classifier_free_guidance, is_inside, make_solver, sample, within
 from infer.settings import Settings
 from models.backbone import Backbone
 from models.hooks import Patch
@@ -38,8 +38,8 @@ def sample_videos(
     [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
     size is the clip that `settings.motion_guidance()` steers to. Raises UserError when the latents do not stay finite.
     """
+    threshold = settings.pli_threshold
     with customization as patch:  # first, so that nothing raised below leaves it on a model that others share
-        text, negative = text.to(backbone.device), negative.to(backbone.device)
         shape = (1, backbone.network.config.in_channels, *latent_size(settings, backbone))
         noise = [
             initial_noise(
@@ -52,28 +52,7 @@ def sample_videos(
             )
             for seed in seeds
         ]
-        denoise = classifier_free_guidance(
-            backbone.predict,
-            text,
-            negative.expand(len(text), -1, -1),
-            scale=settings.guidance_scale,
-            rescale=settings.guidance_rescale,
-        )
-        if settings.guidance_interval is not None:
-            denoise = within(settings.guidance_interval, denoise, classifier_free_guidance(backbone.predict, text))
-        steer = None
-        if (guidance := settings.motion_guidance()) is not None:
-            empty = backbone.encode_text([""]).to(text).expand(len(text), -1, -1)
-            denoise = MotionGuidance(
-                towards,
-                denoise,
-                classifier_free_guidance(backbone.predict, empty),
-                backbone.scheduler,
-                guidance,
-                list(seeds),
-            )
-            steer = denoise.steer
-        threshold = settings.pli_threshold
+        denoise, steer = _denoiser(backbone, settings, text, negative, seeds, towards)
         latents = sample(
             denoise,
             backbone.scheduler,
@@ -85,6 +64,33 @@ def sample_videos(
             progress=progress,
         )
     return [backbone.decode_video(video[None]) for video in latents]
+
+
+def _denoiser(
+    backbone: Backbone,
+    settings: Settings,
+    text: torch.Tensor,
+    negative: torch.Tensor,
+    seeds: list[int],
+    towards: torch.Tensor | None,
+) -> tuple[Denoiser, Callable | None]:
+    """(the prediction under every kind of guidance that `settings` ask for, what moves the latents before a step)."""
+    text, negative = text.to(backbone.device), negative.to(backbone.device)
+    denoise = classifier_free_guidance(
+        backbone.predict,
+        text,
+        negative.expand(len(text), -1, -1),
+        scale=settings.guidance_scale,
+        rescale=settings.guidance_rescale,
+    )
+    if settings.guidance_interval is not None:
+        denoise = within(settings.guidance_interval, denoise, classifier_free_guidance(backbone.predict, text))
+    if (guidance := settings.motion_guidance()) is None:
+        return denoise, None
+    empty = backbone.encode_text([""]).to(text).expand(len(text), -1, -1)
+    unprompted = classifier_free_guidance(backbone.predict, empty)
+    guided = MotionGuidance(towards, denoise, unprompted, backbone.scheduler, guidance, list(seeds))
+    return guided, guided.steer
 
 
 def forwards(settings: Settings, scheduler: SchedulerMixin) -> int:
