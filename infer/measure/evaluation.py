@@ -197,9 +197,8 @@ def reference_of(config: dict | None) -> ReferenceClips | None:
 def learned_clips(config: dict | None) -> Hashable:
     """What all trainings on the same reference clips have in common: their files, whatever was cut from them how.
 
-    Of a training on cached latents it is their folder.
-
-    Where these are not there any more it is what the configuration says of them; None without a configuration.
+    Where these are not there any more it is what the configuration says of them; of a training on cached latents it is
+    their folder. None without a configuration.
     """
     if config is None:
         return None
