@@ -103,10 +103,9 @@ class ReferenceFile:
 
     def vae(self, folder: Path) -> AutoencoderKL:
         """The VAE, fp32, in eval mode."""
-        stored = _has_weights(folder)
-        return (
-            AutoencoderKL.from_pretrained(folder).eval() if stored else build_vae((folder / "config.json").read_text())
-        )
+        if _has_weights(folder):
+            return AutoencoderKL.from_pretrained(folder).eval()
+        return build_vae((folder / "config.json").read_text())
 
     def unet_for(self, checkpoint: Path) -> UNet3DConditionModel:
         """The U-Net that the checkpoint folder `checkpoint` was trained on."""
