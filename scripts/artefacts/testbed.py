@@ -187,7 +187,8 @@ class Testbed:
             if content is None:
                 path.unlink(missing_ok=True)
             else:
-                path.write_bytes(content)
+                with atomic_path(path) as unfinished:
+                    unfinished.write_bytes(content)
         for folder in [*dict.fromkeys(path.parent for path in self._before), self.folder, *self._new_folders]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
