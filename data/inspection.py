@@ -66,7 +66,7 @@ class Inspection:
 
     @property
     def pace(self) -> float:
-        """How fast the motion looks in the model's videos: 1 is as fast as in the clip."""
+        """How fast the motion plays in the model's videos: 1 is as fast as in the clip."""
         return self.plays_at / self.rate
 
     def lines(self) -> list[str]:
