@@ -14,7 +14,7 @@ from pathlib import Path
 from configs.errors import UserError
 
 MOST_HEADER = 16 << 20  # bytes of a safetensors header; an adapter's has 100 KB
-MOST_PICKLE = 4 << 20  # bytes of the pickle in a .pt file, without its numbers; a training state's has 200 KB
+MOST_PICKLE = 16 << 20  # bytes of the pickle in a .pt file, without its numbers; a training state's has 45 KB a clip
 MOST_SHARED = 40  # tuples a pickle uses again; a hash of tuples in tuples takes 2^(half of that) steps
 REMEMBER, RECALL = ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"), ("BINGET", "LONG_BINGET", "GET")
 DAMAGED_ZIP = (  # also by an entry that is encrypted, or whose compressed stream is broken

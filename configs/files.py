@@ -176,13 +176,14 @@ def sweep(folder: str | Path) -> list[Path]:
     swept = []
     for path in sorted(Path(folder).glob(".*")) if Path(folder).is_dir() else []:
         found = LEFTOVER.fullmatch(path.name)
-        if not found or not _is_dead(path, found["place"], int(found["pid"])):
-            continue
-        if found["kind"] == "old" and not (home := path.with_name(found["name"])).exists():
-            path.rename(home)
-        else:
-            _remove(path)
-        swept.append(path)
+        with suppress(FileNotFoundError):  # its writer has just finished, or another process sweeps as well
+            if not found or not _is_dead(path, found["place"], int(found["pid"])):
+                continue
+            if found["kind"] == "old" and not (home := path.with_name(found["name"])).exists():
+                path.rename(home)
+            else:
+                _remove(path)
+            swept.append(path)
     return swept
 
 

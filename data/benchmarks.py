@@ -134,8 +134,10 @@ def _mtbench(folder: Path) -> tuple[list[Case | str], list[str]]:
 
 
 def _is_plain(tensor) -> bool:
-    """Are these real numbers in memory, neither sparse nor quantized nor without content?"""
-    return str(tensor.layout) == "torch.strided" and not (tensor.is_complex() or tensor.is_quantized or tensor.is_meta)
+    """Are these real numbers in memory, each with its own bytes, neither sparse nor quantized nor without content?"""
+    if str(tensor.layout) != "torch.strided" or tensor.is_complex() or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()  # else numbers are repeated
 
 
 def _mtbench_case(path: Path, group: str) -> Case | str:

@@ -9,7 +9,6 @@ release's cached_latents/cached_{i}.pt, which can be read too (opened with weigh
 import hashlib
 import json
 import re
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from configs.checks import checked, listed, whole
 from configs.errors import DAMAGED_PICKLE, UserError, is_out_of_memory, printable, shown
 from configs.files import atomic_path, sweep
 from configs.plain import read_json
+from configs.runtime import note
 from data.clips import Clip
 
 REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -84,10 +84,10 @@ def build(
         if path.is_file():
             try:
                 found.append(read_cached(path))
-                print(f"cache: {clip.name} reused ({key[:12]})", file=sys.stderr)
+                note(f"cache: {clip.name} reused ({key[:12]})")
                 continue
             except UserError as error:
-                print(f"cache: {error}; made anew", file=sys.stderr)
+                note(f"cache: {error}; made anew")
         latents = encode_video(clip.frames)
         inversion = invert(latents) if invert else None
         size = (clip.frames.shape[3], clip.frames.shape[2])
@@ -95,7 +95,7 @@ def build(
         stills = _plain(encode_stills(clip.frames))
         cached = CachedClip(_plain(latents), text, _plain(inversion), clip.prompt, clip.name, size, stills)
         write_cached(cached, path)
-        print(f"cache: {clip.name} encoded ({key[:12]})", file=sys.stderr)
+        note(f"cache: {clip.name} encoded ({key[:12]})")
         found.append(cached)
     return found
 
@@ -187,6 +187,7 @@ def _read_ours(path: Path) -> CachedClip:
     _check_latents(path, latents, inversion)
     _check_latents(path, latents, stills, "stills are")
     size = _size(path, metadata, latents)
+    latents, text, inversion, stills = map(_plain, (latents, text, inversion, stills))
     return CachedClip(latents, text, inversion, metadata["prompt"], metadata["name"], size, stills)
 
 

@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # what Pillow raises for files that are cut short, altered, or hold more pixels than any picture
 UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, struct.error, OverflowError)
 UNREADABLE += (Image.DecompressionBombError,)
-MOST_REPEATED = 2**31  # bytes of frames that a gif only shows again; of small frames each counts as SMALL_FRAME
+MOST_REPEATED = 2**31  # bytes of a gif's frames, and of those that it only shows again (small: SMALL_FRAME each)
 SMALL_FRAME = 4096
 
 
@@ -190,6 +190,11 @@ class Gif:
                     high, wide = kind.shape[:2]
                     raise UserError(f"{path}: not a gif but a picture of {wide}x{high} pixels; save it as gif or mp4")
                 for number, frame in enumerate(file.iter(mode="RGB")):
+                    if (number + 1) * frame.nbytes > MOST_REPEATED:
+                        raise UserError(
+                            f"{path}: {number + 1} frames of {frame.shape[1]}x{frame.shape[0]} pixels and more, too "
+                            "many to hold in memory; cut or scale it, or save it as mp4"
+                        )
                     frames.append(frame)
                     stays.append(file.metadata(index=number).get("duration") or 100)  # 100 is what browsers take for 0
             self._frames = np.stack(frames)  # [f h w c]

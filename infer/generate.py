@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -160,24 +161,30 @@ def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: 
 
 @contextmanager
 def _attention(backbone: Backbone, args: argparse.Namespace) -> Iterator[None]:
-    """SDPA is what diffusers uses anyway; --xformers replaces it and must then really be there."""
-    network = backbone.network
-    before = network.attn_processors
-    if args.xformers:
-        try:
-            network.enable_xformers_memory_efficient_attention()
-        except (ImportError, ValueError, NotImplementedError) as error:
-            raise UserError(
-                f"--xformers: not usable here ({shown_error(error)}); leave it out: PyTorch's "
-                "SDPA, the default, is as fast"
-            ) from None
-    elif args.sdp:
-        network.set_attn_processor(backbone.kind.ATTENTION())
+    """SDPA is what diffusers uses anyway; --xformers replaces it, in both experts, and must then really be there."""
+    networks = [each for each in (backbone.network, backbone.second) if each is not None]
+    # of a transformer diffusers writes the choice into its processors: copies keep what was before
+    before = [{name: copy(each) for name, each in network.attn_processors.items()} for network in networks]
     try:
+        for network in networks:
+            if args.xformers:
+                _take_xformers(network)
+            elif args.sdp:
+                network.set_attn_processor(backbone.kind.ATTENTION())
         yield
     finally:
         if args.xformers or args.sdp:
-            network.set_attn_processor(dict(before))
+            for network, processors in zip(networks, before, strict=True):
+                network.set_attn_processor(processors)
+
+
+def _take_xformers(network: torch.nn.Module) -> None:
+    try:
+        network.enable_xformers_memory_efficient_attention()
+    except (ImportError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"--xformers: not usable here ({shown_error(error)}); leave it out: PyTorch's SDPA, the default, is as fast"
+        ) from None
 
 
 def _quicker(backbone: Backbone, args: argparse.Namespace) -> Patch:

@@ -73,4 +73,4 @@ def _frames(name: str, settings, snap: int) -> torch.Tensor:
 
 def _words(size: tuple[int, ...], factor: int) -> str:
     frames, height, width = size
-    return f"{frames} frames of {width * factor} x {height * factor}"
+    return f"{frames} latent frames of {width * factor} x {height * factor} pixels"

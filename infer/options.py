@@ -7,6 +7,7 @@ folder's sampling.json, else it is the release's default (`RELEASE`). `infer/set
 import argparse
 import ast
 import difflib
+from collections.abc import Iterable
 
 from configs.checks import Check, no_interval, real, whole, written
 from configs.errors import printable, shown
@@ -35,6 +36,10 @@ RELEASE = {
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
 # motion guidance (infer/guidance.py) unless flags or the model's sampling.json say otherwise: FlowMotion's values
 GUIDANCE = {"updates": 3, "rate": 0.003, "weights": (20.0, 5.0), "across": 0.1, "target": "predicted"}
+BELONGING = {  # flags that mean nothing alone -> those of which one must be given
+    ("checkpoint_index", "temporal_preset", "lora_rank"): ("checkpoint_folder", "temporal_path_folder"),
+    ("spatial_path_scale", "spatial_path_clip"): ("spatial_path_folder",),
+}
 MOST_LETTERS = 300  # of a refused flag's message
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
@@ -133,7 +138,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="mix in the motion of another checkpoint; may be repeated",
     )
     add("--spatial_path_folder", help="take the appearance of this checkpoint (MotionDirector's mixing)")
-    add("--spatial_path_scale", type=_strength, default=1.0, help="strength of that appearance (default: 1)")
+    add("--spatial_path_scale", type=_strength, help="strength of that appearance (default: 1)")
     add("--spatial_path_clip", type=int, help="number of the clip whose appearance that is (default: --clip)")
     motion("--temporal_path_folder", help="take the motion of this checkpoint (same as --checkpoint_folder)")
     strength("--temporal_path_scale", type=_strength, help="same as --lora_scale")
@@ -236,8 +241,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     alone = [name for name, value in vars(args).items() if name.startswith("guide_") and value is not None]
     if args.guide is None and alone:
         parser.error(f"argument --{alone[0]}: belongs to --guide, which is not given")
-    if args.spatial_path_clip is not None and not args.spatial_path_folder:
-        parser.error("argument --spatial_path_clip: belongs to --spatial_path_folder, which is not given")
+    for names, folders in BELONGING.items():
+        lone = [name for name in names if getattr(args, name) is not None]
+        if lone and not any(getattr(args, folder) for folder in folders):
+            parser.error(f"argument --{lone[0]}: belongs to --{folders[0]}, which is not given")
     if not args.output_dir:
         parser.error("argument --output_dir: is empty, name a folder (a single dot is this one)")
     if args.compile != "off" and args.memory != "default":
@@ -245,6 +252,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.guidance_interval and (reason := no_interval(args.guidance_interval)):
         parser.error(f"argument --guidance_interval: {reason}")
     return args
+
+
+def prompt_words(prompts: Iterable[str]) -> list[str]:
+    """The words that hand these prompts to `parse`; one that begins with a hyphen would be taken for a flag."""
+    return [f"--prompt={prompt}" for prompt in prompts]
 
 
 def _else(value: object) -> str:

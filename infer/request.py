@@ -107,7 +107,8 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
     )
     wanted += [(other, "motion", _number(text), None, None, None) for other, text in args.motion]
     if args.spatial_path_folder:
-        wanted.append((args.spatial_path_folder, "appearance", args.spatial_path_scale, None, None, None))
+        share = 1.0 if args.spatial_path_scale is None else args.spatial_path_scale
+        wanted.append((args.spatial_path_folder, "appearance", share, None, None, None))
     sources, network = [], skeleton(str(locate(args.model))) if args.model else None
     for name, part, strength, index, rank, preset in wanted:
         path, moves = _checkpoint_folder(name), part == "motion"

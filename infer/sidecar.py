@@ -40,8 +40,9 @@ def shared_record(args: argparse.Namespace, request: Request, backbone: Backbone
 def write(folder: Path, prompt: str, seed: int, frames: torch.Tensor, record: dict, cost: dict) -> Path:
     """Write uint8 `frames` [f c h w] and their sidecar into `folder`; returns the video's path.
 
-    Both appear complete or not at all. A video of other settings under the same name is kept: the new one gets a
-    number. `record` is a `shared_record`, `cost` what the video took to make, which says nothing about the video.
+    Both appear complete or not at all. A video of other settings under the same name is kept, and so is a file that
+    has no sidecar: the new one gets a number. `record` is a `shared_record`, `cost` what the video took to make, which
+    says nothing about the video.
     """
     suffix = SUFFIXES[record["file"]["format"]]
     stem, number = f"{safe_name(prompt)}_seed{seed}", 1
@@ -50,7 +51,7 @@ def write(folder: Path, prompt: str, seed: int, frames: torch.Tensor, record: di
         while True:
             name = f"{stem}{f'_{number}' if number > 1 else ''}"
             path, notes = folder / f"{name}{suffix}", folder / f"{name}.json"
-            if not notes.exists() or _same(notes, sidecar):
+            if _same(notes, sidecar) if notes.exists() else not path.exists():
                 break
             number += 1
         with held(), atomic_path(notes) as unfinished:  # its name comes after the video's, with no signal in between

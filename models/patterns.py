@@ -39,6 +39,11 @@ def choose_layers(
         matched = set(_matched("exclude_patterns", pattern, chosen))
         chosen = [name for name in chosen if name not in matched]
         notes.append(f"exclude     {shown(pattern)}: {len(matched)} layers, such as {min(matched)}")
+    if include and preset in kind_of(network).HEAD_PRESETS:
+        raise UserError(
+            f"include_patterns: {preset} learns in the temporal heads of the self-attention alone, and an included "
+            "layer would learn nothing; leave it out, or use the preset tap"
+        )
     if include:
         linear = [name for name, module in network.named_modules() if _is_adaptable(name, module, block)]
         for pattern in include:

@@ -82,14 +82,18 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{flag.replace('_', '-')}: {getattr(args, flag)} measures nothing; give 1 or more")
     if args.memory and args.compile != "off":
         raise UserError("--compile: --memory runs nothing that could be compiled; leave one of them out")
-    if args.memory and args.results:
-        raise UserError("--results: --memory times nothing that could be kept; leave one of them out")
+    timed = {"--results": args.results, "--baseline": args.baseline, "--against": args.against}
+    if args.memory and (given := [flag for flag, value in timed.items() if value]):
+        raise UserError(f"{given[0]}: --memory times nothing that could be kept or compared; leave one of them out")
     with slow_imports():
         import torch
 
         from models.backbone import choose_device
+        from scripts.artefacts.results_file import check_results
         from scripts.benchmark.steps import MODELS, count_bytes, settings
 
+    if args.results:
+        check_results(args.results)
     device = choose_device(args.device)
     checkpointing = None if args.checkpointing is None else args.checkpointing == "on"
     if checkpointing is None:

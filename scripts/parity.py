@@ -29,9 +29,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with slow_imports():
         from scripts.artefacts.provenance import commit
-        from scripts.artefacts.results_file import markdown, markdown_code, put_section
+        from scripts.artefacts.results_file import check_results, markdown, markdown_code, put_section
         from scripts.authors.comparison import compare
 
+    if args.results:
+        check_results(args.results)
     failed, table = 0, []
     for case, row in compare(args.folder, args.assets):
         if not table:

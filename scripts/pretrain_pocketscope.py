@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.evaluate is not None and args.evaluate < 1:
         raise UserError(f"--evaluate: found {args.evaluate}; give a number of prompts of at least 1.")
+    if args.ablate and args.evaluate is None:
+        raise UserError("--ablate: switches parts off where the model is measured; give --evaluate N with it")
     with slow_imports():
         import torch
 

@@ -71,8 +71,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--method",
         choices=["guidance", "tap", "tap_guidance", "motiondirector", "motion_inversion"],
-        default="guidance",
-        help="how --benchmark learns each motion; guidance needs no training (default %(default)s)",
+        help="how --benchmark learns each motion (default guidance, which needs no training)",
     )
     add("--results", type=Path, help="the file of results to update (default RESULTS.md; a smoke run keeps its own)")
     args = parser.parse_intermixed_args(argv)
@@ -136,6 +135,10 @@ def run_on_benchmark(args: argparse.Namespace) -> None:
         raise UserError(f"{shown(named[0])}: --benchmark makes one table of its own; leave the artefacts out")
     if args.model == "pocket":
         raise UserError("--benchmark: its clips are real, and pocket knows the toy world alone; give --model FOLDER")
+    of_artefacts = ("world", "appearances", "clips", "jobs", "slurm", "results")
+    if given := [name for name in of_artefacts if getattr(args, name)] + ["trainings"] * (args.trainings > 1):
+        raise UserError(f"--{given[0]}: is for artefacts, and does nothing with --benchmark; leave it out")
+    args.method = args.method or "guidance"
     with slow_imports():
         from scripts.artefacts.production import log_line
         from scripts.artefacts.public_benchmark import describe_benchmark, run_benchmark
@@ -160,6 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.benchmark:
         run_on_benchmark(args)
         return
+    if args.method:
+        raise UserError("--method: says how --benchmark learns; an artefact has methods of its own, so leave it out")
     names, words = choose(args.artefacts)
     with slow_imports():
         from scripts.artefacts.catalogue import STUDIES

@@ -1,4 +1,4 @@
-"""Put a run beside its reference clip, playing: the clip, the base model and the customized model from equal noise.
+"""Put a run beside its reference clip, playing: the clip, the base model and the customized model from one seed.
 
     python scripts/side_by_side.py outputs/train/quickstart/train_TIME
     python scripts/side_by_side.py RUN --prompt "a blue square moves right" --output data/examples/side_by_side.webp

@@ -266,6 +266,7 @@ def test_a_timing_starts_and_ends_with_an_idle_device(name, monkeypatch):
         ["--video-steps", "0"],
         ["--memory", "--results", "R.md"],
         ["--memory", "--compile", "blocks"],
+        ["--memory", "--against", "stock"],
     ],
 )
 def test_a_request_that_measures_nothing_is_refused(words, capsys):

@@ -206,6 +206,7 @@ def test_trajectories_are_opened_without_running_anything_and_checked(mtbench, t
         "cannot be opened": Runs(),
         r"found \[9, 2, 3\] where": torch.zeros(9, 2, 3, dtype=torch.complex64),
         r"found \[9, 2, 3\] where ": torch.zeros(9, 2, 3).to_sparse(),
+        r"found \[9, 200, 3\] where": torch.zeros(9, 1, 3).expand(9, 200, 3),  # a small file stays small
     }
     for said, value in broken.items():
         if value is not None:

@@ -287,7 +287,7 @@ def test_compressed_files_and_endless_pickles_are_refused_unopened(tmp_path, mon
     monkeypatch.setattr(torch, "load", None)
     with pytest.raises(UserError, match="compressed"):
         cache.read_cached(tmp_path / "cached_0.pt")
-    pickled_bytes = b"\x80\x02]" + b"K\x00a" * 2_000_000 + b"."
+    pickled_bytes = b"\x80\x02]" + b"K\x00a" * 6_000_000 + b"."
     monkeypatch.undo()
     pickled(tmp_path / "cached_0.pt", pickled_bytes)
     with pytest.raises(UserError, match="more than are read"):

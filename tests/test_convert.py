@@ -420,3 +420,11 @@ def test_layers_of_no_preset_are_not_written_as_a_checkpoint_that_nothing_loads(
         change("ours", tmp_path / DIFFUSERS_FILE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     change("peft", tmp_path / DIFFUSERS_FILE, tmp_path / "out")
+
+
+def test_the_folder_one_stands_in_may_be_written_into(tmp_path, monkeypatch, run):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    convert("peft", run, Path("."), None, None, None)
+    assert {path.name for path in empty.iterdir()} == {path.name for path in tmp_path.glob("empty/*")} != set()

@@ -160,6 +160,16 @@ def test_a_folder_that_was_moved_aside_and_never_replaced_is_put_back(dead, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5", "checkpoint-6"]
 
 
+def test_sweeping_beside_a_writer_that_finishes_is_no_error(dead, tmp_path, monkeypatch):
+    for name in (".a.ffffff-1.part.mp4", f".b.{files._place()}-{dead}.part.mp4"):
+        (tmp_path / name).touch()
+    dies = files._is_dead
+    monkeypatch.setattr(
+        files, "_is_dead", lambda path, *rest: (path.name[1] == "a" and path.unlink(), dies(path, *rest))[1]
+    )
+    assert [path.name[1] for path in sweep(tmp_path)] == ["b"] and not list(tmp_path.iterdir())
+
+
 def test_what_atomic_path_writes_is_what_sweep_recognizes(tmp_path):
     for name in ("checkpoint-5", "a.b.mp4", "cached_0.safetensors"):
         with atomic_path(tmp_path / name) as part:

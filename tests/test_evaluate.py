@@ -13,7 +13,15 @@ import torch
 
 from configs.errors import UserError
 from data.world import Scene, reference_clip, render
-from infer.measure.evaluation import evaluate, find_samples, given_reference, learned_clips, measure_video, summarize
+from infer.measure.evaluation import (
+    evaluate,
+    find_samples,
+    given_reference,
+    learned_clips,
+    measure_video,
+    reference_of,
+    summarize,
+)
 from infer.measure.metrics import VideoScorer
 from infer.measure.statistics import mean
 from infer.measure.world_scores import ReferenceClips, world_scores
@@ -124,6 +132,15 @@ def test_real_videos_get_the_metrics_that_need_no_weights(folder, clip_file):
     found = evaluate(folder, VideoScorer())
     assert {"motion_fidelity", "motion_fidelity_dmt_code"} <= found.summary().keys()
     assert any(problem.startswith("CLIP: no weights given") for problem in found.problems)
+
+
+def test_no_name_inside_a_sidecar_decides_what_is_fetched(folder, monkeypatch):
+    """With rounded sizes the model's own numbers are needed: they are read from a folder of this machine alone."""
+    sidecar = json.loads((folder / "good.json").read_text())
+    data = sidecar["config"]["train_data"] | {"use_bucketing": True}
+    monkeypatch.setattr("infer.measure.evaluation.snap_of", lambda model: pytest.fail(f"{model} was asked for"))
+    with pytest.raises(UserError, match="for 'somebody/model', which is no folder here; give --reference"):
+        reference_of({**sidecar["config"], "pretrained_model_path": "somebody/model", "train_data": data})
 
 
 def test_a_video_without_a_sidecar_is_said_and_the_rest_is_measured(folder):

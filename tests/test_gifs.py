@@ -79,6 +79,14 @@ def test_small_frames_are_no_way_around_the_limit(tmp_path):
         open_video(save(tmp_path / "a.gif", dots, [10] + [655_350] * 15))
 
 
+def test_a_small_file_of_large_frames_is_refused_before_they_are_held(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.gif", steps(0, 8, 16, 24), 100)
+    monkeypatch.setattr("data.clips.np.stack", None)
+    monkeypatch.setattr("data.clips.MOST_REPEATED", 3 * 64 * 32 * 3)
+    with pytest.raises(UserError, match="a.gif: 4 frames of 64x32 pixels and more, too many to hold in memory; cut"):
+        open_video(path)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_a_picture_that_is_named_a_gif_is_one_sentence(tmp_path, kind):
     path = tmp_path / "a.gif"

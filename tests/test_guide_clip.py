@@ -250,7 +250,9 @@ def test_a_missing_clip_and_a_missing_reference_are_named(sampled, trained, tmp_
         sampled("--guide", str(tmp_path / "none.mp4"))
     with pytest.raises(UserError, match="no cached_latents lie beside the checkpoint"):
         sampled("--guide")
-    with pytest.raises(UserError, match="reference clip has 4 frames of 64 x 64, and the videos have 6 frames of 64"):
+    with pytest.raises(
+        UserError, match="reference clip has 4 latent frames of 64 x 64 pixels, and the videos have 6 latent frames"
+    ):
         sampled("-cf", str(trained()), "--guide", "-T", "6")
     with pytest.raises(UserError, match="--clip: 3 does not exist"):
         sampled("-cf", str(trained()), "--guide", "--clip", "3", "--noise_prior", "0")

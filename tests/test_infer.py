@@ -6,6 +6,7 @@ import sys
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -17,11 +18,13 @@ from configs.errors import UserError, command
 from configs.files import atomic_path
 from infer import batch, options, pictures, request, settings, sidecar
 from infer import generate as sampling
-from infer.generate import generate, load_backbone
+from infer.generate import _attention, generate, load_backbone
 from infer.jobs import read_jobs
 from infer.video import read_frames, safe_name, write_video
 from models.backbone import Backbone
+from models.backbones import wan
 from models.hooks import Patch
+from models.outline import skeleton
 
 from conftest import ROOT
 
@@ -537,6 +540,36 @@ def test_a_checkpoint_that_overflows_is_one_sentence(trained, backbone, tmp_path
     with pytest.raises(UserError, match="sampling: the latents are not finite after 1 steps"):
         list(generate(asked(trained, tmp_path / "out", "-p", "a horse", "-r", "1"), backbone))
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_nobody_describes_are_kept(tmp_path):
+    (tmp_path / "a_cat_seed1.mp4").write_text("somebody's")
+    (tmp_path / "a_cat_seed1").mkdir()
+    (tmp_path / "a_cat_seed1" / "mine.txt").touch()
+    frames = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for kind, name in (("mp4", "a_cat_seed1_2.mp4"), ("frames", "a_cat_seed1_3")):
+        record = {"file": {"format": kind, "quality": 5}, "settings": {"fps": 8}}
+        assert sidecar.write(tmp_path, "a cat", 1, frames, record, {}).name == name
+    assert (tmp_path / "a_cat_seed1.mp4").read_text() == "somebody's"
+    assert (tmp_path / "a_cat_seed1" / "mine.txt").exists()
+
+
+def test_the_choice_of_attention_comes_off_again_and_both_experts_have_it(tiny_wan):
+    """diffusers writes it into a transformer's own processors."""
+    networks = [skeleton(tiny_wan), skeleton(tiny_wan)]
+    backends = lambda: {str(p._attention_backend) for n in networks for p in n.attn_processors.values()}
+    for network in networks:
+        network.enable_xformers_memory_efficient_attention = partial(set_backend, network)
+    held = SimpleNamespace(network=networks[0], second=networks[1], kind=wan)
+    before = backends()
+    with _attention(held, options.parse(["--prompt", "x", "--xformers"])):
+        assert backends() == {"told"}
+    assert backends() == before and "told" not in before
+
+
+def set_backend(network):
+    for processor in network.attn_processors.values():
+        processor._attention_backend = "told"
 
 
 def test_a_sidecar_that_is_no_object_does_not_stop_a_video(trained, backbone, tmp_path):

@@ -119,6 +119,14 @@ def test_a_run_whose_every_step_is_skipped_stops_with_a_sentence(tiny_config, ov
         train.run(tiny_config(**SCALED, max_train_steps=2))
 
 
+def test_a_resumed_run_that_has_learned_before_may_end_on_a_skipped_step(tiny_config, overflowing):
+    """Only a path that never moved has learned nothing; the last checkpoint is made."""
+    folder = train.run(tiny_config(**SCALED, max_train_steps=1))
+    overflowing(2)
+    train.run(tiny_config(**SCALED, max_train_steps=2, resume_from_checkpoint=str(folder)))
+    assert (folder / "checkpoint-2").is_dir()
+
+
 def test_a_path_counts_its_own_skipped_steps(tiny_config, overflowing):
     """fp16's scale is halved for both paths, and each path moves or stays by its own gradient."""
     overflowing(1, 2)

@@ -8,6 +8,7 @@ import train
 from configs.errors import UserError
 from models.files.checkpoint import load_checkpoint
 from models.lora import targets
+from models.outline import skeleton
 from models.patterns import choose_layers
 from scripts.authors.weights import build_unet
 
@@ -41,6 +42,15 @@ def test_only_linear_layers_of_the_temporal_transformers_can_be_included(unet):
     assert set(targets(unet, "motiondirector")) == set(names)
     with pytest.raises(UserError, match="matches none"):
         choose_layers(unet, "tap", [r".*\.attentions\..*"], None)
+
+
+def test_nothing_is_included_beside_temporal_heads(tiny_wan):
+    """Their rows alone learn, so an included layer would be named, counted and saved, and learn nothing."""
+    network = skeleton(tiny_wan)
+    assert choose_layers(network, "tap_temporal", None, [r".*blocks\.0\..*"])[0]
+    with pytest.raises(UserError, match="include_patterns: tap_temporal learns in the temporal heads"):
+        choose_layers(network, "tap_temporal", [r".*ffn.*"], None)
+    assert choose_layers(network, "tap", [r".*ffn.*"], None)[0]
 
 
 def test_a_pattern_that_matches_nothing_names_the_nearest_layers(unet):

@@ -170,6 +170,30 @@ def test_an_error_of_the_first_exchange_is_itself_and_a_later_one_is_told(monkey
         joined.gather(None)
 
 
+def test_a_fault_of_this_gpu_is_itself_and_no_lost_process():
+    joined = Processes.__new__(Processes)
+    joined.count, joined.rank, joined.pids = 2, 0, [("here", 1), ("here", 2)]
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"), joined._talking():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "said"),
+    [
+        ("cuda:1", 4, "device: cuda:1 is one GPU, and 2 processes train; .* CUDA_VISIBLE_DEVICES"),
+        ("cuda", 1, "processes: 2 were started and there are 1 GPUs"),
+    ],
+)
+def test_processes_that_would_share_a_gpu_are_refused(device, gpus, said, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(UserError, match=said):
+        processes._check_devices(device, torch.device(device))
+    processes._check_devices("auto", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    processes._check_devices("cuda", torch.device("cuda"))
+
+
 @pytest.fixture
 def waits(monkeypatch, capsys):
     """What was printed by the time a process began to wait for its end, for each of those that waited."""

@@ -10,7 +10,7 @@ from configs.schema import to_yaml
 from infer import infer
 from models.training import memory
 from models.training.processes import Processes
-from scripts import reproduce
+from scripts import bench, parity, pretrain_pocketscope, reproduce
 
 
 @pytest.fixture
@@ -38,6 +38,36 @@ def test_a_file_of_results_that_cannot_be_written_is_named_before_the_work(refus
         words_given = ("table4", "--smoke", "--output_dir", tmp_path / "out", "--results", results)
         assert words in refusal(reproduce.main, *words_given)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["reproduce", "bench", "parity"])
+def test_a_file_of_own_words_is_not_taken_for_results(command, refusal, tmp_path):
+    notes = tmp_path / "NOTES.md"
+    notes.write_text("# Results\n\nmy own words\n")
+    main, words = {
+        "reproduce": (reproduce.main, ("table4", "--smoke", "--output_dir", tmp_path / "out")),
+        "bench": (bench.main, ()),
+        "parity": (parity.main, (tmp_path,)),
+    }[command]
+    assert "NOTES.md is no file of results, and would be written anew" in refusal(main, *words, "--results", notes)
+    assert notes.read_text().endswith("my own words\n") and list(tmp_path.iterdir()) == [notes]
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (reproduce.main, ["--benchmark", "x", "--model", "y", "--slurm", "a=b"], "--slurm: is for artefacts"),
+        (reproduce.main, ["--benchmark", "x", "--model", "y", "--trainings", "2"], "--trainings: is for artefacts"),
+        (reproduce.main, ["table4", "--method", "tap"], "--method: says how --benchmark learns"),
+        (reproduce.main, ["table4", "--model", ".", "--appearances", "2"], "--appearances: only the toy world"),
+        (pretrain_pocketscope.main, ["--ablate"], "--ablate: switches parts off where the model is measured"),
+        (infer.main, ["--model", "x", "--prompt", "y", "-ci", "3"], "--checkpoint_index: belongs to --checkpoint_fol"),
+        (infer.main, ["--model", "x", "--prompt", "y", "-lr", "3"], "--lora_rank: belongs to --checkpoint_folder"),
+        (infer.main, ["--prompt", "y", "--spatial_path_scale", "1"], "--spatial_path_scale: belongs to --spatial_path"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(main, words, said, refusal):
+    assert said in refusal(main, *words)
 
 
 def cuda():

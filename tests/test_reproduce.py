@@ -36,7 +36,7 @@ from scripts.artefacts import production
 from scripts.artefacts import testbed as beds
 from scripts.artefacts.artefact import EQUAL_MOTION, Variant
 from scripts.artefacts.catalogue import ARTEFACTS, PAPER
-from scripts.artefacts.chain import work
+from scripts.artefacts.chain import Chain, infer_words, work
 from scripts.artefacts.claims import LEARNED
 from scripts.artefacts.equal_motion import curves
 from scripts.artefacts.hidden_states import LabelledClip, compare_customizations, world_clips
@@ -46,7 +46,7 @@ from scripts.artefacts.prices import stored_prices
 from scripts.artefacts.report import bring
 from scripts.artefacts.result import total_cost
 from scripts.artefacts.results_file import markdown, markdown_code, put_section, read_sections, write_sections
-from scripts.artefacts.samples import sidecars
+from scripts.artefacts.samples import Samples, clear_damaged, sidecars
 from scripts.artefacts.testbed import prompt_list
 from scripts.pocket.architecture import build, untrained_unet
 
@@ -205,6 +205,44 @@ def test_artefacts_share_trainings_and_videos(tmp_path):
     other = Plan(beds.Testbed(POCKET, True, tmp_path), tmp_path, [], appearances=1, prompts=2)
     other.add("figure3")
     assert set(other.chains) <= set(before)  # alone, with fewer prompts: the same trainings
+
+
+def test_only_videos_of_todays_prompts_and_seeds_are_there(tmp_path):
+    """A line more in front gives every fourth prompt other noise: its video of before is not counted beside the new."""
+    prompts = list("abcdefgh")
+
+    def make(samples):
+        for seed, missing in samples.missing():
+            for prompt in missing:
+                (tmp_path / f"{prompt}{seed}.mp4").touch()
+                notes = {"video": f"{prompt}{seed}.mp4", "prompt": prompt, "seed": seed}
+                (tmp_path / f"{prompt}{seed}.json").write_text(json.dumps(notes))
+
+    make(Samples(str(tmp_path), [], prompts))
+    longer = Samples(str(tmp_path), [], ["new", *prompts[:7]])
+    assert dict(longer.missing()) == {0: ["new"], 1: ["d"]}
+    make(longer)
+    there = {(prompt, seed) for _, prompt, seed in sidecars(tmp_path)}
+    assert len(there) == 10 and longer.wanted() == there - {("d", 0), ("h", 1)} and len(longer.wanted()) == 8
+
+
+def test_what_a_killed_process_left_is_no_video_and_is_made_again(tmp_path):
+    for name in ("whole", "lonely", "broken"):
+        (tmp_path / f"{name}.mp4").touch()
+    notes = {"video": "whole.mp4", "prompt": "a", "seed": 0}
+    (tmp_path / "whole.json").write_text(json.dumps(notes))
+    (tmp_path / ".lonely.abcdef-1.part.json").write_text(json.dumps(notes | {"video": "lonely.mp4", "prompt": "b"}))
+    (tmp_path / "broken.json").write_text("{")
+    samples = Samples(str(tmp_path), [], ["a", "b"])
+    assert list(samples.missing()) == [(0, ["b"])]
+    clear_damaged(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["whole.json", "whole.mp4"]
+
+
+def test_a_prompt_may_look_like_a_flag():
+    prompts = ["-man", "-n o", "a = b", "--prompt"]
+    chain = Chain("c", ["pretrained_model_path=m"], "run", 1, [])
+    assert options.parse(infer_words(chain, Samples("f", [], prompts), 0, prompts)).prompt == prompts
 
 
 def test_motions_need_a_model_of_the_world(world_model, tmp_path):

@@ -258,7 +258,7 @@ def test_a_flag_has_the_limits_of_its_key(flag, capsys):
     accepted, refused = values_at_the_limits(flag)
     upwards = [KEYS[FLAG_KEYS[flag]].metadata["high"]] if flag == "guidance_interval" else []
     for value in accepted:
-        found = getattr(parse(f"--{flag}", value, *upwards), flag)
+        found = getattr(parse(f"--{flag}", value, *upwards, "--checkpoint_folder", "run"), flag)
         assert found == ([value, *upwards] if upwards or flag == "seed" else value)
     for value in [*refused, "nan", "x"]:
         with pytest.raises(SystemExit) as stop:

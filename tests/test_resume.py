@@ -3,8 +3,10 @@
 from typing import get_args
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+import train
 from configs.fields import KEYS
 from configs.key import Shapes, key
 from configs.schema import from_dict
@@ -40,7 +42,8 @@ def test_what_is_learned_stays_and_what_only_sampling_reads_may_change():
 
 @pytest.mark.parametrize("name", KEYS)
 def test_a_changed_key_is_refused_told_or_passed_over_by_what_it_shapes(name):
-    cfg = from_dict({"train_data": {"single_video_path": "a.mp4"}})
+    method = "motion_inversion" if name.startswith("embeddings.") else "lora"
+    cfg = from_dict({"train_data": {"single_video_path": "a.mp4"}, "method": method})
     trained = OmegaConf.to_container(cfg)
     section, _, last = name.rpartition(".")
     (trained[section] if section else trained)[last] = "before"
@@ -53,3 +56,14 @@ def test_a_changed_key_is_refused_told_or_passed_over_by_what_it_shapes(name):
 def test_a_checkpoint_without_a_configuration_differs_in_nothing():
     cfg = from_dict({"train_data": {"single_video_path": "a.mp4"}})
     assert shaping_differences(cfg, {}) == other_differences(cfg, {}) == ""
+
+
+def test_another_number_of_processes_is_told_and_keys_of_another_method_are_not_asked_for(tiny_config, capsys):
+    """Each process draws noise and timesteps of its own, so the steps to come are others."""
+    folder = train.run(tiny_config(max_train_steps=1))
+    path = folder / "checkpoint-1" / "training_state.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["processes"] == 1
+    torch.save(state | {"processes": 4}, path)
+    train.run(tiny_config(max_train_steps=2, resume_from_checkpoint=str(folder), embeddings={"max_frames": 7}))
+    assert "changed since the checkpoint: processes 4 → 1\n" in capsys.readouterr().err

@@ -135,5 +135,14 @@ def test_converting_takes_stderr_from_nobody(places, monkeypatch):
         (out / "weights").write_text("")
 
     monkeypatch.setattr(writing, "convert", convert)
-    takeaway.prepare("ours", Run(places.train / "train_1", places.train), 1, places)
-    assert seen == [sys.stderr]
+    run = Run(places.train / "train_1", places.train)
+    archive = takeaway.prepare("ours", run, 1, places)
+    assert seen == [sys.stderr] and list(places.lora.glob("*/weights"))
+
+    def refuse(*_):
+        raise UserError("damaged")
+
+    monkeypatch.setattr(writing, "convert", refuse)
+    with pytest.raises(UserError, match="damaged"):
+        takeaway.prepare("ours", run, 1, places)
+    assert list(places.lora.glob("*/weights")) and archive.exists(), "what was made before stays"

@@ -168,7 +168,7 @@ def test_resuming_tells_what_changed_and_when_nothing_is_left(tiny_config, capsy
     resumed = dict(resume_from_checkpoint=str(folder), lr_scheduler="linear")
     train.run(tiny_config(max_train_steps=2, learning_rate=0.25, **resumed))
     printed = capsys.readouterr().err
-    assert "changed since the checkpoint: learning_rate 0.0005 → 0.25" in printed
+    assert "changed since the checkpoint: learning_rate 0.0005 → 0.25\n" in printed
     assert "max_train_steps 1 → 2 changes the linear schedule" in printed and "jumps to 0.125 in step 2" in printed
     stored = (folder / "config.yaml").read_text()
     assert train.run(tiny_config(max_train_steps=1, **resumed)) == folder

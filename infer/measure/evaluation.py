@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from configs.checks import checked, maybe, text, whole
-from configs.errors import UserError
+from configs.errors import UserError, shown
 from configs.plain import read_json, read_text
 from configs.schema import from_dict, locate
 from configs.stored import stored_config
@@ -178,7 +178,7 @@ def reference_of(config: dict | None) -> ReferenceClips | None:
     """The clips a checkpoint was trained on, cut as they were for training; None without a configuration.
 
     Raises UserError when a clip, or the model that its size was rounded for, is no longer there, or when the training
-    read cached latents, so that there is no clip.
+    read cached latents, so that there is no clip. No name inside a configuration decides what is fetched.
     """
     if config is None:
         return None
@@ -188,7 +188,14 @@ def reference_of(config: dict | None) -> ReferenceClips | None:
             f"the training read {cfg.cached_latent_dir}, which holds latents and no clip; give --reference CLIP and "
             "--caption TEXT"
         )
-    snap = snap_of(cfg.pretrained_model_path) if cfg.train_data.use_bucketing else 1  # unused without bucketing
+    snap = 1
+    if cfg.train_data.use_bucketing:  # the size was rounded for the model
+        if not locate(cfg.pretrained_model_path).is_dir():
+            raise UserError(
+                f"the training rounded its clip's size for {shown(cfg.pretrained_model_path)}, which is no folder "
+                "here; give --reference CLIP and --caption TEXT"
+            )
+        snap = snap_of(locate(cfg.pretrained_model_path))
     # `load_clips` would print how they are cut, which training has done
     clips = [planned.read(planned.path, planned.cut, planned.prompt) for planned in plan_clips(cfg, snap)]
     return ReferenceClips(tuple(clip.frames for clip in clips), tuple(clip.prompt for clip in clips))

@@ -23,8 +23,8 @@ FORMULAS = (
     "same reference clip, prompt, seed and initial noise; their means over each clip, all its trainings together; "
     "Student's t on these, with the motions as blocks where they have several clips each (what is said holds for these "
     "motions), which is the linear mixed model with a random effect of the clip; never narrower than by independent "
-    "pairs. Claims: p values by Holm over all claims of the artefact, each with the smaller of its two; a claim that "
-    "something is more (or less) is refuted when the difference is short "
+    "pairs. Claims: p values by Holm over the artefact's claims that could be tested, each with the smaller of its "
+    "two; a claim that something is more (or less) is refuted when the difference is short "
     "of the smallest that counts. Every four prompts of a clip start from one draw of noise of its own, the same for "
     "every variant."
 )

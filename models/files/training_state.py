@@ -54,8 +54,9 @@ def load_training_state(
     kind: str | None = None,
     eight_bits: bool = False,
 ) -> dict[str, Any]:
-    """{"step": int, "optimizer": {"optimizers", "schedules", "scaler"}} of the checkpoint `folder`.
+    """{"step": int, "optimizer": {"optimizers", "schedules", "scaler"}, "processes": int} of the checkpoint `folder`.
 
+    `processes` is how many trained together, None where the file does not say.
     `parameters` are those of each optimizer that is to take the state over, by its groups; moments must have their
     shapes. `kind` and `eight_bits` are the values of the keys `optimizer` and `use_8bit_adam` of the run that does.
     Raises UserError where the file is missing, damaged, or another training's.
@@ -64,7 +65,9 @@ def load_training_state(
     if not file.is_file():
         raise UserError(f"{folder}: has no {TRAINING_STATE}, so training cannot go on from it; sampling can use it")
     content = read_pickle(file)
-    state = checked(content, {"step": whole(0)}, str(file), needed=("step", "optimizer"), advice=ADVICE)
+    state = checked(
+        content, {"step": whole(0), "processes": whole(1)}, str(file), needed=("step", "optimizer"), advice=ADVICE
+    )
     parts = content["optimizer"]
     lists = {"optimizers": listed(_anything, most=8), "schedules": listed(_anything, most=8), "scaler": _anything}
     parts = checked(parts, lists, str(file), needed=tuple(lists), advice=ADVICE)
@@ -83,7 +86,7 @@ def load_training_state(
     if scaler and len(scaler) < len(SCALER):
         raise UserError(f"{file}: its loss scale lacks {', '.join(SCALER.keys() - scaler.keys())}; {ADVICE}")
     optimizer = {"optimizers": parts["optimizers"], "schedules": schedules, "scaler": scaler}
-    return {"step": state["step"], "optimizer": optimizer}
+    return {"step": state["step"], "optimizer": optimizer, "processes": state.get("processes")}
 
 
 def _check_optimizer(

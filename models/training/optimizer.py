@@ -146,6 +146,7 @@ class DualPathOptimizer:
 
     def load_state_dict(self, state: dict) -> None:
         """Moments, schedule, loss scale and what Prodigy found, of a checkpoint; the rest is this run's config's."""
+        self.unmoved -= {path for path, saved in zip(self.paths, state["optimizers"]) if saved["state"]}
         for mine, saved in zip(self.optimizers, state["optimizers"]):
             pairs = zip(mine.state_dict()["param_groups"], saved["param_groups"])
             groups = [own | {name: old[name] for name in LEARNED if name in own} for own, old in pairs]

@@ -42,6 +42,7 @@ class Processes:
     def __init__(self, device: str):
         """Join the others. Raises UserError when a launcher started fewer processes than it was asked for."""
         chosen = choose_device(device)
+        _check_devices(device, chosen)
         state = PartialState(cpu=chosen.type == "cpu", timeout=TIMEOUT)
         self.count, self.rank = state.num_processes, state.process_index
         self.device = state.device if self.count > 1 else chosen
@@ -103,7 +104,8 @@ class Processes:
         try:
             yield
         except RuntimeError as error:  # gloo's and NCCL's word for a connection that broke
-            if is_out_of_memory(error) or not self.pids:  # what fails at first is a setting and no lost process
+            own = is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)  # a fault of this GPU's kernels
+            if own or not self.pids:  # what fails at first is a setting and no lost process
                 raise
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun stops the survivors: let them finish their line
             said = re.sub(r"^\[\S*\] ", "", shown_error(error))  # without the place in gloo's sources
@@ -124,6 +126,19 @@ def _alive(pid: int) -> bool:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False
+
+
+def _check_devices(asked: str, chosen: torch.device) -> None:
+    """Under a launcher every process on this machine has a GPU of its own, and the launcher says which."""
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if chosen.type != "cuda" or together == 1:
+        return
+    if ":" in asked:
+        raise UserError(
+            f"device: {asked} is one GPU, and {together} processes train; choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
+    if together > (there := torch.cuda.device_count()):
+        raise UserError(f"processes: {together} were started and there are {there} GPUs; start one for each GPU")
 
 
 def _check_launcher(count: int) -> None:

@@ -52,8 +52,11 @@ def resume(cfg, method, optimizer, processes: Processes, same_clips: Callable[[P
     state = load_training_state(found.path, optimizer.groups(), cfg.optimizer, cfg.use_8bit_adam)
     method.load(found.motion, found.appearance)
     optimizer.load_state_dict(state["optimizer"])
-    if changed := other_differences(cfg, found.config or {}):
-        processes.say(f"note: changed since the checkpoint: {changed}")
+    changed = [other_differences(cfg, found.config or {})]
+    if state["processes"] not in (None, processes.count):  # each draws noise and timesteps of its own
+        changed.append(f"processes {state['processes']} → {processes.count}")
+    if any(changed):
+        processes.say(f"note: changed since the checkpoint: {', '.join(filter(None, changed))}")
     before, length = (found.config or {}).get("max_train_steps"), cfg.max_train_steps
     if cfg.lr_scheduler in ENDING and before not in (None, length) and state["step"] < length:
         processes.say(
@@ -110,5 +113,7 @@ def _differences(cfg, trained: dict, shapes: str, wording: str) -> str:
     """The keys that shape this and have another value than in the configuration `trained`, each in the `wording`."""
     before = OmegaConf.create(trained)
     names = [name for name, entry in KEYS.items() if entry.metadata["shapes"] == shapes]
+    if cfg.method == "lora" == before.get("method", "lora"):
+        names = [name for name in names if not name.startswith("embeddings.")]  # of Motion Inversion
     wanted = [(name, OmegaConf.select(before, name), OmegaConf.select(cfg, name)) for name in names]
     return ", ".join(wording.format(name=n, old=old, new=new) for n, old, new in wanted if trained and old != new)

@@ -21,6 +21,10 @@ def save(cfg, method, optimizer, folder: Path, step: int, previews) -> None:
         kind=method.kind,
         config_yaml=to_yaml(cfg),
         info=info,
-        training_state={"step": step, "optimizer": optimizer.state_dict()},
+        training_state={
+            "step": step,
+            "optimizer": optimizer.state_dict(),
+            "processes": optimizer.processes.count if optimizer.processes else 1,
+        },
         limit=cfg.checkpoints_total_limit,
     )

@@ -13,7 +13,7 @@ from infer.measure.clip_scores import MetricUnavailable
 from infer.measure.metrics import VideoScorer
 from infer.measure.mtbench import GRID, follow, grid_points, mtbench_code, mtbench_paper, whole_grid
 from infer.video import read_frames
-from scripts.artefacts.samples import sidecars
+from scripts.artefacts.samples import Samples, sidecars
 
 
 @dataclass
@@ -25,18 +25,15 @@ class Found:
     scores: dict[str, float]
 
 
-def measure_case(
-    case: Case, prompts: Sequence[str], folder: Path, seen: list[int], scorer: VideoScorer
-) -> tuple[list[Found], list[str]]:
-    """Scores of a case's videos of these prompts against the frames `seen` of its clip, and a sentence for each video
-    or score that is missing."""
-    clip, problems, rows = read_frames(case.clip), [], []
+def measure_case(case: Case, samples: Samples, seen: list[int], scorer: VideoScorer) -> tuple[list[Found], list[str]]:
+    """(scores of a case's `samples` against the frames `seen` of its clip, a sentence for each that is missing)."""
+    clip, problems, rows, folder = read_frames(case.clip), [], [], Path(samples.folder)
     source, points, notes = source_tracks(case, clip, seen)
     clip = clip[seen]
     problems += notes
-    for notes, prompt, _ in sidecars(folder):
-        if prompt not in prompts:
-            continue  # of another time, when more prompts were asked for
+    for notes, prompt, seed in sidecars(folder):
+        if (prompt, seed) not in samples.wanted():
+            continue  # of another time, when other prompts were asked for
         try:
             frames = read_frames(folder / notes["video"])
         except UserError as error:

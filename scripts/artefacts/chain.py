@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configs.errors import UserError, command
 from configs.files import atomic_path
 from configs.runtime import slow_imports
+from infer.options import prompt_words
 from scripts.artefacts.plateau import previews_of, watched_step
 from scripts.artefacts.provenance import note_commit
 from scripts.artefacts.samples import TOGETHER, Samples, clear_damaged
@@ -87,8 +88,7 @@ def infer_words(chain: Chain, samples: Samples, seed: int, prompts: list[str], c
         str(seed),
         *samples.flags,
         *chosen,
-        "--prompt",
-        *prompts,
+        *prompt_words(prompts),
     ]
 
 

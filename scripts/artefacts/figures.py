@@ -32,6 +32,8 @@ FIGURES = {
         "how far each model's decoder is from the base, and whether motion is read there",
         (UNTOUCHED, Variant("TAP", TAP)),
         form="states",
+        network="unet",
+        needs="a U-Net, whose decoder is looked at, and one reference clip for each motion",
         motions=RETIMED[:1],
         reported="the paper's values are not in our reading",
     ),

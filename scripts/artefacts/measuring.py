@@ -69,6 +69,7 @@ def make_result(
         measure.ahead(folder for cell in cells if (folder := Path(cell.samples.folder)).is_dir())
 
     def measured(cell: Cell, run: str, variant: str, folder: Path, reference: ReferenceClips | None = None) -> None:
+        wanted = cell.samples.wanted()
         try:
             found = measure(folder, reference, cell.task.reference if reference else "")
         except UserError as error:
@@ -87,7 +88,7 @@ def make_result(
                 "path": folder / row["video"],
             }
             for row in found.rows
-            if row["prompt"] in cell.samples.prompts
+            if (row["prompt"], row["seed"]) in wanted or (reference and row["prompt"] in cell.samples.prompts)
         )
 
     for cell in cells:

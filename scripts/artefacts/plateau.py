@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean
 
+from infer.options import prompt_words
 from scripts.artefacts.samples import clear_damaged, sidecars
 
 LEAST = 0.1  # share of the path error that the next checkpoint must take off, for the training to go on
@@ -45,7 +46,7 @@ def watched_step(run: Path, clip: Path, previews: Path, sample: Callable[[list[s
             if len(list(sidecars(folder))) < SEEDS:
                 clear_damaged(folder)
                 place = ["--checkpoint_folder", str(run), "--checkpoint_index", str(step), "--output_dir", str(folder)]
-                sample([*place, "--seed", "0", "--repeat_num", str(SEEDS), "--prompt", caption])
+                sample([*place, "--seed", "0", "--repeat_num", str(SEEDS), *prompt_words([caption])])
             videos = [read_frames(path) for path in sorted(folder.glob("*.mp4"))]
             yield step, mean(world_scores(frames, caption, reference)["rmse"] for frames in videos)
 

@@ -30,7 +30,7 @@ from scripts.artefacts.provenance import commit
 from scripts.artefacts.quotation import quote
 from scripts.artefacts.report import body, write_files
 from scripts.artefacts.result import Result
-from scripts.artefacts.results_file import markdown_code, put_section
+from scripts.artefacts.results_file import check_results, markdown_code, put_section
 from scripts.artefacts.schedule import ChainProcesses, Launch, run_all, run_on_slurm, slurm_executor
 from scripts.artefacts.testbed import Testbed
 
@@ -49,6 +49,8 @@ def reproduce(
     results = results_file(args)
     pocket = args.model == "pocket"
     model = POCKET if pocket else Path(args.model).resolve()
+    if args.appearances and not (pocket or args.world):
+        raise UserError("--appearances: only the toy world draws clips in other looks; leave it out, or give --world")
     testbed = Testbed(model, pocket or args.world, output, args.clips and args.clips.resolve())
     logs, accepted = output / "logs", False
     try:
@@ -134,8 +136,7 @@ def results_file(args: argparse.Namespace) -> Path:
     """
     output = args.output_dir.resolve()
     results = args.results or (output / "RESULTS.md" if args.smoke else ROOT / "RESULTS.md")
-    if results.is_dir():
-        raise UserError(f"--results: {results} is a folder; name a file such as {results / 'RESULTS.md'}")
+    check_results(results)
     for folder in (output, results.parent):
         check_writable(folder)
     return results

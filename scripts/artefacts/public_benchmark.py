@@ -105,8 +105,8 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
     clips: list[str] = []
     for number, case in enumerate(cases, 1):
         try:
-            folder, seen = sample_case(case, args, plan, output / "benchmarks" / name / case.group, model)
-            rows, notes = measure_case(case, case.prompts[: most_prompts(args)], folder, seen, scorer)
+            samples, seen = sample_case(case, args, plan, output / "benchmarks" / name / case.group, model)
+            rows, notes = measure_case(case, samples, seen, scorer)
             problems += notes
             for note in notes:
                 say(f"note: {note}")
@@ -129,12 +129,12 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
 
 def sample_case(
     case: Case, args: argparse.Namespace, plan: Plan, place: Path, model: Callable[[], Backbone]
-) -> tuple[Path, list[int]]:
-    """(the folder with a case's videos, made where they are missing; the frames of its clip that the method saw)."""
+) -> tuple[Samples, list[int]]:
+    """(a case's videos, made where they are missing; the frames of its clip that the method saw)."""
     return _guided(case, args, plan, place, model) if args.method == GUIDANCE else _trained(case, args, plan)
 
 
-def _trained(case: Case, args: argparse.Namespace, plan: Plan) -> tuple[Path, list[int]]:
+def _trained(case: Case, args: argparse.Namespace, plan: Plan) -> tuple[Samples, list[int]]:
     """`sample_case` by a training on the case's clips, which is one of the plan's."""
     data = (f"train_data.single_video_path={case.clip}", f"train_data.single_video_prompt={case.caption}")
     if case.others:
@@ -148,19 +148,19 @@ def _trained(case: Case, args: argparse.Namespace, plan: Plan) -> tuple[Path, li
     task = MotionTask(case.name, case.group, data, case.prompts, case.clip, several=bool(case.others))
     cell = plan.cell(METHODS[args.method], task, 0, most_prompts(args))
     work(cell.chain)
-    return Path(cell.samples.folder), seen
+    return cell.samples, seen
 
 
 def _guided(
     case: Case, args: argparse.Namespace, plan: Plan, place: Path, model: Callable[[], Backbone]
-) -> tuple[Path, list[int]]:
+) -> tuple[Samples, list[int]]:
     """`sample_case` by guidance, in a folder of `place` that is named by the case and a digest of all that shapes it.
 
     `model` gives the loaded model, for which it is asked only where a video is missing.
     """
     prompts, flags = list(case.prompts[: most_prompts(args)]), ["--num-steps", "2"] if args.smoke else []
     flags += ["--model", args.model, "--guide", str(case.clip)]
-    settings = read_request(options.parse([*flags, "--prompt", *prompts])).settings
+    settings = read_request(options.parse([*flags, *options.prompt_words(prompts)])).settings
     snap = snap_of(plan.testbed.model)
     cut = Cut(settings.width, settings.height, settings.num_frames, settings.fps, snap=snap)
     (width, height), seen = _seen(case.clip, cut)
@@ -168,12 +168,13 @@ def _guided(
     content = hashlib.sha256(case.clip.read_bytes()).hexdigest()
     shaped_by = {name: value for name, value in settings.values.items() if name != "guide"}  # its path
     folder = place / f"{case.name}-{digest([plan.model_key, content, shaped_by, width, height])}"
-    for seed, missing in list(Samples(str(folder), flags, prompts).missing()):
+    samples = Samples(str(folder), flags, prompts)
+    for seed, missing in list(samples.missing()):
         note_commit(folder)
-        asked = [*flags, "--seed", str(seed), "--output_dir", str(folder), "--prompt", *missing]
+        asked = [*flags, "--seed", str(seed), "--output_dir", str(folder), *options.prompt_words(missing)]
         for _ in generate(options.parse(asked), model()):
             pass
-    return folder, seen
+    return samples, seen
 
 
 def _seen(path: Path, cut: Cut) -> tuple[tuple[int, int], list[int]]:

@@ -214,9 +214,9 @@ def total_cost(cells: list[Cell]) -> Cost:
     """The cost of the cells' runs and of the videos that they show, from the logs written when they were made."""
     runs = {cell.chain.run_folder for cell in cells if cell.chain.run_folder}
     steps = [record for run in runs for record in read_log(run / "log.jsonl")]
-    shown = {(cell.samples.folder, prompt) for cell in cells for prompt in cell.samples.prompts}
+    shown = {(cell.samples.folder, *video) for cell in cells for video in cell.samples.wanted()}
     folders = dict.fromkeys(cell.samples.folder for cell in cells)
-    notes = [found for folder in folders for found, prompt, _ in sidecars(Path(folder)) if (folder, prompt) in shown]
+    notes = [found for folder in folders for found, *video in sidecars(Path(folder)) if (folder, *video) in shown]
     devices = {found["device"].split(":")[0] for found in notes}
     named = {"cpu": f"cpu ({os.cpu_count()} cores)"}
     if torch.cuda.is_available():

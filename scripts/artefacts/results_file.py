@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from configs.errors import UserError
 from configs.files import atomic_path
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.verdict import RULINGS
@@ -69,6 +70,17 @@ def markdown_table(rows: list[list[str]]) -> str:
 def read_sections(path: Path) -> dict[Key, str]:
     """Sections of `path` by key, markers included; empty when there is no such file."""
     return {(found[1], found[2]): found[0] for found in SECTION.finditer(path.read_text())} if path.exists() else {}
+
+
+def check_results(path: Path) -> None:
+    """Raise UserError where `path` holds anything but results, which writing a section would lose: before the work."""
+    if not path.exists():
+        return
+    if path.is_dir():
+        raise UserError(f"--results: {path} is a folder; name a file such as {path / 'RESULTS.md'}")
+    text = path.read_text(errors="replace")
+    if text.strip() and not SECTION.search(text):
+        raise UserError(f"--results: {path} is no file of results, and would be written anew; name another file")
 
 
 def put_section(path: Path, key: Key, title: str, body: str) -> None:

@@ -25,26 +25,42 @@ class Samples:
     def missing(self) -> Iterator[tuple[int, list[str]]]:
         """(seed, prompts) of the videos that are not in the folder yet."""
         there = {(prompt, seed) for _, prompt, seed in sidecars(Path(self.folder))}
+        for seed, prompts in self._batches():
+            lacking = [prompt for prompt in prompts if (prompt, seed) not in there]
+            if lacking:
+                yield seed, lacking
+
+    def wanted(self) -> set[tuple[str, int]]:
+        """(prompt, seed) of every video: the folder may hold others, of a time when the list of prompts was another."""
+        return {(prompt, seed) for seed, prompts in self._batches() for prompt in prompts}
+
+    def _batches(self) -> Iterator[tuple[int, list[str]]]:
         for start in range(0, len(self.prompts), TOGETHER):
-            seed = self.first_seed + start // TOGETHER % SEEDS
-            prompts = [p for p in self.prompts[start : start + TOGETHER] if (p, seed) not in there]
-            if prompts:
-                yield seed, prompts
+            yield self.first_seed + start // TOGETHER % SEEDS, self.prompts[start : start + TOGETHER]
 
 
 def sidecars(folder: Path) -> Iterator[tuple[dict, str, int]]:
     """(sidecar, prompt, seed) of every complete video in `folder`; a damaged sidecar counts as none."""
-    for path in sorted(folder.glob("*.json")):
+    for path in _notes(folder):
         notes = _read(path)
         if notes and (folder / notes["video"]).exists():
             yield notes, notes["prompt"], notes["seed"]
 
 
 def clear_damaged(folder: Path) -> None:
-    """Delete the sidecars in `folder` that cannot be read, whose videos are then sampled again under the same names."""
-    for path in folder.glob("*.json"):
+    """Delete what is no whole video in `folder`, so that it is sampled again under the same name: sidecars that cannot
+    be read, and videos without one, which a killed process leaves."""
+    for path in _notes(folder):
         if _read(path) is None:
             path.unlink()
+    for video in folder.glob("[!.]*.mp4"):
+        if not video.with_suffix(".json").exists():
+            video.unlink()
+
+
+def _notes(folder: Path) -> list[Path]:
+    """The sidecars in `folder`; a name that begins with a dot is of one that was being written."""
+    return sorted(folder.glob("[!.]*.json"))
 
 
 def _read(path: Path) -> dict | None:

@@ -1,10 +1,11 @@
 """What the numbers say about claims: paired differences over reference clips, and a ruling on each.
 
-All claims of an artefact are one family: Holm's correction keeps the chance of any wrong ruling at 5 %. Clips are drawn
-inside their motions, so a ruling holds for the motions of the artefact and other clips of them. A claim that the
-testbed leaves no room for is not testable: "moves no worse" than something that does not move, and whatever is said of
-leakage, more or less, where neither of the two leaks. A claim about a bound asks on which side of it the clips' own
-means lie. Several trainings on a clip are inside it, as their videos are, and do not make it count twice.
+The claims of an artefact that can be tested are one family: Holm's correction keeps the chance of any wrong ruling at
+5 %. Clips are drawn inside their motions, so a ruling holds for the motions of the artefact and other clips of them. A
+claim that the testbed leaves no room for is not testable: "moves no worse" than something that does not move, and
+whatever is said of leakage, more or less, where neither of the two leaks. A claim about a bound asks on which side of
+it the clips' own means lie. Several trainings on a clip are inside it, as their videos are, and do not make it count
+twice.
 """
 
 from collections.abc import Iterable, Mapping

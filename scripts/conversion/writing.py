@@ -44,6 +44,7 @@ def convert(kind: str, source: Path, out: Path, index: int | None, model: str | 
         )
     if checkpoint.preset == "tap_pure" and kind in ("diffusers", "comfyui", "musubi", "merged"):
         _note("tap_pure takes QK-norm from the base model, which other programs do not: there it acts as tap_temporal")
+    out = out.absolute()  # "." has no name to write under
     _refuse_existing(out)
     check_writable(out.parent)
     sweep(out.parent)

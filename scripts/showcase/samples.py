@@ -1,4 +1,4 @@
-"""Videos of a run: the clip that it learned from, and samples of the base and the customized model from equal noise."""
+"""Videos of a run: the clip that it learned from, and samples of the base and the customized model from one seed."""
 
 import contextlib
 import io
@@ -39,5 +39,5 @@ def sample_run(
     `strength` 0 is the base model. `flags` are further ones of infer/infer.py.
     """
     words = ["--checkpoint_folder", str(run), "--output_dir", str(folder), "--seed", str(seed)]
-    words += ["--lora_scale", str(strength), *flags, "--prompt", *prompts]
+    words += ["--lora_scale", str(strength), *flags, *options.prompt_words(prompts)]
     return [(path, read_frames(path)) for path in generate(options.parse(words))]

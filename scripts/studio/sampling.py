@@ -1,4 +1,4 @@
-"""From a run, prompts and dials to two rows of videos: the base model and the customized one from equal noise.
+"""From a run, prompts and dials to two rows of videos: the base model and the customized one from one seed.
 
 Both are requests to `infer/infer.py`, made in this process with a model that stays loaded. A dial becomes a flag only
 where it differs from what the checkpoint says, so the commands that are shown stay as short as people write them.
@@ -74,7 +74,8 @@ class Wish:
         return [
             script("infer/infer.py"),
             *("--checkpoint_folder", short(self.run.path), *checkpoint),
-            *("--prompt", *self.prompts, "--seed", str(self.seed)),
+            *options.prompt_words(self.prompts),
+            *("--seed", str(self.seed)),
             *("--output_dir", short(places.infer / self.run.name / kind)),
         ]
 

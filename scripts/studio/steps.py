@@ -10,6 +10,7 @@ from html import escape
 import gradio as gr
 
 from configs.fields import KEYS
+from infer.choices import words_of
 from scripts.studio.desk import Desk
 from scripts.studio.recipe import METHODS, SPEEDS
 from scripts.studio.sampling import dials_of_model
@@ -115,10 +116,10 @@ class SampleStep:
                     pli = gr.Slider(
                         0, LATEST, 0, step=10, label="Phased integration", info="the base model below this timestep"
                     )
-                    highway = gr.Radio(["off", "all", "release", "plain"], value="all", label="Appearance highway")
+                    highway = gr.Radio(["off", *words_of("highway")], value="all", label="Appearance highway")
                     beta = gr.Slider(0.5, 2, 1.1, step=0.05, label="Its scale")
                 with gr.Row():
-                    solver = gr.Dropdown(["ddim", "unipc", "dpm"], value=own["solver"], label="Solver")
+                    solver = gr.Dropdown(list(words_of("solver")), value=own["solver"], label="Solver")
                     num_steps = gr.Slider(1, 100, own["num_steps"], step=1, label="Its steps")
                     guidance = gr.Slider(0, 20, own["guidance_scale"], step=0.5, label="Guidance scale")
                 with gr.Row():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.files import atomic_path, remove
+from configs.files import atomic_path
 from scripts.studio.places import Places, script, short
 from scripts.studio.recipe import go_on
 from scripts.studio.runs import Run
@@ -42,9 +42,8 @@ def _lora(kind: str, run: Run, index: int, places: Places) -> Path:
 
     words = lora_words(kind, run, index, places)
     out = Path(words[3]).absolute()
-    if out.exists():
-        remove(out)  # made by an earlier click from the same checkpoint
-    convert(kind, run.path, out, index, None, None)  # its notes go to the page's terminal
+    with atomic_path(out) as part:  # an earlier one from the same checkpoint stays until the new one is whole
+        convert(kind, run.path, part, index, None, None)  # its notes go to the page's terminal
     return _zipped(places.files / f"{out.name}.zip", out, sorted(path for path in out.rglob("*") if path.is_file()))
 
 
