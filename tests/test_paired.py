@@ -85,7 +85,7 @@ def test_an_interval_of_level_one_minus_p_ends_at_the_edge():
     found = over_clips(*drawn(8, 4, between=0.5, within=1.0, seed=4, effect=1.0))
     p = found.p_above(0.3)
     assert 0 < p < 0.5 and found.interval(1 - p)[0] == pytest.approx(0.3)
-    assert found.p_above(found.value + 0.01) == 1.0 and found.turned().p_above(-found.value + 0.01) == 1.0
+    assert found.p_above(found.value + 0.01) == 1.0 and found.p_below(found.value - 0.01) == 1.0
 
 
 def test_too_few_clips_have_no_interval_and_decide_nothing():
@@ -113,7 +113,7 @@ def test_a_certain_refutation_makes_no_confirmation_cheaper():
     for _ in range(rounds):
         values = 0.05 * rng.standard_normal((20, 16))
         found = [over_clips(dict(enumerate(row)), dict.fromkeys(range(16), 0.0), itself) for row in values]
-        chances = [(one.p_above(0.0), one.turned().p_above(-0.1)) for one in found]
+        chances = [(one.p_above(0.0), one.p_below(0.1)) for one in found]
         wrong["both"] += 0 in decide(chances)
         edges = holm([min(pair) for pair in chances])
         wrong["smaller p alone"] += any(pair[0] < edge for pair, edge in zip(chances, edges))

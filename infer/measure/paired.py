@@ -22,7 +22,7 @@ from itertools import chain
 import numpy as np
 from scipy.stats import nct, t
 
-from infer.measure.statistics import FEWEST, LEVEL
+from infer.measure.statistics import FEWEST, LEVEL, grouped
 
 MOST = 1000  # more clips than anybody will learn from
 POWER = 0.8  # of the experiments that would be made with so many clips, how many would decide
@@ -86,6 +86,10 @@ class PairedDifference:
         way = self.value - edge
         return max(2 * float(t.sf(way / error, freedom)) if error else 0.0 for error, freedom in self._errors())
 
+    def p_below(self, edge: float) -> float:
+        """`p_above` for the other side."""
+        return self.turned().p_above(-edge)
+
     def _errors(self) -> list[tuple[float, int]]:
         """(standard error, degrees of freedom) by the clips' means, and by the pairs as if they were independent."""
         blocks = blocks_of(self.motions)
@@ -131,21 +135,18 @@ def blocks_of(motions: Sequence[Hashable]) -> Sequence[Hashable]:
     return motions if len(motions) - len(set(motions)) >= FEWEST - 1 else [None] * len(motions)
 
 
-def _grouped(values: Sequence[float], blocks: Sequence[Hashable]) -> list[np.ndarray]:
-    inside: dict[Hashable, list[float]] = {}
-    for value, block in zip(values, blocks, strict=True):
-        inside.setdefault(block, []).append(value)
-    return [np.array(found) for found in inside.values()]
+def _arrays(values: Sequence[float], blocks: Sequence[Hashable]) -> list[np.ndarray]:
+    return [np.array(found) for found in grouped(values, blocks).values()]
 
 
 def _mean(values: Sequence[float], blocks: Sequence[Hashable]) -> float:
     """The mean of the blocks' means."""
-    return float(np.mean([found.mean() for found in _grouped(values, blocks)]))
+    return float(np.mean([found.mean() for found in _arrays(values, blocks)]))
 
 
 def _spread(values: Sequence[float], blocks: Sequence[Hashable]) -> tuple[float, int]:
     """(standard deviation inside the blocks, its degrees of freedom)."""
-    inside = _grouped(values, blocks)
+    inside = _arrays(values, blocks)
     freedom = len(values) - len(inside)
     return float(np.sqrt(sum(((found - found.mean()) ** 2).sum() for found in inside) / freedom)), freedom
 
@@ -153,7 +154,7 @@ def _spread(values: Sequence[float], blocks: Sequence[Hashable]) -> tuple[float,
 def _error(values: Sequence[float], blocks: Sequence[Hashable]) -> tuple[float, int]:
     """(standard error of `_mean`, its degrees of freedom)."""
     spread, freedom = _spread(values, blocks)
-    inside = _grouped(values, blocks)
+    inside = _arrays(values, blocks)
     return spread * sum(1 / len(found) for found in inside) ** 0.5 / len(inside), freedom
 
 

@@ -65,11 +65,12 @@ def mean(values: Sequence[float]) -> Estimate:
 def share_or_mean(values: Sequence[bool | float], units: Sequence[Hashable] | None = None) -> Estimate:
     """`share` of booleans, `mean` of numbers. `units` names the reference clip of each value, default one for all."""
     shares = all(isinstance(value, bool) for value in values)
-    inside = _grouped(values, units or [None] * len(values))
+    inside = grouped(values, units or [None] * len(values))
     return _over_units((share if shares else mean)(values), inside, (0.0, 1.0) if shares else UNLIMITED)
 
 
-def _grouped(values: Iterable[float], units: Iterable[Hashable]) -> dict[Hashable, list[float]]:
+def grouped(values: Iterable[float], units: Iterable[Hashable]) -> dict[Hashable, list[float]]:
+    """The values of each unit, in order."""
     inside: dict[Hashable, list[float]] = {}
     for value, unit in zip(values, units, strict=True):
         inside.setdefault(unit, []).append(value)

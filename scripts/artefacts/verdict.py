@@ -78,7 +78,7 @@ class Question:
     def chances(self) -> tuple[float, float]:
         """p of confirming and of refuting it."""
         confirm, refute = self.edges
-        return self.turned.p_above(confirm), self.turned.turned().p_above(-refute)
+        return self.turned.p_above(confirm), self.turned.p_below(refute)
 
     def needed(self, level: float) -> str:
         """In words, how many clips would decide it at this level, by the difference and the spread seen."""
