@@ -210,7 +210,7 @@ def _colour_of_pixels(image: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray
     dark = ground * 0.78
     points = np.concatenate([np.array(list(COLOURS.values())), [ground, (ground + dark) / 2, dark]])
     points = np.concatenate([points, [WINDOW_FRAME, WINDOW_PANE]])
-    owner = np.linalg.norm(image[..., None, :] - points, axis=-1).argmin(-1)
+    owner = ((points**2).sum(1) - 2 * image @ points.T).argmin(-1)  # |x - p|^2 without |x|^2, in fewer operations
     owner[np.linalg.norm(image - ground, axis=-1) < CONTRAST] = len(COLOURS)
     first = len(COLOURS) + 3
     # The window stands in a corner and does not move: count its frame's colour in the least covered corner.

@@ -6,9 +6,20 @@ import torch
 from scipy.ndimage import binary_dilation
 
 from configs.errors import UserError
-from data.detectors import compare_paths, grown, name_motion, read_clip, take_apart
+from data.detectors import (
+    CONTRAST,
+    _border_colour,
+    _colour_of_pixels,
+    compare_paths,
+    grown,
+    name_motion,
+    read_clip,
+    take_apart,
+)
 from data.graded import ground_pixels
+from data.shapes import WINDOW_FRAME, WINDOW_PANE
 from data.world import (
+    COLOURS,
     MOTIONS,
     RETIMINGS,
     Scene,
@@ -156,3 +167,16 @@ def test_a_mask_grows_by_the_neighbours_along_the_axes_that_are_named():
         assert np.array_equal(found, binary_dilation(mask, shape[None]))
     layers = take_apart(render(sample_scene(1000)).frames)
     assert np.array_equal(~ground_pixels(layers), binary_dilation(layers.coverage > 0.05, cross[None], 2))
+
+
+def test_every_pixel_gets_the_colour_that_is_nearest():
+    """Against distances, one by one; equal ones go to the first of the palette."""
+    image = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.float32)
+    image[:, :13, :11] = (150, 240, 190)
+    ground = _border_colour(image)
+    points = [*COLOURS.values(), ground, 0.89 * ground, 0.78 * ground, WINDOW_FRAME, WINDOW_PANE]
+    distances = np.stack([np.linalg.norm(image - np.array(point), axis=-1) for point in points])
+    nearest = distances.argmin(0)
+    nearest[np.linalg.norm(image - ground, axis=-1) < CONTRAST] = len(COLOURS)
+    owner, _ = _colour_of_pixels(image, ground)
+    assert (owner == np.where(nearest < len(COLOURS), nearest, -1)).all() and len(np.unique(owner)) == len(COLOURS) + 1
