@@ -24,7 +24,7 @@ from scripts.artefacts.variants import (
 
 # names of rows that claims refer to
 ALL_LAYERS, BASELINE, ALL_THREE = "all (MotionDirector)", "baseline (MotionDirector)", "+ PLI (full)"
-EACH = 5  # reference clips of a motion in a table of every held-out one: all ten artefacts then take under four hours
+EACH = 4  # reference clips of a motion in a table of every held-out one: all ten artefacts then take under four hours
 AH_SAMPLED, AH_TRAINED = "AH in sampling only", "AH in training and sampling"
 
 TABLES = {
