@@ -125,6 +125,16 @@ def test_its_claims_are_ruled_as_in_the_results_and_with_their_figures():
             assert found and [f"{float(value):.2f}" for value in found.groups()] == pair, (row, measure)
 
 
+def test_it_counts_the_decided_comparisons_as_the_results_do():
+    testable, decided = re.search(
+        r"Of the paper's (\d+) comparisons that could be tested, (\d+) are decided", (ROOT / "RESULTS.md").read_text()
+    ).groups()
+    assert (
+        f"RESULTS.md decides {decided} of the paper's {testable} comparisons that can be tested here"
+        in TEXT["README.md"]
+    )
+
+
 def test_the_shares_of_its_methods_are_those_of_table_2():
     section = read_sections(ROOT / "RESULTS.md")["table2", "pocketscope"]
     first = section[section.index("| re-timing |") :].partition("\n\n")[0]  # the table of the re-timed clips
