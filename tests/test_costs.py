@@ -81,4 +81,4 @@ def test_videos_are_sampled_with_the_model_where_it_lies_now():
     train = ["--config", "a.yaml", "pretrained_model_path=models/pocketscope", "seed=0"]
     chain = Chain("run", train, "run", 2, [])
     words = infer_words(chain, Samples("out", ["--lora_scale", "0"], ["a"]), 3, ["a", "b"])
-    assert words[words.index("--model") + 1] == "models/pocketscope" and words[-2:] == ["a", "b"]
+    assert words[words.index("--model") + 1] == "models/pocketscope" and words[-2:] == ["--prompt=a", "--prompt=b"]
