@@ -25,6 +25,7 @@ from configs.errors import UserError, is_out_of_memory
 from configs.plain import shown_error
 from models.backbone import choose_device
 
+SAME_GPU = "Duplicate GPU"  # NCCL's words
 TIMEOUT = timedelta(hours=12)  # the others wait while the first process encodes clips and samples previews
 
 
@@ -40,9 +41,9 @@ class Processes:
     """This process among those of its training. `count` of them, this one is number `rank`, the first is `is_main`."""
 
     def __init__(self, device: str):
-        """Join the others. Raises UserError when a launcher started fewer processes than it was asked for."""
+        """Join the others. Raises UserError when a launcher started fewer than it was asked for, or two share a GPU."""
+        _check_device(device)
         chosen = choose_device(device)
-        _check_devices(device, chosen)
         state = PartialState(cpu=chosen.type == "cpu", timeout=TIMEOUT)
         self.count, self.rank = state.num_processes, state.process_index
         self.device = state.device if self.count > 1 else chosen
@@ -105,7 +106,12 @@ class Processes:
             yield
         except RuntimeError as error:  # gloo's and NCCL's word for a connection that broke
             own = is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)  # a fault of this GPU's kernels
-            if own or not self.pids:  # what fails at first is a setting and no lost process
+            if not self.pids and SAME_GPU in str(error):
+                raise UserError(
+                    "processes: two of them were given the same GPU; start as many as there are GPUs: torchrun "
+                    "--nproc_per_node N"
+                ) from None
+            if own or not self.pids:  # what else fails at first is a setting and no lost process
                 raise
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun stops the survivors: let them finish their line
             said = re.sub(r"^\[\S*\] ", "", shown_error(error))  # without the place in gloo's sources
@@ -128,17 +134,12 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _check_devices(asked: str, chosen: torch.device) -> None:
-    """Under a launcher every process on this machine has a GPU of its own, and the launcher says which."""
-    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if chosen.type != "cuda" or together == 1:
-        return
-    if ":" in asked:
+def _check_device(asked: str) -> None:
+    """Under a launcher every process has a GPU of its own, and the launcher says which."""
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and asked.startswith("cuda:"):
         raise UserError(
-            f"device: {asked} is one GPU, and {together} processes train; choose GPUs by CUDA_VISIBLE_DEVICES"
+            f"device: {asked} is one GPU, and several processes train; choose theirs by CUDA_VISIBLE_DEVICES"
         )
-    if together > (there := torch.cuda.device_count()):
-        raise UserError(f"processes: {together} were started and there are {there} GPUs; start one for each GPU")
 
 
 def _check_launcher(count: int) -> None:
