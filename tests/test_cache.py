@@ -235,6 +235,13 @@ def written(clip, folder):
     return list(folder.iterdir())
 
 
+def test_an_entry_of_another_precision_is_read_in_fp32(tmp_path):
+    latents, text = torch.ones(1, 3, 4, 2, 2, dtype=torch.float64), torch.ones(1, 2, 3, dtype=torch.float16)
+    cache.write_cached(cache.CachedClip(latents, text, -latents, "a", "a"), tmp_path / "cached_0.safetensors")
+    (found,) = cache.read_folder(tmp_path)
+    assert {found.latents.dtype, found.text.dtype, found.inversion.dtype} == {torch.float32}
+
+
 def test_the_size_that_a_clip_was_cut_to_is_kept_with_it(clip, tmp_path):
     wide = dataclasses.replace(clip, frames=clip.frames.reshape(4, 3, 8, 32))
     (path,) = written(wide, tmp_path)

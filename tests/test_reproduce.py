@@ -259,6 +259,16 @@ def test_an_artefact_of_the_transformer_refuses_the_u_net(name, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_figure_of_a_decoder_refuses_the_transformer_before_anything_is_trained(tmp_path):
+    model = str(production.ROOT / "models/pocketscope_dit")
+    argv = ["figure4", "--plan", "--model", model, "--world", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(
+        UserError, match="figure4: is about a unet, and pocketscope_dit is a diffusion transformer; it needs a U-Net"
+    ):
+        command.main.__wrapped__(argv)
+    assert not (tmp_path / "out").exists()
+
+
 def test_equal_trainings_are_planned_once(plan):
     assert len(plan.chains) == 1
     (chain,) = plan.chains.values()
