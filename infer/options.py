@@ -39,6 +39,7 @@ GUIDANCE = {"updates": 3, "rate": 0.003, "weights": (20.0, 5.0), "across": 0.1, 
 BELONGING = {  # flags that mean nothing alone -> those of which one must be given
     ("checkpoint_index", "temporal_preset", "lora_rank"): ("checkpoint_folder", "temporal_path_folder"),
     ("spatial_path_scale", "spatial_path_clip"): ("spatial_path_folder",),
+    tuple(GUIDE_CHECKS): ("guide",),
 }
 MOST_LETTERS = 300  # of a refused flag's message
 
@@ -238,13 +239,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="of the mp4, 1 to 10; 10 is lossless (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    alone = [name for name, value in vars(args).items() if name.startswith("guide_") and value is not None]
-    if args.guide is None and alone:
-        parser.error(f"argument --{alone[0]}: belongs to --guide, which is not given")
-    for names, folders in BELONGING.items():
-        lone = [name for name in names if getattr(args, name) is not None]
-        if lone and not any(getattr(args, folder) for folder in folders):
-            parser.error(f"argument --{lone[0]}: belongs to --{folders[0]}, which is not given")
+    for names, hosts in BELONGING.items():
+        alone = [name for name in names if getattr(args, name) is not None]
+        if alone and all(getattr(args, host) is None for host in hosts):
+            parser.error(f"argument --{alone[0]}: belongs to --{hosts[0]}, which is not given")
     if not args.output_dir:
         parser.error("argument --output_dir: is empty, name a folder (a single dot is this one)")
     if args.compile != "off" and args.memory != "default":

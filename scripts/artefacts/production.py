@@ -50,7 +50,9 @@ def reproduce(
     pocket = args.model == "pocket"
     model = POCKET if pocket else Path(args.model).resolve()
     if args.appearances and not (pocket or args.world):
-        raise UserError("--appearances: only the toy world draws clips in other looks; leave it out, or give --world")
+        raise UserError(
+            "--appearances: only the toy world draws clips in other appearances; leave it out, or give --world"
+        )
     testbed = Testbed(model, pocket or args.world, output, args.clips and args.clips.resolve())
     logs, accepted = output / "logs", False
     try:
