@@ -84,7 +84,8 @@ def check_results(path: Path) -> None:
 
 
 def put_section(path: Path, key: Key, title: str, body: str) -> None:
-    """Replace or add one section of `path`."""
+    """Replace or add one section of `path`. Raises UserError as `check_results`."""
+    check_results(path)
     key = tuple(re.sub(r"[^\w.-]+", "_", word) for word in key)  # a marker is a comment, which no name may end
     made = f" {len(CHANGES)}" if key[0] in ARTEFACTS else ""
     text = f"<!-- begin {key[0]} {key[1]}{made} -->\n## {markdown(title)}\n\n{body}<!-- end {key[0]} {key[1]} -->\n"
