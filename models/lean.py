@@ -63,21 +63,17 @@ def _call(reference: weakref.ref, forward: Callable, stock: Callable, *args, **k
 
 
 def _merged_linear(layer: LoraLayer, stock: Callable, x: torch.Tensor) -> torch.Tensor:
-    """W x + sum of scale B A x over the adapters that act, as (W + sum of scale B A) x."""
+    """W x + sum of scale B A x over the adapters that act, as (W + sum of scale B A) x where that is cheaper."""
     base, acting = layer.base_layer, [name for name in layer.active_adapters if name in layer.lora_A]
     if not acting:
         return base(x)
-    rows, (outs, ins) = x.numel() // x.shape[-1], base.weight.shape
-    beside = merged = 0  # multiplications, of forward and backward together
-    for name in acting:
-        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-        if not _is_bare(layer, name):
-            return stock(x)
-        trained = up.requires_grad and torch.is_grad_enabled()
-        beside += rows * (ins + outs) * len(down) * (3 if trained else 1)
-        merged += ins * outs * (rows + 3 * len(down) if trained else len(down))
-    if beside < merged:
+    if not all(_is_bare(layer, name) for name in acting):
         return stock(x)
+    if any(_drops(layer.lora_B[name]) for name in acting) or _is_cheaper_beside(layer, acting, x):
+        result = base(x)
+        for name in acting:
+            result = result.add_(layer.lora_B[name](layer.lora_A[name](x)), alpha=layer.scaling[name])
+        return result
     weight = base.weight
     for name in acting:
         up, down = layer.lora_B[name].acting, layer.lora_A[name].weight
@@ -85,11 +81,28 @@ def _merged_linear(layer: LoraLayer, stock: Callable, x: torch.Tensor) -> torch.
     return F.linear(x, weight, base.bias)
 
 
+def _is_cheaper_beside(layer: LoraLayer, acting: list[str], x: torch.Tensor) -> bool:
+    """Do the adapters take fewer multiplications, of forward and backward together, beside the layer than in it?"""
+    rows, (outs, ins) = x.numel() // x.shape[-1], layer.base_layer.weight.shape
+    beside = merged = 0
+    for name in acting:
+        rank, trained = len(layer.lora_A[name].weight), layer.lora_B[name].weight.requires_grad
+        trained &= torch.is_grad_enabled()
+        beside += rows * (ins + outs) * rank * (3 if trained else 1)
+        merged += ins * outs * (rows + 3 * rank if trained else rank)
+    return beside < merged
+
+
 def _is_bare(layer: LoraLayer, name: str) -> bool:
-    """Is this adapter nothing but two matrices? Dropout stands between them or hangs on them as a hook."""
+    """Is this adapter nothing but two matrices? peft's dropout stands before them; a hook may hang on them."""
     modules = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
     hooked = any(m._forward_hooks or m._forward_pre_hooks or "_forward_wrappers" in m.__dict__ for m in modules)
     return isinstance(layer.lora_dropout[name], nn.Identity) and not hooked
+
+
+def _drops(up: nn.Module) -> bool:
+    """Does dropout stand between the product and the layer's output (models/lora.py: Matrix)?"""
+    return bool(up.training and up.dropout)
 
 
 def _tell_repeats(

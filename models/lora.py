@@ -22,6 +22,7 @@ from torch import nn
 
 from configs.errors import UserError
 from models import backbones, merge
+from models.dropout import drop
 from models.heads import pure_norm
 from models.hooks import Patch
 
@@ -67,6 +68,7 @@ class Matrix(nn.Linear):
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")  # allocates and draws nothing
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.rows: torch.Tensor | None = None  # [out 1] of 0 and 1: only these act and learn (models/heads.py)
+        self.dropout = 0.0  # of the product, in training
 
     @property
     def acting(self) -> torch.Tensor:
@@ -74,7 +76,8 @@ class Matrix(nn.Linear):
         return self.weight if self.rows is None else self.weight * self.rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.acting.to(x.dtype))
+        product = F.linear(x, self.acting.to(x.dtype))
+        return drop(product, self.dropout) if self.dropout and self.training else product
 
 
 class LoraAdapter(Patch):
@@ -219,8 +222,8 @@ def add_adapter(
         layer.lora_B[name] = Matrix(torch.zeros(layer.out_features, r, device=weight.device))
         layer.cast_input_dtype_enabled = False  # see Matrix
         layer.train(network.training)  # new modules start in train mode: dropout would act in an eval-mode network
-        if placement == "release" and dropout:
-            layer.lora_B[name].register_forward_hook(_dropout_after(dropout))
+        if placement == "release":
+            layer.lora_B[name].dropout = dropout
     adapter = LoraAdapter(network, name, preset, rank, alpha, layers, block_range)
     if has_pure_norm(network, preset):
         adapter.undo(pure_norm(network, layers).remove)
@@ -251,10 +254,6 @@ def attach_state(
         patches.enter_context(pure_norm(network, merge.pairs(state) if normed is None else normed))
         patches.enter_context(merge.attach_lora(network, state, strength, scale, beside=True))
         return Patch([patches.pop_all().close])
-
-
-def _dropout_after(probability: float):
-    return lambda up, args, output: F.dropout(output, probability, up.training)
 
 
 def _eject(network: nn.Module, adapter: str, layers: dict[str, LoraLayer]) -> None:

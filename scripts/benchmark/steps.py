@@ -6,8 +6,10 @@ What train.py and the sampler run, without files. Latents are [1 4 f h w], text 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from omegaconf import DictConfig
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -180,6 +182,8 @@ class PlainStep(Step):
         encoder = random_text_encoder(architecture, self.unet.config.cross_attention_dim)
         self.text_encoder = encoder.to(self.device).requires_grad_(False)
         self.tokens = torch.zeros(1, TOKENS, dtype=torch.long, device=self.device)
+        for adapter in (self.method.motion, *self.method.appearance):
+            _drop_by_torch(adapter)
         parameters = (self.method.motion_parameters, self.method.appearance_parameters)
         self.optimizers = [torch.optim.AdamW(group, lr=5e-4, weight_decay=1e-2) for group in parameters]
         self.autocast = torch.autocast(self.device.type, enabled=False)
@@ -225,6 +229,18 @@ class ReleaseStep(PlainStep):
         cuda = self.device.type == "cuda"
         self.autocast = torch.autocast(self.device.type, torch.float16 if cuda else torch.bfloat16)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cuda)
+
+
+def _drop_by_torch(adapter: lora.LoraAdapter) -> None:
+    """Dropout as those codes have it, without this project's quicker masks (models/dropout.py)."""
+    for layer in adapter.layers.values():
+        up = layer.lora_B[adapter.name]
+        up.register_forward_hook(partial(_torch_dropout, up.dropout))
+        up.dropout = 0.0
+
+
+def _torch_dropout(probability: float, up: torch.nn.Module, args: tuple, product: torch.Tensor) -> torch.Tensor:
+    return F.dropout(product, probability, up.training)
 
 
 BASELINES: dict[str, type[Step]] = {"stock": StockStep, "plain": PlainStep, "release": ReleaseStep}
