@@ -63,7 +63,8 @@ def videos(motion_of, leak_of, clips=CLIPS):
             curve, step = where.get(variant.name, (None, 0))
             moved = motion_of(curve.preset, float(curve.rate), step, number) if curve else 0.0
             leaked = leak_of(curve.preset, moved, number) if curve else 0.0
-            measured = {"motion_success": moved, "appearance_pull": leaked, "appearance_match": 0.7 - leaked}
+            follows = {"motion_success": moved, "correlation": moved}
+            measured = {**follows, "appearance_pull": leaked, "appearance_match": 0.7 - leaked}
             key = {
                 "group": f"kind {number % 2}",
                 "motion": clip.partition(",")[0],
@@ -98,7 +99,7 @@ def test_what_leaks_more_only_because_it_moves_more_does_not_leak_more_at_equal_
     ]
     assert at_100[1] == 2 * at_100[0] > 0
     found = rulings(result(rows))
-    assert len(found) == 4
+    assert len(found) == 5 * len(SETTINGS)
     for setting in SETTINGS:
         verdict = found["leakage", setting]
         assert verdict.ruling == "refuted" and "difference +0.000" in verdict.words
@@ -120,6 +121,24 @@ def test_what_leaks_more_at_equal_motion_is_found_where_it_does():
     assert found["leakage", "dual path"].ruling != "confirmed"
 
 
+def test_what_begins_to_leak_long_after_the_motion_is_found_at_the_end_of_the_training():
+    """Nothing leaks by the time the motion is learned; all layers leak 0.3 at the end of the longest and fastest."""
+
+    def rows(ends):
+        found = videos(faster, lambda preset, moved, number: 0.0001 * number)
+        for row in found:
+            if row["variant"].startswith("all layers, no dual path, rate 0.006") and row["variant"].endswith(ends):
+                row["appearance_pull"] += 0.3
+        return found
+
+    end = "no dual path, rate 0.006 @ 400"
+    found = rulings(result(rows(" @ 400")))
+    assert found["leakage", end].ruling == found["motion", end].ruling == "confirmed"
+    assert "against 0.300" in found["leakage", end].words and "pairs of videos" in found["leakage", end].words
+    assert found["leakage", "no dual path"].ruling == "not testable"
+    assert rulings(result(rows(" @ 200")))["leakage", end].ruling == "not testable"
+
+
 def test_where_neither_leaks_at_equal_motion_leakage_is_not_testable():
     found = rulings(result(videos(faster, lambda preset, moved, number: 0.04 * moved + 0.0001 * number)))
     assert found["leakage", "dual path"].ruling == "not testable"
@@ -137,7 +156,7 @@ def test_a_pair_of_which_one_never_learns_is_left_out_and_the_table_says_so():
     assert "with 11 pairs of curves" in rulings(found)["leakage", "no dual path"].words
     header, *lines = found.at_equal_motion()
     cells = {line[0]: dict(zip(header[1:], line[1:])) for line in lines}
-    assert header[1:] == list(CLIPS) and len(cells) == 12
+    assert header[1:] == list(CLIPS) and len(cells) == 18
     assert cells["q + k, dual path, rate 0.0015"]["orbit"] == "never, at most 0.25"
     assert cells["q + k, dual path, rate 0.0015"]["pause"] == "step 200: 0.150 / 0.550"
     assert cells["all layers, no dual path, rate 0.006"]["pause"] == "missing"  # no line is drawn across a gap
@@ -152,7 +171,8 @@ def test_a_training_that_failed_is_missing_in_table_and_picture():
 
     found = result([row for row in videos(faster, lambda *given: 0.3) if not failed(row)])
     assert {cell for line in found.at_equal_motion()[1:] for cell in line[1:]} == {"missing"}
-    assert {verdict.ruling for verdict in found.verdicts} == {"not measured"}
+    at_equal_motion = [verdict for verdict in found.verdicts if "at equal motion" in verdict.claim.text]
+    assert {verdict.ruling for verdict in at_equal_motion} == {"not measured"} and len(at_equal_motion) == 6
     empty, other, *_ = plots._over_motion(found).axes[0].lines
     assert len(empty.get_xdata()) == 0 and len(other.get_xdata()) == len(STEPS)
 
@@ -164,7 +184,7 @@ def test_the_page_shows_formula_table_and_a_curve_for_each_preset_and_rate(tmp_p
         assert "step 200: 0.150 / 0.550" in text and "q + k, no dual path, rate 0.003" in text
     assert FORMULA in page
     figure = plots._over_motion(found)
-    assert [axes.get_title() for axes in figure.axes[:2]] == list(SETTINGS)
+    assert [axes.get_title() for axes in figure.axes[:3]] == list(SETTINGS)
     for axes in figure.axes:
         drawn = [line for line in axes.lines if line.get_marker() == "o"]
         assert len(drawn) == 6 and all(len(line.get_xdata()) == 1 + len(STEPS) for line in drawn)
@@ -181,7 +201,7 @@ def test_lengths_cost_no_trainings_and_motions_of_both_kinds_are_one_group(tmp_p
     plan = Plan(beds.Testbed(MODEL, True, tmp_path), tmp_path, [], references=2)
     plan.add("dit_sweep")
     assert len(read) == len(plan.chains) < len(plan.cells["dit_sweep"]), "the words of a training are read once"
-    assert len(plan.chains) == 2 * 12 and len(SWEEP.motions) == 4 and SWEEP.appearances == 1  # 48 where all are made
+    assert len(plan.chains) == 2 * 18 and len(SWEEP.motions) == 4 and SWEEP.appearances == 1  # 72 where all are made
     assert len(set(SWEEP.motions) & set(RETIMINGS)) == len(set(SWEEP.motions) & set(PATHS)) == 2
     cells = plan.cells["dit_sweep"]
     assert {cell.task.group for cell in cells} == {"re-timing", "path"} and len({cell.task.name for cell in cells}) == 2

@@ -93,7 +93,7 @@ class Beside:
 class Artefact:
     """A table or figure. `form` says how it is drawn: rows, sweep (variants with a place), states or grid; what
     its variants cost: training or sampling (scripts/artefacts/tradeoff.py); or curves of training at equal motion,
-    whose presets its claims name in place of variants (scripts/artefacts/equal_motion.py).
+    whose presets its claims may name in place of variants (scripts/artefacts/equal_motion.py).
 
     `motions` are the toy world's reference motions; with `several`, three clips of each are learned from together;
     claims about `pooled` motions that name no group are judged over all of them, of whatever kind they are.
@@ -132,9 +132,10 @@ class Artefact:
         Where one of them uses nothing that was learned, their difference is what a training brings. Presets at equal
         motion are no variants: each stands for several trainings.
         """
-        if self.form == EQUAL_MOTION:
+        by_name = {variant.name: variant for variant in self.variants}
+        if not {claim.one, claim.other} <= by_name.keys():
             return False
-        one, other = (next(v for v in self.variants if v.name == name) for name in (claim.one, claim.other))
+        one, other = by_name[claim.one], by_name[claim.other]
         return one.train == other.train and one.uses_training == other.uses_training
 
     def asked(self, groups: Iterable[str]) -> list[tuple[Claim, str]]:

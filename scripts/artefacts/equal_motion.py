@@ -107,6 +107,7 @@ def as_rows(found: Iterable[Reading]) -> dict[str, list[dict]]:
             "run": f"{one.run}, {one.curve.rate}",
             "prompt": "",
             "seed": 0,
+            "inside": "curves",
         }
         rows.setdefault(one.curve.preset, []).extend([{**one.found, **key}] if one.found else [])
     return rows

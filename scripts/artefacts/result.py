@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -176,12 +176,10 @@ class Result:
         if self.states is not None:
             return self.states.verdicts()
         groups = {group: {v.name: self.of(v.name, group) for v in self.variants} for group in (*self.groups, POOLED)}
-        roles = self.testbed.roles
-        if self.artefact.form == EQUAL_MOTION:
-            roles = {name: replace(role, inside="curves") for name, role in roles.items()}
-            groups = {group: equal_motion.as_rows(self._readings(group)) for group in groups}
+        if self.artefact.form == EQUAL_MOTION:  # a preset stands beside the variants that are the points of its curves
+            groups = {group: found | equal_motion.as_rows(self._readings(group)) for group, found in groups.items()}
         asked = self.artefact.asked(self.groups)
-        return judge([(claim, group, groups[group]) for claim, group in asked], roles)
+        return judge([(claim, group, groups[group]) for claim, group in asked], self.testbed.roles)
 
     def _readings(self, group: str = POOLED) -> list[equal_motion.Reading]:
         rows = (row for row in self.rows if group in (POOLED, row["group"]))

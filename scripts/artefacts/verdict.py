@@ -169,6 +169,7 @@ def _numbers(question: Question, rows: Rows) -> str:
     each, pairs = ("", "") if isinstance(claim.other, Bound) else (" of each", "pairs of ")
     trainings = f" ({_counted(found.trainings, 'training')}{each})" if role.unit == CLIP else ""
     motions = f" of {found.blocks} motions" if found.blocks > 1 else ""
+    inside = rows[claim.one][0].get("inside", role.inside)
     beside = [
         f"{_title(name)} {also.one:.2f} against {also.other:.2f}"
         for name in role.beside
@@ -177,7 +178,7 @@ def _numbers(question: Question, rows: Rows) -> str:
     return "; ".join(
         [
             f"{_title(role.metric)} {found.one:.3f} against {found.other:.3f}, difference {_interval(found)} over "
-            f"{_counted(found.clips, role.unit)}{motions}{trainings} with {found.pairs} {pairs}{role.inside}{allowed}",
+            f"{_counted(found.clips, role.unit)}{motions}{trainings} with {found.pairs} {pairs}{inside}{allowed}",
             *beside,
         ]
     )
