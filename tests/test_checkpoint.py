@@ -186,7 +186,7 @@ def test_an_index_that_does_not_exist_lists_those_that_do(unet, tmp_path):
 def test_another_rank_preset_or_architecture_is_named(unet, tmp_path):
     save(unet, tmp_path)
     assert "has rank 4, rank 32 was asked" in refusals(unet, tmp_path, rank=32)
-    assert "trained with the temporal preset tap, release was asked" in refusals(unet, tmp_path, preset="release")
+    assert "has the temporal preset tap, release was asked" in refusals(unet, tmp_path, preset="release")
     message = refusals(outline.skeleton(), tmp_path)
     assert "32/64/64/64" in message and "320/640/1280/1280" in message
     deeper = skeleton(tmp_path, layers_per_block=2)

@@ -411,15 +411,22 @@ def test_appearance_beside_a_file_that_says_nothing_of_it_is_read(run, tmp_path)
     assert len(read(tmp_path / "out").appearance) == 2
 
 
-def test_layers_of_no_preset_are_not_written_as_a_checkpoint_that_nothing_loads(unet, tmp_path):
+def test_layers_of_no_preset_are_a_checkpoint_that_can_be_sampled(unet, tmp_path):
     state = lora_state(unet, "out")
     state = {name.replace("attn1.to_out.0", "attn2.to_q"): tensor for name, tensor in state.items()}
     save_file({f"unet.{name}": tensor for name, tensor in state.items()}, tmp_path / DIFFUSERS_FILE)
     assert read(tmp_path / DIFFUSERS_FILE).preset is None
-    with pytest.raises(UserError, match="its layers are those of no preset"):
-        change("ours", tmp_path / DIFFUSERS_FILE, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    change("peft", tmp_path / DIFFUSERS_FILE, tmp_path / "out")
+    found = load_checkpoint(change("ours", tmp_path / DIFFUSERS_FILE, tmp_path / "out").parent, network=unet)
+    assert found.preset is None and found.info["preset"] == "custom"
+    assert found.motion.keys() == state.keys() and all(torch.equal(found.motion[name], state[name]) for name in state)
+    with pytest.raises(UserError, match="has the temporal preset custom, tap was asked"):
+        load_checkpoint(tmp_path / "out", preset="tap")
+    with pytest.raises(UserError, match="adapts no preset's layers, so it has no place in a positional file"):
+        change("release", tmp_path / DIFFUSERS_FILE, tmp_path / "positional")
+    damaged = {name: tensor[..., :-1] if name.endswith("lora_A.weight") else tensor for name, tensor in state.items()}
+    save_file({f"unet.{name}": tensor.contiguous() for name, tensor in damaged.items()}, tmp_path / DIFFUSERS_FILE)
+    with pytest.raises(UserError, match="does not fit this model"):
+        load_checkpoint(change("ours", tmp_path / DIFFUSERS_FILE, tmp_path / "other").parent, network=unet)
 
 
 def test_the_folder_one_stands_in_may_be_written_into(tmp_path, monkeypatch, run):

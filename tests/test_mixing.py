@@ -380,7 +380,7 @@ def test_checkpoints_are_checked_against_their_model_before_it_is_loaded(
 
 
 def test_wrong_expectations_name_what_was_found(trained, sample):
-    with pytest.raises(UserError, match="trained with the temporal preset tap, release was asked"):
+    with pytest.raises(UserError, match="has the temporal preset tap, release was asked"):
         sample("-cf", trained(**LORA), "--temporal_preset", "release")
     with pytest.raises(UserError, match="has rank 4, rank 32 was asked"):
         sample("-cf", trained(**LORA), "-lr", 32)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from configs.errors import UserError
 from models.backbone import Backbone
 from models.backbones import architecture
-from models.files.checkpoint import save_checkpoint
+from models.files.checkpoint import load_checkpoint, save_checkpoint
 from models.files.header import read_header
 from models.lora import add_adapter, targets
 from models.merge import attach_lora
@@ -18,6 +18,13 @@ from scripts.conversion.reading import read
 from scripts.conversion.writing import convert
 
 RANK, ALPHA = 4, 6.0
+LAYERS = {  # a layer's name in Wan's own code -> in diffusers
+    **{f"{theirs}.{letter}": f"{ours}.{part}"
+       for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+       for letter, part in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))},
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+}  # fmt: skip
 
 
 def random_state(network, preset, seed):
@@ -84,6 +91,51 @@ def test_the_stock_pipeline_loads_it_and_predicts_the_same(kind, run, tiny_wan, 
     pipe.load_lora_weights(file)
     with torch.no_grad(), attach_lora(network, checkpoint.motion, 1.0, checkpoint.scale):
         ours, theirs = network(*given).sample, pipe.transformer(*given).sample
+    assert torch.allclose(ours, theirs, atol=1e-5) and not torch.allclose(ours, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("alpha", [6.0, 4.1])
+@pytest.mark.parametrize("kind", ["comfyui", "musubi"])
+def test_a_trainers_file_of_all_layers_can_be_sampled_and_goes_back_to_the_bit(kind, dtype, alpha, tiny_wan, tmp_path):
+    """Trainers adapt self-attention, cross-attention and feed-forward, which is no preset of ours."""
+    alpha = torch.tensor(alpha).to(dtype)
+    matrices = (
+        ("lora_A", "lora_B", "diffusion_model.", ".")
+        if kind == "comfyui"
+        else ("lora_down", "lora_up", "lora_unet_", "_")
+    )
+    down, up, prefix, dot = matrices
+    attention = [f"{which}_attn.{part}" for which in ("self", "cross") for part in "qkvo"]
+    sizes = {part: (24, 24) for part in attention} | {"ffn.0": (32, 24), "ffn.2": (24, 32)}
+    generator, tensors = torch.Generator().manual_seed(5), {}
+    for block in (0, 1):
+        for part, (outs, ins) in sizes.items():
+            name = prefix + f"blocks.{block}.{part}".replace(".", dot)
+            tensors[f"{name}.{down}.weight"] = torch.randn(RANK, ins, generator=generator).to(dtype)
+            tensors[f"{name}.{up}.weight"] = torch.randn(outs, RANK, generator=generator).to(dtype)
+            tensors[f"{name}.alpha"] = alpha.clone()
+    save_file(tensors, tmp_path / "somebody.safetensors")
+    run = convert("ours", tmp_path / "somebody.safetensors", tmp_path / "ours", None, None, None).parent
+    network = Backbone.load(tiny_wan).network
+    checkpoint = load_checkpoint(run, network=network)
+    assert checkpoint.preset is None and len(checkpoint.motion) == 2 * len(sizes) * 2
+    (file,) = convert(kind, run, tmp_path / "back", None, None, None).glob("*.safetensors")
+    back = load_file(file)
+    assert back.keys() == tensors.keys()
+    assert all(back[name].dtype == dtype and torch.equal(back[name], tensors[name]) for name in tensors)
+    given = torch.ones(1, 4, 2, 4, 4), torch.tensor([500.0]), torch.ones(1, 5, 64)
+    with torch.no_grad():
+        plain = network(*given).sample
+        with attach_lora(network, checkpoint.motion, 1.0, checkpoint.scale):
+            ours = network(*given).sample
+        for block in (0, 1):
+            for theirs, layer in LAYERS.items():
+                name, weight = prefix + f"blocks.{block}.{theirs}".replace(".", dot), network.blocks[block]
+                weight = weight.get_submodule(layer).weight
+                up_matrix, down_matrix = (tensors[f"{name}.{part}.weight"].float() for part in (up, down))
+                weight += alpha.float() / RANK * up_matrix @ down_matrix
+        theirs = network(*given).sample
     assert torch.allclose(ours, theirs, atol=1e-5) and not torch.allclose(ours, plain, atol=1e-2)
 
 

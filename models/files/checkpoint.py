@@ -24,7 +24,7 @@ from configs.files import atomic_path, remove
 from models.backbones import architecture
 from models.files import release
 from models.files.fit import check_fit
-from models.files.header import LAYOUT, Header, check_embeddings, check_rank, read_header
+from models.files.header import CUSTOM, LAYOUT, Header, check_embeddings, check_rank, read_header
 from models.files.modelspec import LARGEST_THUMBNAIL, without_spec
 from models.files.peft import ADAPTER_FILE, read_adapter, write_adapter
 from models.files.tensors import State, read_tensors, write_tensors
@@ -37,8 +37,9 @@ MARGIN = 64 * 1024 + LARGEST_THUMBNAIL  # bytes for headers and folders beside t
 
 @dataclass
 class Checkpoint:
-    """What inference needs of a training run. `scale` is alpha / rank; `preset` and `rank` are None for embeddings.
+    """What inference needs of a training run. `scale` is alpha / rank.
 
+    `preset` and `rank` are None for embeddings, `preset` also where the layers are those of none.
     `config` holds the keys of the stored configuration, checked by the schema and never completed by its defaults;
     `info` the header's other texts.
     """
@@ -172,7 +173,7 @@ def load_checkpoint(
             " rank; leave those out"
         )
     if preset not in (None, checkpoint.preset):
-        raise UserError(f"{checkpoint.path}: trained with the temporal preset {checkpoint.preset}, {preset} was asked")
+        raise UserError(f"{checkpoint.path}: has the temporal preset {checkpoint.preset or CUSTOM}, {preset} was asked")
     if rank not in (None, checkpoint.rank):
         raise UserError(f"{checkpoint.path}: has rank {checkpoint.rank}, rank {rank} was asked")
     if network is not None:
@@ -250,7 +251,7 @@ def from_header(
     path: Path, index: int, kind: str, motion: State, appearance: list[State], header: Header
 ) -> Checkpoint:
     """A Checkpoint whose preset, rank, scale and config are those of the safetensors header of its motion."""
-    preset = header.preset if kind == "lora" else None
+    preset = header.preset if kind == "lora" and header.preset != CUSTOM else None
     return Checkpoint(
         path, index, kind, preset, header.rank, header.scale, motion, appearance, header.config, header.texts
     )

@@ -79,9 +79,15 @@ def _write(name: str, checkpoint: Checkpoint, state: State, folder: Path, header
         theirs = dialect.layer(found[1], _LAYERS[found[2]])
         tensors[f"{theirs}.{dialect.down if matrix == 'lora_A' else dialect.up}.weight"] = tensor
         if matrix == "lora_A":
-            tensors[f"{theirs}.alpha"] = torch.tensor(checkpoint.scale * len(tensor), dtype=torch.float64)
+            tensors[f"{theirs}.alpha"] = _exact(checkpoint.scale * len(tensor), tensor.dtype)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / FILE, header)
+
+
+def _exact(value: float, dtype: torch.dtype) -> torch.Tensor:
+    """`value` in the precision of its matrices, as the trainers store it, or in the next that keeps all its digits."""
+    found = (torch.tensor(value, dtype=kind) for kind in (dtype, torch.float32, torch.float64))
+    return next(tensor for tensor in found if tensor.dtype == torch.float64 or tensor.item() == value)
 
 
 def dialect_of(names: list[str]) -> str | None:

@@ -20,6 +20,7 @@ from models.files.tensors import check_real
 LAYOUT = "1"  # of our headers; raise it when a key changes its meaning
 KINDS = ("lora", "embeddings")
 MOST_RANK, MOST_CLIPS, MOST_FRAMES, MOST_SIDE = 65_536, 10_000, 100_000, 4096
+CUSTOM = "custom"  # in the place of a preset: layers that another program chose, which only the file can tell
 COARSEST = 4096  # positions of the finest grid to one of the coarsest: six halvings of both sides
 
 
@@ -33,7 +34,7 @@ def _two_shares(value: str) -> list[float]:
 SCHEMA = {
     "layout": text(choices=(LAYOUT,)),
     "kind": text(choices=KINDS),
-    "preset": text(choices=PRESETS),
+    "preset": text(choices=(*PRESETS, CUSTOM)),
     "rank": written(whole(1, MOST_RANK)),
     "alpha": written(real(above=0, high=1e6)),
     "block_range": lambda value: _two_shares(text(100)(value)),

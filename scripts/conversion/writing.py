@@ -21,6 +21,7 @@ from models.files import release
 from models.files.checkpoint import Checkpoint, save_checkpoint
 from models.files.dialects import DIALECTS, write_dialect
 from models.files.diffusers import header_of, write_diffusers, write_peft
+from models.files.header import CUSTOM
 from models.files.parts import UNLOADABLE
 from models.files.pipeline import check_pipeline
 from models.files.tensors import REAL, read_pickle
@@ -76,12 +77,8 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _write_ours(checkpoint: Checkpoint, run: Path) -> None:
-    if checkpoint.kind == "lora" and checkpoint.preset is None:
-        raise UserError(
-            f"{checkpoint.path}: its layers are those of no preset (temporal_preset), and a checkpoint of ours names "
-            "one; convert it to peft or diffusers"
-        )
-    header = header_of(checkpoint) if checkpoint.kind == "lora" else checkpoint.info
+    """A LoRA of whatever layers: what another program trained can be sampled, and not trained on."""
+    header = {"preset": CUSTOM} | header_of(checkpoint) if checkpoint.kind == "lora" else checkpoint.info
     config = None if checkpoint.config is None else dump_yaml(checkpoint.config)
     save_checkpoint(
         run,
