@@ -159,10 +159,14 @@ def test_a_diffusions_solver_on_a_flow_names_the_flows(backbone):
 
 
 def test_frames_become_latents_by_wans_rule(backbone):
-    frames = torch.randint(0, 256, (9, 3, 32, 48), dtype=torch.uint8)
+    """Normal ones, as diffusers' WanVideoToVideoPipeline makes them."""
+    frames, vae = torch.randint(0, 256, (9, 3, 32, 48), dtype=torch.uint8), backbone.vae
     latents, stills = backbone.encode_video(frames), backbone.encode_stills(frames)
     assert latents.shape == stills.shape == (1, 4, 3, 4, 6)
     assert torch.allclose(latents[:, :, 0], stills[:, :, 0], atol=1e-5) and not torch.allclose(latents, stills)
+    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    clip = frames.movedim(0, 1)[None] / 127.5 - 1
+    assert torch.allclose(latents, (vae.encode(clip).latent_dist.mode() - mean) * (1 / std), atol=1e-5)
     assert backbone.decode_video(latents).shape == frames.shape
     assert backbone.snap == backbone.sides == 16
 
@@ -209,11 +213,21 @@ def test_a_size_that_the_model_cannot_take_is_found_before_weights_are_loaded(
             command(cfg)
 
 
-@pytest.mark.parametrize("preset", wan.PRESETS)
-def test_a_preset_adapts_self_attention_and_feed_forward_alone(backbone, preset):
-    names = targets(skeleton(backbone.path), preset)
-    assert len(names) == WAN["num_layers"] * len(wan.PRESETS[preset])
-    assert all(".attn1." in name or ".ffn." in name for name in names)
+@pytest.mark.parametrize(("presets", "adapted"), [
+    ("tap tap_temporal tap_pure", "q k"), ("tap_key", "k"), ("query", "q"), ("value", "v"), ("out", "o"),
+    ("ff", "1 2"), ("release", "k o"), ("qk_out", "q k o"), ("effivmt", "q k v"), ("value_out_ff", "v o 1 2"),
+    ("motiondirector appearance", "q k v o 1 2"),
+])  # fmt: skip
+def test_a_preset_adapts_these_layers_of_every_block(backbone, presets, adapted):
+    spelled = {"o": "attn1.to_out.0", "1": "ffn.net.0.proj", "2": "ffn.net.2"} | {x: f"attn1.to_{x}" for x in "qkv"}
+    expected = [f"blocks.{block}.{spelled[x]}" for block in range(WAN["num_layers"]) for x in adapted.split()]
+    for preset in presets.split():
+        assert targets(skeleton(backbone.path), preset) == expected
+
+
+def test_every_preset_of_a_transformer_is_among_those_above():
+    cases = test_a_preset_adapts_these_layers_of_every_block.pytestmark[0].args[1]
+    assert sorted(preset for presets, _ in cases for preset in presets.split()) == sorted(wan.PRESETS)
 
 
 def test_a_fresh_adapter_changes_nothing_and_leaves_nothing(tiny_wan):
@@ -310,6 +324,20 @@ def test_the_appearance_pass_sees_single_frames(wan_config, tiny_wan, monkeypatc
     )
     train.run(wan_config(max_train_steps=1, spatial_path_probability=1.0, inversion_steps=1))
     assert seen == [2, 1, 2]  # inversion, appearance, motion
+
+
+def test_the_appearance_pass_learns_from_frames_that_were_encoded_alone(wan_config, monkeypatch):
+    """Without noise its input is the still, scaled; the second latent of the clip mixes four frames."""
+    seen, inner, draw = [], WanTransformer3DModel.forward, train.objective.draw_step
+    record = lambda self, x, *a, **k: (seen.append(x.detach()), inner(self, x, *a, **k))[1]
+    monkeypatch.setattr(WanTransformer3DModel, "forward", record)
+    without = lambda *a, **k: (found := draw(*a, **k))._replace(noise=0 * found.noise, frame=1, spatial=True)
+    monkeypatch.setattr(train.objective, "draw_step", without)
+    run = train.run(wan_config(max_train_steps=1, max_timestep=900, validation_data={"noise_prior": 0.0}))
+    (clip,) = read_folder(run / "cached_latents")
+    likeness = lambda a, b: torch.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0).item()
+    (still,) = (x for x in seen if x.shape[2] == 1)
+    assert likeness(still, clip.stills[:, :, 1:]) > 0.9999 > 0.99 > likeness(still, clip.latents[:, :, 1:])
 
 
 def test_a_dry_run_counts_memory_without_weights(wan_config):
