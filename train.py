@@ -55,7 +55,7 @@ from infer.training.preview import Previews
 from infer.training.references import prepare_clips
 from models import backbones, methods
 from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor
-from models.compiled import attach_quicker
+from models.compiled import attach_quicker, check_compiling
 from models.files.card import write_card
 from models.heads import find_heads, write_heads
 from models.highway import attach_highway
@@ -132,6 +132,7 @@ def run(cfg: DictConfig) -> Path:
     if processes.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     try:
+        check_compiling(cfg.compile, processes.device)
         return _train(cfg, processes)
     finally:
         processes.leave()
@@ -286,6 +287,7 @@ def dry_run(cfg: DictConfig) -> str:
     check(cfg)
     planned = plan(cfg)
     network, device = skeleton(cfg.pretrained_model_path), choose_device(cfg.device)
+    check_compiling(cfg.compile, device)
     dtype = choose_dtype(cfg.mixed_precision, device)
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)

@@ -29,11 +29,13 @@ from infer.guide_clip import guide_latents
 from infer.jobs import Part, read_parts
 from infer.pictures import MOST_ROWS, contact_sheet, strip
 from infer.request import Request, read_request
+from infer.sampler import make_solver
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
-from models.compiled import attach_quicker
+from models.compiled import attach_quicker, check_compiling
 from models.hooks import Patch
+from models.outline import scheduler_of
 from models.threads import use_threads
 
 ENCODED_AT_ONCE = 256  # jobs whose prompts are held as embeddings on the CPU, 0.3 MB each for ZeroScope, 8.4 for Wan
@@ -52,6 +54,9 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     request = read_request(parts[0].args)
     requests = [request, *(read_request(part.args, request.sources) for part in parts[1:])]
     dtype = choose_dtype(request.settings.precision, device)
+    for each in requests:
+        make_solver(scheduler_of(request.model), each.settings.solver, each.settings.num_steps)
+    check_compiling(args.compile, device)
     if backbone is None:
         backbone = Backbone.load(request.model, dtype, device, args.memory)
     else:

@@ -60,11 +60,8 @@ def compile_layers(
     """
     if mode == "off":
         return Patch()
-    if mode == "step" and device.type != "cuda":
-        raise UserError(f"compile: step replays CUDA graphs and the device is {device.type}; use compile=blocks")
+    check_compiling(mode, device, backend)
     options = {"fallback_random": True, "triton.cudagraphs": mode == "step"} if backend == "inductor" else None
-    if backend == "inductor":
-        _check_compiler(device)
     leaves = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, CHECKPOINTED_LAYERS)]
     kinds = Counter(_kind(*leaf) for leaf in leaves)
     regions = {kind: _region(kind[1].forward, MOST_GRAPHS * count, backend, options) for kind, count in kinds.items()}
@@ -79,6 +76,14 @@ def compile_layers(
         undo.append(wrap_forward(network, _as_one_step))
         undo += [_copied_gradient(parameter) for parameter in learned if training]
     return Patch(undo)
+
+
+def check_compiling(mode: str, device: torch.device, backend: str | Callable = "inductor") -> None:
+    """Raise UserError where nothing can be compiled for this device, and for "step" on another than CUDA."""
+    if mode == "step" and device.type != "cuda":
+        raise UserError(f"compile: step replays CUDA graphs and the device is {device.type}; use compile=blocks")
+    if mode != "off" and backend == "inductor":
+        _check_compiler(device)
 
 
 def _region(forward: Callable, most: int, backend: str | Callable, options: dict | None) -> Callable:

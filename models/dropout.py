@@ -16,10 +16,10 @@ def drop(x: torch.Tensor, probability: float) -> torch.Tensor:
     On a CPU the probability is rounded to a multiple of 2^-16. The numbers come from torch's global generator, so
     activation checkpointing repeats them.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu":
         return F.dropout(x, probability)
     dropped = min(round(probability * LEVELS), LEVELS - 1)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # -LEVELS / 2 and above
     mask = torch.ge(bits, dropped - LEVELS // 2, out=torch.empty_like(x, requires_grad=False))
     return x.mul_(mask.mul_(LEVELS / (LEVELS - dropped)))

@@ -125,7 +125,7 @@ EXEMPT = {
     "mixed_precision": "a CPU computes in fp32 throughout; test_gpu, and test_backbone for the choice",
 }
 
-GUIDE = ["--guide", "--guide_steps", 2]
+GUIDE = ["--guide", "--guide_steps", 2, "--guide_rate", 2]  # enough to move the pixels of a tiny model
 FLAGS: dict[str, tuple] = {  # flag: (words on both sides, words that change, part, keys of the training, refusal)
     "model": ([], ["--model", of("other_model")], "video"),
     "prompt": ([], ["--prompt", "a red car"], "video"),

@@ -1,5 +1,6 @@
 """Whole commands that are refused: exit code 2, one brief sentence on a line of its own, and nothing is left behind."""
 
+import re
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import train
 from configs.schema import to_yaml
 from infer import infer
+from models.backbone import Backbone
 from models.training import memory
 from models.training.processes import Processes
 from scripts import bench, parity, pretrain_pocketscope, reproduce
@@ -117,6 +119,35 @@ def test_a_dry_run_prints_no_character_that_acts_on_a_terminal(tiny_pipeline, cl
     train.main()
     printed = capsys.readouterr().out
     assert "\\u202ea" in printed and all(line.isprintable() for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+@pytest.mark.parametrize(("given", "sentence"), [
+    ({"compile": "step", "device": "cpu"}, "compile: step replays CUDA graphs and the device is cpu"),
+    ({"temporal_preset": "tap_pure"}, "temporal_preset: .*tap_pure"),
+    ({"appearance_highway": {"scope": "value"}}, "appearance_highway.scope: value belongs to diffusion transformers"),
+    ({"block_range": [0.0, 0.5]}, "block_range"),
+    ({"include_patterns": ["nothing"]}, "include_patterns: 'nothing' matches none"),
+])  # fmt: skip
+def test_what_the_model_has_no_place_for_is_refused_before_it_is_loaded(
+    given, sentence, words, refusal, tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Backbone, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    config = tmp_path / "c.yaml"
+    config.write_text(to_yaml(tiny_config(**given)))
+    assert re.match(f"error: {sentence}", refusal(train.main, "--config", config, *words))
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (("--compile", "step", "-d", "cpu"), "compile: step replays CUDA graphs and the device is cpu"),
+    (("--solver", "euler"), "solver: euler follows a flow, and this model is a diffusion"),
+])  # fmt: skip
+def test_a_way_of_sampling_that_cannot_work_is_refused_before_the_model_is_loaded(
+    flags, sentence, refusal, tiny_pipeline, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Backbone, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    said = refusal(infer.main, "--model", tiny_pipeline, "--prompt", "a car", "-o", tmp_path / "out", *flags)
+    assert said.startswith(f"error: {sentence}")
 
 
 @pytest.mark.parametrize(("solver", "steps"), [("unipc", 1), ("euler", 2)])

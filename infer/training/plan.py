@@ -16,8 +16,9 @@ from infer.batch import check_sides
 from infer.options import RELEASE
 from infer.settings import read_native
 from infer.training.preview import check_solver_of_previews
+from models import methods
 from models.files.pipeline import check_folder, check_pipeline
-from models.outline import latent_size_of, scheduler_of, sides_of, snap_of
+from models.outline import latent_size_of, scheduler_of, sides_of, skeleton, snap_of
 from models.training import objective
 from models.training.optimizer_kinds import check_optimizer
 from models.training.trackers import check_tracker
@@ -41,6 +42,7 @@ def check(cfg: DictConfig) -> None:
         check_pipeline(Path(model))
     objective.check_scheduler(scheduler_of(model), cfg.max_timestep)
     check_solver_of_previews(cfg)
+    methods.check(skeleton(model), cfg)
 
 
 def plan(cfg) -> list[str]:
