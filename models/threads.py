@@ -14,17 +14,21 @@ from torch import nn
 
 SMALL = 30_000_000  # parameters; below, one thread is quicker than two
 DEFAULT = torch.get_num_threads()  # torch's own choice, or OMP_NUM_THREADS
+SHARE = "MOTION_CORES"  # in the environment of a process: how many cores are its own
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container sees its own here
 
 
 def use_threads(network: nn.Module, device: torch.device, asked: int | None = None) -> int:
     """Set and return the number of threads for this process: `asked`, else OMP_NUM_THREADS, else by the model's size.
 
-    On another device than the CPU it is an explicit number or torch's own choice. A process that serves several models
-    gets each one's number, whatever the one before had.
+    By its size a small model gets one on a CPU; every other torch's own choice, at most the cores that there are. A
+    process that serves several models gets each one's number, whatever the one before had.
     """
-    alone = device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and is_small(network)
-    torch.set_num_threads(asked or (1 if alone else DEFAULT))
+    if "OMP_NUM_THREADS" in os.environ:
+        found = DEFAULT
+    else:
+        found = 1 if device.type == "cpu" and is_small(network) else min(DEFAULT, _usable())
+    torch.set_num_threads(asked or found)
     return torch.get_num_threads()
 
 
@@ -41,9 +45,11 @@ def cores(asked: int | None = None) -> int:
 
 
 def _usable() -> int:
-    """Cores that this process is scheduled on, or fewer where its container may use only a share of their time."""
+    """Cores that this process is scheduled on, or fewer where its container may use only a share of their time, or
+    where it was started beside others as one of several (`SHARE`).
+    """
     scheduled = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(scheduled, _allowed() or scheduled)
+    return min(scheduled, _allowed() or scheduled, int(os.environ.get(SHARE, scheduled)))
 
 
 def _allowed() -> int | None:

@@ -19,7 +19,7 @@ from configs.files import atomic_path
 from configs.runtime import slow_imports
 from configs.signals import held
 
-FOLDER, FPS = Path(__file__).resolve().parents[1] / "data" / "examples", 8
+FOLDER, POCKET_FPS = Path(__file__).resolve().parents[1] / "data" / "examples", 8
 
 
 def toys() -> dict[str, str]:
@@ -38,21 +38,21 @@ def write_toy(path: Path, motion: str, seed: int | None = None) -> None:
     with held(), atomic_path(path.with_suffix(".txt")) as caption:
         caption.write_text(toy.prompt + "\n")
         # at 64 pixels, colour at half resolution would be off by tens of grey levels along every edge
-        write_clip(path, frames, quality=10, pixelformat="yuv444p")
+        write_clip(path, frames, POCKET_FPS, quality=10, pixelformat="yuv444p")
 
 
-def write_clip(path: Path, frames, **options) -> None:
+def write_clip(path: Path, frames, fps: int, **options) -> None:
     """uint8 [f h w c] as H.264, with imageio's own settings where `options` have no others."""
     import imageio.v3 as imageio
 
     with held(), atomic_path(path) as part:
-        imageio.imwrite(part, frames, extension=".mp4", fps=FPS, macro_block_size=2, **options)
+        imageio.imwrite(part, frames, extension=".mp4", fps=fps, macro_block_size=2, **options)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     with slow_imports():
-        from scripts.pocket.scenes import CLIPS, render_clip
+        from scripts.pocket.scenes import CLIPS, FPS, render_clip
 
         known = toys()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         if name in known:
             write_toy(path, known[name], args.seed)
         else:
-            write_clip(path, render_clip(name), quality=7)
+            write_clip(path, render_clip(name), FPS, quality=7)
         print(path)
 
 

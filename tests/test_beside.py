@@ -147,7 +147,7 @@ def test_so_does_dropout_that_acts_on_a_single_frame(bench, fits):
 
 
 def test_trainings_side_by_side_have_no_second_process_where_their_cores_are_taken(tmp_path, monkeypatch):
-    """`reproduce.py --jobs N` shares out the cores by OMP_NUM_THREADS, which torch reads when it is imported."""
+    """`reproduce.py --jobs N` shares out the cores, and leaves the number of threads to the size of the model."""
     environments = []
 
     class Ended:
@@ -158,14 +158,10 @@ def test_trainings_side_by_side_have_no_second_process_where_their_cores_are_tak
 
         def wait(self): ...
 
-    monkeypatch.setattr(schedule.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(schedule.subprocess, "Popen", Ended)
     for jobs, count in ((1, "2"), (2, "1"), (3, "1")):
         schedule.ChainProcesses(tmp_path, jobs)(Chain("chain", [], str(tmp_path / "chain"), 1, []), 0)
-        assert environments[-1]["OMP_NUM_THREADS"] == count
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
-    assert threads.cores() == 1
+        assert environments[-1][threads.SHARE] == count and "OMP_NUM_THREADS" not in environments[-1]
 
 
 def passes(work, count=2):

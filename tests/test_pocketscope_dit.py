@@ -1,6 +1,7 @@
 """PocketScope-DiT: Wan's parts built from nothing, what its pretraining minimises, and the shipped folder."""
 
 import json
+import math
 import signal
 
 import pytest
@@ -239,9 +240,19 @@ def test_heads_are_switched_off_by_kind_and_by_layer():
     assert torch.equal(groups["the heads of layer 4"], heads([(4, head) for head in range(6)]))
 
 
-def test_the_shipped_model_has_heads_of_both_kinds():
-    found = abilities.temporal_heads(str(SHIPPED), "cpu", seed=1, clips=1)
-    assert found.shape == (6, 6) and 0 < found.sum() < 36
+def test_the_card_names_the_temporal_heads_of_the_shipped_model_their_margin_and_agreement():
+    found = abilities.find_heads(str(SHIPPED), "cpu", seed=1)
+    card = " ".join((SHIPPED / "README.md").read_text().split())
+    assert f"{found.is_temporal.sum()} of the {found.is_temporal.numel()} see the same place" in card
+    margin, agreement = 2 ** found.ratio.abs().median(), found.agreement
+    assert (
+        f"by a factor of {margin:.1f} in the median, and two clips agree on {100 * agreement:.0f} % of the heads"
+        in card
+    )
+    near = (found.ratio.abs() < math.log2(1.05)).sum()
+    assert (
+        f"{ ({1: 'one', 2: 'two', 3: 'three'}[near.item()]) } of them are within 5 % of being of the other kind" in card
+    )
 
 
 def test_a_head_that_is_switched_off_adds_nothing_and_comes_back(parts):

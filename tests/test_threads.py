@@ -29,6 +29,24 @@ def test_a_small_model_on_a_cpu_takes_one_thread(parameters, device, count, monk
     assert use_threads(model(parameters), device) == torch.get_num_threads() == count
 
 
+@pytest.mark.parametrize(("share", "large", "cores"), [("1", 1, 1), ("2", 2, 2), ("64", 4, 4)])
+def test_one_of_several_processes_keeps_to_its_share_of_the_cores(share, large, cores, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv(threads.SHARE, share)
+    monkeypatch.setattr(threads, "DEFAULT", 64)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(4), raising=False)
+    assert (use_threads(model(9), CPU), use_threads(model(SMALL), CPU), threads.cores()) == (1, large, cores)
+
+
+def test_a_large_model_has_no_more_threads_than_a_containers_quota(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "DEFAULT", 64)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+    threads.QUOTA.write_text("150000 100000")
+    assert use_threads(model(SMALL), CPU) == 1
+
+
 def test_a_process_that_serves_two_models_gives_each_its_own_number(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads, "DEFAULT", 2)

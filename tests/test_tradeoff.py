@@ -102,6 +102,21 @@ def test_a_default_follows_from_the_points_where_it_is_the_cheapest_that_loses_n
     assert default_in_words(POINTS, "never made @ 1") == []
 
 
+def test_success_is_of_the_motions_that_anything_learns(tmp_path):
+    result = measured("speed", tmp_path)
+    before = {point.name: (point.success, point.match) for point in result.points}
+    path = {"group": "path", "motion": "orbit", "reference": "orbit", "run": "orbit"}
+    result.rows += [{**row, **path, "motion_success": 0.0, "appearance_match": 0.5} for row in result.rows]
+    assert {point.name: (point.success, point.match) for point in result.points} == {
+        name: (success, pytest.approx(0.6)) for name, (success, _) in before.items()
+    }
+    assert result.tradeoff[0].startswith(
+        "Success is over the motions of the kind re-timing: nothing learns the others."
+    )
+    result.rows[-1]["motion_success"] = 1.0  # one variant learns a path
+    assert result.points[1].success == 0.5 and "Success is over" not in result.tradeoff[0]
+
+
 def test_a_target_is_judged_by_its_share_of_the_cost_and_by_success():
     target = Target("short @ 100", "long @ 300", 0.5, success=0.85)
     assert target.judged(POINTS) == [
@@ -110,6 +125,16 @@ def test_a_target_is_judged_by_its_share_of_the_cost_and_by_success():
     assert replace(target, most=0.3).judged(POINTS)[0].endswith("missed.")
     assert replace(target, success=0.9).judged(POINTS)[0].endswith("missed.")
     assert replace(target, other="never made").judged(POINTS) == []
+
+    def judged(*rulings, one=target.one):
+        claims = [SimpleNamespace(claim=SimpleNamespace(one=one, other="long @ 300"), ruling=r) for r in rulings]
+        return target.judged(POINTS, claims)[0]
+
+    assert judged("confirmed", "not testable").endswith("with 1 of 1 claims of equal quality confirmed: reached.")
+    assert judged("confirmed", "not decided").endswith("with 1 of 2 claims of equal quality confirmed: not decided.")
+    assert judged("confirmed", "refuted").endswith("missed.") and judged("refuted", one="idle @ 60").endswith(
+        "reached."
+    )
     assert "success" not in Target("short @ 100", "long @ 300", 0.5).judged(POINTS)[0]
 
 

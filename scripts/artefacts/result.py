@@ -14,6 +14,7 @@ from models.training.journal import read_log
 from scripts.artefacts import equal_motion
 from scripts.artefacts.artefact import COSTS, EACH_MOTION, EQUAL_MOTION, POOLED, Artefact, Variant
 from scripts.artefacts.catalogue import ARTEFACTS
+from scripts.artefacts.claims import LEARNED
 from scripts.artefacts.costs import VariantCost, cost_table
 from scripts.artefacts.hidden_states import StateComparison
 from scripts.artefacts.plan import Cell
@@ -153,23 +154,43 @@ class Result:
         """Where the variants stand between cost and quality; none for an artefact that does not compare these.
 
         A variant whose cost was not noted stands nowhere; a training costs nothing only where nothing learned is used.
+        A kind of motion that no variant learns says nothing about what a shortcut loses, except of the appearance.
         """
         found, form = [], self.artefact.form
         free = [variant.name for variant in self.variants if form == "training" and not variant.uses_training]
         curves = {variant.name: variant.place.curve for variant in self.variants if variant.place}
+        learned = self._learned() if form in COSTS else []
         for name, cost in self.costs.items() if form in COSTS else ():
             mean = {metric: estimate.value for metric, estimate in summarize(self.of(name)).items()}
+            moved = [row for row in self.of(name) if row["group"] in learned]
+            mean |= {metric: found.value for metric, found in summarize(moved).items() if metric == LEARNED.metric}
             seconds = 0.0 if name in free else getattr(cost, form)
             if seconds is not None and set(QUALITIES) <= mean.keys():
                 found.append(Point(name, seconds, *(mean[metric] for metric in QUALITIES), curves.get(name)))
         return found
 
+    def _learned(self) -> list[str]:
+        """The groups of motions in which a variant's mean success is that of learning (LEARNED), else all."""
+        found = [
+            group
+            for group in self.groups
+            if any(
+                LEARNED.metric in estimates and estimates[LEARNED.metric].value >= LEARNED.value
+                for estimates in (summarize(self.of(variant.name, group)) for variant in self.artefact.variants)
+            )
+        ]
+        return found or self.groups
+
     @property
     def tradeoff(self) -> list[str]:
         """Sentences on what the points say, what is the default, and whether the artefact's target was reached."""
         points, target = self.points, self.artefact.target
-        said = in_words(points, self.artefact.form)
-        return said + default_in_words(points, target.one) + target.judged(points) if target else said
+        said, learned = in_words(points, self.artefact.form), self._learned() if points else []
+        if said and learned != self.groups:
+            said.insert(
+                0, f"Success is over the motions of the kind {' and '.join(learned)}: nothing learns the others."
+            )
+        return said + default_in_words(points, target.one) + target.judged(points, self.verdicts) if target else said
 
     @cached_property
     def verdicts(self) -> list[Verdict]:

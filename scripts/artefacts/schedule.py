@@ -20,6 +20,7 @@ import torch
 
 from configs.errors import UserError, sentence_in, why_ended
 from configs.schema import ROOT
+from models.threads import SHARE, cores
 from scripts.artefacts.chain import Chain
 
 Launch = Callable[[Chain, int], str | None]  # (chain, number of the worker) -> what went wrong
@@ -34,7 +35,7 @@ class ChainProcesses:
 
     def __call__(self, chain: Chain, worker: int) -> str | None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        environment[SHARE] = str(max(1, cores() // self.jobs))  # of which a small model takes one for its threads
         if gpus := torch.cuda.device_count():
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
             environment["CUDA_VISIBLE_DEVICES"] = visible[worker % gpus]

@@ -52,6 +52,7 @@ RECIPES = (
     ),
     *_training(SHORTER, 200, middle=True, watched=True, timesteps_per_step=4),
     *_training(HALVED, 200, middle=True),
+    *_training(HALVED, 300),
     *_training("2 timesteps, rate 3e-3", 120, learning_rate=3e-3),
     *_training("2 timesteps, from 700", 200, min_timestep=700),
     *_training("2 timesteps, half the appearance passes", 200, spatial_path_probability=0.4),
@@ -63,6 +64,7 @@ RECIPES = (
 
 RECIPE = next(row.train for row in RECIPES if row.name == f"{SHORTER} @ 200")  # what configs/pocket.yaml says
 UNTRAINED = Variant(UNTOUCHED.name, RECIPE, UNTOUCHED.flags)
+SOLVERS = ("ddim", "unipc", "dpm")
 ABOVE, BELOW = ("--guidance_interval", "300", "1000"), ("--guidance_interval", "0", "800")
 
 
@@ -71,11 +73,10 @@ def _sampling(name: str, solver: str, steps: int, *flags: str) -> Variant:
 
 
 SAMPLINGS = (
-    *(_sampling("ddim", "ddim", steps) for steps in (4, 6, 8, 10, 15, 20, 30)),
-    *(_sampling("unipc", "unipc", steps) for steps in (4, 6, 8, 10)),
-    *(_sampling("dpm", "dpm", steps) for steps in (4, 6, 8, 10)),
-    *(_sampling("ddim, guided above 300", "ddim", steps, *ABOVE) for steps in (10, 15)),
-    *(_sampling("ddim, guided below 800", "ddim", steps, *BELOW) for steps in (10, 15)),
+    *(_sampling(solver, solver, steps) for solver in SOLVERS for steps in (4, 5, 6, 8, 10, 15, 20, 30)),
+    *(_sampling("ddim, guided above 300", "ddim", steps, *ABOVE) for steps in (6, 8, 10, 15)),
+    *(_sampling("ddim, guided below 800", "ddim", steps, *BELOW) for steps in (6, 8, 10, 15)),
+    *(_sampling(f"{solver}, guided below 800", solver, steps, *BELOW) for solver in SOLVERS[1:] for steps in (6, 8)),
 )
 
 
@@ -94,6 +95,8 @@ SPEED = {
         (
             *_no_worse("ddim @ 10", "ddim @ 30", "DDIM in a third of the release's 30 steps"),
             *_no_worse("ddim @ 6", "ddim @ 10", "DDIM in 6 steps, against 10,"),
+            *_no_worse("ddim @ 6", "ddim @ 20", "DDIM in 6 steps, against 20,"),
+            *_no_worse("ddim, guided below 800 @ 8", "ddim @ 20", "DDIM in 8 steps, guided below 800, against 20,"),
             *_no_worse("unipc @ 6", "ddim @ 10", "UniPC in 6 steps, against DDIM in 10,"),
             *_no_worse("dpm @ 6", "ddim @ 10", "DPM-Solver++ in 6 steps, against DDIM in 10,"),
             *_no_worse("ddim, guided above 300 @ 10", "ddim @ 10", "guidance above timestep 300 alone"),
@@ -101,7 +104,7 @@ SPEED = {
         ),
         form="sampling",
         motions=(*RETIMINGS, *PATHS),
-        appearances=1,
+        appearances=3,
         prompts=4,
         world=True,
         needs="a model of the toy world",

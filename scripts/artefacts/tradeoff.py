@@ -6,7 +6,14 @@ appearance. Appearance match, a graded measure, stands beside appearance accurac
 variant and does not see colours and shapes that are merely less like the prompt's.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # that file imports this one
+    from scripts.artefacts.verdict import Verdict
 
 THERE = 0.8  # a motion is learned at this success ...
 NEAR_BASE = 0.03  # ... with the appearance this near to the untouched model's, and no more leakage than this above its
@@ -18,7 +25,7 @@ class Point:
     """A variant at its cost in CPU seconds, with its means over videos.
 
     Motion success, appearance accuracy and leakage are shares of videos (0 to 1), appearance match is 1 for what the
-    prompt names; less leakage is better.
+    prompt names; less leakage is better. Success is of the kinds of motions that anything here learns.
     """
 
     name: str
@@ -38,24 +45,34 @@ class Point:
 @dataclass(frozen=True)
 class Target:
     """What the project aims at: `one`, today's default, takes at most the share `most` of the CPU seconds of `other`,
-    both variants, with a motion success of at least `success`."""
+    both variants, with a motion success of at least `success`, and is no worse where the artefact claims that."""
 
     one: str
     other: str
     most: float
     success: float = 0.0
 
-    def judged(self, points: list[Point]) -> list[str]:
-        """A sentence that says whether it was reached; none where one of the two was not measured."""
+    def judged(self, points: list[Point], verdicts: Iterable[Verdict] = ()) -> list[str]:
+        """A sentence that says whether it was reached; none where one of the two was not measured.
+
+        What no verdict about the two decides is not reached either; one that cannot be tested says nothing.
+        """
         found = {point.name: point for point in points}
         if not {self.one, self.other} <= found.keys() or not found[self.other].cost:
             return []
         one, share = found[self.one], found[self.one].cost / found[self.other].cost
-        reached = share <= self.most and one.success >= self.success
+        pairs = [v for v in verdicts if (v.claim.one, v.claim.other) == (self.one, self.other)]
+        rulings = [v.ruling for v in pairs if v.ruling != "not testable"]
+        kept, lost = rulings.count("confirmed"), rulings.count("refuted")
+        if share > self.most or one.success < self.success or lost:
+            ending = "missed"
+        else:
+            ending = "reached" if kept == len(rulings) else "not decided"
         moved = f" and success {one.success:.2f}, target {self.success:g}" if self.success else ""
+        claims = f", with {kept} of {len(rulings)} claims of equal quality confirmed" if rulings else ""
         return [
-            f"{self.one} takes {share:.2f} of the CPU seconds of {self.other}, target {self.most:g}{moved}: "
-            f"{'reached' if reached else 'missed'}."
+            f"{self.one} takes {share:.2f} of the CPU seconds of {self.other}, target {self.most:g}{moved}{claims}: "
+            f"{ending}."
         ]
 
 

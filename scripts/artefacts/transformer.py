@@ -26,6 +26,7 @@ HEADS, PURE, EARLY, LATE = (
     "TAP, first half",
     "TAP, last half",
 )
+EFFIVMT = "q + k + v, temporal heads (EffiVMT)"
 EMBEDDINGS, NO_VALUES = "Motion Inversion", "Motion Inversion, without its Values"
 MOTION_INVERSION = ("method=motion_inversion",)
 LOWEST = read_yaml(ROOT / "configs/reproduce/pocket_dit.yaml")["min_timestep"]  # that a training draws
@@ -46,7 +47,7 @@ LADDER = (
     Variant("all layers, no dual path", (*preset("motiondirector"), NO_APPEARANCE)),
     Variant(HEADS, preset("tap_temporal")),
     Variant(PURE, preset("tap_pure")),
-    Variant("q + k + v, temporal heads (EffiVMT)", preset("effivmt")),
+    Variant(EFFIVMT, preset("effivmt")),
     Variant(EARLY, (*TAP, "block_range=[0,0.5]")),
     Variant(LATE, (*TAP, "block_range=[0.5,1]")),
     Variant("TAP + value highway", TAP, ("--highway", "value")),
@@ -74,6 +75,7 @@ CLAIMS = (
           "q + k, no dual path"),
     _ours("temporal heads alone move no worse than all heads", "motion", HEADS, "not less", QK),
     _ours("temporal heads alone keep the appearance no worse than all heads", "appearance", HEADS, "not less", QK),
+    _ours("q + k + v of temporal heads move no worse than q + k of all", "motion", EFFIVMT, "not less", QK),
     _ours("a pure norm moves no worse than the shared one", "motion", PURE, "not less", HEADS),
     _ours("the first half of the blocks moves no worse than all", "motion", EARLY, "not less", QK),
     _ours("the first half of the blocks moves better than the last", "motion", EARLY, "more", LATE),

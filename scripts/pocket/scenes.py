@@ -8,7 +8,8 @@ import numpy as np
 
 from scripts.pocket.tracer import Colour, Solid, View, trace
 
-SIZE, FRAMES, SAMPLES = 384, 16, 2  # pixels a side, frames, rays a pixel's side
+SIZE, SAMPLES = 384, 2  # pixels a side, rays a pixel's side
+FRAMES, FPS = 33, 16  # two seconds: every second frame are ZeroScope's 16, and all of them are a clip for Wan
 
 
 def _checks(points: np.ndarray, step: float, one: tuple, two: tuple) -> np.ndarray:

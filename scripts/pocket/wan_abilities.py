@@ -14,7 +14,7 @@ from data.cache import CachedClip
 from data.detectors import read_clip
 from data.world import parse_prompt, render, sample_scene
 from models.backbone import Backbone
-from models.heads import classify
+from models.heads import Heads, classify
 from models.hooks import Patch, wrap_forward
 from scripts.pocket.abilities import FRAMES, LATENT_SIDE, summary
 from scripts.pocket.architecture import TEXT_LENGTH
@@ -90,8 +90,8 @@ def head_groups(temporal: torch.Tensor) -> dict[str, torch.Tensor]:
     return kinds | {f"the heads of layer {number}": layer for number, layer in enumerate(layers)}
 
 
-def temporal_heads(model: str, device: torch.device | str, seed: int, clips: int = 8) -> torch.Tensor:
-    """Which heads are temporal (models/heads.py), bool [layers heads], by what they see in rendered clips."""
+def find_heads(model: str, device: torch.device | str, seed: int, clips: int = 8) -> Heads:
+    """Which heads are temporal, by what they see in rendered clips (models/heads.py)."""
     backbone = Backbone.load(model, device=device)
     scenes = [render(sample_scene(seed * 10_000_000 + index, decorated=0.0)) for index in range(clips)]
     encoded = [
@@ -100,7 +100,7 @@ def temporal_heads(model: str, device: torch.device | str, seed: int, clips: int
         )
         for scene in scenes
     ]
-    return classify(backbone, encoded, torch.Generator().manual_seed(seed)).is_temporal
+    return classify(backbone, encoded, torch.Generator().manual_seed(seed))
 
 
 def allowed_pairs(name: str) -> torch.Tensor:
