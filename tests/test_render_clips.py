@@ -57,6 +57,7 @@ def test_rendering_is_deterministic_and_moves(name):
 def test_shipped_clips_hold_what_the_configs_ask_for(name):
     path = FOLDER / f"{name}.mp4"
     assert read_video(path, Cut(384, 384, 16, fps=8, snap=64), name).frames.shape == (16, 3, 384, 384)
+    assert read_video(path, Cut(480, 272, 33, fps=16, snap=16), name).frames.shape == (33, 3, 272, 272)  # for Wan
     assert path.stat().st_size < 200_000
 
 
