@@ -54,7 +54,7 @@ from infer.training.plan import check, latent_size_of_clips, plan
 from infer.training.preview import Previews
 from infer.training.references import prepare_clips
 from models import backbones, methods
-from models.backbone import Backbone, Predictor, choose_device, choose_dtype, predictor
+from models.backbone import Backbone, Predictor, allow_tf32, choose_device, choose_dtype, predictor
 from models.compiled import attach_quicker, check_compiling
 from models.files.card import write_card
 from models.heads import find_heads, write_heads
@@ -129,8 +129,7 @@ def run(cfg: DictConfig) -> Path:
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     check(cfg)
     processes = Processes(cfg.device)
-    if processes.device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
+    allow_tf32(processes.device)
     try:
         check_compiling(cfg.compile, processes.device)
         return _train(cfg, processes)

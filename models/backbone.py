@@ -60,6 +60,12 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}[precision]
 
 
+def allow_tf32(device: torch.device) -> None:
+    """On CUDA let what stays in fp32 (masters, losses) use TF32, in this process from here on."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
 def predictor(network: nn.Module, second: nn.Module | None = None, boundary: float | None = None) -> Predictor:
     """The network, with whatever is patched into it, as one function in its own precision.
 

@@ -3,6 +3,7 @@
     python scripts/bench.py --model mid --baseline          # seconds on this machine, and a plain dual-path step's
     python scripts/bench.py --model pocket --against stock  # what the lean U-Net saves of a step on a CPU
     python scripts/bench.py --model zeroscope --memory      # peak bytes, counted on the meta device: no weights, no GPU
+    python scripts/bench.py --model zeroscope --memory small --timed        # what that mode costs in time, and its peak
     python scripts/bench.py --model mid --compile blocks --against stock    # what compiling brings and costs
     python scripts/bench.py --model zeroscope --baseline --results RESULTS.md      # adds a row for this device
 
@@ -22,7 +23,7 @@ stdout is one JSON document:
     video_s            seconds from a prompt to frames in video_steps sampling steps
     peak_bytes         peak of our training step: measured on CUDA, before a baseline is made, else counted (frozen
                        model, adapters, their gradients and AdamW's moments, activations; without the CUDA context);
-                       --memory counts in bf16 with checkpointing, the default, and takes the modes of the key
+                       --memory alone counts in bf16 with checkpointing, the default, and takes the modes of the key
                        `memory`: small, smallest
     baseline_ratio     the baseline's step time over ours, in CPU time on a CPU; the median of alternating pairs
     sample_ratio       the baseline's sampling step over ours, likewise
@@ -32,7 +33,8 @@ stdout is one JSON document:
     matmul_flop_s      the device's measured rate of a large matrix product in each of those precisions
     train_share, sample_share    the time the step's operations would take at those rates, over the step's; on a CPU
                        both, and the rates, are of CPU time
-    threads            CPU threads, chosen as the commands do: OMP_NUM_THREADS, else by the model's size
+    threads            CPU threads, chosen as the commands do: --threads, OMP_NUM_THREADS, else by the model's size
+    memory             where the frozen model waits; checkpointing is whether activations are computed anew
     targets            what this project aims at for this model and baseline, and whether it was reached or missed
 
 Baselines: `stock` is our step on diffusers' own layers, neither lean (models/lean.py) nor compiled; `plain` is the dual
@@ -68,10 +70,12 @@ def main(argv: list[str] | None = None) -> None:
         const="default",
         choices=("default", "small", "smallest"),
         metavar="MODE",
-        help="only count bytes, on the meta device, where the frozen model waits as the key `memory` says",
+        help="where the frozen model waits, as the key `memory`; alone it counts bytes, on the meta device",
     )
+    parser.add_argument("--timed", action="store_true", help="with --memory: time the steps in this mode as well")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads, as the key `threads`")
     parser.add_argument("--compile", choices=("off", "blocks", "step"), default="off", help="as the key `compile`")
-    parser.add_argument("--checkpointing", choices=("on", "off"), help="default: on for zeroscope only")
+    parser.add_argument("--checkpointing", choices=("on", "off"), help="default: on for zeroscope, small and smallest")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs of each (default 3)")
     parser.add_argument("--video-steps", type=int, default=30, metavar="N", help="sampling steps of a video (30)")
     parser.add_argument("--device", default="auto")
@@ -80,11 +84,16 @@ def main(argv: list[str] | None = None) -> None:
     for flag in ("repeats", "video_steps"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')}: {getattr(args, flag)} measures nothing; give 1 or more")
-    if args.memory and args.compile != "off":
-        raise UserError("--compile: --memory runs nothing that could be compiled; leave one of them out")
-    timed = {"--results": args.results, "--baseline": args.baseline, "--against": args.against}
-    if args.memory and (given := [flag for flag, value in timed.items() if value]):
-        raise UserError(f"{given[0]}: --memory times nothing that could be kept or compared; leave one of them out")
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads: {args.threads} compute nothing; give 1 or more")
+    if args.timed and not args.memory:
+        raise UserError("--timed: without --memory everything is timed; name a mode, or leave it out")
+    timed = args.timed or not args.memory
+    flags = ("compile", "results", "baseline", "against", "repeats", "video_steps", "threads")
+    if not timed and (given := [flag for flag in flags if getattr(args, flag) != parser.get_default(flag)]):
+        raise UserError(
+            f"--{given[0].replace('_', '-')}: --memory counts and runs nothing; add --timed, or leave one of them out"
+        )
     with slow_imports():
         import torch
 
@@ -97,17 +106,19 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(args.device)
     checkpointing = None if args.checkpointing is None else args.checkpointing == "on"
     if checkpointing is None:
-        checkpointing = bool(args.memory) or MODELS[args.model].checkpointing
+        lean = args.memory in ("small", "smallest")  # their weights are dropped once a layer is computed
+        checkpointing = not timed or lean or MODELS[args.model].checkpointing
     cfg = settings(
         memory=args.memory or "default",
         compile=args.compile,
+        threads=args.threads,
         gradient_checkpointing=checkpointing,
         **MODELS[args.model].recipe,
     )
     numbers: dict = {"model": args.model, "train_step_s": None, "sample_s": None, "peak_bytes": None}
     numbers["baseline_ratio"] = None
     dtype = torch.bfloat16
-    if not args.memory:
+    if timed:
         from scripts.benchmark.targets import judged
         from scripts.benchmark.timings import measure
 

@@ -127,7 +127,7 @@ KEYS = {
     "train_host_s", "train_device_s", "train_step_fp16_s", "sample_s", "sample_cpu_s", "inversion_step_s",
     "text_encoder_s", "vae_encode_s", "vae_decode_s", "video_s", "video_steps", "peak_bytes", "baseline",
     "baseline_ratio", "sample_ratio", "customized_ratio", "train_flop", "train_flop_by_dtype", "sample_flop",
-    "matmul_flop_s", "train_share", "sample_share", "targets",
+    "matmul_flop_s", "train_share", "sample_share", "targets", "memory", "checkpointing",
 }  # fmt: skip
 NOT_HERE = {"train_device_s", "train_step_fp16_s", "compile_s"}  # only on a GPU, or compiled
 
@@ -148,7 +148,23 @@ def test_the_last_line_is_one_json_document_of_documented_keys(monkeypatch, caps
     assert min(timed[key] for key in ("train_share", "baseline_ratio", "sample_ratio", "customized_ratio")) > 0
     assert timed["train_host_s"] <= timed["train_step_s"] and timed["video_s"] > timed["vae_decode_s"]
     ((_, device),) = read_sections(tmp_path / "R.md")
-    assert device.startswith("cpu") and "| pocket | off | float32 |" in (tmp_path / "R.md").read_text()
+    assert (
+        device.startswith("cpu")
+        and "| pocket | off | default | no | plain | float32 |" in (tmp_path / "R.md").read_text()
+    )
+    assert (timed["memory"], timed["checkpointing"]) == ("default", False)
+
+
+@pytest.mark.parametrize("memory", ["small", "smallest"])
+def test_a_mode_of_memory_is_timed_where_that_is_asked_for(memory, monkeypatch, capsys):
+    placed, place = [], steps.place
+    monkeypatch.setattr(steps, "place", lambda *given: placed.append(given[1:]) or place(*given))
+    monkeypatch.setitem(steps.MODELS, "pocket", TINY)
+    words = ["--model", "pocket", "--memory", memory, "--timed", "--repeats", "1", "--video-steps", "2"]
+    bench.main([*words, "--device", "cpu", "--threads", "1"])
+    timed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (torch.device("cpu"), memory) in placed and timed["train_step_s"] > 0
+    assert (timed["memory"], timed["checkpointing"], timed["threads"]) == (memory, True, 1)
 
 
 def test_memory_alone_is_counted_without_timing(monkeypatch, capsys):
@@ -205,7 +221,7 @@ def test_a_devices_rows_are_kept_beside_each_other_and_replaced_by_newer_ones(tm
         ("mid", "off", "A10", 2),
         ("mid", "off", "H100", 0.4),
     ):
-        numbers = {"model": model, "compile": compiled, "device": device, "train_step_s": seconds}
+        numbers = {"model": model, "compile": compiled, "device": device, "train_step_s": seconds, "memory": "default"}
         numbers |= {
             "train_flop_by_dtype": {"bfloat16": 3e12, "float32": 1.25e9},
             "targets": ["a: reached", "b: missed"],
@@ -214,13 +230,34 @@ def test_a_devices_rows_are_kept_beside_each_other_and_replaced_by_newer_ones(tm
     sections = read_sections(path)
     assert list(sections) == [("bench", "A10"), ("bench", "H100")]
     rows = [line for line in sections["bench", "H100"].splitlines() if line.startswith("| ")]
-    assert [row.split(" | ")[:5] for row in rows[1:]] == [
-        ["| mid", "blocks", "–", "–", "300.0 ms"],
-        ["| mid", "off", "–", "–", "400.0 ms"],
-        ["| pocket", "off", "–", "–", "100.0 ms"],
+    assert [row.split(" | ")[:8] for row in rows[1:]] == [
+        ["| mid", "blocks", "default", "–", "–", "–", "–", "300.0 ms"],
+        ["| mid", "off", "default", "–", "–", "–", "–", "400.0 ms"],
+        ["| pocket", "off", "default", "–", "–", "–", "–", "100.0 ms"],
     ]
     assert all(" | a: reached; b: missed | " in row for row in rows[1:])
     assert all(row.endswith(" | 3e+12 in bfloat16, 1.25e+09 in float32 |") for row in rows[1:])
+
+
+@pytest.mark.parametrize("change", [{"memory": "small"}, {"checkpointing": True}, {"baseline": "stock"}])
+def test_another_mode_or_baseline_is_another_row(change, tmp_path):
+    numbers = {"model": "mid", "compile": "off", "memory": "default", "checkpointing": False, "baseline": "plain"}
+    numbers |= {"device": "H100", "train_step_s": 1.0, "targets": []}
+    for given in (numbers, numbers | change, numbers | {"train_step_s": 2.0}):
+        results.keep_timings(tmp_path / "R.md", given, "bench")
+    rows = (tmp_path / "R.md").read_text().count("| mid | off |")
+    assert rows == 2 and "2000.0 ms" in (tmp_path / "R.md").read_text()
+
+
+def test_rows_of_an_older_table_keep_their_cells_under_their_headings(tmp_path):
+    path, numbers = tmp_path / "R.md", {"model": "mid", "compile": "off", "device": "H100", "train_step_s": 1.0}
+    results.keep_timings(path, numbers | {"targets": ["a | b"]}, "bench")
+    content = path.read_text().replace("| memory | recomputes |", "|").replace("| off | – | – |", "| off |")
+    path.write_text(content.replace("|---|---|", "|", 1))
+    results.keep_timings(path, numbers | {"model": "pocket", "targets": []}, "bench")
+    (mid,) = (line for line in path.read_text().splitlines() if line.startswith("| mid |"))
+    cells = mid.split(" | ")
+    assert cells[1:6] == ["off", "–", "–", "–", "–"] and cells[7] == "1000.0 ms" and r"a \| b" in mid
 
 
 ON_CARD = {
@@ -267,6 +304,10 @@ def test_a_timing_starts_and_ends_with_an_idle_device(name, monkeypatch):
         ["--memory", "--results", "R.md"],
         ["--memory", "--compile", "blocks"],
         ["--memory", "--against", "stock"],
+        ["--memory", "--repeats", "5"],
+        ["--memory", "--threads", "2"],
+        ["--timed", "--baseline"],
+        ["--threads", "0"],
     ],
 )
 def test_a_request_that_measures_nothing_is_refused(words, capsys):

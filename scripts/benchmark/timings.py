@@ -3,6 +3,7 @@
 import torch
 from omegaconf import DictConfig
 
+from models.backbone import allow_tf32
 from models.threads import use_threads
 from scripts.benchmark.clock import (
     Numbered,
@@ -27,8 +28,9 @@ def measure(
 ) -> Numbers:
     """The timed numbers of the JSON document; `against` names the baseline to alternate with, if any.
 
-    Sets the number of threads of this process as the commands do.
+    Sets the number of threads of this process, and on CUDA the precision of fp32 products, as the commands do.
     """
+    allow_tf32(device)
     architecture = MODELS[model]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     ours = Step(architecture, device, dtype, checkpointing=cfg.gradient_checkpointing, cfg=cfg)
@@ -53,6 +55,8 @@ def measure(
         "threads": threads,
         "dtype": str(dtype).removeprefix("torch."),
         "compile": cfg.compile,
+        "memory": cfg.memory,
+        "checkpointing": bool(cfg.gradient_checkpointing),
         "baseline": against,
         **training,
         "compile_s": first - training["train_step_s"] if cfg.compile != "off" else None,
