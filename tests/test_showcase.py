@@ -1,5 +1,7 @@
 """The picture that plays: what stands where, that it plays, and that it is small enough for a README."""
 
+import re
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -113,7 +115,8 @@ def test_the_quickstart_names_the_files_that_its_training_made(tmp_path, monkeyp
     """Overrides may leave out any of them."""
     monkeypatch.setattr("train.run", lambda cfg: tmp_path)
     quickstart.main([])
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr()
+    assert said.out == "" and re.fullmatch(r"took \d+ s and \d+ CPU seconds \(aim: 45 s and 80 .*\)\n", said.err)
     of_the_last_step = tmp_path / "previews/step-7"
     of_the_last_step.mkdir(parents=True)
     for path in (of_the_last_step / "b.mp4", of_the_last_step / "a.mp4", tmp_path / "loss.png"):
