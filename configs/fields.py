@@ -159,7 +159,7 @@ class Config:
     device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1", "steps")
     threads: int | None = key(
         None,
-        "CPU threads; default OMP_NUM_THREADS, else 1 for a small model and all for others; with 2 or more, or the "
+        "CPU threads; default OMP_NUM_THREADS, else 1 for a small model, else one a core; with 2 or more, or the "
         "default on as many cores, a small model trains in two processes of 1 thread where that gives the same result",
         "steps",
         low=1,

@@ -69,8 +69,9 @@ class Request:
         if locate(trained_on).resolve() != Path(self.model).resolve():
             lines.append(f"override: model is {self.model} (flag), the checkpoint has {shown(trained_on)}")
         for source in self.sources:
-            shape = source.checkpoint.preset or source.checkpoint.kind
-            lines.append(f"{source.part}: {source.checkpoint.path} ({shape}), strength {source.strength:g}")
+            lines.append(
+                f"{source.part}: {source.checkpoint.path} ({source.checkpoint.shape}), strength {source.strength:g}"
+            )
             if assumed := source.checkpoint.info.get("assumed"):
                 lines.append(f"note: {assumed}; --temporal_preset says otherwise")
         print(*lines, *self.settings.lines(), sep="\n", file=sys.stderr)

@@ -72,7 +72,7 @@ def _put_lora(patches: ExitStack, network, name: str, state: State, checkpoint: 
 
 def _put_loras(patches: ExitStack, network, motions: Motions, _sampling, _latent_size) -> list[str]:
     return [
-        _put_lora(patches, network, f"motion LoRA {checkpoint.preset}", checkpoint.motion, checkpoint, strength)
+        _put_lora(patches, network, f"motion LoRA {checkpoint.shape}", checkpoint.motion, checkpoint, strength)
         for checkpoint, strength in motions
     ]
 

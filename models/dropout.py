@@ -19,7 +19,7 @@ def drop(x: torch.Tensor, probability: float) -> torch.Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, probability)
     dropped = min(round(probability * LEVELS), LEVELS - 1)
-    words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
+    words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), device=x.device)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # -LEVELS / 2 and above
     mask = torch.ge(bits, dropped - LEVELS // 2, out=torch.empty_like(x, requires_grad=False))
     return x.mul_(mask.mul_(LEVELS / (LEVELS - dropped)))

@@ -173,21 +173,6 @@ class Method:
         return attach_highway(self.network, *self.highway) if self.highway and self.highway_in_training else Patch()
 
 
-def check(network: nn.Module, cfg) -> tuple[list[str], list[str]]:
-    """What `choose_layers` finds for a LoRA's motion. Needs no weights (models/outline.py: skeleton).
-
-    Raises UserError for layers, or a highway, that this kind of network does not have.
-    """
-    if (use := cfg.appearance_highway.use) != "off":
-        motion = "lora" if cfg.method == "lora" else MotionEmbeddings.kind
-        check_highway(network, cfg.appearance_highway.scope, use == "training", motion)
-    if cfg.method != "lora":
-        return [], []
-    return choose_layers(
-        network, cfg.temporal_preset, cfg.include_patterns, cfg.exclude_patterns, block_range=cfg.block_range
-    )
-
-
 def attach(
     network: nn.Module, cfg, *, clips: int, latent_size: tuple[int, int, int], heads: Heads | None = None
 ) -> Method:
@@ -204,9 +189,11 @@ def attach(
         placement=cfg.lora_dropout_placement,
         generator=torch.Generator().manual_seed(cfg.seed or 0),
     )
-    names, notes = check(network, cfg)
     if cfg.method == "lora":
         shares = cfg.block_range
+        names, notes = choose_layers(
+            network, cfg.temporal_preset, cfg.include_patterns, cfg.exclude_patterns, block_range=shares
+        )
         motion = lora.add_adapter(network, "motion", cfg.temporal_preset, names=names, block_range=shares, **options)
         has_appearance, extra = True, "debiased"
         if cfg.temporal_preset in backbones.kind_of(network).DIFFERENCE_LOSS:
@@ -217,7 +204,7 @@ def attach(
                     "two latent frames have one difference; give a longer clip, or use tap_temporal"
                 )
     else:
-        motion = _motion_inversion(network, cfg, latent_size)
+        motion, notes = _motion_inversion(network, cfg, latent_size), []
         has_appearance = cfg.embeddings.loss == "hybrid"
         extra = None if cfg.embeddings.loss == "base" else "debiased"
     adapters = 1 if cfg.single_spatial_lora else clips
@@ -228,6 +215,8 @@ def attach(
     use, scope, beta = (cfg.appearance_highway[key] for key in ("use", "scope", "beta"))
     highway = None if use == "off" else HighwaySettings(scope, beta)
     in_training = use == "training"
+    if highway:
+        check_highway(network, scope, in_training, motion.kind)
     method = Method(
         network, motion, appearance, highway, highway_in_training=in_training, extra_loss=extra, notes=notes
     )

@@ -7,6 +7,7 @@ results of different counts agree to rounding.
 """
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -49,7 +50,8 @@ def _usable() -> int:
     where it was started beside others as one of several (`SHARE`).
     """
     scheduled = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(scheduled, _allowed() or scheduled, int(os.environ.get(SHARE, scheduled)))
+    share = os.environ.get(SHARE, "")
+    return min(scheduled, _allowed() or scheduled, int(share) if re.fullmatch("[1-9][0-9]{0,5}", share) else scheduled)
 
 
 def _allowed() -> int | None:

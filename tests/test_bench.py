@@ -239,10 +239,12 @@ def test_a_devices_rows_are_kept_beside_each_other_and_replaced_by_newer_ones(tm
     assert all(row.endswith(" | 3e+12 in bfloat16, 1.25e+09 in float32 |") for row in rows[1:])
 
 
-@pytest.mark.parametrize("change", [{"memory": "small"}, {"checkpointing": True}, {"baseline": "stock"}])
+@pytest.mark.parametrize(
+    "change", [{"memory": "small"}, {"checkpointing": True}, {"baseline": "stock"}, {"threads": 1}]
+)
 def test_another_mode_or_baseline_is_another_row(change, tmp_path):
     numbers = {"model": "mid", "compile": "off", "memory": "default", "checkpointing": False, "baseline": "plain"}
-    numbers |= {"device": "H100", "train_step_s": 1.0, "targets": []}
+    numbers |= {"device": "H100", "threads": 2, "train_step_s": 1.0, "targets": []}
     for given in (numbers, numbers | change, numbers | {"train_step_s": 2.0}):
         results.keep_timings(tmp_path / "R.md", given, "bench")
     rows = (tmp_path / "R.md").read_text().count("| mid | off |")

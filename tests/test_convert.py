@@ -419,6 +419,17 @@ def test_layers_of_no_preset_are_a_checkpoint_that_can_be_sampled(unet, tmp_path
     found = load_checkpoint(change("ours", tmp_path / DIFFUSERS_FILE, tmp_path / "out").parent, network=unet)
     assert found.preset is None and found.info["preset"] == "custom"
     assert found.motion.keys() == state.keys() and all(torch.equal(found.motion[name], state[name]) for name in state)
+    for name, preset in (("conv_in", None), ("time_embedding.linear_1", "appearance")):
+        outs, ins = unet.get_submodule(name).weight.shape[:2]
+        other = {f"{name}.lora_A.weight": torch.zeros(2, ins), f"{name}.lora_B.weight": torch.zeros(outs, 2)}
+        parts = (
+            {"motion": other, "appearance": []} if preset is None else {"motion": found.motion, "appearance": [other]}
+        )
+        info, folder = {"preset": "custom", "rank": max(2, found.rank)}, tmp_path / name
+        save_checkpoint(folder, 1, **parts, kind="lora", config_yaml=None, info=info)
+        with pytest.raises(UserError, match="does not fit this model"):
+            load_checkpoint(folder, network=unet)
+    assert load_checkpoint(tmp_path / "out", preset="custom").shape == "custom"
     with pytest.raises(UserError, match="has the temporal preset custom, tap was asked"):
         load_checkpoint(tmp_path / "out", preset="tap")
     with pytest.raises(UserError, match="adapts no preset's layers, so it has no place in a positional file"):

@@ -151,19 +151,45 @@ def test_the_shares_of_its_methods_are_those_of_table_2():
     }
 
 
-def test_what_it_says_of_a_transformer_is_measured():
-    section = read_sections(ROOT / "RESULTS.md")["dit", "pocketscope_dit"]
-    paths = section[section.index("| path |") :].partition("\n\n")[0].splitlines()  # the first table of the new paths
-    success = {cells[1].strip(): 100 * float(cells[2].split()[0]) for cells in (line.split("|") for line in paths[2:])}
-    rows = "q + k (TAP)", "Motion Inversion", "q + k, temporal heads", "guidance"
+def ruled(section: str, claim: str) -> tuple[str, str, str, str]:
+    """(ruling, its figure, the one that it is held against, the whole line) of a claim of a section of RESULTS.md."""
+    (line,) = (line for line in section.splitlines() if f"{claim}. " in line)
+    one, other = re.search(r"\. [A-Z][\w ]+ (\S+) against (\S+),", line).groups()
+    return VERDICT.match(line)["ruling"], one, other, line
+
+
+def success_of(section: str, group: str) -> dict[str, int]:
+    """Row -> motion success in per cent, of the first table of a group."""
+    table = section[section.index(f"| {group} |") :].partition("\n\n")[0].splitlines()[2:]
+    return {cells[1].strip(): round(100 * float(cells[2].split()[0])) for cells in (line.split("|") for line in table)}
+
+
+def test_what_is_said_of_a_transformer_is_measured():
+    sections = read_sections(ROOT / "RESULTS.md")
+    ladder, sweep = sections["dit", "pocketscope_dit"], sections["dit_sweep", "pocketscope_dit"]
+    path, retimed = success_of(ladder, "path"), success_of(ladder, "re-timing")
     told = TEXT["README.md"].partition("On a diffusion transformer new paths")[2].partition("\n\n")[0]
-    assert [int(share) for share in re.findall(r"(\d+) %", told)] == [round(success[row]) for row in rows]
-    (line,) = (line for line in section.splitlines() if "q + k leaks less than all layers. " in line)
-    assert VERDICT.match(line)["ruling"] == "refuted" and "less than 0.05 that way" in line, (
-        "it buys nothing that counts"
-    )
-    purified, layers = re.search(r"Graded leakage (\S+) against (\S+),", line).groups()
-    assert f"All layers leak {layers} there, TAP {purified}:" in told
+    rows = "q + k (TAP)", "Motion Inversion", "q + k, temporal heads", "guidance"
+    assert [int(share) for share in re.findall(r"(\d+) %", told)] == [path[row] for row in rows]
+    words = " ".join(told.split()), " ".join(TEXT["models/README.md"].split())
+    ruling, purified, layers, line = ruled(ladder, "q + k leaks less than all layers")
+    assert ruling == "refuted" and "less than 0.05 that way" in line, "it buys nothing that counts"
+    assert f"all layers leak {layers}, TAP {purified}" in words[0] and f"leak {purified} against {layers}" in words[1]
+    beyond = "no dual path, trained far beyond the recipe, q + k"
+    ruling, purified, layers, line = ruled(sweep, f"{beyond} leaks less than all layers")
+    assert ruling == "confirmed" and "the least that counts" not in line
+    assert ruled(sweep, f"{beyond} moves no worse than all layers")[0] == "confirmed"
+    assert f"({layers} and {purified}, at equal motion)" in words[0]
+    assert f"all layers leak {layers}, and Query and Key {purified} at equal motion" in words[1]
+    assert "nine clips of nine motions" in words[1] and "over 9 reference clips" in ladder
+    ruling, after, before, _ = ruled(ladder, "PLI improves the appearance")
+    assert ruling == "confirmed" and f"from {before} to {after}" in words[1]
+    assert ruled(ladder, "PLI costs no motion")[0] == "not decided"
+    assert ruled(ladder, "the value highway keeps the appearance no worse")[0] == "refuted"
+    assert f"follows {path['guidance']} % of the new paths and {retimed['guidance']} % of the re-timings" in words[1]
+    assert ruled(ladder, "guidance improves the motion of TAP")[0] == "refuted"
+    assert ruled(ladder, "TAP with guidance leaks no more than TAP")[0] == "refuted"
+    assert path["q + k, temporal heads"] == 0
 
 
 def test_files_that_single_commands_name_exist():

@@ -29,7 +29,9 @@ def test_a_small_model_on_a_cpu_takes_one_thread(parameters, device, count, monk
     assert use_threads(model(parameters), device) == torch.get_num_threads() == count
 
 
-@pytest.mark.parametrize(("share", "large", "cores"), [("1", 1, 1), ("2", 2, 2), ("64", 4, 4)])
+@pytest.mark.parametrize(("share", "large", "cores"), [
+    ("1", 1, 1), ("2", 2, 2), ("64", 4, 4), ("0", 4, 4), ("abc", 4, 4), ("2.5", 4, 4), ("", 4, 4),
+])  # fmt: skip
 def test_one_of_several_processes_keeps_to_its_share_of_the_cores(share, large, cores, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv(threads.SHARE, share)

@@ -110,11 +110,19 @@ def test_success_is_of_the_motions_that_anything_learns(tmp_path):
     assert {point.name: (point.success, point.match) for point in result.points} == {
         name: (success, pytest.approx(0.6)) for name, (success, _) in before.items()
     }
-    assert result.tradeoff[0].startswith(
-        "Success is over the motions of the kind re-timing: nothing learns the others."
-    )
-    result.rows[-1]["motion_success"] = 1.0  # one variant learns a path
-    assert result.points[1].success == 0.5 and "Success is over" not in result.tradeoff[0]
+    told = "Success is over the motions of the kind re-timing: ddim @ 20 does not learn the others."
+    assert result.tradeoff[0] == told
+    drawn = plots._costs(result).axes[0]
+    assert drawn.get_title().endswith("(re-timing)")
+    heights = {round(float(y), 6) for bars in drawn.containers for y in bars.lines[0].get_ydata()}
+    assert heights == {round(point.success, 6) for point in result.points if point.curve}
+    for row in result.rows:
+        row["motion_success"] = float(row["variant"] == "ddim @ 20" or row["group"] == "re-timing")
+    assert min(point.success for point in result.points) == 0.5 and "Success is over" not in result.tradeoff[0]
+    result.rows = [row for row in result.rows if row["variant"] != "unipc @ 4" or row["group"] == "path"]
+    for row in result.rows:
+        row["motion_success"] *= row["group"] == "re-timing"
+    assert "unipc @ 4" not in {point.name for point in result.points}, "it was not measured on what is learned"
 
 
 def test_a_target_is_judged_by_its_share_of_the_cost_and_by_success():
@@ -132,6 +140,7 @@ def test_a_target_is_judged_by_its_share_of_the_cost_and_by_success():
 
     assert judged("confirmed", "not testable").endswith("with 1 of 1 claims of equal quality confirmed: reached.")
     assert judged("confirmed", "not decided").endswith("with 1 of 2 claims of equal quality confirmed: not decided.")
+    assert judged("not testable", "not testable").endswith("not decided."), "its cost alone says nothing"
     assert judged("confirmed", "refuted").endswith("missed.") and judged("refuted", one="idle @ 60").endswith(
         "reached."
     )

@@ -42,7 +42,7 @@ def check(cfg: DictConfig) -> None:
         check_pipeline(Path(model))
     objective.check_scheduler(scheduler_of(model), cfg.max_timestep)
     check_solver_of_previews(cfg)
-    methods.check(skeleton(model), cfg)
+    methods.attach(skeleton(model), cfg, clips=1, latent_size=latent_size_of_clips(cfg))  # needs no weights
 
 
 def plan(cfg) -> list[str]:

@@ -55,6 +55,11 @@ class Checkpoint:
     config: dict[str, Any] | None = None
     info: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def shape(self) -> str:
+        """The preset, "custom" for a LoRA of other layers, or "embeddings"."""
+        return self.preset or (CUSTOM if self.kind == "lora" else self.kind)
+
 
 def save_checkpoint(
     run_dir: str | Path,
@@ -172,8 +177,8 @@ def load_checkpoint(
             f"{checkpoint.path}: holds the embeddings of Motion Inversion, which have no temporal preset and no"
             " rank; leave those out"
         )
-    if preset not in (None, checkpoint.preset):
-        raise UserError(f"{checkpoint.path}: has the temporal preset {checkpoint.preset or CUSTOM}, {preset} was asked")
+    if preset not in (None, checkpoint.shape):
+        raise UserError(f"{checkpoint.path}: has the temporal preset {checkpoint.shape}, {preset} was asked")
     if rank not in (None, checkpoint.rank):
         raise UserError(f"{checkpoint.path}: has rank {checkpoint.rank}, rank {rank} was asked")
     if network is not None:

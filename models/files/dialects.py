@@ -79,15 +79,15 @@ def _write(name: str, checkpoint: Checkpoint, state: State, folder: Path, header
         theirs = dialect.layer(found[1], _LAYERS[found[2]])
         tensors[f"{theirs}.{dialect.down if matrix == 'lora_A' else dialect.up}.weight"] = tensor
         if matrix == "lora_A":
-            tensors[f"{theirs}.alpha"] = _exact(checkpoint.scale * len(tensor), tensor.dtype)
+            tensors[f"{theirs}.alpha"] = _alpha_of(checkpoint.scale, len(tensor), tensor.dtype)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / FILE, header)
 
 
-def _exact(value: float, dtype: torch.dtype) -> torch.Tensor:
-    """`value` in the precision of its matrices, as the trainers store it, or in the next that keeps all its digits."""
-    found = (torch.tensor(value, dtype=kind) for kind in (dtype, torch.float32, torch.float64))
-    return next(tensor for tensor in found if tensor.dtype == torch.float64 or tensor.item() == value)
+def _alpha_of(scale: float, rank: int, dtype: torch.dtype) -> torch.Tensor:
+    """The alpha of this scale, in the precision of its matrices as trainers store it, or in the next that gives it."""
+    found = (torch.tensor(scale * rank, dtype=kind) for kind in (dtype, torch.float32, torch.float64))
+    return next(alpha for alpha in found if alpha.dtype == torch.float64 or alpha.item() / rank == scale)
 
 
 def dialect_of(names: list[str]) -> str | None:
@@ -99,7 +99,7 @@ def dialect_of(names: list[str]) -> str | None:
 def read_dialect(path: Path) -> Checkpoint | None:
     """The adapters of a file of either dialect, or of a folder as `write_dialect` makes it; None for another file.
 
-    Raises UserError for layers that no preset could adapt and for a file that is damaged.
+    Raises UserError for layers that no block of a Wan transformer has and for a file that is damaged.
     """
     file = path / FILE if path.is_dir() else path
     tensors, header = read_tensors(file)

@@ -26,14 +26,13 @@ def check_fit(checkpoint: Checkpoint, network: nn.Module) -> None:
 def _check_fit(state: State, network: nn.Module, checkpoint: Checkpoint) -> None:
     modules = dict(network.named_modules())
     asked = [_trained_width(name, tensor) for name, tensor in state.items()]  # (layer, axis of its weight, width)
-    weights = [getattr(modules.get(layer), "base_layer", modules.get(layer)) for layer, _, _ in asked]
-    weights = [getattr(module, "weight", None) for module in weights]
-    fits = all(  # a norm has a weight of one axis
-        w is not None and w.ndim > axis and w.shape[axis] == width
-        for w, (_, axis, width) in zip(weights, asked, strict=True)
+    layers = [getattr(modules.get(layer), "base_layer", modules.get(layer)) for layer, _, _ in asked]
+    fits = all(
+        isinstance(layer, nn.Linear) and layer.weight.shape[axis] == width
+        for layer, (_, axis, width) in zip(layers, asked, strict=True)
     )
-    if fits and checkpoint.preset is not None:  # a shallower model's layers are all here, but not all that are here
-        preset = checkpoint.preset if state is checkpoint.motion else APPEARANCE
+    preset = checkpoint.preset if state is checkpoint.motion else APPEARANCE
+    if fits and checkpoint.kind == "lora" and preset is not None:  # all of a shallower model's layers are here, too
         shares = checkpoint.info.get("block_range") if state is checkpoint.motion else None
         expected = targets(network, preset, shares and [float(share) for share in shares.split()])
         fits = chose_layers(checkpoint) or {layer for layer, _, _ in asked} == set(expected)

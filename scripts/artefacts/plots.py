@@ -115,6 +115,8 @@ def _costs(result: Result) -> Figure:
     points = result.points
     shortcuts = [point for point in points if point.curve]
     estimates = {point.name: summarize(result.of(point.name)) for point in shortcuts}
+    for name, found in estimates.items():  # success is over the kinds of motions that are learned at all
+        found |= {QUALITIES[0]: summarize(result.of_kinds(name, result.learned))[QUALITIES[0]]}
     names = dict.fromkeys(point.curve for point in shortcuts)
     curves = {name: colormaps["tab20"](number) for number, name in enumerate(names)}
     qualities = dict(zip(("success", "appearance", "match", "leakage"), QUALITIES))
@@ -127,7 +129,8 @@ def _costs(result: Result) -> Figure:
             for point in line:
                 _point(axes, estimates[point.name][metric], point.cost, colour, None, flat=False)
         axes.set(ylim=(-0.03, 1.05))
-        axes.set_title(ALL_DEFINITIONS[metric].heading, fontsize=9)
+        kinds = f" ({' and '.join(result.learned)})" if quality == "success" and result.learned != result.groups else ""
+        axes.set_title(ALL_DEFINITIONS[metric].heading + kinds, fontsize=9)
         axes.grid(alpha=0.3)
     figure.supxlabel(f"CPU seconds of {result.artefact.form}", fontsize=10)
     best = front(shortcuts)

@@ -159,38 +159,41 @@ class Result:
         found, form = [], self.artefact.form
         free = [variant.name for variant in self.variants if form == "training" and not variant.uses_training]
         curves = {variant.name: variant.place.curve for variant in self.variants if variant.place}
-        learned = self._learned() if form in COSTS else []
+        learned = self.learned if form in COSTS else []
         for name, cost in self.costs.items() if form in COSTS else ():
             mean = {metric: estimate.value for metric, estimate in summarize(self.of(name)).items()}
-            moved = [row for row in self.of(name) if row["group"] in learned]
-            mean |= {metric: found.value for metric, found in summarize(moved).items() if metric == LEARNED.metric}
+            moved = summarize(self.of_kinds(name, learned)).get(LEARNED.metric)
+            mean[LEARNED.metric] = moved.value if moved else None
             seconds = 0.0 if name in free else getattr(cost, form)
-            if seconds is not None and set(QUALITIES) <= mean.keys():
+            if seconds is not None and all(mean.get(metric) is not None for metric in QUALITIES):
                 found.append(Point(name, seconds, *(mean[metric] for metric in QUALITIES), curves.get(name)))
         return found
 
-    def _learned(self) -> list[str]:
-        """The groups of motions in which a variant's mean success is that of learning (LEARNED), else all."""
-        found = [
-            group
-            for group in self.groups
-            if any(
-                LEARNED.metric in estimates and estimates[LEARNED.metric].value >= LEARNED.value
-                for estimates in (summarize(self.of(variant.name, group)) for variant in self.artefact.variants)
-            )
-        ]
-        return found or self.groups
+    def of_kinds(self, variant: str, groups: Iterable[str]) -> list[dict]:
+        """The videos of a variant in these groups of motions."""
+        return [row for row in self.of(variant) if row["group"] in groups]
+
+    @property
+    def learned(self) -> list[str]:
+        """The groups of motions that are learned in the mean (LEARNED) by the variant which the artefact's target is
+        held against; all groups where there is none."""
+        other = self.artefact.target.other if self.artefact.target else ""
+        success = {group: summarize(self.of(other, group)).get(LEARNED.metric) for group in self.groups}
+        return [group for group, found in success.items() if found and found.value >= LEARNED.value] or self.groups
 
     @property
     def tradeoff(self) -> list[str]:
         """Sentences on what the points say, what is the default, and whether the artefact's target was reached."""
         points, target = self.points, self.artefact.target
-        said, learned = in_words(points, self.artefact.form), self._learned() if points else []
-        if said and learned != self.groups:
+        said = in_words(points, self.artefact.form)
+        if not target:
+            return said
+        if said and self.learned != self.groups:
+            kinds = " and ".join(self.learned)
             said.insert(
-                0, f"Success is over the motions of the kind {' and '.join(learned)}: nothing learns the others."
+                0, f"Success is over the motions of the kind {kinds}: {target.other} does not learn the others."
             )
-        return said + default_in_words(points, target.one) + target.judged(points, self.verdicts) if target else said
+        return said + default_in_words(points, target.one) + target.judged(points, self.verdicts)
 
     @cached_property
     def verdicts(self) -> list[Verdict]:

@@ -55,7 +55,7 @@ class Target:
     def judged(self, points: list[Point], verdicts: Iterable[Verdict] = ()) -> list[str]:
         """A sentence that says whether it was reached; none where one of the two was not measured.
 
-        What no verdict about the two decides is not reached either; one that cannot be tested says nothing.
+        It is reached only where all claims about the two that can be tested are confirmed, and at least one is.
         """
         found = {point.name: point for point in points}
         if not {self.one, self.other} <= found.keys() or not found[self.other].cost:
@@ -67,7 +67,7 @@ class Target:
         if share > self.most or one.success < self.success or lost:
             ending = "missed"
         else:
-            ending = "reached" if kept == len(rulings) else "not decided"
+            ending = "reached" if kept == len(rulings) and (rulings or not pairs) else "not decided"
         moved = f" and success {one.success:.2f}, target {self.success:g}" if self.success else ""
         claims = f", with {kept} of {len(rulings)} claims of equal quality confirmed" if rulings else ""
         return [

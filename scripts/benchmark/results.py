@@ -42,7 +42,7 @@ COLUMNS = {  # heading -> (key of the JSON document, how it is written)
     "made": ("made", str),
     "operations of a training step": ("train_flop_by_dtype", FLOP),
 }
-SETUP = ("model", "compile", "memory", "recomputes", "baseline")  # a row of the same replaces the one before
+SETUP = ("model", "compile", "memory", "recomputes", "threads", "baseline")  # a row of the same replaces the one before
 
 
 def keep_timings(path: Path, numbers: dict, command: str) -> None:
@@ -69,5 +69,5 @@ def keep_timings(path: Path, numbers: dict, command: str) -> None:
 
 def _cells(lines: list[str]) -> list[dict[str, str]]:
     """The rows of a table as heading -> cell, by today's headings; what an older table does not have is "–"."""
-    found = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in lines if line.startswith("| ")]
+    found = [line[2:-2].split(" | ") for line in lines if line.startswith("| ")]
     return [{name: dict(zip(found[0], row)).get(name, NONE) for name in COLUMNS} for row in found[1:]]

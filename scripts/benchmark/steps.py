@@ -165,9 +165,18 @@ class Step:
 class StockStep(Step):
     """This project's step on diffusers' own layers, neither lean (models/lean.py) nor compiled."""
 
-    def __init__(self, architecture: Architecture, device: torch.device | str, *, checkpointing: bool | None = None):
+    def __init__(
+        self,
+        architecture: Architecture,
+        device: torch.device | str,
+        *,
+        checkpointing: bool | None = None,
+        memory: str = "default",
+    ):
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        super().__init__(architecture, device, dtype, checkpointing=checkpointing, lean=False)
+        recomputes = architecture.checkpointing if checkpointing is None else checkpointing
+        cfg = settings(memory=memory, gradient_checkpointing=bool(recomputes), **architecture.recipe)
+        super().__init__(architecture, device, dtype, checkpointing=checkpointing, cfg=cfg, lean=False)
 
 
 class PlainStep(Step):

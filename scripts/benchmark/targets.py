@@ -23,6 +23,8 @@ def judged(numbers: dict) -> list[str]:
     against_release = on_card and numbers.get("baseline") == "release"
     found = []
     most = TRAINING.get((numbers["model"], numbers.get("baseline")))
+    if numbers.get("memory", "default") != "default":  # these modes give time for memory
+        return []
     if most is not None and not against_release:
         what = f"a training step in {{:.2f}} of {numbers['baseline']}'s time"
         found.append(_sentence(what, 1 / numbers["baseline_ratio"], most=most))

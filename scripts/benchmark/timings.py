@@ -37,8 +37,8 @@ def measure(
     threads = use_threads(ours.unet, device, cfg.threads)
     first = timed(lambda: ours.train(0), device).wall
     peak = peak_bytes(lambda: ours.train(1), device)  # before a baseline lies beside it
-    # the stock step differs in its layers alone; the others recompute activations whatever ours does
-    alike = {"checkpointing": cfg.gradient_checkpointing} if against == "stock" else {}
+    # the stock step differs in its layers alone; the others recompute activations and keep all weights on the device
+    alike = {"checkpointing": cfg.gradient_checkpointing, "memory": cfg.memory} if against == "stock" else {}
     baseline = BASELINES[against](architecture, device, **alike) if against else None
     training = _training(ours, baseline, device, repeats)
     half = _half_precision(architecture, device, repeats, cfg)

@@ -9,7 +9,7 @@ import numpy as np
 from scripts.pocket.tracer import Colour, Solid, View, trace
 
 SIZE, SAMPLES = 384, 2  # pixels a side, rays a pixel's side
-FRAMES, FPS = 33, 16  # two seconds: every second frame are ZeroScope's 16, and all of them are a clip for Wan
+FRAMES, FPS = 33, 16  # two seconds: ZeroScope takes the first 16 of every second frame, Wan takes all
 
 
 def _checks(points: np.ndarray, step: float, one: tuple, two: tuple) -> np.ndarray:
