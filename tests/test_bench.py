@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs import schema
+from models import lora
 from models.backbones.unet3d import ZEROSCOPE
 from models.hooks import wrap_forward
 from models.placement import parameter_bytes
@@ -46,6 +47,16 @@ def gradients_of_both(baseline, monkeypatch):
 def test_the_plain_step_gives_the_motion_adapter_the_same_gradients(monkeypatch):
     for theirs, mine in zip(*gradients_of_both(steps.PlainStep, monkeypatch), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("step", "torchs"), [(steps.PlainStep, True), (steps.StockStep, False)])
+def test_the_baselines_that_are_others_code_drop_by_torchs_kernel(step, torchs, monkeypatch):
+    """Else a quicker mask of ours would make what it is compared with quicker too."""
+    ours, theirs = [], []
+    monkeypatch.setattr(lora, "drop", lambda x, probability: ours.append(probability) or x)
+    monkeypatch.setattr(steps, "_torch_dropout", lambda p, up, given, product: theirs.append(p) or product)
+    step(TINY, "cpu").gradients(1)
+    assert (set(theirs), set(ours)) == (({0.1}, set()) if torchs else (set(), {0.1}))
 
 
 def test_the_stock_step_runs_other_layers_and_gives_the_same_gradients(monkeypatch):
@@ -279,6 +290,12 @@ def test_every_target_of_a_card_is_judged_by_its_own_number(key):
     found = dict(zip(ON_CARD, judged(numbers), strict=True))
     assert {name for name, sentence in found.items() if sentence.endswith("missed")} == {key} - {None}
     assert "3.00 times as fast as the release's, target at least 3" in judged(numbers | ON_CARD)[0]
+
+
+@pytest.mark.parametrize("memory", ["small", "smallest"])
+def test_a_mode_that_gives_time_for_memory_has_no_target_of_speed(memory):
+    numbers = {"model": "mid", "device": "NVIDIA H200", "baseline": "release", "memory": memory, **ON_CARD}
+    assert judged(numbers) == [] and len(judged(numbers | {"memory": "default"})) == len(ON_CARD)
 
 
 def test_what_was_not_measured_is_not_judged():

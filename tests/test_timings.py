@@ -70,6 +70,19 @@ def test_the_stock_step_recomputes_activations_where_ours_does(recompute, monkey
     assert seen == [step.unet for step in models if recompute]
 
 
+def test_the_stock_step_waits_where_ours_does_and_fp32_products_are_those_of_training(monkeypatch):
+    placed, asked = [], []
+    monkeypatch.setattr(timings, "allow_tf32", asked.append)
+    monkeypatch.setitem(steps.MODELS, "pocket", TINY)
+    monkeypatch.setattr(steps, "place", lambda network, device, memory: placed.append(memory) or 0)
+    monkeypatch.setattr(timings, "use_threads", lambda *_: 1)
+    monkeypatch.setattr(timings, "count_flop", lambda *_: ({}, {}))
+    monkeypatch.setattr(timings, "_sampling", lambda *_: {"sample_s": 1.0, "sample_cpu_s": 1.0})
+    cfg = steps.settings(memory="small", gradient_checkpointing=True)
+    timings.measure("pocket", CPU, repeats=1, against="stock", cfg=cfg, video_steps=1)
+    assert placed == ["small", "small"] and asked == [CPU]
+
+
 def test_cuda_counts_its_peak_from_the_beginning_of_the_work(monkeypatch):
     events = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: events.append("reset"))
