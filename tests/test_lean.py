@@ -107,9 +107,10 @@ def test_dropout_draws_the_masks_of_the_stock_layers(tap):
         {"temporal_preset": "motiondirector", "appearance_highway.use": "training"},
         {"method": "motion_inversion", "embeddings.loss": "hybrid"},
         {"lora_unet_dropout": 0.5, "lora_dropout_placement": "release"},
+        {"lora_unet_dropout": 0.5, "lora_dropout_placement": "release", "lora_alpha": 20},
         {"lora_unet_dropout": 0.5, "lora_dropout_placement": "peft"},
     ],
-    ids=["motiondirector", "motion inversion", "dropout after up", "dropout before down"],
+    ids=["motiondirector", "motion inversion", "dropout after up", "dropout and alpha", "dropout before down"],
 )
 def test_every_method_keeps_its_gradients(keys, checkpointing):
     trained = Trained(**{"lora_unet_dropout": 0.0, **keys})
