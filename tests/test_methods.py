@@ -225,7 +225,7 @@ def test_clips_longer_than_the_embeddings_are_refused(unet, tiny_config):
         methods.attach(unet, tiny_config(**inversion(max_frames=3)), clips=1, latent_size=SIZE)
 
 
-def test_every_reference_clip_gets_its_own_looks_and_they_share_one_motion(trained, two_clips):
+def test_every_reference_clip_gets_its_own_appearance_and_they_share_one_motion(trained, two_clips):
     run = trained(
         dataset_types=["folder"],
         temporal_preset="motiondirector",

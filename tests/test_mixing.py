@@ -201,7 +201,7 @@ def positional(run, folder, unet):
     return folder / "checkpoint-300"
 
 
-def test_motiondirectors_mixing_command_takes_looks_from_one_and_motion_from_another(
+def test_motiondirectors_mixing_command_takes_the_appearance_from_one_and_motion_from_another(
     trained, sample, backbone, tiny_pipeline, tmp_path, capsys
 ):
     ours, director = trained(**LORA), trained(**DIRECTOR)
@@ -230,7 +230,9 @@ def test_motiondirectors_mixing_command_takes_looks_from_one_and_motion_from_ano
     assert not torch.equal(motion_only, expected)
 
 
-def test_a_folder_of_looks_alone_gives_looks_but_no_motion(trained, sample, backbone, tiny_pipeline, tmp_path):
+def test_a_folder_of_appearance_alone_gives_appearance_but_no_motion(
+    trained, sample, backbone, tiny_pipeline, tmp_path
+):
     director = trained(**DIRECTOR)
     theirs = positional(director, tmp_path / "theirs", backbone.network)
     shutil.rmtree(theirs / "temporal")
@@ -247,7 +249,7 @@ def test_a_folder_of_looks_alone_gives_looks_but_no_motion(trained, sample, back
         sample(*words, trained(**EMBEDDINGS))
 
 
-def test_images_are_a_source_of_looks(trained, sample, tmp_path_factory, clip_file, capsys):
+def test_images_are_a_source_of_appearance(trained, sample, tmp_path_factory, clip_file, capsys):
     images = tmp_path_factory.mktemp("images")
     for i, frame in enumerate(read_frames(clip_file)[:2]):
         iio.imwrite(images / f"{i}.png", frame.permute(1, 2, 0).numpy())

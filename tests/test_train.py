@@ -230,7 +230,7 @@ def test_dry_run_tells_and_writes_nothing(tiny_config, tmp_path, main):
     assert not (tmp_path / "train").exists() and not (tmp_path / "cache").exists()
 
 
-def test_images_train_the_looks_only(tiny_config, tmp_path):
+def test_images_train_the_appearance_only(tiny_config, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     iio.imwrite(images / "red.png", np.full((64, 64, 3), (200, 30, 30), np.uint8))
