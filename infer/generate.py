@@ -54,8 +54,9 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
     request = read_request(parts[0].args)
     requests = [request, *(read_request(part.args, request.sources) for part in parts[1:])]
     dtype = choose_dtype(request.settings.precision, device)
+    scheduler = scheduler_of(request.model)
     for each in requests:
-        make_solver(scheduler_of(request.model), each.settings.solver, each.settings.num_steps)
+        make_solver(scheduler, each.settings.solver, each.settings.num_steps)
     check_compiling(args.compile, device)
     if backbone is None:
         backbone = Backbone.load(request.model, dtype, device, args.memory)
