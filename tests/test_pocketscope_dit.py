@@ -241,7 +241,7 @@ def test_heads_are_switched_off_by_kind_and_by_layer():
 
 
 def test_the_card_names_the_temporal_heads_of_the_shipped_model_their_margin_and_agreement():
-    found = abilities.find_heads(str(SHIPPED), "cpu", seed=1)
+    found = abilities.heads_in_rendered_clips(str(SHIPPED), "cpu", seed=1)
     card = " ".join((SHIPPED / "README.md").read_text().split())
     assert f"{found.is_temporal.sum()} of the {found.is_temporal.numel()} see the same place" in card
     margin, agreement = 2 ** found.ratio.abs().median(), found.agreement

@@ -90,7 +90,7 @@ def head_groups(temporal: torch.Tensor) -> dict[str, torch.Tensor]:
     return kinds | {f"the heads of layer {number}": layer for number, layer in enumerate(layers)}
 
 
-def find_heads(model: str, device: torch.device | str, seed: int, clips: int = 8) -> Heads:
+def heads_in_rendered_clips(model: str, device: torch.device | str, seed: int, clips: int = 8) -> Heads:
     """Which heads are temporal, by what they see in rendered clips (models/heads.py)."""
     backbone = Backbone.load(model, device=device)
     scenes = [render(sample_scene(seed * 10_000_000 + index, decorated=0.0)) for index in range(clips)]

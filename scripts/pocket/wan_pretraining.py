@@ -108,7 +108,7 @@ def measure_shipped(args: Namespace) -> None:
         for name in ("frame", "place", "frame or place"):
             with abilities.attend_only(transformer, name):
                 report(f"attention only within the same {name}", abilities.measure(parts, prompts, args.seed)[0])
-        found = abilities.find_heads(str(args.export), args.device, args.seed)
+        found = abilities.heads_in_rendered_clips(str(args.export), args.device, args.seed)
         print(found, file=sys.stderr, flush=True)
         for name, heads in abilities.head_groups(found.is_temporal).items():
             with abilities.without_heads(transformer, heads):
