@@ -19,12 +19,12 @@ CUSTOMIZED = 1.01  # most that a sampling step with LoRA and highway may take of
 
 def judged(numbers: dict) -> list[str]:
     """A sentence for each target that belongs to `numbers` (the JSON document of scripts/bench.py)."""
+    if numbers.get("memory", "default") != "default":  # these modes give time for memory
+        return []
     on_card = not numbers["device"].startswith(("cpu", "mps"))  # as device_name words it
     against_release = on_card and numbers.get("baseline") == "release"
     found = []
     most = TRAINING.get((numbers["model"], numbers.get("baseline")))
-    if numbers.get("memory", "default") != "default":  # these modes give time for memory
-        return []
     if most is not None and not against_release:
         what = f"a training step in {{:.2f}} of {numbers['baseline']}'s time"
         found.append(_sentence(what, 1 / numbers["baseline_ratio"], most=most))
