@@ -89,7 +89,8 @@ class Stop:
         self._raised.clear()  # nobody watches any more
         sys.unraisablehook = self._hook
         for number, usual in self._found.items():
-            signal.signal(number, usual)
+            if signal.getsignal(number) == self._arrive:  # else the command has made itself deaf, up to its last line
+                signal.signal(number, usual)
         if self._found:
             _end_quietly(self.number)
 
@@ -147,7 +148,12 @@ def _end_quietly(stopped: int | None) -> None:
     Closing may take seconds. A command that a signal has `stopped` has said so: another one only ends the waiting.
     """
     handler = at_once if stopped is None else lambda *_: os._exit(ENDINGS[stopped][1])
-    atexit.register(lambda: [signal.signal(number, handler) for number in ENDINGS])
+
+    @atexit.register
+    def close() -> None:
+        for number in ENDINGS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
 
 
 @atexit.register  # before anybody else does, so that it comes last

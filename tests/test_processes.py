@@ -110,6 +110,7 @@ def test_a_lost_process_ends_the_others_with_one_sentence(tiny_config, tmp_path,
     stdout, stderr = process.communicate(timeout=60)
     assert time.monotonic() - killed < 30
     (folder,) = (tmp_path / "train").iterdir()
+    assert len(errors(stderr)) == 1, stderr
     (sentence,) = errors(stderr)
     last = max(list_checkpoints(folder))
     assert "another of its processes has ended" in sentence
@@ -121,6 +122,7 @@ def test_broken_numbers_in_every_process_are_one_sentence_naming_one_folder(tiny
     process = torchrun(ROOT / "train.py", tiny_config(**QUICK, learning_rate=1e30, max_train_steps=20), tmp_path)
     _, stderr = process.communicate(timeout=300)
     (folder,) = (tmp_path / "train").iterdir()
+    assert len(errors(stderr)) == 1, stderr
     (sentence,) = errors(stderr)
     assert "nan at step" in sentence and str(folder) in sentence and "no weight was moved in this step" in sentence
 

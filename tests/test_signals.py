@@ -407,3 +407,27 @@ def test_a_signal_while_the_interpreter_closes_is_one_line(number, code, line, b
 def test_a_signal_after_the_last_exit_function_does_not_change_the_exit_code(number, code, line):
     process = started(CLOSED.format(name=number.name))
     assert (*process.communicate(timeout=20), process.returncode) == ("", "", 0)
+
+
+DEAF = """
+import atexit, os, signal
+from configs.errors import UserError, command
+hit = lambda: os.kill(os.getpid(), signal.SIGTERM)
+atexit.register(hit)
+class Lost(UserError):
+    def __str__(self):  # while its line is being made
+        hit()
+        return "another process has ended"
+@command
+def main():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Lost
+main()
+"""
+
+
+def test_a_command_that_made_itself_deaf_stays_so_until_it_has_said_why():
+    """As a process does that lost another one: torchrun stops it while it says so."""
+    process = started(DEAF)
+    assert process.communicate(timeout=20) == ("", "error: another process has ended\n")
+    assert process.returncode == 2
