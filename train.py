@@ -59,9 +59,10 @@ from models.compiled import attach_quicker, check_compiling
 from models.files.card import write_card
 from models.heads import find_heads, write_heads
 from models.highway import attach_highway
-from models.hooks import checkpoint_activations, training_mode
+from models.hooks import training_mode
 from models.outline import skeleton
 from models.placement import place
+from models.recomputed import checkpoint_activations
 from models.schedule import noised
 from models.threads import use_threads
 from models.training import beside, memory, objective

@@ -31,6 +31,11 @@ class Block:
     attentions: tuple[str, ...]
     still: bool = False
 
+    @property
+    def self_attentions(self) -> list[str]:
+        """Their names in the network."""
+        return [f"{self.name}.{kind}" for kind in self.attentions]
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Tokens of one frame: every downsampler of a U-Net halves, rounding up."""
         return -(-height // self.cell[0]), -(-width // self.cell[1])

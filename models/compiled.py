@@ -19,12 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
 from configs.errors import UserError
 from configs.plain import shown_error
-from models.hooks import CHECKPOINTED_LAYERS, Patch, know_dtype, wrap_forward
+from models.backbones import kind_of, leaves
+from models.hooks import Patch, know_dtype, wrap_forward
 from models.lean import attach_lean
 
 MOST_GRAPHS = 32  # for each layer of a kind; beyond, torch runs it uncompiled and says so
@@ -62,12 +62,13 @@ def compile_layers(
         return Patch()
     check_compiling(mode, device, backend)
     options = {"fallback_random": True, "triton.cudagraphs": mode == "step"} if backend == "inductor" else None
-    leaves = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, CHECKPOINTED_LAYERS)]
-    kinds = Counter(_kind(*leaf) for leaf in leaves)
+    level = kind_of(network).level
+    found = [(layer, (level(name), *_kind(layer))) for name, layer in leaves(network)]
+    kinds = Counter(kind for _, kind in found)
     regions = {kind: _region(kind[1].forward, MOST_GRAPHS * count, backend, options) for kind, count in kinds.items()}
     undo = []
-    for name, layer in leaves:
-        undo.append(wrap_forward(layer, _compiled(layer, regions[_kind(name, layer)], training), innermost=True))
+    for layer, kind in found:
+        undo.append(wrap_forward(layer, _compiled(layer, regions[kind], training), innermost=True))
     if not regions:
         raise UserError(
             f"compile: it is made for the 3-D U-Net and Wan, and this is a {type(network).__name__}; use compile=off"
@@ -106,14 +107,9 @@ def _region(forward: Callable, most: int, backend: str | Callable, options: dict
     )
 
 
-def _kind(name: str, layer: nn.Module) -> tuple[Hashable, ...]:
-    """What layers have in common whose graphs are the same: their block, class and the shapes of their weights.
-
-    The blocks of a transformer are alike, and what they are called with is too.
-    """
-    shapes = tuple(tuple(p.shape) for key, p in layer.named_parameters() if ".lora_" not in key)
-    block = "" if isinstance(layer, WanTransformerBlock) else ".".join(name.split(".")[:2])
-    return block, type(layer), shapes
+def _kind(layer: nn.Module) -> tuple[Hashable, ...]:
+    """What layers of one level have in common whose graphs are the same: class, and shapes of the weights."""
+    return type(layer), tuple(tuple(p.shape) for key, p in layer.named_parameters() if ".lora_" not in key)
 
 
 def _compiled(layer: nn.Module, region: Callable, training: bool) -> Callable:

@@ -9,13 +9,13 @@ of a head over tokens i = (f, y, x), averaged over queries,
 and a head is temporal where e_t > e_s: chance is 1 for both, and nothing depends on a threshold. (EffiVMT, Sparse
 VideoGen: bands of the map, which are empty for small frames.)
 
-`restrict` keeps the rows of other heads in a LoRA's up matrix at exactly 0. Wan normalises queries and keys over all
-heads together, so a changed head rescales the others a little; `pure_norm` takes the divisor from the base model.
+`restrict` keeps the rows of other heads in a LoRA's up matrix at exactly 0.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from torch import nn
 
 from configs.errors import UserError, shown
 from configs.files import atomic_path
-from models.hooks import Patch, wrap_forward
+from models.backbones import kind_of
 from models.schedule import add_noise
 
 TIMESTEPS = (900, 700, 500)  # at which heads are looked at; motion is decided at high noise
@@ -119,14 +119,14 @@ def classify(backbone, clips: Iterable, generator: torch.Generator) -> Heads:
         latents, texts = clip.latents.to(backbone.device), (clip.text, backbone.encode_text([""]))
         if latents.shape[2] == 1:
             continue  # an image has no other frames
-        grid = _grid(latents, network.config.patch_size)
+        grid = (latents.shape[2], *backbone.kind.carriers(network)[0].grid(*latents.shape[3:]))
         for timestep in TIMESTEPS:
             time = torch.tensor([float(max(timestep, lowest))], device=backbone.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             noised = add_noise(backbone.scheduler, latents, noise, time)
             for text in texts:
                 seen: list[torch.Tensor] = []
-                with Patch([wrap_forward(block.attn1, _watch(block.attn1, grid, seen)) for block in network.blocks]):
+                with backbone.kind.watch(network, partial(_look, seen, grid)):
                     backbone.predict(noised, time, text.to(backbone.device))
                 found.append(torch.stack(seen))
                 numbers.append(number)
@@ -134,27 +134,8 @@ def classify(backbone, clips: Iterable, generator: torch.Generator) -> Heads:
     return Heads(spatial, temporal, tuple(numbers))
 
 
-def _grid(latents: torch.Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-    return tuple(size // step for size, step in zip(latents.shape[2:], patch, strict=True))
-
-
-def _watch(attention: nn.Module, grid: tuple[int, int, int], seen: list) -> Callable:
-    def wrapper(forward, hidden_states, text=None, mask=None, rotary=None):
-        query, key = (
-            turned(norm(project(hidden_states)).unflatten(2, (attention.heads, -1)), *rotary)
-            for project, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k))
-        )
-        seen.append(enrichment(*(x[0].transpose(0, 1).float() for x in (query, key)), grid))
-        return forward(hidden_states, text, mask, rotary)
-
-    return wrapper
-
-
-def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of [b tokens heads d], as Wan interleaves it: pairs of channels are turned."""
-    one, two = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack([one * cos - two * sin, one * sin + two * cos], dim=-1).flatten(-2).type_as(x)
+def _look(seen: list, grid: tuple[int, int, int], query: torch.Tensor, key: torch.Tensor) -> None:
+    seen.append(enrichment(*(x[0].transpose(0, 1).float() for x in (query, key)), grid))
 
 
 def enrichment(query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
@@ -170,61 +151,19 @@ def enrichment(query: torch.Tensor, key: torch.Tensor, grid: tuple[int, int, int
     return torch.stack([share(same_frame), share(same_place)], dim=-1)
 
 
-def restrict(adapter, wanted: torch.Tensor) -> None:
+def restrict(adapter, network: nn.Module, wanted: torch.Tensor) -> None:
     """Let only the rows of `wanted` heads, bool [layers heads], be learned in `adapter`'s up matrices of Q, K and V.
 
     The rows of other heads, and other layers, get no gradient: they start at 0 and stay exactly 0, through AdamW with
     decay too. The file stays a plain LoRA.
     """
+    number = {name: i for i, block in enumerate(kind_of(network).carriers(network)) for name in block.self_attentions}
     for name, layer in adapter.layers.items():
-        up = layer.lora_B[adapter.name]
-        number, part = int(name.split(".")[1]), name.rpartition("attn1.")[2]
+        up, (attention, _, part) = layer.lora_B[adapter.name], name.rpartition(".")
         rows = torch.zeros(up.out_features)
-        if part in ("to_q", "to_k", "to_v"):
-            rows = wanted[number].repeat_interleave(up.out_features // wanted.shape[1])
+        if attention in number and part in ("to_q", "to_k", "to_v"):
+            rows = wanted[number[attention]].repeat_interleave(up.out_features // wanted.shape[1])
         up.rows = rows[:, None].to(up.weight)
-
-
-def pure_norm(network: nn.Module, layers: Iterable[str]) -> Patch:
-    """Take the divisor of QK-norm from the base model's queries and keys in the attentions of `layers`.
-
-    norm(q + d) becomes norm(q) + d * weight / rms(q): heads without a change keep their values bit for bit. It is the
-    identity where no adapter acts. Adapters must act beside the layers and not in their weights. Several of these may
-    be on one network, in any order with the adapters: each looks at the layer under all of them.
-    """
-    undo = []
-    for name in layers:
-        attention, _, part = name.rpartition(".")
-        if part in ("to_q", "to_k"):
-            projection, norm = (
-                network.get_submodule(name),
-                network.get_submodule(f"{attention}.{part.replace('to', 'norm')}"),
-            )
-            known: list[torch.Tensor] = []
-            undo += [
-                wrap_forward(getattr(projection, "base_layer", projection), _remember(known), innermost=True),
-                wrap_forward(norm, _norm_of_base(known, norm.weight, norm.eps)),
-            ]
-    return Patch(undo)
-
-
-def _remember(known: list) -> Callable:
-    def wrapper(forward, x):
-        known[:] = [forward(x)]
-        return known[0]
-
-    return wrapper
-
-
-def _norm_of_base(known: list, weight: torch.Tensor, eps: float) -> Callable:
-    def wrapper(forward, changed):
-        base = known.pop() if known else changed
-        if base is changed:
-            return forward(changed)
-        divisor = base.float().square().mean(-1, keepdim=True).add(eps).rsqrt()
-        return forward(base) + ((changed - base).float() * divisor * weight).type_as(base)
-
-    return wrapper
 
 
 def write_heads(heads: Heads, folder: Path) -> Path:

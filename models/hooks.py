@@ -3,25 +3,20 @@
 Nothing here edits diffusers. A patch changes the forward of named modules, hands back a `Patch`, and `Patch.remove()`
 (or leaving its `with` block) restores the model bit for bit, in whatever order patches are removed.
 
-Three patches live here because every method needs them: the one-frame bypass of the temporal layers (the U-Net of the
-paper's release skipped them at one frame, today's diffusers runs them), activation checkpointing (which the stock U-Net
-refuses to switch on), and a dtype that is not looked for. Hidden states are [(b f) c h w] inside the U-Net.
+Two patches live here because every method needs them: the one-frame bypass of the temporal layers (the U-Net of the
+paper's release skipped them at one frame, today's diffusers runs them), and a dtype that is not looked for. Hidden
+states are [(b f) c h w] inside the U-Net.
 """
 
 import weakref
 from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
 
 import torch
-from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 TEMPORAL_LAYERS = (TemporalConvLayer, TransformerTemporalModel)
-CHECKPOINTED_LAYERS = (ResnetBlock2D, Transformer2DModel, *TEMPORAL_LAYERS, WanTransformerBlock)
 
 
 class Patch:
@@ -106,42 +101,6 @@ def bypass_single_frames(unet: nn.Module, keep: Collection[str] = ()) -> Patch:
             if isinstance(m, TEMPORAL_LAYERS) and name not in keep
         ]
     )
-
-
-def _checkpointed(forward: Callable, *args, **kwargs):
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    if args and args[0].device.type == "mps":
-        kwargs["context_fn"] = lambda: (nullcontext(), _MasksOfMps())  # called just before the forward
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-class _MasksOfMps:
-    """Inside the `with` block the random state of MPS is that of when this was made, and after it what it was before.
-
-    torch's checkpoint keeps the state of devices whose module says that it is initialized, and torch.mps never does.
-    """
-
-    def __init__(self):
-        self._kept = torch.mps.get_rng_state()
-
-    def __enter__(self) -> None:
-        self._before = torch.mps.get_rng_state()
-        torch.mps.set_rng_state(self._kept)
-
-    def __exit__(self, *_) -> None:
-        torch.mps.set_rng_state(self._before)
-
-
-def checkpoint_activations(network: nn.Module) -> Patch:
-    """Keep only the inputs of the network's leaf layers for the backward pass and recompute the rest.
-
-    Leaf layers are ResNet blocks, temporal convolutions, spatial and temporal transformers, and a diffusion
-    transformer's blocks. Gradients are the same to the bit and dropout masks are replayed: on CUDA and MPS because
-    every leaf layer is called with its hidden states as a positional tensor, which shows the device whose random state
-    has to be kept. Adapters must not be switched between a forward and its backward.
-    """
-    return Patch([wrap_forward(m, _checkpointed) for m in network.modules() if isinstance(m, CHECKPOINTED_LAYERS)])
 
 
 def know_dtype(network: nn.Module) -> Patch:

@@ -23,7 +23,6 @@ from torch import nn
 from configs.errors import UserError
 from models import backbones, merge
 from models.dropout import drop
-from models.heads import pure_norm
 from models.hooks import Patch
 
 APPEARANCE = "appearance"  # the preset of the appearance adapters
@@ -226,12 +225,12 @@ def add_adapter(
             layer.lora_B[name].dropout = dropout
     adapter = LoraAdapter(network, name, preset, rank, alpha, layers, block_range)
     if has_pure_norm(network, preset):
-        adapter.undo(pure_norm(network, layers).remove)
+        adapter.undo(backbones.kind_of(network).pure_norm(network, layers).remove)
     return adapter
 
 
 def has_pure_norm(network: nn.Module, preset: str | None) -> bool:
-    """Whether adapters of `preset` act after the QK-norm of the base model's queries and keys (models/heads.py)."""
+    """Whether adapters of `preset` act after the QK-norm of the base model's queries and keys."""
     return preset in backbones.kind_of(network).PURE_NORM
 
 
@@ -251,7 +250,8 @@ def attach_state(
     if not has_pure_norm(network, preset):
         return merge.attach_lora(network, state, strength, scale)
     with contextlib.ExitStack() as patches:
-        patches.enter_context(pure_norm(network, merge.pairs(state) if normed is None else normed))
+        layers = merge.pairs(state) if normed is None else normed
+        patches.enter_context(backbones.kind_of(network).pure_norm(network, layers))
         patches.enter_context(merge.attach_lora(network, state, strength, scale, beside=True))
         return Patch([patches.pop_all().close])
 

@@ -136,10 +136,10 @@ class Method:
     def keep_to(self, heads: Heads) -> None:
         """Let the motion be learned in the temporal ones of `heads` alone (EffiVMT: the appearance in the others)."""
         self.heads = heads
-        restrict(self.motion, heads.is_temporal)
+        restrict(self.motion, self.network, heads.is_temporal)
         if self.motion.preset in backbones.kind_of(self.network).SPATIAL_APPEARANCE:
             for adapter in self.appearance:
-                restrict(adapter, ~heads.is_temporal)
+                restrict(adapter, self.network, ~heads.is_temporal)
 
     def load(self, motion: State, appearance: list[State]) -> None:
         """Put a checkpoint's state back. Raises UserError when it is another preset, rank or number of clips."""

@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from configs.errors import UserError
-from models.hooks import CHECKPOINTED_LAYERS, Patch, wrap_forward
+from models.backbones import leaves
+from models.hooks import Patch, wrap_forward
 from models.quantized import store_in_eight_bits
 from models.streamed import stream_from_host
 
@@ -32,7 +33,7 @@ def place(network: nn.Module, device: torch.device | str, memory: str = "default
     Raises UserError for another `memory` than "default" where the network has no layers of a U-Net or of Wan.
     """
     device = torch.device(device)
-    groups = [large_layers(leaf) for leaf in network.modules() if isinstance(leaf, CHECKPOINTED_LAYERS)]
+    groups = [large_layers(leaf) for _, leaf in leaves(network)]
     if memory != "default" and not groups:
         raise UserError(
             f"memory: {memory} is made for the 3-D U-Net and Wan, and this is a {type(network).__name__}; use default"

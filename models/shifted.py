@@ -1,10 +1,9 @@
-"""Self-attention whose inputs are shifted, in the layout of each kind of network (Motion Inversion).
+"""Self-attention whose inputs are shifted (Motion Inversion), in the layout of a U-Net.
 
     q = Wq (x + e_qk)    k = Wk (x + e_qk)    v = Wv (x + e_v)
 
-`shift_temporal` does it to the temporal attention of a U-Net, where x is [(b h w) f c]; `shift_tokens` to the joint
-self-attention of a diffusion transformer, where a clip is one sequence, x is [b (f h w) c], and queries and keys are
-normalised and turned before they meet. Everything comes off again with the embeddings, a Patch.
+x is [(b h w) f c], the inputs of temporal attention; models/backbones/wan_attention.py does it where a clip is one
+sequence. Everything comes off again with the embeddings, a Patch.
 """
 
 import weakref
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.blocks import Block
-from models.heads import turned
 from models.hooks import wrap_forward
 
 GRID = "latent_grid"  # how a U-Net's attention learns its (height, width): only the transformer around it sees them
@@ -46,22 +44,6 @@ def shift_temporal(unet: nn.Module, shifts: Shifts) -> None:
             shifts.undo(wrap_forward(attention, _temporal(shifts, weakref.ref(attention), block, kind)))
 
 
-def shift_tokens(network: nn.Module, shifts: Shifts) -> None:
-    """Shift the inputs of the self-attention of a diffusion transformer."""
-    running: dict[str, tuple[int, int, int]] = {}  # "grid" -> tokens (f, h, w) of the clip in the current forward
-    patch = network.config.patch_size
-
-    def tell(forward, hidden_states: torch.Tensor, *args, **kwargs):
-        running["grid"] = tuple(size // step for size, step in zip(hidden_states.shape[2:], patch, strict=True))
-        return forward(hidden_states, *args, **kwargs)
-
-    shifts.undo(wrap_forward(network, tell))
-    for block in shifts.blocks:
-        for kind in block.attentions:
-            attention = network.get_submodule(f"{block.name}.{kind}")
-            shifts.undo(wrap_forward(attention, _joint(shifts, weakref.ref(attention), block, kind, running)))
-
-
 def _tell_grid(forward, hidden_states: torch.Tensor, *args, cross_attention_kwargs: dict | None = None, **kwargs):
     grid = tuple(hidden_states.shape[-2:])
     return forward(
@@ -81,36 +63,14 @@ def _temporal(shifts: Shifts, attention: weakref.ref, block: Block, kind: str):
         pattern, value = hidden_states + shifts.query_key(block.name, frames).to(dtype), hidden_states
         if (shift := shifts.value(block, kind, grid, frames)) is not None:
             value = (value.unflatten(0, (-1, len(shift))) + shift.to(dtype)).flatten(0, 1)
-        return attend(attention(), pattern, value)
+        attn = attention()
+        return attend(attn, attn.to_q(pattern), attn.to_k(pattern), attn.to_v(value))
 
     return wrapper
 
 
-def _joint(shifts: Shifts, attention: weakref.ref, block: Block, kind: str, running: dict):
-    def wrapper(forward, hidden_states: torch.Tensor, text=None, mask=None, rotary=None):
-        if shifts.strength == 0:
-            return forward(hidden_states, text, mask, rotary)
-        (frames, *grid), dtype = running["grid"], hidden_states.dtype
-        video = hidden_states.unflatten(1, (frames, -1))  # [b (f h w) c] -> [b f (h w) c]
-        pattern, value = video + shifts.query_key(block.name, frames).transpose(0, 1).to(dtype), video
-        if (shift := shifts.value(block, kind, tuple(grid), frames)) is not None:
-            value = video + shift.transpose(0, 1).to(dtype)
-        return attend(attention(), pattern.flatten(1, 2), value.flatten(1, 2), rotary)
-
-    return wrapper
-
-
-def attend(
-    attn: nn.Module, pattern: torch.Tensor, value: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None = None
-) -> torch.Tensor:
-    """Self-attention [s n c] with queries and keys from `pattern` and values from `value`, as the stock processors
-    compute it: with `rotary`, a transformer's, queries and keys are normalised over all heads and turned.
-    """
-    query, key, value = attn.to_q(pattern), attn.to_k(pattern), attn.to_v(value)
-    if rotary is not None:
-        query, key = attn.norm_q(query), attn.norm_k(key)
-    query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
-    if rotary is not None:
-        query, key = (turned(x, *rotary) for x in (query, key))
-    mixed = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
+def attend(attn: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What the stock processors make of queries, keys and values [s n (heads d)], through the output's layer."""
+    query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value)
     return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))

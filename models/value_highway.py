@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from models.backbones import kind_of
 from models.hooks import Patch, wrap_forward
 from models.merge import adapted, without_loras
 
@@ -26,11 +27,15 @@ class ValueHighway(Patch):
 
 
 def attach_value_highway(network: nn.Module) -> ValueHighway:
-    """Attach it to a network with `blocks` whose self-attention is `attn1`, after its LoRAs."""
+    """Attach it to the blocks of a network that has no skip connections, after its LoRAs."""
     values: dict[str, torch.Tensor] = {}
     state = {"run": None}
-    names = [f"blocks.{number}" for number in range(len(network.blocks))]
-    undo = [wrap_forward(network.get_submodule(f"{name}.attn1.to_v"), _value(name, values, state)) for name in names]
+    blocks = kind_of(network).carriers(network)
+    undo = [
+        wrap_forward(network.get_submodule(f"{attention}.to_v"), _value(block.name, values, state))
+        for block in blocks
+        for attention in block.self_attentions
+    ]
 
     @contextmanager
     def run(kind: str):
@@ -41,12 +46,13 @@ def attach_value_highway(network: nn.Module) -> ValueHighway:
             state["run"] = None
 
     def twice(forward, *args, **kwargs):
-        blocks = {".".join(name.split(".")[:2]) for name in adapted(network)}
-        if not blocks:
+        layers = adapted(network)
+        touched = {block.name for block in blocks if any(name.startswith(f"{block.name}.") for name in layers)}
+        if not touched:
             return forward(*args, **kwargs)
         with run("first"), without_loras(network), torch.no_grad():
             forward(*args, **kwargs)
-        for name in values.keys() - blocks:
+        for name in values.keys() - touched:
             del values[name]
         for name, value in values.items():  # a compiled block's lie in a CUDA graph's memory, which ends with its run
             values[name] = value.clone()  # small beside the run, so without asking whether it was compiled

@@ -20,10 +20,12 @@ from infer import generate, options
 from infer.sampler import classifier_free_guidance
 from models import compiled, methods
 from models.backbone import predictor
+from models.backbones import leaves, unet3d
 from models.compiled import compile_layers
 from models.highway import attach_highway
-from models.hooks import CHECKPOINTED_LAYERS, Patch, bypass_single_frames, checkpoint_activations
+from models.hooks import Patch, bypass_single_frames
 from models.merge import attach_lora
+from models.recomputed import checkpoint_activations
 from models.training import objective
 from scripts.authors.weights import build_unet, fill
 
@@ -181,7 +183,7 @@ def test_sampling_compiles_once_with_adapters_beside_the_layers(mode, monkeypatc
         torch.testing.assert_close(denoise(LATENTS, torch.tensor(500)), plain, rtol=0, atol=0)  # taken off again
     assert first == len(graphs) > 5 and not counters["graph_break"]
     assert len(begun) == (2 if mode == "step" else 0)
-    kinds = {compiled._kind(n, m) for n, m in unet.named_modules() if isinstance(m, CHECKPOINTED_LAYERS)}
+    kinds = {(unet3d.level(name), compiled._kind(layer)) for name, layer in leaves(unet)}
     assert first <= len(kinds)
 
 

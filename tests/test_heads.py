@@ -13,9 +13,10 @@ from configs.errors import UserError
 from data.cache import CachedClip
 from models import heads, methods
 from models.backbone import Backbone
+from models.backbones.wan_attention import pure_norm, query_key
 from models.customization import customize
 from models.files.checkpoint import load_checkpoint, save_checkpoint
-from models.heads import Heads, classify, enrichment, pure_norm, restrict, turned
+from models.heads import Heads, classify, enrichment, restrict
 from models.lean import attach_lean
 from models.lora import add_adapter, attach_state
 from models.outline import skeleton
@@ -60,10 +61,7 @@ def test_the_turned_queries_are_the_stock_processors(tiny_wan):
     network = Backbone.load(tiny_wan).network
     attention, x = network.blocks[0].attn1, normal(1, 8, 24)
     rotary = network.rope(torch.zeros(1, 4, 2, 4, 4))
-    query, key = (
-        turned(norm(project(x)).unflatten(2, (2, -1)), *rotary).transpose(1, 2)
-        for project, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k))
-    )
+    query, key = (part.transpose(1, 2) for part in query_key(attention, x, rotary))
     value = attention.to_v(x).unflatten(2, (2, -1)).transpose(1, 2)
     by_hand = attention.to_out[0](((query @ key.mT / 12**0.5).softmax(-1) @ value).transpose(1, 2).flatten(2))
     assert torch.allclose(WanAttnProcessor()(attention, x, None, None, rotary), by_hand, atol=1e-5)
@@ -128,7 +126,7 @@ def trained_rows(adapter, network, steps=3):
 def test_rows_of_other_heads_are_exactly_zero_after_adamw_with_decay(tiny_wan, lean):
     network = Backbone.load(tiny_wan).network
     adapter = add_adapter(network, "motion", "effivmt", 4)
-    restrict(adapter, torch.tensor([[True, False], [False, True]]))
+    restrict(adapter, network, torch.tensor([[True, False], [False, True]]))
     if lean:
         attach_lean(network)
     for name, up in trained_rows(adapter, network).items():
@@ -139,7 +137,7 @@ def test_rows_of_other_heads_are_exactly_zero_after_adamw_with_decay(tiny_wan, l
 def test_a_preset_of_all_layers_restricted_to_heads_learns_in_q_k_and_v_alone(tiny_wan):
     network = Backbone.load(tiny_wan).network
     adapter = add_adapter(network, "appearance", "appearance", 4)
-    restrict(adapter, torch.ones(2, 2, dtype=torch.bool))
+    restrict(adapter, network, torch.ones(2, 2, dtype=torch.bool))
     moved = {
         name.split("attn1.")[-1].split(".lora")[0] for name, up in trained_rows(adapter, network).items() if up.any()
     }
@@ -150,7 +148,7 @@ def test_a_preset_of_all_layers_restricted_to_heads_learns_in_q_k_and_v_alone(ti
 def test_qk_norm_leaks_into_other_heads_unless_it_is_pure(tiny_wan, pure):
     network = Backbone.load(tiny_wan).network
     adapter = add_adapter(network, "motion", "tap_pure" if pure else "tap_temporal", 4)
-    restrict(adapter, torch.tensor([[True, False], [True, False]]))
+    restrict(adapter, network, torch.tensor([[True, False], [True, False]]))
     trained_rows(adapter, network)
     attention, x = network.blocks[0].attn1, normal(1, 8, 24)
     base = attention.norm_q(attention.to_q(x))

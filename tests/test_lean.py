@@ -13,9 +13,10 @@ from configs import schema
 from infer import generate, options
 from models import compiled, lora, methods
 from models.backbone import predictor
-from models.hooks import bypass_single_frames, checkpoint_activations
+from models.hooks import bypass_single_frames
 from models.lean import PARTS, attach_lean
 from models.merge import attach_lora
+from models.recomputed import checkpoint_activations
 from models.training import objective
 from scripts.authors.weights import build_unet
 from train import training_step

@@ -14,11 +14,12 @@ from models import methods
 from models.backbone import Backbone, predictor
 from models.backbones.unet3d import ZEROSCOPE
 from models.files.checkpoint import load_checkpoint
-from models.hooks import bypass_single_frames, checkpoint_activations
+from models.hooks import bypass_single_frames
 from models.lean import attach_lean
 from models.merge import attach_lora, is_merged
 from models.placement import is_plain, parameter_bytes, place
 from models.quantized import EightBits
+from models.recomputed import checkpoint_activations
 from models.training import objective
 from scripts.authors.weights import build_unet, fill
 from scripts.benchmark import steps

@@ -17,8 +17,9 @@ from models.customization import customize
 from models.embeddings import attach_embeddings
 from models.files.checkpoint import load_checkpoint
 from models.highway import HighwaySettings
-from models.hooks import checkpoint_activations, wrap_forward
+from models.hooks import wrap_forward
 from models.outline import skeleton
+from models.recomputed import checkpoint_activations
 from scripts.conversion.writing import convert
 
 from conftest import config_of

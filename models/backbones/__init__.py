@@ -7,7 +7,7 @@
     PRESETS, MOTION_BLOCK, APPEARANCE_BLOCK    layers that a preset adapts in a block; which blocks learn what
     MOTION, APPEARANCE, EXPECTED, WORDS        those blocks and such a model in words
     NATIVE, defaults         how the model samples, and configuration values, where nobody says otherwise
-    ATTENTION                diffusers' processor for PyTorch's own attention
+    ATTENTION, LEAVES        diffusers' processor for PyTorch's own attention; classes of the `leaves`
     HEAD_PRESETS, PURE_NORM, SPATIAL_APPEARANCE, DIFFERENCE_LOSS    presets with a behaviour of their own
     IN_PLACE_OF_SKIPS        what a network without skip connections has in place of the highway, in words
 
@@ -17,9 +17,10 @@ and these functions; models/backbones/unet3d.py documents what each takes and re
     lowest_timestep                            of those that the adapted network serves
     defaults, contradiction                    configuration values of such a model; settings that no model has
     predictor                                  the network as one function (models/backbone.py: Predictor)
-    architecture, count_blocks, in_range       what tells one network from another; how its blocks are counted
+    architecture, count_blocks, in_range, level    what tells one network from another; how its blocks are counted
     carriers, choose_carriers, shift           blocks for Motion Inversion's embeddings (models/blocks.py), and how
                                                embeddings act in them (models/shifted.py)
+    watch, pure_norm                           queries and keys as they meet, of a kind with HEAD_PRESETS alone
     text_width, text_length, encode_text, clean          prompts
     vae_factor, sides, snap, sequences, latent_frames    sizes
     encode_video, encode_stills, decode_video            between frames and latents
@@ -52,6 +53,11 @@ def kind_of_model(model: str | Path | None) -> ModuleType:
         return unet3d
     name = read_index(model).get("_class_name")
     return next((kind for kind in KINDS if name in (kind.PIPELINE, kind.NETWORK.__name__)), unet3d)
+
+
+def leaves(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Names and modules of the layers that are recomputed, compiled or streamed as one: nearly all of the network."""
+    return [(name, layer) for name, layer in network.named_modules() if isinstance(layer, kind_of(network).LEAVES)]
 
 
 def architecture(network: nn.Module) -> str:

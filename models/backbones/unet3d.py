@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from einops import rearrange
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -19,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from configs.checks import flag, listed, maybe, real, text, whole
 from configs.errors import UserError
 from models.blocks import choose_temporal_blocks, temporal_blocks
-from models.hooks import bypass_single_frames
+from models.hooks import TEMPORAL_LAYERS, bypass_single_frames
 from models.shifted import shift_temporal
 
 NAME, PIPELINE = "U-Net", "TextToVideoSDPipeline"
@@ -33,6 +35,7 @@ PARTS = {
     "scheduler": DDIMScheduler,
 }
 ATTENTION = AttnProcessor2_0
+LEAVES = (ResnetBlock2D, Transformer2DModel, *TEMPORAL_LAYERS)
 HEAD_PRESETS = PURE_NORM = SPATIAL_APPEARANCE = DIFFERENCE_LOSS = ()  # presets of a transformer
 IN_PLACE_OF_SKIPS = ""  # it has skip connections
 ZEROSCOPE = {  # the architecture behind every published file: ZeroScope v2, ModelScope
@@ -200,6 +203,11 @@ def architecture(network: nn.Module) -> str:
         f"channels {channels}, {config.layers_per_block} layers a block, heads of {config.attention_head_dim},"
         f" text {config.cross_attention_dim}"
     )
+
+
+def level(name: str) -> str:
+    """Where a leaf layer lies: the part of the U-Net, whose layers are called with clips of one size."""
+    return ".".join(name.split(".")[:2])
 
 
 def count_blocks(layers: Iterable[str]) -> int:

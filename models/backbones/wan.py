@@ -2,9 +2,8 @@
 
 A clip is one sequence of tokens [f h w], and every block attends over all of it: self-attention `attn1` carries both
 appearance and motion, `attn2` reads the prompt. A clip of one latent frame is the appearance pass; nothing has to be
-bypassed. Wan's VAE turns 4n+1 frames into n+1 latents; one without temporal compression (PocketScope-DiT's) codes each
-frame on its own. Wan 2.2 has two experts: `transformer` for high noise, which decides the motion, and `transformer_2`
-below the timestep that `boundary_ratio` names.
+bypassed. Wan 2.2 has two experts: `transformer` for high noise, which decides the motion, and `transformer_2` below the
+timestep that `boundary_ratio` names.
 """
 
 import html
@@ -15,19 +14,26 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
 from torch import nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from configs.errors import UserError
 from configs.plain import read_json
 from models.backbones.index import read_index
+from models.backbones.wan_attention import pure_norm as pure_norm
+from models.backbones.wan_attention import shift_tokens
+from models.backbones.wan_attention import watch as watch
 from models.backbones.wan_settings import NEEDED as NEEDED
 from models.backbones.wan_settings import SCHEDULERS
 from models.backbones.wan_settings import SETTINGS as SETTINGS
 from models.backbones.wan_settings import contradiction as contradiction
+from models.backbones.wan_vae import decode_video as decode_video
+from models.backbones.wan_vae import encode_stills as encode_stills
+from models.backbones.wan_vae import encode_video as encode_video
+from models.backbones.wan_vae import latent_frames as latent_frames
+from models.backbones.wan_vae import vae_factor as vae_factor
 from models.blocks import Block
-from models.shifted import shift_tokens
 
 NAME, PIPELINE = "diffusion transformer", "WanPipeline"
 NETWORK, FOLDER, SECOND = WanTransformer3DModel, "transformer", "transformer_2"
@@ -40,6 +46,7 @@ PARTS = {
     "scheduler": UniPCMultistepScheduler,
 }
 ATTENTION = WanAttnProcessor
+LEAVES = (WanTransformerBlock,)
 IN_PLACE_OF_SKIPS = (
     "appearance_highway.scope=value (Values from the model without its LoRAs), block_range (motion in the first blocks"
     " only), pli_threshold (the plain model finishes the sampling)"
@@ -174,6 +181,11 @@ def architecture(network: nn.Module) -> str:
     )
 
 
+def level(name: str) -> str:
+    """Where a leaf layer lies: the blocks are alike, and what they are called with is too."""
+    return ""
+
+
 def count_blocks(layers: Iterable[str]) -> int:
     """How many blocks the named layers lie in."""
     return len({".".join(name.split(".")[:2]) for name in layers})
@@ -222,80 +234,12 @@ def sequences(height: int, width: int) -> int:
     return 1
 
 
-def vae_factor(vae_config) -> int:
-    """Pixels per latent pixel."""
-    return vae_config["scale_factor_spatial"]
-
-
 def sides(network_config, vae_config) -> int:
     """What width and height in pixels must be multiples of: a patch of latents."""
     return vae_factor(vae_config) * max(network_config["patch_size"][1:])
 
 
 snap = sides
-
-
-def latent_frames(frames: int, vae_config) -> int:
-    """Latents of a clip of so many frames, 1 + (frames - 1) / 4 for Wan. Raises UserError for a length in between."""
-    factor = vae_config["scale_factor_temporal"]
-    if (frames - 1) % factor:
-        lower = (frames - 1) // factor * factor + 1
-        nearest = lower if frames - lower < factor / 2 else lower + factor
-        raise UserError(
-            f"frames: {frames} cannot be encoded, this model's VAE takes {factor}n+1; use {nearest} frames "
-            "(train_data.n_sample_frames, or --num-frames)"
-        )
-    return 1 + (frames - 1) // factor
-
-
-def _normal(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation [1 c 1 1 1] of the latents, from the VAE's configuration."""
-    mean, std = (torch.tensor(vae.config[f"latents_{name}"]).to(latents) for name in ("mean", "std"))
-    return mean[None, :, None, None, None], std[None, :, None, None, None]
-
-
-def _encode(vae: nn.Module, clips: torch.Tensor) -> torch.Tensor:
-    """-1..1 [b c f h w] -> normal latents fp32 [b c f h w], the mode of the posterior."""
-    latents = vae.encode(clips.to(vae.dtype)).latent_dist.mode().float()
-    mean, std = _normal(vae, latents)
-    return (latents - mean) / std
-
-
-@torch.no_grad()
-def encode_video(vae: nn.Module, frames: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 [f c h w] -> normal latents fp32 [1 c f h/8 w/8]; see `latent_frames` for the length.
-
-    Without temporal compression frames are encoded one by one: the stock class reads one frame and then fours, and
-    would drop what is left over.
-    """
-    pixels = frames.to(device).float() / 127.5 - 1
-    latent_frames(len(frames), vae.config)
-    if vae.config.scale_factor_temporal == 1:
-        latents = torch.cat([_encode(vae, frame[None, :, None]) for frame in pixels], dim=2)
-    else:
-        latents = _encode(vae, pixels.movedim(0, 1)[None])
-    return latents
-
-
-@torch.no_grad()
-def encode_stills(vae: nn.Module, frames: torch.Tensor, device: torch.device) -> torch.Tensor | None:
-    """uint8 [f c h w] -> every fourth frame encoded on its own, normal latents fp32 [1 c f' h/8 w/8], f' as the clip's.
-
-    A latent of Wan's VAE covers four frames of a clip, except the first, which covers one; the spatial pass needs
-    latents of one frame. Returns None for a VAE whose latents cover one frame each: the clip's own latents then do.
-    """
-    factor = vae.config.scale_factor_temporal
-    if factor == 1:
-        return None
-    return torch.cat([encode_video(vae, frame[None], device) for frame in frames[::factor]], dim=2)
-
-
-@torch.no_grad()
-def decode_video(vae: nn.Module, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Normal latents [1 c f h w] -> fp32 [f c h w] in -1..1."""
-    latents = latents.to(device).float()
-    mean, std = _normal(vae, latents)
-    return vae.decode((latents * std + mean).to(vae.dtype)).sample[0].float().movedim(1, 0)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from configs.errors import UserError
 from models.backbones import architecture, kind_of
+from models.blocks import Block
 from models.files.tensors import State
 from models.lora import APPEARANCE, targets
 
@@ -25,7 +27,8 @@ def check_fit(checkpoint: Checkpoint, network: nn.Module) -> None:
 
 def _check_fit(state: State, network: nn.Module, checkpoint: Checkpoint) -> None:
     modules = dict(network.named_modules())
-    asked = [_trained_width(name, tensor) for name, tensor in state.items()]  # (layer, axis of its weight, width)
+    carriers = kind_of(network).carriers(network) if checkpoint.kind == "embeddings" else []
+    asked = [_trained_width(name, tensor, carriers) for name, tensor in state.items()]  # (layer, its axis, width)
     layers = [getattr(modules.get(layer), "base_layer", modules.get(layer)) for layer, _, _ in asked]
     fits = all(
         isinstance(layer, nn.Linear) and layer.weight.shape[axis] == width
@@ -37,8 +40,7 @@ def _check_fit(state: State, network: nn.Module, checkpoint: Checkpoint) -> None
         expected = targets(network, preset, shares and [float(share) for share in shares.split()])
         fits = chose_layers(checkpoint) or {layer for layer, _, _ in asked} == set(expected)
     if fits and checkpoint.kind == "embeddings":  # likewise, and which of them were chosen is known to the file alone
-        carriers = len(kind_of(network).carriers(network))
-        fits = checkpoint.info.get("carriers", str(carriers)) == str(carriers)
+        fits = checkpoint.info.get("carriers", str(len(carriers))) == str(len(carriers))
     if not fits:
         layer, _, width = asked[0]
         trained_on = checkpoint.info.get("architecture", f"a {layer} of width {width}")
@@ -54,9 +56,11 @@ def chose_layers(checkpoint: Checkpoint) -> bool:
     return bool(config.get("include_patterns") or config.get("exclude_patterns"))
 
 
-def _trained_width(name: str, tensor: torch.Tensor) -> tuple[str, int, int]:
-    """The linear layer a tensor of a checkpoint asks for; embeddings ask for their attention's to_q."""
+def _trained_width(name: str, tensor: torch.Tensor, carriers: Sequence[Block]) -> tuple[str, int, int]:
+    """The linear layer a tensor of a checkpoint asks for; embeddings ask for the to_q of their attention."""
     if name.endswith(".weight"):
         axis = 0 if name.endswith("lora_B.weight") else 1
         return name.removesuffix(".weight").rsplit(".", 1)[0], axis, tensor.shape[axis]
-    return f"{name.removesuffix('.value').replace('.query_key', '.attn1')}.to_q", 1, tensor.shape[-1]
+    attentions = {f"{attention}.value": attention for block in carriers for attention in block.self_attentions}
+    attentions |= {f"{block.name}.query_key": block.self_attentions[0] for block in carriers}
+    return f"{attentions.get(name, name)}.to_q", 1, tensor.shape[-1]

@@ -21,9 +21,10 @@ from models import lora, methods
 from models.backbone import Backbone, predictor
 from models.backbones.unet3d import ZEROSCOPE
 from models.compiled import compile_layers
-from models.hooks import bypass_single_frames, checkpoint_activations, know_dtype
+from models.hooks import bypass_single_frames, know_dtype
 from models.lean import attach_lean
 from models.placement import place
+from models.recomputed import checkpoint_activations
 from models.training import memory, objective
 from models.training.optimizer import DualPathOptimizer
 from train import training_step
