@@ -154,11 +154,11 @@ def ending(error: BaseException) -> tuple[str, int] | None:
 def sentence_in(printed: str) -> str | None:
     """What a command that printed this ended with, in one sentence; None where no line says so.
 
-    The last line that begins with "error:", by `ending` or by argparse ("train.py: error:"), with the indented lines
-    that belong to it. A progress bar ends its line with a carriage return.
+    The last line that begins with "error:", by `ending` or by the parser of flags, with the indented lines that belong
+    to it. A progress bar ends its line with a carriage return.
     """
     lines = "\n".join(printed.splitlines())
-    found = re.findall(r"^(?:\S+: )?error: (.+(?:\n[ \t]+.+)*)", lines, re.MULTILINE)
+    found = re.findall(r"^error: (.+(?:\n[ \t]+.+)*)", lines, re.MULTILINE)
     if not found:
         return None
     first, *rest = (line.strip() for line in found[-1].split("\n"))

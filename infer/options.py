@@ -6,11 +6,11 @@ folder's sampling.json, else it is the release's default (`RELEASE`). `infer/set
 
 import argparse
 import ast
-import difflib
 from collections.abc import Iterable
 
 from configs.checks import Check, no_interval, real, whole, written
-from configs.errors import printable, shown
+from configs.commandline import Parser
+from configs.errors import shown
 from infer.choices import GUIDE_CHECKS, GUIDE_WEIGHT, TARGETS, check_of, words_of
 from infer.prompt_file import OPTIONS
 
@@ -41,7 +41,6 @@ BELONGING = {  # flags that mean nothing alone -> those of which one must be giv
     ("spatial_path_scale", "spatial_path_clip"): ("spatial_path_folder",),
     tuple(GUIDE_CHECKS): ("guide",),
 }
-MOST_LETTERS = 300  # of a refused flag's message
 
 DESCRIPTION = "infer/infer.py: sample videos with the motion of a checkpoint (or of the plain model without one)."
 
@@ -52,8 +51,8 @@ def _ends() -> str:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags as given, None where left out. Wrong ones exit with code 2 and argparse's one line."""
-    parser = _Parser("infer.py", description=DESCRIPTION, allow_abbrev=False)
+    """The flags as given, None where left out. Wrong ones exit with code 2 and one line."""
+    parser = Parser("infer.py", description=DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
     attention, motion, strength = (parser.add_mutually_exclusive_group().add_argument for _ in range(3))
     add("--model", "-m", help="folder of ZeroScope, ModelScope or Wan, or a hub id (default: the folder trained on)")
@@ -268,18 +267,6 @@ def _release(name: str) -> str:
 
 def _own(value: object) -> str:
     return f"default: the model's own in its sampling.json, else {value}"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Wrong flags end in one line with the nearest right one, not in the list of all."""
-
-    def error(self, message: str):
-        wrong = [word for word in message.split() if word.startswith("-")] if "unrecognized" in message else []
-        near = difflib.get_close_matches(wrong[0], self._option_string_actions, 1) if wrong else []
-        hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
-        hint = "give one of the two" if "not allowed with" in message else hint
-        message = printable(message if len(message) <= MOST_LETTERS else f"{message[:MOST_LETTERS]}...")
-        self.exit(2, f"error: {message}; {hint}\n")
 
 
 def _typed(check: Check):

@@ -6,19 +6,19 @@
 The page is served on this machine only and needs no network; Gradio must be installed (requirements-app.txt).
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import command
 from configs.runtime import slow_imports
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", "-m", default="models/pocketscope", help="model folder (default: %(default)s)")
     parser.add_argument("--port", type=int, help="of the page (default: the first free one from 7860 on)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")

@@ -43,7 +43,6 @@ in both passes); `release` is the authors' code as it is (fp32 weights under fp1
 the order of its passes repaired. --baseline takes `release` on CUDA, else `plain`.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -51,6 +50,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command
 from configs.runtime import slow_imports
 
@@ -58,7 +58,7 @@ from configs.runtime import slow_imports
 @command
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", choices=("pocket", "mid", "zeroscope"), default="mid")
     parser.add_argument("--baseline", action="store_true", help="alternate with a baseline's steps, print the ratio")
     parser.add_argument(

@@ -15,18 +15,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import command
 from configs.runtime import slow_imports
 
 
 @command
 def main() -> None:
-    import argparse
 
     from configs.fields import KEYS
     from configs.key import type_words
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="kind", required=True)
     for kind in ("inspect", "ours", "peft", "diffusers", "comfyui", "musubi", "release", "merged"):
         sub = commands.add_parser(kind)

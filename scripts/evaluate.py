@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command, printable
 from configs.runtime import slow_imports
 
@@ -30,10 +31,9 @@ WEIGHTS = {  # flag -> a metric that needs it, and what it takes
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    import argparse
     import json
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="videos with JSON sidecars, as infer/infer.py writes them")
     parser.add_argument("--reference", help="measure motion and leakage against this clip, whatever the sidecars say")
     parser.add_argument("--caption", help="what that clip shows; default: the .txt beside it")

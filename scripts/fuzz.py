@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command
 from configs.runtime import slow_imports
 
@@ -22,11 +23,10 @@ EXAMPLES = 40  # of an area in one round
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    import argparse
     import json
     import time
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5, help="how long to try (default %(default)s)")
     parser.add_argument("--area", action="append", default=[], help="only this area; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="of the first round; the next has the next (default 0)")

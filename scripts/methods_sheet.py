@@ -7,12 +7,12 @@ Takes configs/quickstart.yaml and merges each method's file over it, as the comm
 each method on two CPU cores. The run folders are kept. The last line of stdout names the sheet.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command
 from configs.runtime import slow_imports
 
@@ -22,7 +22,7 @@ METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("words", nargs="*", help="methods by file name, and key=value overrides for all")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/methods"), help="default %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of the samples (default %(default)s)")

@@ -10,12 +10,12 @@ the pocket model in fp32 without. The second table counts parameters of what onl
 2.1 of 1.3 B (33 frames of 480x272) and for PocketScope-DiT.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command
 from configs.runtime import slow_imports
 
@@ -25,7 +25,7 @@ METHODS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default all")
     parser.add_argument(
         "--repeats", type=int, default=5, metavar="N", help="timed steps of each method, after one that warms up"

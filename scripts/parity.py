@@ -6,7 +6,6 @@ U-Net itself. Pipeline, checkpoint and cache folders are looked for in FOLDER an
 the exit code is 1 when a difference exceeds its tolerance or a case cannot be run, 2 when there is nothing to compare.
 """
 
-import argparse
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command
 from configs.runtime import slow_imports
 
@@ -22,7 +22,7 @@ HEADER = ["| case | quantity | tolerance | difference | |", "|---|---|---|---|--
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="reference files")
     parser.add_argument("--assets", type=Path, help="pipeline, checkpoint and cache folders, where not beside them")
     parser.add_argument("--results", type=Path, help="also keep the table as a section of this file (RESULTS.md)")

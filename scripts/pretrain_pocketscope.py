@@ -12,12 +12,12 @@ keep giving the order of frames while temporal attention takes over the motion. 
 command continues.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command
 from configs.runtime import slow_imports
 
@@ -27,7 +27,7 @@ SHIPPED = {"unet": MODELS / "pocketscope", "dit": MODELS / "pocketscope_dit"}
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", default="unet", choices=("unet", "dit"), help="PocketScope, or PocketScope-DiT")
     parser.add_argument(
         "--out", type=Path, help="state and sample sheets (default outputs/pretrain, with --model dit .../pretrain_dit)"

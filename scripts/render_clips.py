@@ -8,12 +8,12 @@ called pocket_* are of data/world.py, one of each motion that PocketScope never 
     python scripts/render_clips.py pocket_zigzag --seed 6 --output_dir outputs/clips    # in another appearance
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command
 from configs.files import atomic_path
 from configs.runtime import slow_imports
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         from scripts.pocket.scenes import CLIPS, FPS, render_clip
 
         known = toys()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join([*CLIPS, *known])}")
     parser.add_argument("--seed", type=int, help="appearance of the pocket clips (default each motion's own)")
     parser.add_argument("--output_dir", type=Path, default=FOLDER, help="default data/examples")

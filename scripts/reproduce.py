@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command, shown
 from configs.runtime import slow_imports
 
@@ -20,7 +21,7 @@ REAL = 4, 8  # for --list: reference clips and prompts of each, with a real mode
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("reproduce.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("reproduce.py", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add(
         "artefacts",

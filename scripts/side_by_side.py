@@ -7,12 +7,12 @@ Writes an animated WebP below 1 MB, which browsers and a README play, and the sa
 stdout names the WebP.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.commandline import Parser
 from configs.errors import UserError, command
 from configs.runtime import slow_imports
 
@@ -21,7 +21,7 @@ MOST_ROWS = 3
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="run folder of train.py")
     parser.add_argument("--prompt", nargs="+", help="default: the first validation prompts of the run, at most two")
     parser.add_argument("--seed", type=int, default=1, help="of the noise that both models start from (default 1)")

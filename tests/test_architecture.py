@@ -99,6 +99,13 @@ def test_a_command_begins_before_its_slow_imports(path):
     assert not {"numpy", "omegaconf", "torch", "diffusers"} & set(done.stdout.split())
 
 
+@pytest.mark.parametrize("path", [p for p in COMMANDS if p.name != "chain.py"], ids=lambda p: p.name)
+def test_a_wrong_flag_is_one_sentence(path):
+    done = subprocess.run([sys.executable, path, "--no-such-flag"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
 def test_no_file_executes_what_it_loads():
     """Every torch.load says weights_only=True; nothing unpickles by itself."""
     for path in FILES:

@@ -181,7 +181,6 @@ def test_what_atomic_path_writes_is_what_sweep_recognizes(tmp_path):
 @pytest.mark.parametrize(
     ("printed", "said"),
     [
-        ("usage: train.py\ntrain.py: error: unrecognized arguments: --x\n", "unrecognized arguments: --x"),
         ("error: the disk is full\nbye\n", "the disk is full"),
         ("error: the first\nerror: the last\n", "the last"),
         ("train:  10%\rerror: the disk is full; free some\r\n", "the disk is full; free some"),
