@@ -54,7 +54,7 @@ def choose_device(requested: str = "auto") -> torch.device:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """fp16, bf16 or no (fp32). Half precision saves nothing on a CPU, where it is emulated, so fp32 is used there."""
+    """fp16, bf16 or no (fp32). On a CPU half precision is emulated or saves a small model nothing, so it gets fp32."""
     if device.type == "cpu":
         return torch.float32
     return {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}[precision]
