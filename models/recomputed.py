@@ -11,6 +11,16 @@ from models.backbones import leaves
 from models.hooks import Patch, wrap_forward
 
 
+def checkpoint_activations(network: nn.Module) -> Patch:
+    """Keep only the inputs of the network's leaf layers for the backward pass and recompute the rest.
+
+    Gradients are the same to the bit and dropout masks are replayed: on CUDA and MPS because every leaf layer is called
+    with its hidden states as a positional tensor, which shows the device whose random state has to be kept. Adapters
+    must not be switched between a forward and its backward.
+    """
+    return Patch([wrap_forward(m, _checkpointed) for _, m in leaves(network)])
+
+
 def _checkpointed(forward: Callable, *args, **kwargs):
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -34,13 +44,3 @@ class _MasksOfMps:
 
     def __exit__(self, *_) -> None:
         torch.mps.set_rng_state(self._before)
-
-
-def checkpoint_activations(network: nn.Module) -> Patch:
-    """Keep only the inputs of the network's leaf layers for the backward pass and recompute the rest.
-
-    Gradients are the same to the bit and dropout masks are replayed: on CUDA and MPS because
-    every leaf layer is called with its hidden states as a positional tensor, which shows the device whose random state
-    has to be kept. Adapters must not be switched between a forward and its backward.
-    """
-    return Patch([wrap_forward(m, _checkpointed) for _, m in leaves(network)])

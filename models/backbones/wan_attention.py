@@ -55,10 +55,8 @@ def pure_norm(network: nn.Module, layers: Iterable[str]) -> Patch:
     for name in layers:
         attention, _, part = name.rpartition(".")
         if part in ("to_q", "to_k"):
-            projection, norm = (
-                network.get_submodule(name),
-                network.get_submodule(f"{attention}.{part.replace('to', 'norm')}"),
-            )
+            projection = network.get_submodule(name)
+            norm = network.get_submodule(f"{attention}.{part.replace('to', 'norm')}")
             known: list[torch.Tensor] = []
             undo += [
                 wrap_forward(getattr(projection, "base_layer", projection), _remember(known), innermost=True),
