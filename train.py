@@ -64,6 +64,7 @@ from models.outline import skeleton
 from models.placement import place
 from models.recomputed import checkpoint_activations
 from models.schedule import noised
+from models.seeds import seed_of
 from models.threads import use_threads
 from models.training import beside, memory, objective
 from models.training.journal import Journal
@@ -131,11 +132,14 @@ def run(cfg: DictConfig) -> Path:
     check(cfg)
     processes = Processes(cfg.device)
     allow_tf32(processes.device)
+    check_compiling(cfg.compile, processes.device)
     try:
-        check_compiling(cfg.compile, processes.device)
-        return _train(cfg, processes)
-    finally:
+        folder = _train(cfg, processes)
+    except SystemExit:  # a signal: all stop after the same step
         processes.leave()
+        raise
+    processes.leave()  # not after an error, which may be one process's own: NCCL would wait for the others
+    return folder
 
 
 def _train(cfg: DictConfig, processes: Processes) -> Path:
@@ -148,10 +152,9 @@ def _train(cfg: DictConfig, processes: Processes) -> Path:
         )
         return checkpoint.parent
     folder = open_run(cfg, processes, checkpoint)
-    if processes.is_main:
-        _train_and_record(training, folder, start)
-    else:
-        loop(training, folder, start)
+    stopped = (_train_and_record if processes.is_main else loop)(training, folder, start)
+    if stopped:
+        raise SystemExit(128 + stopped)
     return folder
 
 
@@ -164,7 +167,7 @@ def prepare(cfg: DictConfig, processes: Processes) -> Training:
     backbone = Backbone.load(cfg.pretrained_model_path, dtype, device, cfg.memory, second_waits=True)
     use_threads(backbone.network, device, cfg.threads)
     with processes.main_first():
-        clips = prepare_clips(cfg, backbone, quiet=not processes.is_main)
+        clips = prepare_clips(cfg, backbone)
     latent_size = tuple(clips[cache.primary(clips)].latents.shape[2:])
     if heads := find_heads(cfg, backbone, clips):  # the first process decides: cards may differ on a head near a tie
         heads = heads.keeping(processes.share(heads.info()["heads"]))
@@ -187,8 +190,8 @@ def prepare(cfg: DictConfig, processes: Processes) -> Training:
     return Training(cfg, backbone, method, optimizer, clips, processes)
 
 
-def _train_and_record(training: Training, folder: Path, start: int) -> None:
-    """The loop of the first process, which also writes everything that the run folder holds."""
+def _train_and_record(training: Training, folder: Path, start: int) -> int:
+    """The `loop` of the first process, which also writes everything that the run folder holds."""
     cfg, method, clips, say = training.cfg, training.method, training.clips, training.processes.say
     with atomic_path(folder / "config.yaml") as unfinished:
         unfinished.write_text(to_yaml(cfg))
@@ -200,17 +203,20 @@ def _train_and_record(training: Training, folder: Path, start: int) -> None:
     tracker = start_tracker(cfg.report_to, folder, OmegaConf.to_container(cfg), start)
     journal = Journal(folder, start, cfg.max_train_steps, training.backbone.device, tracker)
     try:
-        loop(training, folder, start, partial(record, training, folder, journal, previews))
-        previews.at_last()
+        stopped = loop(training, folder, start, partial(record, training, folder, journal, previews))
+        if not stopped:
+            previews.at_last()
         write_card(folder, cfg, method.info(), previews.caption, journal.measures(), clips=previews.clips)
+        return stopped
     finally:
         if plot := journal.close():
             say(f"loss plot: {plot}")
 
 
-def loop(training: Training, folder: Path, start: int, after: Callable[[int, Done, float], None] | None = None) -> None:
-    """Take the steps from start + 1 to max_train_steps, and leave after one in which a signal came.
+def loop(training: Training, folder: Path, start: int, after: Callable[[int, Done, float], None] | None = None) -> int:
+    """Take the steps from start + 1 to max_train_steps, and leave after one in which a signal came: its number, else 0.
 
+    Raises SystemExit where steps are left, since nothing but the checkpoint is then wanted.
     `after` is called after each step with its number, what it did, and the CPU seconds that a second process
     (models/training/beside.py) spent on it.
     """
@@ -228,13 +234,16 @@ def loop(training: Training, folder: Path, start: int, after: Callable[[int, Don
             done = take_step(training, passes, stop, folder, step)
             if after:
                 after(step, done, passes.cpu_seconds)
-            # a signal during the last step leaves out the picture alone, which nobody waits for any more
-            stopped = done.stopped or (stop.requested if step == last else 0)
-            if stopped:
-                more = f"go on with: resume_from_checkpoint={folder}"
-                over = f"it was the last, and the picture is left out: python scripts/side_by_side.py {folder}"
-                processes.say(f"stopped after step {step}; {more if step < last else over}")
-                raise SystemExit(128 + stopped)
+            if done.stopped and step < last:
+                processes.say(f"stopped after step {step}; go on with: resume_from_checkpoint={folder}")
+                raise SystemExit(128 + done.stopped)
+        stopped = done.stopped or stop.requested  # during the last step: nobody waits for its picture any more
+        if stopped:
+            processes.say(
+                f"stopped after step {last}; it was the last, and the picture is left out: python "
+                f"scripts/side_by_side.py {folder}"
+            )
+        return stopped
 
 
 def gradients(
@@ -258,7 +267,7 @@ def gradients(
             spatial_probability=cfg.spatial_path_probability,
             scheduler=backbone.scheduler,
         )
-        torch.manual_seed(objective.seed_of("dropout", cfg.seed, step, micro))  # the one global draw
+        torch.manual_seed(seed_of("dropout", cfg.seed, step, micro))  # the one global draw
         losses = training_step(
             backbone.predict,
             backbone.scheduler,

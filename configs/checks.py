@@ -79,7 +79,7 @@ def maybe(check: Check) -> Check:
 
 
 def either(*checks: Check) -> Check:
-    """What passes the first of `checks` that it passes."""
+    """A value that passes at least one of `checks`; the first that accepts it converts it."""
 
     def check_any(value: Any) -> Any:
         reasons = []

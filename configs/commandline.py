@@ -1,7 +1,8 @@
-"""The parser of every command's flags. Imports nothing slow."""
+"""The parser of the flags of every command but train.py, which takes key=value words. Imports nothing slow."""
 
 import argparse
 import difflib
+from itertools import chain
 
 from configs.errors import printable
 
@@ -9,18 +10,30 @@ MOST_LETTERS = 300  # of a refused flag's message
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong flags end in one line with the nearest right one and exit code 2, not in the list of all.
+    """A wrong flag ends the command with exit code 2 and one line that names the nearest flag there is.
 
-    The description keeps its lines, so that a command's docstring can be one.
+    argparse itself would print every flag first. Flags cannot be abbreviated. The description keeps its line breaks, so
+    that a command's docstring can be one.
     """
 
-    def __init__(self, *args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs):
-        super().__init__(*args, formatter_class=formatter_class, **kwargs)
+    def __init__(self, *args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs):
+        super().__init__(*args, formatter_class=formatter_class, allow_abbrev=allow_abbrev, **kwargs)
 
     def error(self, message: str):
-        wrong = [word for word in message.split() if word.startswith("-")] if "unrecognized" in message else []
-        near = difflib.get_close_matches(wrong[0], self._option_string_actions, 1) if wrong else []
-        hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
-        hint = "give one of the two" if "not allowed with" in message else hint
-        message = printable(message if len(message) <= MOST_LETTERS else f"{message[:MOST_LETTERS]}...")
-        self.exit(2, f"error: {message}; {hint}\n")
+        """Print `message` on one line with what to do, and exit with code 2."""
+        shown = printable(message if len(message) <= MOST_LETTERS else f"{message[:MOST_LETTERS]}...")
+        self.exit(2, f"error: {shown}; {self._advice(message)}\n")
+
+    def _advice(self, message: str) -> str:
+        if "not allowed with" in message:
+            return "give one of the two"
+        wrong = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
+        if message.startswith("unrecognized arguments") and wrong:
+            if near := difflib.get_close_matches(wrong[0], self._flags(), 1):
+                return f"did you mean {near[0]}?"
+        return "--help lists the flags"
+
+    def _flags(self) -> list[str]:
+        """Its own flags and those of its subcommands, whose unknown flags argparse reports here."""
+        subcommands = (a.choices.values() for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        return [flag for parser in (self, *chain(*subcommands)) for flag in parser._option_string_actions]

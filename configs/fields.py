@@ -1,8 +1,9 @@
 """Every configuration key: its name, type, default, limits, one line of help, and what of a training it shapes.
 
-Nothing else holds a default. Names and defaults are those of the authors' release (train.py and its configs) wherever
-the release has the key. The limits in a key's metadata are checked when a configuration is loaded; the upper ones are
-far above what any card can hold and only stop slips of the keyboard. Sizes are in pixels, learning rates are AdamW's.
+Commands take their defaults from here. Names and defaults are those of the authors' release (train.py and its configs)
+wherever the release has the key. The limits in a key's metadata are checked when a configuration is loaded; the upper
+ones are far above what any card can hold and only stop slips of the keyboard. Sizes are in pixels, learning rates are
+AdamW's.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass

@@ -149,7 +149,7 @@ class _Merge:
     def add(self, values: dict[str, Any], origin: str) -> None:
         """Set the dotted keys `values`, old ones as what they mean today, and note that they were chosen.
 
-        Of a stored configuration, which holds every key, only those count that its own list names.
+        A stored configuration holds every key; of these only the ones in its `chosen` list count as chosen.
         """
         listed, now, replacements = values.get(CHOSEN), {}, {}
         if listed is not None and not (

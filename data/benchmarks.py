@@ -10,7 +10,6 @@ JointTuner (Chen et al. 2025): the folder of a checkout, or its datasets folder:
     Prompts are those of MOTION/prompts.txt, else of the checkout's configurations (*.yaml) that train on this motion.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from configs.archives import check_pickle
-from configs.errors import DAMAGED_PICKLE, UserError
-from configs.plain import read_text, read_yaml
+from configs.errors import UserError
+from configs.plain import read_text, read_yaml, shown_error
 from data.clips import UNREADABLE, VIDEO_SUFFIXES
+from data.pickles import is_held, read_pickle
 
 MTBENCH, JOINTTUNER = "MTBench", "JointTuner"
 PARTS = ("videos", "masks", "trajectories", "prompts.txt", "eval_prompts.txt")
@@ -85,16 +84,9 @@ def read_tracks(path: Path, frames: int, seen: Sequence[int] | None = None) -> n
     """
     import torch
 
-    check_pickle(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tracks = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGED_PICKLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path}: trajectories that cannot be opened ({reason}); download the file again") from None
+    tracks = read_pickle(path, "trajectories")
     shape = list(tracks.shape) if isinstance(tracks, torch.Tensor) else type(tracks).__name__
-    if not isinstance(tracks, torch.Tensor) or tracks.ndim != 3 or tracks.shape[2] != 3 or not _is_plain(tracks):
+    if not isinstance(tracks, torch.Tensor) or tracks.ndim != 3 or tracks.shape[2] != 3 or not is_held(tracks):
         raise UserError(f"{path}: found {shape} where trajectories are [frames points 3]; download the file again")
     if tracks.shape[0] != frames:
         raise UserError(
@@ -118,7 +110,7 @@ def read_mask(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             pixels, bands = np.atleast_3d(np.asarray(image)), image.getbands()  # a palette's indices, not its colours
     except UNREADABLE as error:
-        raise UserError(f"{path}: not a mask that can be read ({error}); download it again") from None
+        raise UserError(f"{path}: not a mask that can be read ({shown_error(error)}); download it again") from None
     return pixels[..., : len(bands) - (bands[-1] in ("A", "a"))].any(-1)
 
 

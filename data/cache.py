@@ -9,7 +9,6 @@ release's cached_latents/cached_{i}.pt, which can be read too (opened with weigh
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from configs.archives import check_pickle, check_safetensors
+from configs.archives import check_safetensors
 from configs.checks import checked, listed, whole
-from configs.errors import DAMAGED_PICKLE, UserError, is_out_of_memory, printable, shown
+from configs.errors import UserError, printable, shown
 from configs.files import atomic_path, sweep
-from configs.plain import read_json
+from configs.plain import read_json, shown_error
 from configs.runtime import note
 from data.clips import Clip
+from data.pickles import is_held, read_pickle
 
 REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MOST_PIXELS = 65_536  # of one side
@@ -72,8 +72,8 @@ def build(
     """The cached form of every clip, read from `directory` or computed and written there.
 
     `encode_video` maps uint8 [f c h w] to latents [1 c f h w], `encode_text` a prompt to [1 n d], `invert` latents to
-    their inverted noise, or to None where a clip needs none (in place of the function None: no clip does),
-    `encode_stills` frames to `CachedClip.stills`. Prints to stderr what was reused; an unreadable entry is made anew.
+    their inverted noise, or to None where a clip needs none; without `invert` no clip gets one. `encode_stills` maps
+    frames to `CachedClip.stills`. Prints to stderr what was reused; an unreadable entry is made anew.
     Every entry is written as soon as it is computed, so what is done stays when the rest is interrupted.
     """
     sweep(directory)
@@ -177,7 +177,9 @@ def _read_ours(path: Path) -> CachedClip:
             metadata, names = file.metadata() or {}, set(file.keys())
             tensors = {name: file.get_tensor(name) for name in names & {"latents", "text", "inversion", "stills"}}
     except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a readable cache file ({error}); delete it and train again") from None
+        raise UserError(
+            f"{path}: not a readable cache file ({shown_error(error)}); delete it and train again"
+        ) from None
     if not {"latents", "text"} <= tensors.keys() or not {"prompt", "name"} <= metadata.keys():
         held = ", ".join(shown(name) for name in sorted(names)[:8]) or "nothing"
         raise UserError(f"{path}: not a cache file of this project (holds {held}); delete it")
@@ -204,18 +206,12 @@ def _size(path: Path, metadata: dict[str, str], latents: torch.Tensor) -> tuple[
 
 
 def _read_release(path: Path) -> CachedClip:
-    check_pickle(path)
+    content = read_pickle(path, "a cached clip of the release")
     try:
-        with warnings.catch_warnings():  # about pickles of others: they are read or refused, which is reported
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
         latents, inversion = _batched(content["latents"]), _batched(content.get("inversion_noise"))
         prompt = content["text_prompt"]
-    except DAMAGED_PICKLE as error:
-        if is_out_of_memory(error):
-            raise UserError(f"{path}: refused, its tensors claim more memory than there is") from None
-        reason = printable(str(error).strip().splitlines()[0][:120]) if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a cached clip of the release ({reason}); nothing in it was run") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a cached clip of the release ({shown_error(error)}); give another file") from None
     _check_latents(path, latents, inversion)
     prompt = prompt[0] if isinstance(prompt, (list, tuple)) and prompt else prompt
     if not isinstance(prompt, str):
@@ -249,8 +245,8 @@ def _batched(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """[c f h w] or [1 c f h w] -> fp32 [1 c f h w]; TypeError for what is no tensor of real numbers held whole."""
     if tensor is None:
         return None
-    if not torch.is_tensor(tensor) or tensor.dtype not in REAL or tensor.layout is not torch.strided:
+    if not torch.is_tensor(tensor) or tensor.dtype not in REAL:
         raise TypeError(f"{type(tensor).__name__} in place of latents")
-    if tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    if not is_held(tensor):
         raise TypeError(f"latents {shown(list(tensor.shape))} that the file does not hold")
     return _plain(tensor if tensor.ndim == 5 else tensor[None])

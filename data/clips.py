@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from configs.errors import UserError, is_out_of_memory, printable
+from configs.plain import shown_error
 from data.decoder import UNDECODABLE, Decoder
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif")
@@ -199,7 +200,8 @@ class Gif:
                     stays.append(file.metadata(index=number).get("duration") or 100)  # 100 is what browsers take for 0
             self._frames = np.stack(frames)  # [f h w c]
         except (*UNREADABLE, AttributeError) as error:  # imageio's, of frames with and without a colour table
-            raise UserError(f"{path}: not a gif that can be read ({_reason(error)}); save it again or as mp4") from None
+            reason = shown_error(error)
+            raise UserError(f"{path}: not a gif that can be read ({reason}); save it again or as mp4") from None
         shortest = min(stays)
         times = [round(stay / shortest) for stay in stays]
         self.count, self.fps = sum(times), 1000 / shortest
@@ -224,7 +226,9 @@ def read_image(path: str | Path, cut: Cut, prompt: str) -> Clip:
         with Image.open(path) as image:  # of an animation the first frame; imageio would turn grey pictures wrongly
             pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))  # [h w c]
     except UNREADABLE as error:
-        raise UserError(f"{path}: not an image that can be read ({_reason(error)}); save it as png or jpg") from None
+        raise UserError(
+            f"{path}: not an image that can be read ({shown_error(error)}); save it as png or jpg"
+        ) from None
     return _clip(path, pixels[None], cut, prompt, 1.0, "1 image")
 
 
@@ -238,10 +242,6 @@ def _present(path: Path) -> Path:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes); copy or download it again")
     return path
-
-
-def _reason(error: Exception) -> str:
-    return printable(" ".join(str(error).split()))[:160] or type(error).__name__
 
 
 def _clip(path: Path, frames: np.ndarray, cut: Cut, prompt: str, fps: float, taken: str) -> Clip:

@@ -4,7 +4,6 @@ Captions: a folder's clip takes the .txt beside it, else its row of metadata.jso
 prompt; a single file takes the config's prompt first. A json list gives each clip its own.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from configs.errors import UserError, printable, shown
 from configs.plain import read_csv, read_json, read_text
+from configs.runtime import note
 from configs.schema import locate
 from data.clips import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip, Cut, read_image, read_video
 
@@ -32,7 +32,7 @@ class Planned:
 def plan_clips(cfg: Any, snap: int) -> list[Planned]:
     """Every clip that `cfg.dataset_types` names, as `cfg.train_data` describes, before any is read.
 
-    `snap` is the multiple of pixels that VAE and U-Net need (used with use_bucketing). Raises UserError for a source
+    `snap` is the multiple of pixels that the model needs (used with use_bucketing). Raises UserError for a source
     without clips and for a clip without a caption.
     """
     data = cfg.train_data
@@ -56,7 +56,7 @@ def load_clips(cfg: Any, snap: int) -> list[Clip]:
     """
     clips = [planned.read(planned.path, planned.cut, planned.prompt) for planned in plan_clips(cfg, snap)]
     for number, clip in enumerate(clips):
-        print(printable(f'clip {number}: {clip.source}, "{clip.prompt}"'), file=sys.stderr)
+        note(printable(f'clip {number}: {clip.source}, "{clip.prompt}"'))
     return clips
 
 

@@ -34,9 +34,10 @@ def sample_videos(
 ) -> list[torch.Tensor]:
     """One batch from noise to frames: a video, uint8 [f c h w] on the CPU, for every row of `text` [b n d] and seed.
 
-    `customization` is on the U-Net inside its `with` block; phased LoRA integration takes it off before. `negative` is
-    [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the same
-    size is the clip that `settings.motion_guidance()` steers to. Raises UserError when the latents do not stay finite.
+    `customization` is on the network inside its `with` block; phased LoRA integration takes it off before. `negative`
+    is [1 n d]; `inversion` [1 c f h w] gives `settings.noise_prior` of the initial noise's variance, `towards` of the
+    same size is the clip that `settings.motion_guidance()` steers to. Raises UserError when the latents do not stay
+    finite.
     """
     threshold = settings.pli_threshold
     with customization as patch:  # first, so that nothing raised below leaves it on a model that others share

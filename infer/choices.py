@@ -38,6 +38,7 @@ FLAG_KEYS = CONFIG_KEYS | {  # flag -> key of the same meaning; these are of one
     "threads": "threads",
 }
 LEAST = {"fps": 1}  # where the key's own least value means something else: 0 stands for every frame of a clip
+STRENGTH = real(-100, 100)  # of an adapter
 TARGETS = ("predicted", "clean_latent")
 GUIDE_WEIGHT = real(0, 1e6)
 GUIDE_CHECKS = {  # motion guidance has no key: a flag, or a model's own, which acts where --guide asks for it

@@ -70,16 +70,16 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
             check_batch(min(args.batch_size, len(part.jobs)), each.settings, backbone.kind.sequences(*size[1:]))
         towards.append(guide_latents(each, backbone, args.clip))
     request.report()
+    records = [shared_record(part.args, each, backbone) for part, each in zip(parts, requests)]
     rows: list[tuple[str, Image.Image]] = []
     total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))
     bar = tqdm(total=total, desc="sample", unit="step", dynamic_ncols=True)
     with bar, _attention(backbone, args), _quicker(backbone, args):
-        for number, (part, each, clip) in enumerate(zip(parts, requests, towards)):
+        for number, (part, each, record, clip) in enumerate(zip(parts, requests, records, towards)):
             if number:
                 bar.write(f"for the next {len(part.jobs)} videos: {_changed(each, request)}", file=sys.stderr)
-            yield from _sample_part(part, each, backbone, clip, folder, rows, bar, first=number == 0)
+            yield from _sample_part(part, each, record, backbone, clip, folder, rows, bar, first=number == 0)
     jobs = [job for part in parts for job in part.jobs]
-    records = [shared_record(part.args, each, backbone) for part, each in zip(parts, requests)]
     made = [jobs, records[0] if len(records) == 1 else records]
     name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
     sheet = contact_sheet(folder / f"sheet_{name}.png", rows, more=len(jobs) - len(rows))
@@ -93,11 +93,18 @@ def _changed(request: Request, first: Request) -> str:
 
 
 def _sample_part(
-    part: Part, request: Request, backbone: Backbone, towards, folder: Path, rows: list, bar: tqdm, first: bool
+    part: Part,
+    request: Request,
+    record: dict,
+    backbone: Backbone,
+    towards: torch.Tensor | None,
+    folder: Path,
+    rows: list,
+    bar: tqdm,
+    first: bool,
 ) -> Iterator[Path]:
-    """Sample and write the videos of one part; their strips go into `rows`."""
+    """Sample and write the videos of one part, each with its `record`; their strips go into `rows`."""
     settings, size = request.settings, latent_size(request.settings, backbone)
-    record = shared_record(part.args, request, backbone)
     for number, (batch, text, negative) in enumerate(_batches(part.jobs, part.args.batch_size, settings, backbone)):
         began, cpu_began = time.perf_counter(), time.process_time()
         customization = request.customize(backbone.network, size)
@@ -151,18 +158,19 @@ def _batches(
 
 
 def _check_backbone(backbone: Backbone, model: str, dtype: torch.dtype, device: torch.device, memory: str) -> None:
-    held, asked = (
-        (str(Path(path).resolve()), str(kind).removeprefix("torch."), str(place), "memory " + waits)
-        for path, kind, place, waits in (
-            (backbone.path, backbone.dtype, backbone.device, backbone.memory),
-            (model, dtype, device, memory),
-        )
-    )
+    held = _in_words(backbone.path, backbone.dtype, backbone.device, backbone.memory)
+    asked = _in_words(model, dtype, device, memory)
     if held != asked:
         raise UserError(
-            f"model: the loaded one is {' '.join(held)}, and the request asks for {' '.join(asked)}; load that one, or "
-            "give --model, --precision, --device and --memory as loaded"
+            f"model: the loaded one is {held}, and the request asks for {asked}; load that one, or give --model, "
+            "--precision, --device and --memory as loaded"
         )
+
+
+def _in_words(model: str, dtype: torch.dtype, device: torch.device, memory: str) -> str:
+    folder = Path(model)
+    name = folder.resolve() if folder.is_dir() else model  # else a hub id
+    return f"{name} in {str(dtype).removeprefix('torch.')} on {device}, memory {memory}"
 
 
 @contextmanager

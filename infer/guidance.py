@@ -19,7 +19,7 @@ import torch
 from infer.options import GUIDANCE
 from infer.sampler import Denoiser
 from models.schedule import FLOW, prediction_type
-from models.training.objective import seed_of
+from models.seeds import seed_of
 
 SHARE = 0.2  # of the sampling's steps that are guided by default: FlowMotion's 10 of 50
 
@@ -41,7 +41,7 @@ class GuidanceSettings:
     target: str = GUIDANCE["target"]
 
     def forwards(self, each: Sequence[int], passes: Sequence[int] | None = None) -> int:
-        """How often the network sees a video in a guided sampling, of which `each` step alone takes so many forwards.
+        """How often the network sees one video in a guided sampling; `each` holds every step's forwards without it.
 
         A guided step takes its last update's prediction. `passes` says how often the network runs in a forward of each
         step, default once.

@@ -11,28 +11,13 @@ from collections.abc import Iterable
 from configs.checks import Check, no_interval, real, whole, written
 from configs.commandline import Parser
 from configs.errors import shown
-from infer.choices import GUIDE_CHECKS, GUIDE_WEIGHT, TARGETS, check_of, words_of
+from configs.fields import KEYS
+from infer.choices import CONFIG_KEYS, GUIDE_CHECKS, GUIDE_WEIGHT, STRENGTH, TARGETS, check_of, words_of
 from infer.prompt_file import OPTIONS
 
-# what the release's infer.py assumes unless the checkpoint says otherwise
-RELEASE = {
-    "width": 384,
-    "height": 384,
-    "num_frames": 16,
-    "num_steps": 30,
-    "solver": "ddim",
-    "guidance_scale": 12.0,
-    "fps": 8,
-    "noise_prior": 0.2,
-    "precision": "fp16",
-    "guidance_rescale": 0.0,
-    "guidance_interval": None,
-    "negative_prompt": "",
-    "noise_strategy": "blend",
-    "noise_cutoff": 0.25,
-    "embedding_sampling": "none",
-    "pli_threshold": None,
-}
+# what the release's infer.py assumes where nobody chose; a training's sizes and noise prior follow its clips
+RELEASE = {name: KEYS[key].default for name, key in CONFIG_KEYS.items()}
+RELEASE |= {"width": 384, "height": 384, "num_frames": 16, "noise_prior": 0.2}
 RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
 # motion guidance (infer/guidance.py) unless flags or the model's sampling.json say otherwise: FlowMotion's values
 GUIDANCE = {"updates": 3, "rate": 0.003, "weights": (20.0, 5.0), "across": 0.1, "target": "predicted"}
@@ -52,9 +37,9 @@ def _ends() -> str:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags as given, None where left out. Wrong ones exit with code 2 and one line."""
-    parser = Parser("infer.py", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("infer.py", description=DESCRIPTION)
     add = parser.add_argument
-    attention, motion, strength = (parser.add_mutually_exclusive_group().add_argument for _ in range(3))
+    attention, motion, strength, skips = (parser.add_mutually_exclusive_group().add_argument for _ in range(4))
     add("--model", "-m", help="folder of ZeroScope, ModelScope or Wan, or a hub id (default: the folder trained on)")
     add("--prompt", "-p", nargs="+", action="extend", default=[], help="one or several prompts")
     add("--prompt_file", "--prompt-file", help=f"a prompt a line, which may end in {_ends()}")
@@ -175,8 +160,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help=f"edge of the low band for the frequency strategies ({_release('noise_cutoff')})",
     )
     add("--highway", choices=["off", *words_of("highway")], help="appearance highway (default: as trained)")
-    add("--beta", type=_of_key("beta"), help="scale of the highway's skip connections (default: as trained)")
-    add("--freeu", type=_four, help="s1,s2,b1,b2 as '[1.1,1.,1,1]': the release's highway with these scales")
+    skips("--beta", type=_of_key("beta"), help="scale of the highway's skip connections (default: as trained)")
+    skips("--freeu", type=_four, help="s1,s2,b1,b2 as '[1.1,1.,1,1]': the release's highway with these scales")
     add(
         "--pli_threshold",
         "--earlystep",
@@ -286,15 +271,12 @@ def _of_key(flag: str):
     return _typed(check_of(flag))
 
 
-_count, _strength = _typed(whole(1, 2**31)), _typed(real(-100, 100))
-
-
-_scale = real(-100, 100)
+_count, _strength = _typed(whole(1, 2**31)), _typed(STRENGTH)
 
 
 def _four(text: str) -> list[float]:
     try:
-        values = [_scale(value) for value in ast.literal_eval(text)]
+        values = [STRENGTH(value) for value in ast.literal_eval(text)]
     except (ValueError, SyntaxError, TypeError, OverflowError):
         values = []
     if len(values) != 4:

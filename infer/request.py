@@ -1,14 +1,15 @@
 """What a sampling request comes down to: which checkpoints, which model, which settings, which reference clip."""
 
 import argparse
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.checks import written
 from configs.errors import UserError, shown
 from configs.schema import locate
 from data.cache import CachedClip, primary, read_folder
+from infer.choices import STRENGTH
 from infer.settings import UNCHOSEN, Settings, resolve
 from models.customization import Customization, customize
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
@@ -248,9 +249,6 @@ def _checkpoint_folder(name: str) -> Path:
 
 def _number(text: str) -> float:
     try:
-        strength = float(text)
-        if not math.isfinite(strength):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--motion: strength {shown(text)} is not a number; write --motion FOLDER 0.5") from None
-    return strength
+        return written(STRENGTH)(text)
+    except ValueError as error:
+        raise UserError(f"--motion: strength {shown(text)} is {error}; write --motion FOLDER 0.5") from None

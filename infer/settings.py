@@ -187,7 +187,8 @@ def read_native(model: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(unknown[0], schema, 1)
         hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(schema)}"
         raise UserError(f"{file}: {shown(unknown[0])} is no sampling value; {hint}")
-    return native | checked(values, schema, str(file), advice=advice)
+    found = checked(values, schema, str(file), advice=advice)
+    return native | {name: value for name, value in found.items() if value is not None}  # null: nobody's choice
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,6 @@ and the text encoder only visit a small GPU while they are needed, a very large 
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from configs.errors import UserError
+from configs.runtime import note
 from models import backbones
 from models.files.parts import load_part, quiet
 from models.files.pipeline import check_folder, check_pipeline
@@ -129,7 +129,7 @@ class Backbone:
                 part.eval().requires_grad_(False)
         if old := [name for name in loaded if any(Path(path, name).glob("*.bin"))]:
             files = f"{', '.join(old)} from .bin files, as of 2023, in which nothing is executed"
-            print(f"note: loaded {path}: {files}", file=sys.stderr)
+            note(f"note: loaded {path}: {files}")
         network, second = (loaded.pop(name, None) for name in (kind.FOLDER, kind.SECOND))
         place(network, device, memory)
         second_waits = second_waits and second is not None and memory != "smallest"
@@ -235,10 +235,7 @@ class Backbone:
             ids = self.tokenizer(prompt).input_ids
         if len(ids) > length:
             cut = self.tokenizer.decode(ids[length - 1 : -1])
-            print(
-                f"note: the prompt has {len(ids)} tokens, the text encoder reads {length}; cut off: {cut!r}",
-                file=sys.stderr,
-            )
+            note(f"note: the prompt has {len(ids)} tokens, the text encoder reads {length}; cut off: {cut!r}")
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with any part's weights or settings (a strided sample of every tensor).
@@ -281,3 +278,4 @@ def _visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
             torch.cuda.empty_cache()
         elif device.type == "mps":  # its memory is the CPU's, of which most machines have little
             module.to("cpu")
+            torch.mps.empty_cache()

@@ -245,7 +245,7 @@ def attach_state(
     """A trained state on a plain network for sampling, as it acted in training; see `merge.attach_lora`.
 
     `preset` is that of the run's motion, which decides on the QK-norm of appearance adapters too: they learned under
-    the same one. `normed` are then the layers of the motion, where `state` is not that.
+    the same one. `normed` are the motion's layers; give them where `state` is an appearance adapter.
     """
     if not has_pure_norm(network, preset):
         return merge.attach_lora(network, state, strength, scale)

@@ -1,8 +1,9 @@
 """How motion is learned: a motion LoRA (TAP and its relatives, MotionDirector) or motion embeddings (Motion Inversion).
 
 `attach` puts a method on the frozen network for training. Whatever it is, the training step sees the same things: the
-parameters of each path, a `with` block for each pass, and the state to save. Data, cache, objective, sampler and
-checkpoints do not know the method. models/customization.py puts saved states on a plain network for sampling.
+parameters of each path, a `with` block for each pass, and the state to save. Data, cache, objective and sampler do not
+know the method; a checkpoint keeps its `kind`, which says how its file is laid out. models/customization.py puts saved
+states on a plain network for sampling.
 """
 
 from collections.abc import Iterator, Sequence
@@ -187,7 +188,7 @@ def attach(
         alpha=cfg.lora_alpha,
         dropout=cfg.lora_unet_dropout,
         placement=cfg.lora_dropout_placement,
-        generator=torch.Generator().manual_seed(cfg.seed or 0),
+        generator=torch.Generator().manual_seed(cfg.seed),
     )
     if cfg.method == "lora":
         shares = cfg.block_range

@@ -50,7 +50,8 @@ def choose_layers(
             matched = _matched("include_patterns", pattern, linear)
             added = [name for name in matched if name not in chosen]
             chosen += added
-            notes.append(f"include     {shown(pattern)}: {len(matched)} layers, {len(added)} of them new: {matched[0]}")
+            counts, such = f"{len(matched)} layers, {len(added)} of them new", (added or matched)[0]
+            notes.append(f"include     {shown(pattern)}: {counts}, such as {such}")
     if not chosen:
         raise UserError(f"exclude_patterns: no layer of the preset {preset} is left; exclude less, or include some")
     return chosen, notes

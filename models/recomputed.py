@@ -1,4 +1,4 @@
-"""Activation checkpointing of the network's leaf layers, which the stock U-Net refuses to switch on."""
+"""Activation checkpointing of the network's leaf layers; diffusers' 3-D U-Net has none of its own."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,9 +14,9 @@ from models.hooks import Patch, wrap_forward
 def checkpoint_activations(network: nn.Module) -> Patch:
     """Keep only the inputs of the network's leaf layers for the backward pass and recompute the rest.
 
-    Gradients are the same to the bit and dropout masks are replayed: on CUDA and MPS because every leaf layer is called
-    with its hidden states as a positional tensor, which shows the device whose random state has to be kept. Adapters
-    must not be switched between a forward and its backward.
+    Gradients are the same to the bit and dropout masks are replayed. For that, every leaf layer gets its hidden states
+    as the first positional argument: torch keeps the random state of that tensor's device. Adapters must not be
+    switched between a forward and its backward.
     """
     return Patch([wrap_forward(m, _checkpointed) for _, m in leaves(network)])
 
@@ -30,7 +30,8 @@ def _checkpointed(forward: Callable, *args, **kwargs):
 
 
 class _MasksOfMps:
-    """Inside the `with` block the random state of MPS is that of when this was made, and after it what it was before.
+    """Replays dropout on MPS: inside the `with` block its random state is the one from before the forward pass, and
+    afterwards the one from before the block.
 
     torch's checkpoint keeps the state of devices whose module says that it is initialized, and torch.mps never does.
     """

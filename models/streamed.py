@@ -1,6 +1,6 @@
 """Frozen weights that stay on the host and visit the device when their layer is computed.
 
-The weights of one leaf layer of the U-Net (a ResNet block, a temporal convolution, a transformer) travel together, as
+The weights of one leaf layer (a ResNet block, a temporal convolution, a transformer's block) travel together, as
 one copy out of page-locked memory. Two buffers on the device take turns: while one layer computes, the layer that came
 next the last time is copied into the other, on a stream of its own. Nothing depends on when a layer runs, because a
 weight is fetched by being read; so the forward pass, its recomputation in the backward pass and layers that a pass
@@ -40,6 +40,8 @@ class Stream:
         cuda = device.type == "cuda"
         self._side = torch.cuda.Stream(device) if cuda else None
         self._arrived = [torch.cuda.Event() for _ in range(2)] if cuda else []
+        for buffer in self.buffers if cuda else ():  # a copy may still run when the model is dropped
+            buffer.record_stream(self._side)
 
     def read(self, number: int, place: int) -> torch.Tensor:
         """Weight number `place` of a unit, on the device; valid until another unit is read."""
@@ -58,7 +60,7 @@ class Stream:
             torch.cuda.current_stream(self.device).wait_event(self._arrived[self._active])
         self._before = before
         ahead = self._followed.get((before, number))
-        if ahead not in (None, number):
+        if ahead not in (None, number, before):  # the one before is still in the other buffer
             self._fetch(1 - self._active, ahead)
 
     @torch.no_grad()

@@ -39,7 +39,7 @@ def is_small(network: nn.Module) -> bool:
 
 
 def cores(asked: int | None = None) -> int:
-    """Cores that this command may keep busy: `asked`, else OMP_NUM_THREADS, else, and at most, those it may run on."""
+    """Cores that this command may keep busy: `asked`, else OMP_NUM_THREADS, never more than it may run on."""
     if asked is None and "OMP_NUM_THREADS" in os.environ:
         asked = torch.get_num_threads()  # as torch has read it
     return min(asked or _usable(), _usable())

@@ -43,6 +43,16 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def no_accelerator(request, monkeypatch):
+    """A test that is not marked `gpu` runs on the CPU, and so do the commands that it starts, whatever there is."""
+    if request.node.get_closest_marker("gpu"):
+        return
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 UNET = {  # ZeroScope's layout with two layers a block, at a hundredth of its width
     "sample_size": 8,
     "in_channels": 4,

@@ -106,6 +106,12 @@ def test_a_wrong_flag_is_one_sentence(path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
+def test_a_wrong_flag_of_a_subcommand_names_the_nearest():
+    words = [sys.executable, ROOT / "scripts/convert.py", "inspect", "somewhere", "--modl", "a_folder"]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stderr
+    assert "did you mean --model?" in told and told.count("\n") == 1
+
+
 def test_no_file_executes_what_it_loads():
     """Every torch.load says weights_only=True; nothing unpickles by itself."""
     for path in FILES:

@@ -37,6 +37,7 @@ CLIPS = {
 # train.py's own command on a machine with two cores, whatever this one has
 COMMAND = "from models import threads; threads._usable = lambda: 2; import train; train.main()"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the second process is a fork, which only Linux does safely")
+pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="no process forks where there is a GPU")
 
 
 @pytest.fixture(autouse=True)

@@ -168,6 +168,14 @@ def test_the_limit_keeps_the_newest(unet, tmp_path):
     assert list(list_checkpoints(tmp_path)) == [12]
 
 
+def test_the_folder_one_stands_in_is_a_checkpoint_of_the_run_above(tmp_path, monkeypatch):
+    """As resume_from_checkpoint=. has it: the run is the folder's parent, and a single dot is its own."""
+    place = tmp_path / "checkpoint-7"
+    (place / "temporal").mkdir(parents=True)
+    monkeypatch.chdir(place)
+    assert list_checkpoints(".") == {7: place} and list_checkpoints("..") == {7: place}
+
+
 def refusals(unet, run, **arguments):
     with pytest.raises(UserError) as error:
         load_checkpoint(run, network=unet, **arguments)

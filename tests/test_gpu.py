@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -256,13 +257,23 @@ def test_a_training_of_zeroscope_stays_under_eight_gigabytes(tiny_config, tmp_pa
     unet, text_layers, vae = ARCHITECTURES[device]
     model = random_pipeline(tmp_path / "model", unet, text_layers, vae, torch.float16 if device == "cuda" else None)
     frames, side = (16, 384) if device == "cuda" else (4, 64)
+    noise = np.random.default_rng(0).integers(0, 255, (frames, 64, 64, 3), dtype=np.uint8)
+    iio.imwrite(tmp_path / "clip.mp4", noise, fps=8, macro_block_size=2)
     config = tiny_config(
         pretrained_model_path=str(model),
         device=device,
         mixed_precision="fp16",
         gradient_checkpointing=True,
         lora_rank=32,
-        train_data={"width": side, "height": side, "n_sample_frames": frames, "fps": 0, "use_bucketing": False},
+        train_data={
+            "single_video_path": str(tmp_path / "clip.mp4"),
+            "single_video_prompt": "noise",
+            "width": side,
+            "height": side,
+            "n_sample_frames": frames,
+            "fps": 0,
+            "use_bucketing": False,
+        },
         validation_data={"sample_preview": False},
     )
     folder = train.run(config)
@@ -285,7 +296,8 @@ def test_a_step_with_the_model_out_of_the_way_stays_near_its_counted_peak(device
     peak = peak_bytes(lambda: step.train(1), torch.device(device))
     counted = steps.count_bytes(architecture, cfg=cfg)
     assert counted > 0 and (peak is None) == (device == "cpu")
-    assert peak is None or peak - held < 1.1 * counted
+    workspaces = 0.4e9  # of cuBLAS and cuDNN, which nothing counts
+    assert peak is None or peak - held < 1.05 * counted + workspaces
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])

@@ -351,6 +351,9 @@ def test_a_full_disk_is_one_sentence(capsys):
     ("words", "sentence"),
     [
         (["--lora_scael", "1"], "did you mean --lora_scale?"),
+        (["--sed=1234567"], "did you mean --seed?"),
+        (["--prom", "y"], "did you mean --prompt?"),  # no abbreviations
+        (["--beta", "1.5", "--freeu", "[1.1,1,1,1]"], "--freeu: not allowed with argument --beta; give one of the two"),
         (["--lora_scale", "nan"], "'nan' is no finite number from -100 to 100"),
         (["--output_dir", ""], "--output_dir: is empty"),
         (["--freeu", "(" * 10_000], "((..."),
@@ -394,8 +397,10 @@ def test_damaged_native_values_and_a_strength_that_is_no_number_are_one_sentence
         (tmp_path / "sampling.json").write_text(text)
         with pytest.raises(UserError, match=re.escape(sentence)):
             settings.read_native(tmp_path)
-    for strength in ("nan", "much"):
-        with pytest.raises(UserError, match="is not a number"):
+    (tmp_path / "sampling.json").write_text('{"width": null, "height": null, "num_steps": 4}')
+    assert settings.read_native(tmp_path) == {"num_steps": 4}, "null says nothing"
+    for strength in ("nan", "much", "1e300"):
+        with pytest.raises(UserError, match="is no finite number from -100 to 100; write --motion FOLDER 0.5"):
             request._number(strength)
     assert request._number("0.5") == 0.5
 
@@ -436,7 +441,7 @@ def test_another_model_than_the_one_asked_for_is_refused(trained, backbone, tiny
     elsewhere = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
     with pytest.raises(
         UserError,
-        match="float32 cpu memory default, and the request asks for .*pipeline float32 cpu memory default; load",
+        match="float32 on cpu, memory default, and the request asks for .*pipeline in float32 on cpu, memory default;",
     ):
         list(generate(asked(trained, tmp_path / "out", "-p", "x", "-m", str(elsewhere)), backbone))
     backbone.network.half()

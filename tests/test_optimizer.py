@@ -127,6 +127,18 @@ def test_a_resumed_run_that_has_learned_before_may_end_on_a_skipped_step(tiny_co
     assert (folder / "checkpoint-2").is_dir()
 
 
+@pytest.mark.parametrize(("steps", "unmoved"), [(0, {"motion"}), (3, set())])
+def test_a_checkpoint_whose_steps_were_all_skipped_has_moved_nothing(steps, unmoved, tiny_config):
+    """CUDA's AdamW counts no skipped step, and has moments all the same."""
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = DualPathOptimizer(tiny_config(), [p], [], motion_lr=0.1, half=True, device=torch.device("cpu"))
+    state = optimizer.state_dict()
+    moments = {"step": torch.tensor(float(steps)), "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
+    state["optimizers"][0]["state"] = {0: moments}
+    optimizer.load_state_dict(state)
+    assert optimizer.unmoved & {"motion"} == unmoved
+
+
 def test_a_path_counts_its_own_skipped_steps(tiny_config, overflowing):
     """fp16's scale is halved for both paths, and each path moves or stays by its own gradient."""
     overflowing(1, 2)

@@ -111,6 +111,17 @@ def test_the_next_layer_is_on_its_way_while_one_computes():
     assert sorted(stream._holds) == [1, 2]
 
 
+def test_a_turn_of_direction_brings_nothing_twice():
+    """As at the end of a forward pass: the layer that comes next is the one before, and still in its buffer."""
+    stream = stream_of(placed("smallest")[0])
+    there_and_back = [0, 1, 2, 3, 2, 1]
+    for _ in range(3):
+        before = stream.copies
+        for number in there_and_back:
+            stream.read(number, 0)
+    assert stream.copies - before == len(there_and_back) - 2
+
+
 def test_a_weight_that_has_left_before_its_gradient_is_an_error_and_no_wrong_number():
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         training(placed("smallest")[0], checkpointing=False, steps=1)

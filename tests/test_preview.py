@@ -1,5 +1,7 @@
 """Previews: the sampling of inference, with the weights of a training as they are."""
 
+import sys
+
 import imageio.v3 as iio
 import pytest
 import torch
@@ -21,6 +23,10 @@ VALIDATION = {"prompt": ["a horse", "a car"], "num_inference_steps": 2, "guidanc
 @pytest.fixture(scope="module")
 def backbone(tiny_pipeline):
     return Backbone.load(str(tiny_pipeline))
+
+
+def say(line):
+    print(line, file=sys.stderr)
 
 
 class Untrained:
@@ -48,7 +54,7 @@ def previewed(cfg, backbone, clips, folder, monkeypatch, method=None):
         return sample_videos(backbone, customization, settings, *rest, **options)
 
     monkeypatch.setattr(module, "sample_videos", spied)
-    sheet = module.preview(cfg, backbone, method or Untrained(), clips, folder)
+    sheet = module.preview(cfg, backbone, method or Untrained(), clips, folder, say)
     return used, sheet
 
 
@@ -94,7 +100,7 @@ def test_phased_integration_takes_the_method_off_before_the_last_steps(tiny_conf
     for threshold in (None, 300):
         method.removed = 0
         cfg = tiny_config(validation_data={**VALIDATION, "prompt": ["a horse"]}, pli_threshold=threshold)
-        module.preview(cfg, backbone, method, [clip(4)], tmp_path)
+        module.preview(cfg, backbone, method, [clip(4)], tmp_path, say)
     assert seen == [(501, 0), (1, 0), (501, 0), (1, 1)]
     backbone.network.eval()
 
@@ -110,7 +116,7 @@ def test_a_preview_that_overflows_is_left_out_and_the_training_goes_on(
 
     calls = []
     monkeypatch.setattr(module, "sample_videos", overflowing)
-    sheet = module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path)
+    sheet = module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path, say)
     assert [p.name for p in tmp_path.glob("*.mp4")] == ["a_car.mp4"] and sheet.is_file()
     assert "note: no preview of 'a horse': sampling: the latents are not finite" in capsys.readouterr().err
 
@@ -119,7 +125,7 @@ def test_a_preview_that_overflows_is_left_out_and_the_training_goes_on(
             raise error
 
         monkeypatch.setattr(module, "sample_videos", raising)
-        return module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path)
+        return module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path, say)
 
     assert broken(torch.OutOfMemoryError("CUDA out of memory")) is None
     assert "note: no preview of 'a horse': out of memory" in capsys.readouterr().err
@@ -180,9 +186,9 @@ def test_what_is_not_wanted_is_not_sampled(tiny_config, backbone, tmp_path, monk
 def test_the_base_model_is_sampled_once_whenever_it_is(tiny_config, backbone, tmp_path, monkeypatch):
     bases, said = [], []
 
-    def counted(cfg, backbone, method, clips, folder, *, base=False):
+    def counted(cfg, backbone, method, clips, folder, say, *, base=False):
         bases.append(base)
-        return preview(cfg, backbone, method, clips, folder, base=base)
+        return preview(cfg, backbone, method, clips, folder, say, base=base)
 
     preview = module.preview
     monkeypatch.setattr(module, "preview", counted)
@@ -226,7 +232,7 @@ def test_prompts_that_cannot_be_encoded_end_no_training(tiny_config, backbone, t
 
     monkeypatch.setattr(type(backbone), "encode_text", full)
     cfg = tiny_config(validation_data=VALIDATION)
-    assert module.preview(cfg, backbone, Untrained(), [clip(4)], tmp_path) is None
+    assert module.preview(cfg, backbone, Untrained(), [clip(4)], tmp_path, say) is None
     assert "note: no previews: out of memory" in capsys.readouterr().err
 
 
@@ -255,6 +261,6 @@ def test_a_preview_that_cannot_be_written_ends_no_training(name, tiny_config, ba
 
     monkeypatch.setattr(module, name, full)
     cfg = tiny_config(validation_data={**VALIDATION, "prompt": ["a horse"]})
-    assert module.preview(cfg, backbone, Untrained(), [clip(4)], tmp_path) is None
+    assert module.preview(cfg, backbone, Untrained(), [clip(4)], tmp_path, say) is None
     assert "No space left on device" in capsys.readouterr().err and backbone.network.training
     backbone.network.eval()

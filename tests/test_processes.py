@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import psutil
@@ -158,7 +159,7 @@ def test_an_error_of_the_first_exchange_is_itself_and_a_later_one_is_told(monkey
     """NCCL is set up in the first exchange, where two processes on one GPU are found out."""
     words = iter(["Duplicate GPU detected", "no route", "[/pytorch/gloo/pair.cc:547] Connection closed by peer"])
 
-    def fail(values, value):
+    def fail(*_):
         raise torch.distributed.DistBackendError(next(words))
 
     state = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
@@ -187,6 +188,22 @@ def test_one_gpu_for_several_processes_is_refused(monkeypatch):
     processes._check_device("cuda")
     with pytest.raises(UserError, match="device: cuda:1 is one GPU, .* CUDA_VISIBLE_DEVICES"):
         Processes("cuda:1")
+
+
+@pytest.mark.parametrize(("ending", "left"), [(None, 1), (SystemExit(143), 1), (UserError("a full disk"), 0)])
+def test_the_group_is_left_together_and_not_by_one_that_met_an_error(ending, left, tiny_config, monkeypatch):
+    """NCCL would wait there for the others, which wait for this one's next exchange."""
+    calls = []
+
+    def trained(*_):
+        if ending:
+            raise ending
+
+    monkeypatch.setattr(train, "_train", trained)
+    monkeypatch.setattr(Processes, "leave", lambda self: calls.append(self))
+    with pytest.raises(type(ending)) if ending else nullcontext():
+        train.run(tiny_config())
+    assert len(calls) == left
 
 
 @pytest.fixture

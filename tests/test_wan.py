@@ -34,7 +34,7 @@ from models.backbones import index, unet3d, wan
 from models.files.checkpoint import load_checkpoint
 from models.hooks import Patch, wrap_forward
 from models.lora import add_adapter, targets
-from models.outline import latent_size_of, skeleton
+from models.outline import latent_size_of, scheduler_of, skeleton
 from models.placement import visit_by_layers
 from models.recomputed import checkpoint_activations
 from models.schedule import draw_timesteps, noised
@@ -402,6 +402,14 @@ def test_two_experts_predict_on_either_side_of_their_boundary(tiny_wan, two_expe
     shutil.rmtree(folder / "transformer_2")
     with pytest.raises(UserError, match="has no transformer_2, the expert for timesteps below 875 that its index asks"):
         Backbone.load(folder)
+
+
+def test_a_schedulers_settings_that_are_no_object_are_one_sentence(tiny_wan, tmp_path):
+    folder = shutil.copytree(tiny_wan, tmp_path / "wan")
+    (folder / "scheduler" / "scheduler_config.json").write_text("[]")
+    for read in (scheduler_of, Backbone.load):
+        with pytest.raises(UserError, match="scheduler_config.json: .*list"):
+            read(folder)
 
 
 def test_both_experts_are_compiled_for_sampling(two_experts, monkeypatch):

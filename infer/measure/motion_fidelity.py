@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from configs.errors import DAMAGED_PICKLE
+from configs.plain import shown_error
 from infer.measure.clip_scores import MetricUnavailable
 
 Tracker = Callable[[torch.Tensor], torch.Tensor]  # uint8 [f c h w] -> tracklets [n f 2]
@@ -73,7 +74,7 @@ def load_cotracker(folder: str, device: str = "cpu") -> Tracker:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         predictor.model.load_state_dict(state.get("model", state))
     except (ImportError, *DAMAGED_PICKLE) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = shown_error(error)
         raise MetricUnavailable(f"CoTracker: {folder} does not load ({reason}); see its README") from error
     predictor = predictor.to(device).eval()
 

@@ -67,10 +67,11 @@ def plan(cfg) -> list[str]:
 
 def check_sizes(cfg) -> None:
     """Raise UserError for a size or a length, of clips or of previews that are made, which the model cannot take."""
-    videos = not cfg.cached_latent_dir and set(cfg.dataset_types) != {"image"}
-    asked = [("train_data", cfg.train_data.n_sample_frames if videos else 1)] * (not cfg.cached_latent_dir)
-    previews = cfg.validation_data.sample_preview and cfg.validation_data.prompt
-    asked += [("validation_data", cfg.validation_data.num_frames)] * bool(previews)
+    asked = []
+    if not cfg.cached_latent_dir:
+        asked.append(("train_data", _frames_of_clips(cfg)))
+    if cfg.validation_data.sample_preview and cfg.validation_data.prompt:
+        asked.append(("validation_data", cfg.validation_data.num_frames))
     factor = sides_of(cfg.pretrained_model_path) if asked else 1
     for section, frames in asked:
         width, height = cfg[section].width, cfg[section].height
@@ -83,9 +84,12 @@ def latent_size_of_clips(cfg) -> tuple[int, int, int]:
     if cfg.cached_latent_dir:
         clips = read_folder(cfg.cached_latent_dir)
         return tuple(clips[primary(clips)].latents.shape[2:])
-    data, images = cfg.train_data, set(cfg.dataset_types) == {"image"}
-    frames = 1 if images else data.n_sample_frames
-    return latent_size_of(cfg.pretrained_model_path, frames, data.height, data.width)
+    data = cfg.train_data
+    return latent_size_of(cfg.pretrained_model_path, _frames_of_clips(cfg), data.height, data.width)
+
+
+def _frames_of_clips(cfg) -> int:
+    return 1 if set(cfg.dataset_types) == {"image"} else cfg.train_data.n_sample_frames
 
 
 def playing_rate(cfg, native: dict) -> int:

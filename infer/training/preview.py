@@ -5,10 +5,8 @@ last ones are put beside the reference clip in a video that plays everywhere and
 wrong with a preview is printed as a note and ends no training; what no preview could ever do is refused at the start.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from configs.errors import UserError, is_out_of_memory
@@ -44,7 +42,7 @@ class Previews:
     def at_first(self) -> None:
         """The base model's videos, where they are asked for and not there yet."""
         if self.on and self.wanted.sample_at_first and not (self.of(0) / SHEET).is_file():
-            if sheet := preview(self.cfg, *self.model, self.of(0), base=True):
+            if sheet := preview(self.cfg, *self.model, self.of(0), self.say, base=True):
                 self.say(
                     f"the base model, before the first step: {sheet}\nDoes it know this motion already? Then there is "
                     "little to learn: look before you wait (validation_data.sample_at_first=false leaves this out)"
@@ -55,7 +53,7 @@ class Previews:
         last = self.wanted.side_by_side and step == self.cfg.max_train_steps
         if not self.on or (step % self.cfg.validation_steps and not last):
             return {}
-        preview(self.cfg, *self.model, self.of(step))
+        preview(self.cfg, *self.model, self.of(step), self.say)
         return self.videos(step)
 
     def at_last(self) -> Path | None:
@@ -65,7 +63,7 @@ class Previews:
             return None
         with noted("picture side by side", self.say):
             if not (self.of(0) / SHEET).is_file():
-                preview(self.cfg, *self.model, self.of(0), base=True)
+                preview(self.cfg, *self.model, self.of(0), self.say, base=True)
             base, reference = self.videos(0), self._reference()
             rows = [(p, read_frames(base[p]), read_frames(customized[p])) for p in customized if p in base][:ROWS]
             if not rows:
@@ -146,19 +144,26 @@ def noted(what: str, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def preview(
-    cfg, backbone: Backbone, method: Method, clips: list[CachedClip], folder: Path, *, base: bool = False
+    cfg,
+    backbone: Backbone,
+    method: Method,
+    clips: list[CachedClip],
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    base: bool = False,
 ) -> Path | None:
     """Sample `cfg.validation_data` with the weights as they are; writes the videos and a sheet, whose path it returns.
 
     Highway, phased integration and solver are those that `infer/infer.py` would use; the noise prior is the release's
     0.5 unless it was chosen, and 0 with several reference clips or without an inversion. With `base` nothing of the
     method acts: no adapter, no highway, no noise prior. A preview that overflows or cannot be written is left out, with
-    a note. The U-Net is left in training mode.
+    a note, which `say` prints. The network is left in training mode.
     """
     wanted, settings, number = cfg.validation_data, of_training(cfg), primary(clips)
     inversion = clips[number].inversion
     settle_noise_prior(settings, no_inversion(clips[number]), moves=not base, clips=len(clips))
-    rows, say, texts = [], partial(print, file=sys.stderr), None
+    rows, texts = [], None
     with noted("previews", say):
         texts = backbone.encode_text([*wanted.prompt, settings.negative_prompt]).split(1)
     if texts is None:

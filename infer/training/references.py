@@ -3,9 +3,6 @@
 Latents [1 c f h w], text embeddings [1 n d], inversions like the latents; all fp32 on the CPU.
 """
 
-import contextlib
-import os
-import sys
 from dataclasses import replace
 from functools import cache as once
 from pathlib import Path
@@ -19,11 +16,10 @@ from infer.sampler import classifier_free_guidance
 from models.backbone import Backbone
 
 
-def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache.CachedClip]:
+def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
     """Latents, text embeddings and inversions of the reference clips, from the cache where it has them.
 
-    With `quiet` nothing is printed on how each clip is cut, because another process prints it. Raises UserError as the
-    clips' readers do.
+    Raises UserError as the clips' readers do.
     """
     if cfg.cached_latent_dir:
         clips = [
@@ -32,8 +28,7 @@ def prepare_clips(cfg, backbone: Backbone, *, quiet: bool = False) -> list[cache
         ]
         cache.check_clips_fit(clips, backbone.network.config.in_channels, backbone.text_width)
         return clips
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere if quiet else sys.stderr):
-        clips = load_clips(cfg, backbone.snap)
+    clips = load_clips(cfg, backbone.snap)
     unconditional = once(lambda: backbone.encode_text([""]).to(backbone.device))  # where a clip is not cached yet
 
     def invert(latents: torch.Tensor) -> torch.Tensor | None:

@@ -3,10 +3,10 @@
     NAME, PIPELINE           words for messages; the class that a folder's model_index.json names
     NETWORK, FOLDER, SECOND  class of the denoising network, its folder, and that of a second one (Wan 2.2)
     PARTS                    folder -> class of every part of the pipeline
-    SETTINGS                 folder -> file with its settings and what they must be
+    SETTINGS, NEEDED         folder -> file with its settings and what they must be; those that may not be missing
     PRESETS, MOTION_BLOCK, APPEARANCE_BLOCK    layers that a preset adapts in a block; which blocks learn what
     MOTION, APPEARANCE, EXPECTED, WORDS        those blocks and such a model in words
-    NATIVE, defaults         how the model samples, and configuration values, where nobody says otherwise
+    NATIVE                   how the model samples where nobody says otherwise
     ATTENTION, LEAVES        diffusers' processor for PyTorch's own attention; classes of the `leaves`
     HEAD_PRESETS, PURE_NORM, SPATIAL_APPEARANCE, DIFFERENCE_LOSS    presets with a behaviour of their own
     IN_PLACE_OF_SKIPS        what a network without skip connections has in place of the highway, in words
@@ -20,7 +20,7 @@ and these functions; models/backbones/unet3d.py documents what each takes and re
     architecture, count_blocks, in_range, level    what tells one network from another; how its blocks are counted
     carriers, choose_carriers, shift           blocks for Motion Inversion's embeddings (models/blocks.py), and how
                                                embeddings act in them (models/shifted.py)
-    watch, pure_norm                           queries and keys as they meet, of a kind with HEAD_PRESETS alone
+    watch, pure_norm                           queries and keys, of a kind with HEAD_PRESETS (wan_attention.py)
     text_width, text_length, encode_text, clean          prompts
     vae_factor, sides, snap, sequences, latent_frames    sizes
     encode_video, encode_stills, decode_video            between frames and latents
@@ -69,7 +69,7 @@ def architecture(network: nn.Module) -> str:
 def settled(cfg: DictConfig, model: str | Path) -> DictConfig:
     """`cfg` with the model's own values for keys that nobody chose; the configuration passed in is not changed.
 
-    Raises UserError for timesteps that a second network predicts, which stays as it is.
+    Raises UserError for timesteps that belong to a second network, because only the first is trained.
     """
     cfg, kind = OmegaConf.create(cfg), kind_of_model(model)
     for key, value in kind.defaults(model).items():

@@ -22,6 +22,7 @@ from configs.checks import flag, listed, maybe, real, text, whole
 from configs.errors import UserError
 from models.blocks import choose_temporal_blocks, temporal_blocks
 from models.hooks import TEMPORAL_LAYERS, bypass_single_frames
+from models.schedule import TIMESTEPS
 from models.shifted import shift_temporal
 
 NAME, PIPELINE = "U-Net", "TextToVideoSDPipeline"
@@ -74,7 +75,7 @@ EXPECTED = "temp_attentions.0"  # where a network of another kind ends
 MOTION_BLOCK = re.compile(r"(transformer_in|.+\.temp_attentions\.\d+)\.transformer_blocks\.\d+")
 APPEARANCE_BLOCK = re.compile(r".+\.attentions\.\d+\.transformer_blocks\.\d+")
 
-_channels, _layers, _timesteps = whole(1, 65_536), whole(1, 64), 1000
+_channels, _layers = whole(1, 65_536), whole(1, 64)
 _blocks = listed(_channels, 1, 8)
 SETTINGS = {  # part -> the file with its settings, and what they must be
     "unet": (
@@ -125,11 +126,11 @@ SETTINGS = {  # part -> the file with its settings, and what they must be
     "scheduler": (
         "scheduler_config.json",
         {
-            "num_train_timesteps": whole(_timesteps, _timesteps),
+            "num_train_timesteps": whole(TIMESTEPS, TIMESTEPS),
             "beta_start": real(above=0, high=1),
             "beta_end": real(above=0, high=1),
             "beta_schedule": text(choices=("linear", "scaled_linear", "squaredcos_cap_v2")),
-            "trained_betas": maybe(listed(real(above=0, high=1), _timesteps, _timesteps)),
+            "trained_betas": maybe(listed(real(above=0, high=1), TIMESTEPS, TIMESTEPS)),
             "prediction_type": text(choices=("epsilon", "v_prediction")),
             "timestep_spacing": text(choices=("leading", "linspace", "trailing")),
             "steps_offset": whole(0, 1),
@@ -187,7 +188,7 @@ def prepare(network: nn.Module, vae: nn.Module | None = None) -> None:
 
 def predictor(network: nn.Module, _second: nn.Module | None = None, _boundary: float | None = None):
     """See `models.backbone.predictor`."""
-    dtype = network.dtype  # once: diffusers walks over all modules to answer, 2 ms each time
+    dtype = network.dtype  # once, not in every forward (models/hooks.py: know_dtype)
 
     def predict(z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return network(z_t.to(dtype), timestep, text.to(dtype)).sample.float()

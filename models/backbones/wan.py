@@ -34,6 +34,7 @@ from models.backbones.wan_vae import encode_video as encode_video
 from models.backbones.wan_vae import latent_frames as latent_frames
 from models.backbones.wan_vae import vae_factor as vae_factor
 from models.blocks import Block
+from models.schedule import TIMESTEPS
 
 NAME, PIPELINE = "diffusion transformer", "WanPipeline"
 NETWORK, FOLDER, SECOND = WanTransformer3DModel, "transformer", "transformer_2"
@@ -116,7 +117,8 @@ def parts(path: str | Path) -> dict[str, type]:
     folder, found = Path(path), dict(PARTS)
     settings = folder / "scheduler" / "scheduler_config.json"
     if settings.is_file():
-        name = read_json(settings).get("_class_name")
+        values = read_json(settings)
+        name = values.get("_class_name") if isinstance(values, dict) else None  # what is wrong, its reader says
     else:
         named = read_index(path).get("scheduler")
         name = named[-1] if isinstance(named, list) and named else None  # [library, class]
@@ -124,8 +126,8 @@ def parts(path: str | Path) -> dict[str, type]:
     if (boundary := boundary_of(path)) is not None:
         if folder.is_dir() and not (folder / SECOND).is_dir():
             raise UserError(
-                f"model: {path} has no {SECOND}, the expert for timesteps below {1000 * boundary:g} that its index "
-                "asks for; download the whole folder again"
+                f"model: {path} has no {SECOND}, the expert for timesteps below {TIMESTEPS * boundary:g} that its"
+                " index asks for; download the whole folder again"
             )
         found[SECOND] = WanTransformer3DModel
     return found
@@ -145,7 +147,7 @@ def boundary_of(path: str | Path) -> float | None:
 
 def lowest_timestep(boundary: float | None) -> int:
     """The lowest that the first expert predicts, whose motion is learned."""
-    return 0 if boundary is None else math.ceil(1000 * boundary)
+    return 0 if boundary is None else math.ceil(TIMESTEPS * boundary)
 
 
 def prepare(network: nn.Module, vae: nn.Module | None = None) -> None:
@@ -155,12 +157,12 @@ def prepare(network: nn.Module, vae: nn.Module | None = None) -> None:
 
 
 def predictor(network: nn.Module, second: nn.Module | None = None, boundary: float | None = None):
-    """See `models.backbone.predictor`. `second` is the expert for timesteps below 1000 * `boundary`."""
+    """See `models.backbone.predictor`. `second` is the expert for timesteps below `boundary`, a share of all."""
     dtype = network.dtype
 
     def predict(z_t: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         timestep = timestep.expand(len(z_t))
-        high = None if second is None else timestep >= 1000 * boundary
+        high = None if second is None else timestep >= TIMESTEPS * boundary
         if high is not None and high.any() != high.all():  # a batch on both sides of the boundary
             text, found = text.expand(len(z_t), -1, -1), torch.empty_like(z_t, dtype=torch.float32)
             for rows in (high, ~high):

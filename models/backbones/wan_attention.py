@@ -1,8 +1,8 @@
-"""Wan's self-attention: queries and keys are normalised over all heads, turned by their place, and meet.
+"""Wan's self-attention, over all tokens of a clip at once: [b (f h w) c].
 
-Its norm spans all heads, so a changed head rescales the others a little; `pure_norm` takes the divisor from the base
-model. `watch` shows queries and keys as they meet. `shift_tokens` is Motion Inversion (models/shifted.py) where a clip
-is one sequence, x is [b (f h w) c].
+The norm of its queries and keys spans all heads, so a change in one head rescales the others; `pure_norm` divides by
+the base model's norm instead. `watch` shows queries and keys as attention gets them. `shift_tokens` adds Motion
+Inversion's embeddings (models/shifted.py) to the inputs.
 """
 
 import weakref

@@ -3,10 +3,11 @@
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from configs.checks import flag, listed, maybe, real, text, whole
+from models.schedule import TIMESTEPS
 
 SCHEDULERS = (UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler)
 
-_size, _count, _timesteps = whole(1, 65_536), whole(1, 256), 1000
+_size, _count = whole(1, 65_536), whole(1, 256)
 _numbers = listed(real(-1e3, 1e3), 1, 1024)
 SETTINGS = {  # part -> the file with its settings, and what they must be
     "transformer": (
@@ -62,7 +63,7 @@ SETTINGS = {  # part -> the file with its settings, and what they must be
         "scheduler_config.json",
         {
             "_class_name": text(choices=tuple(kind.__name__ for kind in SCHEDULERS)),
-            "num_train_timesteps": whole(_timesteps, _timesteps),
+            "num_train_timesteps": whole(TIMESTEPS, TIMESTEPS),
             "flow_shift": real(above=0, high=1000),
             "shift": real(above=0, high=1000),
             "prediction_type": text(choices=("flow_prediction",)),

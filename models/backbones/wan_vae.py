@@ -27,7 +27,7 @@ def latent_frames(frames: int, vae_config) -> int:
     return 1 + (frames - 1) // factor
 
 
-def _normal(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _mean_and_std(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation [1 c 1 1 1] of the latents, from the VAE's configuration."""
     mean, std = (torch.tensor(vae.config[f"latents_{name}"]).to(latents) for name in ("mean", "std"))
     return mean[None, :, None, None, None], std[None, :, None, None, None]
@@ -36,7 +36,7 @@ def _normal(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.
 def _encode(vae: nn.Module, clips: torch.Tensor) -> torch.Tensor:
     """-1..1 [b c f h w] -> normal latents fp32 [b c f h w], the mode of the posterior."""
     latents = vae.encode(clips.to(vae.dtype)).latent_dist.mode().float()
-    mean, std = _normal(vae, latents)
+    mean, std = _mean_and_std(vae, latents)
     return (latents - mean) / std
 
 
@@ -47,13 +47,11 @@ def encode_video(vae: nn.Module, frames: torch.Tensor, device: torch.device) -> 
     Without temporal compression frames are encoded one by one: the stock class reads one frame and then fours, and
     would drop what is left over.
     """
+    latent_frames(len(frames), vae.config)  # refuses a length that the stock class would cut without a word
     pixels = frames.to(device).float() / 127.5 - 1
-    latent_frames(len(frames), vae.config)
     if vae.config.scale_factor_temporal == 1:
-        latents = torch.cat([_encode(vae, frame[None, :, None]) for frame in pixels], dim=2)
-    else:
-        latents = _encode(vae, pixels.movedim(0, 1)[None])
-    return latents
+        return torch.cat([_encode(vae, frame[None, :, None]) for frame in pixels], dim=2)
+    return _encode(vae, pixels.movedim(0, 1)[None])
 
 
 @torch.no_grad()
@@ -73,5 +71,5 @@ def encode_stills(vae: nn.Module, frames: torch.Tensor, device: torch.device) ->
 def decode_video(vae: nn.Module, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Normal latents [1 c f h w] -> fp32 [f c h w] in -1..1."""
     latents = latents.to(device).float()
-    mean, std = _normal(vae, latents)
+    mean, std = _mean_and_std(vae, latents)
     return vae.decode((latents * std + mean).to(vae.dtype)).sample[0].float().movedim(1, 0)

@@ -10,8 +10,9 @@ Every safetensors header holds the preset, rank, alpha, step, architecture and t
 appear complete or not at all. The authors' folders are read through models/files/release.py.
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def save_checkpoint(
             write_tensors(motion, part / EMBEDDINGS_FILE, header)
         else:
             write_adapter(part / "temporal", motion, header)
-        for clip, state in enumerate(appearance):
-            write_adapter(part / "spatial" / str(clip), state, without_spec(header) | {"preset": APPEARANCE})
+        for place, state, texts in appearance_parts(appearance, header):
+            write_adapter(part / place, state, texts)
         if training_state is not None:
             torch.save(training_state, part / TRAINING_STATE)
     if limit:
@@ -129,6 +130,8 @@ def _runs_near(folder: Path) -> str:
 def list_checkpoints(folder: str | Path) -> dict[int, Path]:
     """Checkpoint folders by step, ascending: those in the run `folder`, and `folder` itself where it is one."""
     folder = Path(folder)
+    if folder.name in ("", ".."):  # "." is its own parent, and a checkpoint's run is its folder's parent
+        folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder{_runs_near(folder.parent)}")
     found = {}
@@ -237,6 +240,14 @@ def _read_positional(path: Path, index: int, asked: str | None, network: nn.Modu
     if asked is None and preset == release.ASSUMED:
         info["assumed"] = f"{path} names no layers: read as the preset {preset}, which the authors' code writes"
     return Checkpoint(path, index, "lora", preset, rank, 1.0, motion, appearance, info=info)
+
+
+def appearance_parts(
+    appearance: Sequence[State], header: dict[str, str]
+) -> Iterator[tuple[str, State, dict[str, str]]]:
+    """(folder inside the checkpoint's, state, header) of every clip's appearance adapter; `header` is the motion's."""
+    texts = without_spec(header) | {"preset": APPEARANCE}
+    return ((f"spatial/{clip}", state, texts) for clip, state in enumerate(appearance))
 
 
 def appearance_states(path: Path, clips: int | None) -> list[State]:

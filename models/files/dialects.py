@@ -16,13 +16,11 @@ from typing import Any, NamedTuple
 import torch
 
 from configs.errors import UserError, shown
-from models.files.checkpoint import Checkpoint
-from models.files.diffusers import clips_beside, foreign, header_of
+from models.files.checkpoint import Checkpoint, appearance_parts
+from models.files.diffusers import checkpoint_of_peft, clips_beside, header_of
 from models.files.header import read_header
-from models.files.modelspec import without_spec
 from models.files.peft import check_pairs
 from models.files.tensors import State, read_tensors, write_tensors
-from models.lora import APPEARANCE
 
 FILE = "lora.safetensors"
 _LAYERS = {  # ours inside a block -> Wan's own name, which both dialects use
@@ -62,8 +60,8 @@ def write_dialect(name: str, checkpoint: Checkpoint, folder: Path) -> None:
     """
     header = header_of(checkpoint)
     _write(name, checkpoint, checkpoint.motion, folder, header)
-    for clip, state in enumerate(checkpoint.appearance):
-        _write(name, checkpoint, state, folder / "spatial" / str(clip), without_spec(header) | {"preset": APPEARANCE})
+    for place, state, texts in appearance_parts(checkpoint.appearance, header):
+        _write(name, checkpoint, state, folder / place, texts)
 
 
 def _write(name: str, checkpoint: Checkpoint, state: State, folder: Path, header: Mapping[str, str]) -> None:
@@ -107,7 +105,7 @@ def read_dialect(path: Path) -> Checkpoint | None:
     if name is None:
         return None
     state, config = _named(file, DIALECTS[name], tensors)
-    checkpoint = foreign(file, state, header, config)
+    checkpoint = checkpoint_of_peft(file, state, header, config)
     for clip in range(clips_beside(file, read_header({"clips": header.get("clips", "0")}, file))):
         part = file.parent / "spatial" / str(clip) / FILE
         checkpoint.appearance.append(_named(part, DIALECTS[name], read_tensors(part)[0])[0])

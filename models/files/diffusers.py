@@ -25,9 +25,8 @@ from configs.errors import UserError, shown
 from configs.plain import dump_yaml, read_json
 from configs.runtime import note
 from models.backbones import KINDS
-from models.files.checkpoint import Checkpoint, appearance_states, from_header
+from models.files.checkpoint import Checkpoint, appearance_parts, appearance_states, from_header
 from models.files.header import LAYOUT, MOST_RANK, Header, read_header
-from models.files.modelspec import without_spec
 from models.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, check_pairs, peft_config, read_adapter, write_adapter
 from models.files.tensors import State, read_tensors, write_tensors
 from models.lora import APPEARANCE
@@ -92,8 +91,8 @@ def write_peft(checkpoint: Checkpoint, folder: Path) -> None:
     """Write PEFT folders into `folder`, which must exist."""
     header = header_of(checkpoint)
     write_adapter(folder, checkpoint.motion, header)
-    for clip, state in enumerate(checkpoint.appearance):
-        write_adapter(folder / "spatial" / str(clip), state, without_spec(header) | {"preset": APPEARANCE})
+    for place, state, texts in appearance_parts(checkpoint.appearance, header):
+        write_adapter(folder / place, state, texts)
 
 
 def read_peft(folder: Path) -> Checkpoint:
@@ -103,10 +102,14 @@ def read_peft(folder: Path) -> Checkpoint:
     Raises UserError for adapters that are more than a plain LoRA.
     """
     state, header = read_adapter(folder)
-    return foreign(folder, state, header, read_json(folder / ADAPTER_CONFIG))
+    return checkpoint_of_peft(folder, state, header, read_json(folder / ADAPTER_CONFIG))
 
 
-def foreign(path: Path, state: State, texts: dict[str, str], config: Any) -> Checkpoint:
+def checkpoint_of_peft(path: Path, state: State, texts: dict[str, str], config: Any) -> Checkpoint:
+    """A Checkpoint from another program's LoRA `state`, the header `texts` of its file, and PEFT's description of it.
+
+    Raises UserError for more than a plain LoRA, and for a description that is no PEFT configuration.
+    """
     if isinstance(config, Mapping) and (config.get("use_dora") or config.get("peft_type", "LORA") != "LORA"):
         found = f"{shown(config.get('peft_type'))}, DoRA {shown(config.get('use_dora'))}"
         raise UserError(f"{path}: is no plain LoRA (found {found}); only plain ones can be converted")
@@ -184,8 +187,8 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path) -> None:
     """Write `pytorch_lora_weights.safetensors` files into `folder`, which must exist."""
     header = header_of(checkpoint)
     _write_diffusers(checkpoint.motion, folder, header)
-    for clip, state in enumerate(checkpoint.appearance):
-        _write_diffusers(state, folder / "spatial" / str(clip), without_spec(header) | {"preset": APPEARANCE})
+    for place, state, texts in appearance_parts(checkpoint.appearance, header):
+        _write_diffusers(state, folder / place, texts)
 
 
 def _write_diffusers(state: State, folder: Path, header: Mapping[str, str]) -> None:
@@ -209,7 +212,7 @@ def read_diffusers(path: Path) -> Checkpoint:
     """
     file = path / DIFFUSERS_FILE if path.is_dir() else path
     state, header, config = _read_diffusers(file)
-    checkpoint = foreign(file, state, header, config)
+    checkpoint = checkpoint_of_peft(file, state, header, config)
     clips = range(clips_beside(file, read_header({"clips": header.get("clips", "0")}, file)))
     checkpoint.appearance = [_read_diffusers(file.parent / "spatial" / str(clip) / DIFFUSERS_FILE)[0] for clip in clips]
     return checkpoint

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from configs.archives import AGAIN, check_pickle, check_safetensors
 from configs.errors import DAMAGED_PICKLE, UserError, is_out_of_memory, printable, shown
+from configs.plain import shown_error
 from models.files.modelspec import with_hash
 
 State = dict[str, torch.Tensor]
@@ -59,8 +60,7 @@ def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
     except (SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        reason = printable(" ".join(str(error).split()))[:120]
-        raise UserError(f"{path}: truncated, or not a safetensors file ({reason}): {AGAIN}") from error
+        raise UserError(f"{path}: truncated, or not a safetensors file ({shown_error(error)}): {AGAIN}") from error
     for name, tensor in tensors.items():
         if tensor.dtype in WHOLE and tensor.numel() == 1:
             tensors[name] = tensor = tensor.float()

@@ -5,7 +5,6 @@ temporal pass on all frames with MSE(e, target) + MSE(phi(e), phi(target)), phi 
 Tensors are [b c f h w]; losses are computed in fp32 whatever comes in.
 """
 
-import hashlib
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from diffusers import SchedulerMixin
 
 from configs.errors import UserError
 from models import schedule
+from models.seeds import seed_of
 
 
 class Draw(NamedTuple):
@@ -24,11 +24,6 @@ class Draw(NamedTuple):
     frame: int  # the spatial pass's frame
     anchor: int  # the frame that phi subtracts
     spatial: bool  # False: no spatial pass, and the appearance adapter is off in the temporal pass
-
-
-def seed_of(*parts: int | str) -> int:
-    """One generator seed for a tuple such as (seed, step, micro); unlike sums, different tuples do not collide."""
-    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest(), "big")
 
 
 def draw_step(

@@ -146,7 +146,10 @@ class DualPathOptimizer:
 
     def load_state_dict(self, state: dict) -> None:
         """Moments, schedule, loss scale and what Prodigy found, of a checkpoint; the rest is this run's config's."""
-        self.unmoved -= {path for path, saved in zip(self.paths, state["optimizers"]) if saved["state"]}
+        for path, saved in zip(self.paths, state["optimizers"]):
+            # CUDA's AdamW has a state of a path that never moved, too: its steps were skipped, and count none
+            if any(float(moments.get("step", 1)) > 0 for moments in saved["state"].values()):
+                self.unmoved.discard(path)
         for mine, saved in zip(self.optimizers, state["optimizers"]):
             pairs = zip(mine.state_dict()["param_groups"], saved["param_groups"])
             groups = [own | {name: old[name] for name in LEARNED if name in own} for own, old in pairs]

@@ -40,6 +40,8 @@ class LostProcess(UserError):
 class Processes:
     """This process among those of its training. `count` of them, this one is number `rank`, the first is `is_main`."""
 
+    _words: dist.ProcessGroup | None = None  # the group of `gather`; the one that averages gradients until it is made
+
     def __init__(self, device: str):
         """Join the others. Raises UserError when a launcher started fewer than it was asked for, or two share a GPU."""
         _check_device(device)
@@ -50,6 +52,8 @@ class Processes:
         _check_launcher(self.count)
         self.pids: list[tuple[str, int]] = []  # until the first exchange, in which NCCL is set up
         self.pids = self.gather((os.uname().nodename if hasattr(os, "uname") else "", os.getpid()))
+        if self.count > 1:  # NCCL would wait for a process that is gone, and Python with it, deaf to signals
+            self._words = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     @property
     def is_main(self) -> bool:
@@ -65,7 +69,7 @@ class Processes:
         values = [value] * self.count
         if self.count > 1:
             with self._talking():
-                dist.all_gather_object(values, value)
+                dist.all_gather_object(values, value, self._words)
         return values
 
     def share(self, value: Any) -> Any:
@@ -96,7 +100,7 @@ class Processes:
             parameter.grad = mean.view_as(parameter).clone() if count else None
 
     def leave(self) -> None:
-        """End the group, which every process does on its own."""
+        """End the group; all its processes have to."""
         if self.count > 1 and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -75,7 +75,7 @@ def _sampling(name: str, solver: str, steps: int, *flags: str) -> Variant:
 SAMPLINGS = (
     *(_sampling(solver, solver, steps) for solver in SOLVERS for steps in (4, 5, 6, 8, 10, 15, 20, 30)),
     *(_sampling("ddim, guided above 300", "ddim", steps, *ABOVE) for steps in (6, 8, 10, 15)),
-    *(_sampling("ddim, guided below 800", "ddim", steps, *BELOW) for steps in (6, 8, 10, 15)),
+    *(_sampling("ddim, guided below 800", "ddim", steps, *BELOW) for steps in (6, 7, 8, 10, 15)),
     *(_sampling(f"{solver}, guided below 800", solver, steps, *BELOW) for solver in SOLVERS[1:] for steps in (6, 8)),
 )
 
@@ -96,6 +96,7 @@ SPEED = {
             *_no_worse("ddim @ 10", "ddim @ 30", "DDIM in a third of the release's 30 steps"),
             *_no_worse("ddim @ 6", "ddim @ 10", "DDIM in 6 steps, against 10,"),
             *_no_worse("ddim @ 6", "ddim @ 20", "DDIM in 6 steps, against 20,"),
+            *_no_worse("ddim, guided below 800 @ 7", "ddim @ 20", "DDIM in 7 steps, guided below 800, against 20,"),
             *_no_worse("ddim, guided below 800 @ 8", "ddim @ 20", "DDIM in 8 steps, guided below 800, against 20,"),
             *_no_worse("unipc @ 6", "ddim @ 10", "UniPC in 6 steps, against DDIM in 10,"),
             *_no_worse("dpm @ 6", "ddim @ 10", "DPM-Solver++ in 6 steps, against DDIM in 10,"),

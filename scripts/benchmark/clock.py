@@ -103,7 +103,8 @@ def device_seconds(work: Work, device: torch.device) -> float | None:
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         timed(work, device)
-    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+    kernels = (event for event in profile.key_averages() if not event.key.startswith(("Memcpy", "Memset")))
+    return sum(event.self_device_time_total for event in kernels) / 1e6
 
 
 def device_name(device: torch.device) -> str:

@@ -84,11 +84,11 @@ class Step:
     ):
         self.architecture, self.device = architecture, torch.device(device)
         self.cfg = cfg or settings(**architecture.recipe)
+        self.unet = _unet(architecture, self.device, dtype)
         with self.device:
-            self.unet = UNet3DConditionModel.from_config({**ZEROSCOPE, **architecture.unet})
             self.latents = torch.randn(1, 4, architecture.frames, architecture.side, architecture.side)
             self.text = torch.randn(1, TOKENS, self.unet.config.cross_attention_dim)
-        torch.nn.Module.to(self.unet, dtype).requires_grad_(False).train()  # diffusers' own `to` warns for no reason
+        self.unet.requires_grad_(False).train()
         self.predict = predictor(self.unet)
         self.model_bytes = place(self.unet, self.device, self.cfg.memory)  # before anything that learns is attached
         bypass_single_frames(self.unet)
@@ -161,6 +161,17 @@ class Step:
         for part in (vae, text_encoder):
             torch.nn.Module.to(part, dtype).eval().requires_grad_(False)
         return Backbone(self.unet, vae, text_encoder, None, self.scheduler, "random", self.device)
+
+
+def _unet(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> UNet3DConditionModel:
+    """Random weights, made in their own precision: in fp32 they might not fit the card that is asked about."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return UNet3DConditionModel.from_config({**ZEROSCOPE, **architecture.unet})
+    finally:
+        torch.set_default_dtype(before)
 
 
 class StockStep(Step):
