@@ -6,10 +6,11 @@ import json
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 
 import train
 from configs.errors import UserError
-from infer.training.plan import latent_size_of_clips, plan, playing_rate
+from infer.training.plan import check, latent_size_of_clips, plan, playing_rate
 from models.training import memory
 
 from conftest import config_of
@@ -103,3 +104,13 @@ def test_a_dry_run_counts_single_frames_for_images_and_the_state_of_the_optimize
 def test_a_clip_that_is_missing_ends_the_dry_run(tiny_config):
     with pytest.raises(UserError, match="no such file"):
         train.dry_run(tiny_config(train_data={"single_video_path": "nowhere.mp4"}))
+
+
+def test_more_sequences_than_cuda_takes_are_refused_before_anything_is_loaded(tiny_config, monkeypatch):
+    many = tiny_config(timesteps_per_step=2, train_data={"width": 2048, "height": 2048})  # 256 x 256 latent pixels each
+    check(many)
+    monkeypatch.setattr("infer.training.plan.choose_device", lambda asked: torch.device("cuda"))
+    with pytest.raises(UserError, match="timesteps_per_step: 2 of 2048 x 2048 are 131,072 sequences .* smaller clips"):
+        check(many)
+    with pytest.raises(UserError, match="8 of 1024 x 1024 are 131,072 sequences .* use 3 or fewer"):
+        check(tiny_config(timesteps_per_step=8, train_data={"width": 1024, "height": 1024}))
