@@ -43,33 +43,28 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler
 from omegaconf import DictConfig, OmegaConf
 
-from configs.errors import printable
 from configs.files import atomic_path
 from configs.schema import to_yaml
 from data import cache
-from infer.training.plan import check, latent_size_of_clips, plan
+from infer.training.dry_run import rehearsed
+from infer.training.plan import check, plan
 from infer.training.preview import Previews
 from infer.training.references import prepare_clips
 from models import backbones, methods
-from models.backbone import Backbone, Predictor, allow_tf32, choose_device, choose_dtype, predictor
+from models.backbone import Backbone, Predictor, allow_tf32, choose_dtype
 from models.compiled import attach_quicker, check_compiling
 from models.files.card import write_card
 from models.heads import find_heads, write_heads
-from models.highway import attach_highway
 from models.hooks import training_mode
-from models.outline import skeleton
-from models.placement import place
 from models.recomputed import checkpoint_activations
 from models.schedule import noised
 from models.seeds import seed_of
 from models.threads import use_threads
-from models.training import beside, memory, objective
+from models.training import beside, objective
 from models.training.journal import Journal
 from models.training.optimizer import DualPathOptimizer
-from models.training.optimizer_kinds import bytes_of_state
 from models.training.processes import Processes
 from models.training.resume import open_run, resume
 from models.training.steps import Done, Training, record, take_step
@@ -288,38 +283,5 @@ def gradients(
 
 
 def dry_run(cfg: DictConfig) -> str:
-    """The resolved configuration, the plan for each clip, what would be patched and the memory that a step needs.
-
-    Loads no weights and writes nothing. Raises UserError as `run` does, also for a clip that cannot be used.
-    """
-    cfg = backbones.settled(cfg, cfg.pretrained_model_path)
-    check(cfg)
-    planned = plan(cfg)
-    network, device = skeleton(cfg.pretrained_model_path), choose_device(cfg.device)
-    check_compiling(cfg.compile, device)
-    dtype = choose_dtype(cfg.mixed_precision, device)
-    torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
-    kind = backbones.kind_of(network)
-    # the second of two experts, which are alike, takes room on the device only where it is streamed
-    streamed = cfg.memory == "smallest" and kind.boundary_of(cfg.pretrained_model_path) is not None
-    model_bytes = (2 if streamed else 1) * place(network, "meta", cfg.memory)
-    kind.prepare(network)
-    n, size = cfg.timesteps_per_step, latent_size_of_clips(cfg)
-    method = methods.attach(network, cfg, clips=1, latent_size=size)
-    if cfg.gradient_checkpointing:
-        checkpoint_activations(network)
-    latents = torch.empty(n, network.config.in_channels, *size, device="meta")
-    text = torch.empty(n, kind.text_length(), kind.text_width(network), device="meta")
-    draw = objective.Draw(latents, torch.empty(n, dtype=torch.long, device="meta"), 0, 0, True)
-    given = predictor(training_mode(network, cfg.frozen_dropout)), DDIMScheduler(), method, latents, text, draw
-    needed = memory.training_bytes(
-        model_bytes,
-        [*method.motion_parameters, *method.appearance_parameters],
-        lambda: training_step(*given, learn_motion=cfg.train_temporal_lora),
-        bytes_of_state(cfg),
-    )
-    lines = method.describe() + [beside.LINE] * beside.fits(cfg, method, device, size[0])
-    if method.highway:
-        with attach_highway(network, *method.highway) as highway:
-            lines += [f"  {skip}" for skip in highway.skips]
-    return "\n".join(map(printable, [*to_yaml(cfg).split("\n"), *planned, *lines, f"memory      {needed}"]))
+    """What a training would do, in words; see infer/training/dry_run.py."""
+    return rehearsed(cfg, training_step)

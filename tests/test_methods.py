@@ -187,7 +187,7 @@ REFUSED = {  # the model's fixture and the file: what the one sentence says
 @pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_wan"])
 @pytest.mark.parametrize("file", FILES)
 def test_each_method_file_is_planned_on_either_kind_of_model(file, model, clip_file, request, monkeypatch):
-    monkeypatch.setattr(train.memory, "training_bytes", lambda *_: "not counted, which takes seconds")
+    monkeypatch.setattr("models.training.memory.training_bytes", lambda *_: "not counted, which takes seconds")
     words = [f"pretrained_model_path={request.getfixturevalue(model)}", f"train_data.single_video_path={clip_file}"]
     words += ["train_data.single_video_prompt=a car", "train_data.width=64", "train_data.height=64"]
     cfg, _ = load(["--config", f"configs/methods/{file}", *words, "train_data.n_sample_frames=9"], description="")

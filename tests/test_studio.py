@@ -260,7 +260,7 @@ def test_a_transformer_takes_its_own_recipe_and_its_own_files_of_methods(tmp_pat
 @pytest.mark.parametrize("model", [MODEL, TRANSFORMER])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_that_the_page_offers_can_be_planned(model, method, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.memory, "training_bytes", lambda *_: "not counted, which takes seconds")
+    monkeypatch.setattr("models.training.memory.training_bytes", lambda *_: "not counted, which takes seconds")
     cfg, _ = load(recipe(model=model, method=method).words(tmp_path / "run", tmp_path / "cache")[1:], description="")
     assert "highway" in train.dry_run(cfg)
 

@@ -476,7 +476,7 @@ def test_a_dry_run_counts_the_second_expert_only_where_it_is_streamed(
     two_experts, tiny_wan, wan_config, monkeypatch, memory, experts
 ):
     counted = []
-    monkeypatch.setattr(train.memory, "training_bytes", lambda model_bytes, *_: counted.append(model_bytes))
+    monkeypatch.setattr("models.training.memory.training_bytes", lambda model_bytes, *_: counted.append(model_bytes))
     for folder in (tiny_wan, two_experts):
         train.dry_run(wan_config(pretrained_model_path=str(folder), memory=memory, gradient_checkpointing=True))
     assert counted[1] == experts * counted[0] > 0
@@ -531,7 +531,7 @@ def test_the_real_architecture_needs_less_than_ten_gigabytes(tmp_path, monkeypat
         (tmp_path / part).mkdir()  # a dry run looks for them and reads nothing in them
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
     wan_parts.build_scheduler().save_pretrained(tmp_path / "scheduler")
-    monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.bfloat16)  # what a GPU would be given
+    monkeypatch.setattr("infer.training.dry_run.choose_dtype", lambda *_: torch.bfloat16)  # what a GPU would be given
     files = ["--config", "configs/car.yaml", "--config", "configs/wan.yaml"]
     readme = " ".join((ROOT / "README.md").read_text().split())
     for width, height, told in ((480, 272, "GB for 33 frames of 480x272"), (832, 480, "GB at 832x480")):
