@@ -5,7 +5,7 @@
 Nobody that we know of has published Query and Key adaptation on one; SMRABooth places motion in Value, output and
 feed-forward layers, EffiVMT in temporal heads, DeT in the first third of the blocks; DeT also reports that Motion
 Inversion's embeddings, put on a transformer, move best and follow the prompt worst. All nine held-out motions of the
-toy world are learned from one clip each. Claims are judged over all of them: what an attention layer of a transformer
+toy world are learned from two clips each. Claims are judged over all of them: what an attention layer of a transformer
 can move depends on no kind of motion. The U-Net's rows beside them are those of the artefact `motions`. Whether Query
 and Key leak less than all layers that move equally well is asked by transformer_sweep.py.
 """
@@ -101,7 +101,7 @@ TRANSFORMER = {
         CLAIMS,
         motions=MOTIONS,
         pooled=True,
-        appearances=1,
+        appearances=2,
         world=True,
         network="transformer",
         needs="PocketScope-DiT: --model models/pocketscope_dit --world",
