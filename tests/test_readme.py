@@ -174,22 +174,30 @@ def test_what_is_said_of_a_transformer_is_measured():
     words = " ".join(told.split()), " ".join(TEXT["models/README.md"].split())
     ruling, purified, layers, line = ruled(ladder, "q + k leaks less than all layers")
     assert ruling == "refuted" and "less than 0.05 that way" in line, "it buys nothing that counts"
-    assert f"all layers leak {layers}, TAP {purified}" in words[0] and f"leak {purified} against {layers}" in words[1]
+    assert (
+        f"({purified} against {layers} for all layers)" in words[0] and f"leak {purified} against {layers}" in words[1]
+    )
+    ruling, layers, purified, _ = ruled(ladder, "without the dual path all layers leak more than q + k")
+    assert ruling == "confirmed" and f"without the dual path ({purified} against {layers})" in words[0]
+    assert f"Without the dual path they leak {purified} against {layers}" in words[1]
     beyond = "no dual path, trained far beyond the recipe, q + k"
     ruling, purified, layers, line = ruled(sweep, f"{beyond} leaks less than all layers")
     assert ruling == "confirmed" and "the least that counts" not in line
     assert ruled(sweep, f"{beyond} moves no worse than all layers")[0] == "confirmed"
-    assert f"({layers} and {purified}, at equal motion)" in words[0]
+    assert f"({purified} against {layers}, at equal motion)" in words[0]
     assert f"all layers leak {layers}, and Query and Key {purified} at equal motion" in words[1]
-    assert "nine clips of nine motions" in words[1] and "over 9 reference clips" in ladder
+    assert "18 clips of nine motions" in words[1] and "over 18 reference clips of 9 motions" in ladder
     ruling, after, before, _ = ruled(ladder, "PLI improves the appearance")
     assert ruling == "confirmed" and f"from {before} to {after}" in words[1]
-    assert ruled(ladder, "PLI costs no motion")[0] == "not decided"
+    ruling, after, before, line = ruled(ladder, "PLI costs no motion")
+    assert ruling == "confirmed" and f"path correlation from {before} to {after}" in words[1]
+    after, before = re.search(r"motion success (\S+) against (\S+);", line).groups()
+    assert f"motion success from {before} to {after}" in words[1]
     assert ruled(ladder, "the value highway keeps the appearance no worse")[0] == "refuted"
     assert f"follows {path['guidance']} % of the new paths and {retimed['guidance']} % of the re-timings" in words[1]
     assert ruled(ladder, "guidance improves the motion of TAP")[0] == "refuted"
     assert ruled(ladder, "TAP with guidance leaks no more than TAP")[0] == "refuted"
-    assert path["q + k, temporal heads"] == 0
+    assert f"Temporal heads alone learn {path['q + k, temporal heads']} % of the new paths" in words[1]
 
 
 def test_files_that_single_commands_name_exist():
