@@ -10,7 +10,7 @@ from configs.errors import UserError
 from configs.plain import shown_error
 from models import backbones
 from models.files.parts import UNLOADABLE, load_part
-from models.files.pipeline import settings_of
+from models.files.pipeline import check_pipeline, settings_of
 
 
 def snap_of(model: str | Path) -> int:
@@ -30,6 +30,8 @@ def sides_of(model: str | Path) -> int:
 
 def scheduler_of(model: str | Path) -> SchedulerMixin:
     """The noise schedule of a pipeline folder or hub id, without the rest. Raises UserError where it is unusable."""
+    if Path(model).is_dir():
+        check_pipeline(Path(model), ["scheduler"])
     return load_part(str(model), "scheduler", backbones.kind_of_model(model).parts(model)["scheduler"], {})
 
 

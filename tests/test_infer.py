@@ -445,7 +445,7 @@ def test_another_model_than_the_one_asked_for_is_refused(trained, backbone, tiny
     ):
         list(generate(asked(trained, tmp_path / "out", "-p", "x", "-m", str(elsewhere)), backbone))
     backbone.network.half()
-    with pytest.raises(UserError, match="float16 cpu memory default, and the request asks for .* float32 cpu"):
+    with pytest.raises(UserError, match="float16 on cpu, memory default, and the request asks for .* float32 on cpu"):
         list(generate(asked(trained, tmp_path / "out", "-p", "x"), backbone))
     assert not (tmp_path / "out").exists()
 

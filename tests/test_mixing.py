@@ -180,7 +180,7 @@ def test_what_can_not_be_mixed_says_why(trained, sample):
     wider = trained(**{**EMBEDDINGS, "embeddings": {"learning_rate": 0.5, "widths": [64, 96]}})
     with pytest.raises(UserError, match="motion 2 cannot be mixed with motion 1, they differ in"):
         sample("-cf", embeddings, "--motion", wider, 0.5)
-    with pytest.raises(UserError, match="strength 'much' is not a number"):
+    with pytest.raises(UserError, match="strength 'much' is no finite number"):
         sample("-cf", lora, "--motion", lora, "much")
 
 

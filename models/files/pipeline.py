@@ -6,6 +6,7 @@ limits. Other keys are passed on as they are.
 """
 
 import inspect
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,13 +22,16 @@ ADVICE = "download the whole folder again"
 MOST_JSON = 256 << 20  # bytes of one file: Wan's tokenizer.json has 17 MB
 
 
-def check_pipeline(folder: Path) -> None:
-    """Raise UserError for a setting of any part that no model of its kind has, and for any JSON that is not plain.
+def check_pipeline(folder: Path, parts: Collection[str] | None = None) -> None:
+    """Raise UserError for a setting that no model of its kind has, and for any JSON that is not plain.
 
+    `parts` are those that are looked at, default all.
     A part without its file of settings is left to the loader, which reports it.
     """
     kind = backbones.kind_of_model(folder)
     for part, (name, schema) in kind.SETTINGS.items():
+        if parts is not None and part not in parts:
+            continue
         for file in sorted((folder / part).glob("*.json")):
             content = read_json(file, most=MOST_JSON)
             if file.name == name:
