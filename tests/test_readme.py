@@ -175,17 +175,24 @@ def test_what_is_said_of_a_transformer_is_measured():
     ruling, purified, layers, line = ruled(ladder, "q + k leaks less than all layers")
     assert ruling == "refuted" and "less than 0.05 that way" in line, "it buys nothing that counts"
     assert (
-        f"({purified} against {layers} for all layers)" in words[0] and f"leak {purified} against {layers}" in words[1]
+        f"to count: {purified} against {layers}, and " in words[0] and f"leak {purified} against {layers}" in words[1]
     )
-    ruling, layers, purified, _ = ruled(ladder, "without the dual path all layers leak more than q + k")
-    assert ruling == "confirmed" and f"without the dual path ({purified} against {layers})" in words[0]
-    assert f"Without the dual path they leak {purified} against {layers}" in words[1]
-    beyond = "no dual path, trained far beyond the recipe, q + k"
-    ruling, purified, layers, line = ruled(sweep, f"{beyond} leaks less than all layers")
+    ruling, layers, purified, line = ruled(ladder, "without the dual path all layers leak more than q + k")
+    assert ruling == "confirmed" and "smaller than 0.05, the least that counts" in line
+    assert f"{purified} against {layers} without the dual path." in words[0]
+    assert f"without the dual path {purified} against {layers}, where a difference of 0.05 would count" in words[1]
+    for setting in ("with the dual path", "no dual path"):
+        ruling, *_, line = ruled(sweep, f"{setting}, at equal motion, q + k leaks less than all layers")
+        assert ruling == "not testable" and "neither leaks" in line
+    beyond = "trained far beyond the recipe, q + k"
+    ruling, purified, layers, line = ruled(sweep, f"no dual path, {beyond} leaks less than all layers")
     assert ruling == "confirmed" and "the least that counts" not in line
-    assert ruled(sweep, f"{beyond} moves no worse than all layers")[0] == "confirmed"
-    assert f"({purified} against {layers}, at equal motion)" in words[0]
-    assert f"all layers leak {layers}, and Query and Key {purified} at equal motion" in words[1]
+    assert ruled(sweep, f"no dual path, {beyond} moves no worse than all layers")[0] == "confirmed"
+    assert f"without the dual path: {purified} against {layers}, with no less motion" in words[0]
+    assert f"all layers leak {layers}, and Query and Key {purified} and move no worse" in words[1]
+    ruling, purified, layers, _ = ruled(sweep, f"with the dual path, {beyond} leaks less than all layers")
+    assert ruling == "not decided" and f"it is not decided ({purified} against {layers})" in words[1]
+    assert ruled(ladder, "q + k learns new paths: at least every second video")[0] == "not decided"
     assert "18 clips of nine motions" in words[1] and "over 18 reference clips of 9 motions" in ladder
     ruling, after, before, _ = ruled(ladder, "PLI improves the appearance")
     assert ruling == "confirmed" and f"from {before} to {after}" in words[1]

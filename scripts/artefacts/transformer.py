@@ -105,6 +105,11 @@ TRANSFORMER = {
         world=True,
         network="transformer",
         needs="PocketScope-DiT: --model models/pocketscope_dit --world",
-        beside=Beside("the U-Net (PocketScope)", "motions", "pocketscope", ("TAP (q + k)", "MotionDirector")),
+        beside=Beside(
+            "the U-Net (PocketScope)",
+            "motions",
+            "pocketscope",
+            ("untouched model", "TAP-key (k)", "TAP (q + k)", "MotionDirector", "guidance", "TAP + guidance"),
+        ),
     )
 }
