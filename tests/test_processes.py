@@ -155,7 +155,7 @@ def test_accelerate_launch_on_a_cpu_says_what_to_use(tiny_config, tmp_path):
     assert "torchrun --nproc_per_node" in sentence
 
 
-def test_an_error_of_the_first_exchange_is_itself_and_a_later_one_is_told(monkeypatch, waits):
+def test_an_error_of_the_first_exchange_is_itself_and_a_later_one_is_told(monkeypatch, waits, capsys):
     """NCCL is set up in the first exchange, where two processes on one GPU are found out."""
     words = iter(["Duplicate GPU detected", "no route", "[/pytorch/gloo/pair.cc:547] Connection closed by peer"])
 
@@ -173,6 +173,7 @@ def test_an_error_of_the_first_exchange_is_itself_and_a_later_one_is_told(monkey
     joined.count, joined.rank, joined.pids = 2, 0, [("here", 1), ("here", 2)]
     with pytest.raises(LostProcess, match=r"^training: another .* has ended \(Connection closed by peer\)$"):
         joined.gather(None)
+    assert capsys.readouterr().err == "\n", "the lost process's bar has left its line without an end"
 
 
 def test_a_fault_of_this_gpu_is_itself_and_no_lost_process():

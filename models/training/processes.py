@@ -119,7 +119,10 @@ class Processes:
                 raise
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun stops the survivors: let them finish their line
             said = re.sub(r"^\[\S*\] ", "", shown_error(error))  # without the place in gloo's sources
-            raise LostProcess(f"training: another of its processes has ended ({said})", not self._speaks()) from None
+            speaks = self._speaks()
+            if speaks:  # below the bar of the lost one, whose line nobody has ended
+                print(file=sys.stderr)
+            raise LostProcess(f"training: another of its processes has ended ({said})", not speaks) from None
 
     def _speaks(self) -> bool:
         """Is this the first survivor on this machine? A process that dies needs a moment to be gone."""
