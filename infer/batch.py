@@ -128,10 +128,20 @@ def check_batch(batch: int, settings: Settings, sequences: int) -> None:
     `sequences`, twice that under guidance: at 384 x 384 a batch of 15 is 69,120.
     """
     each = sequences * (1 if settings.guidance_scale == 1 else 2)
-    if batch * each > MOST_SEQUENCES:
+    advice = "--batch-size {}", "a smaller --width and --height"
+    check_sequences("--batch-size", batch, each, (settings.width, settings.height), advice)
+
+
+def check_sequences(name: str, count: int, each: int, size: tuple[int, int], advice: tuple[str, str]) -> None:
+    """Raise UserError where `count` videos of `each` sequences are more than CUDA's kernels take in one call.
+
+    `name` is the flag or key that gives the count, `size` the videos' width and height. `advice` says what to use where
+    fewer videos would do, with a place for their number, and where not even one would.
+    """
+    if count * each > MOST_SEQUENCES:
+        fewer, smaller = advice
         most = MOST_SEQUENCES // each
         raise UserError(
-            f"--batch-size: {batch} of {settings.width} x {settings.height} are {batch * each:,} sequences for "
-            f"temporal attention, and CUDA's kernels take {MOST_SEQUENCES:,}; use "
-            + (f"--batch-size {most}" if most else "a smaller --width and --height")
+            f"{name}: {count} of {size[0]} x {size[1]} are {count * each:,} sequences for temporal attention, and "
+            f"CUDA's kernels take {MOST_SEQUENCES:,}; use {fewer.format(most) if most else smaller}"
         )

@@ -12,7 +12,7 @@ from data.cache import primary, read_folder
 from data.clips import read_image
 from data.inspection import inspect_video
 from data.sources import plan_clips
-from infer.batch import MOST_SEQUENCES, check_sides
+from infer.batch import check_sequences, check_sides
 from infer.options import RELEASE
 from infer.settings import read_native
 from infer.training.preview import check_solver_of_previews
@@ -45,19 +45,10 @@ def check(cfg: DictConfig) -> None:
     check_solver_of_previews(cfg)
     size = latent_size_of_clips(cfg)
     if choose_device(cfg.device).type == "cuda":
-        _check_sequences(cfg, backbones.kind_of_model(model).sequences(*size[1:]))
+        each, sides = backbones.kind_of_model(model).sequences(*size[1:]), (cfg.train_data.width, cfg.train_data.height)
+        advice = "{} or fewer", "smaller clips"
+        check_sequences("timesteps_per_step", cfg.timesteps_per_step, each, sides, advice)
     methods.attach(skeleton(model), cfg, clips=1, latent_size=size)  # needs no weights
-
-
-def _check_sequences(cfg: DictConfig, each: int) -> None:
-    """As infer/batch.py: check_batch, for the noised copies of a clip that one step takes together."""
-    if (found := cfg.timesteps_per_step * each) > MOST_SEQUENCES:
-        most = MOST_SEQUENCES // each
-        raise UserError(
-            f"timesteps_per_step: {cfg.timesteps_per_step} of {cfg.train_data.width} x {cfg.train_data.height} are "
-            f"{found:,} sequences for temporal attention, and CUDA's kernels take {MOST_SEQUENCES:,}; use "
-            + (f"{most} or fewer" if most else "smaller clips")
-        )
 
 
 def plan(cfg) -> list[str]:
