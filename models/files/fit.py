@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 
 from configs.errors import UserError
 from models.backbones import architecture, kind_of
-from models.blocks import Block
 from models.files.tensors import State
 from models.lora import APPEARANCE, targets
 
@@ -28,7 +26,9 @@ def check_fit(checkpoint: Checkpoint, network: nn.Module) -> None:
 def _check_fit(state: State, network: nn.Module, checkpoint: Checkpoint) -> None:
     modules = dict(network.named_modules())
     carriers = kind_of(network).carriers(network) if checkpoint.kind == "embeddings" else []
-    asked = [_trained_width(name, tensor, carriers) for name, tensor in state.items()]  # (layer, its axis, width)
+    attentions = {f"{block.name}.query_key": block.self_attentions[0] for block in carriers}
+    attentions |= {f"{attention}.value": attention for block in carriers for attention in block.self_attentions}
+    asked = [_trained_width(name, tensor, attentions) for name, tensor in state.items()]  # (layer, its axis, width)
     layers = [getattr(modules.get(layer), "base_layer", modules.get(layer)) for layer, _, _ in asked]
     fits = all(
         isinstance(layer, nn.Linear) and layer.weight.shape[axis] == width
@@ -56,11 +56,9 @@ def chose_layers(checkpoint: Checkpoint) -> bool:
     return bool(config.get("include_patterns") or config.get("exclude_patterns"))
 
 
-def _trained_width(name: str, tensor: torch.Tensor, carriers: Sequence[Block]) -> tuple[str, int, int]:
-    """The linear layer a tensor of a checkpoint asks for; embeddings ask for the to_q of their attention."""
+def _trained_width(name: str, tensor: torch.Tensor, attentions: dict[str, str]) -> tuple[str, int, int]:
+    """The linear layer a tensor of a checkpoint asks for; embeddings ask for the to_q of their one of `attentions`."""
     if name.endswith(".weight"):
         axis = 0 if name.endswith("lora_B.weight") else 1
         return name.removesuffix(".weight").rsplit(".", 1)[0], axis, tensor.shape[axis]
-    attentions = {f"{attention}.value": attention for block in carriers for attention in block.self_attentions}
-    attentions |= {f"{block.name}.query_key": block.self_attentions[0] for block in carriers}
     return f"{attentions.get(name, name)}.to_q", 1, tensor.shape[-1]

@@ -25,8 +25,8 @@ MOST_JSON = 256 << 20  # bytes of one file: Wan's tokenizer.json has 17 MB
 def check_pipeline(folder: Path, parts: Collection[str] | None = None) -> None:
     """Raise UserError for a setting that no model of its kind has, and for any JSON that is not plain.
 
-    `parts` are those that are looked at, default all.
-    A part without its file of settings is left to the loader, which reports it.
+    `parts` are those that are looked at, default all. A part without its file of settings is left to the loader, which
+    reports it.
     """
     kind = backbones.kind_of_model(folder)
     for part, (name, schema) in kind.SETTINGS.items():
