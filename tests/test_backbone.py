@@ -176,3 +176,13 @@ def test_a_tokenizer_that_names_no_length_pads_to_what_the_text_encoder_takes(ti
     settings.write_text(json.dumps(kept))
     backbone = Backbone.load(str(folder))
     assert backbone.encode_text(["a car"]).shape[1] == backbone.text_encoder.config.max_position_embeddings
+
+
+def test_a_part_that_visited_an_mps_device_leaves_its_memory(monkeypatch):
+    """Its allocator keeps what was freed, in the memory that the CPU has too."""
+    moves, part = [], torch.nn.Linear(1, 1)
+    monkeypatch.setattr(part, "to", lambda place: moves.append(str(place)))
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: moves.append("emptied"))
+    with backbone_module._visiting(part, torch.device("mps")):
+        moves.append("work")
+    assert moves == ["mps", "work", "cpu", "emptied"]

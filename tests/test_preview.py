@@ -264,3 +264,15 @@ def test_a_preview_that_cannot_be_written_ends_no_training(name, tiny_config, ba
     assert module.preview(cfg, backbone, Untrained(), [clip(4)], tmp_path, say) is None
     assert "No space left on device" in capsys.readouterr().err and backbone.network.training
     backbone.network.eval()
+
+
+def test_what_a_preview_says_goes_where_its_training_prints(backbone, tiny_config, tmp_path, monkeypatch, capsys):
+    told = []
+
+    def failing(*_, **__):
+        raise UserError("too dark")
+
+    monkeypatch.setattr(module, "sample_videos", failing)
+    module.preview(tiny_config(validation_data=VALIDATION), backbone, Untrained(), [clip(4)], tmp_path, told.append)
+    assert told == ["note: no preview of 'a horse': too dark", "note: no preview of 'a car': too dark"]
+    assert capsys.readouterr().err == ""

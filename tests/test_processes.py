@@ -176,6 +176,17 @@ def test_an_error_of_the_first_exchange_is_itself_and_a_later_one_is_told(monkey
     assert capsys.readouterr().err == "\n", "the lost process's bar has left its line without an end"
 
 
+def test_words_travel_by_gloo_once_the_processes_have_met(monkeypatch):
+    """NCCL would wait for a process that is gone, and be deaf to signals meanwhile."""
+    groups = []
+    state = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
+    monkeypatch.setattr(processes, "PartialState", lambda **_: state)
+    monkeypatch.setattr(processes.dist, "new_group", lambda backend, timeout: f"a group of {backend}")
+    monkeypatch.setattr(processes.dist, "all_gather_object", lambda values, value, group: groups.append(group))
+    Processes("cpu").gather("a word")
+    assert groups == [None, "a group of gloo"]
+
+
 def test_a_fault_of_this_gpu_is_itself_and_no_lost_process():
     joined = Processes.__new__(Processes)
     joined.count, joined.rank, joined.pids = 2, 0, [("here", 1), ("here", 2)]

@@ -1,6 +1,7 @@
 """What the benchmark compares: training and sampling steps in turn, their peak, their threads, and the targets."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,6 +90,34 @@ def test_cuda_counts_its_peak_from_the_beginning_of_the_work(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: len(events))
     assert clock.peak_bytes(lambda: events.append("work"), torch.device("cuda")) == 2 and events == ["reset", "work"]
     assert clock.peak_bytes(lambda: events.append("work"), CPU) is None and len(events) == 2
+
+
+def test_the_devices_seconds_are_those_of_kernels_and_not_of_copies(monkeypatch):
+    events = [("gemm", 2e6), ("Memcpy HtoD (Pinned -> Device)", 5e6), ("Memset (Device)", 1e6), ("softmax", 1e6)]
+
+    class Profile:
+        def __init__(self, activities):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def key_averages(self):
+            return [SimpleNamespace(key=key, self_device_time_total=time) for key, time in events]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(clock, "timed", lambda *_: None)
+    assert clock.device_seconds(lambda: None, torch.device("cuda")) == 3.0
+
+
+def test_the_model_is_made_in_its_own_precision():
+    before = torch.get_default_dtype()
+    made = steps._unet(TINY, torch.device("meta"), torch.bfloat16)
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == before
 
 
 def test_a_sampling_step_is_compared_with_the_plain_models_and_with_the_baselines(monkeypatch):
