@@ -117,8 +117,7 @@ def parts(path: str | Path) -> dict[str, type]:
     folder, found = Path(path), dict(PARTS)
     settings = folder / "scheduler" / "scheduler_config.json"
     if settings.is_file():
-        values = read_json(settings)
-        name = values.get("_class_name") if isinstance(values, dict) else None  # what is wrong, its reader says
+        name = read_json(settings).get("_class_name")
     else:
         named = read_index(path).get("scheduler")
         name = named[-1] if isinstance(named, list) and named else None  # [library, class]
