@@ -19,6 +19,7 @@ from configs import signals
 from configs.errors import command
 from configs.files import atomic_path
 from configs.signals import held
+from infer.training.preview import Previews
 from models.files.checkpoint import list_checkpoints
 from models.training.journal import Journal
 from models.training.stopping import StopSignals
@@ -311,6 +312,7 @@ def test_a_training_that_is_stopped_ends_with_its_step_also_when_it_is_the_last(
 
     original = Journal.log
     monkeypatch.setattr(Journal, "log", log)
+    monkeypatch.setattr(Previews, "at_last", lambda _: pytest.fail("nobody waits for the picture any more"))
     with pytest.raises(SystemExit) as ended:
         train.run(tiny_config(max_train_steps=steps))
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped after step ")]
