@@ -437,6 +437,11 @@ def test_a_loaded_model_serves_many_requests_and_is_left_as_it_was(trained, back
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.network.state_dict().items())
 
 
+def test_a_loaded_model_may_be_named_by_another_path_to_it(trained, backbone, tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_pipeline)
+    assert list(generate(asked(trained, tmp_path / "out", "-p", "x", "-m", "."), backbone))
+
+
 def test_another_model_than_the_one_asked_for_is_refused(trained, backbone, tiny_pipeline, tmp_path):
     elsewhere = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
     with pytest.raises(

@@ -111,3 +111,9 @@ def test_patterns_belong_to_loras_and_may_be_written_as_one_text(tiny_config):
     assert tiny_config(include_patterns=r".*\.to_v").include_patterns == [r".*\.to_v"]
     with pytest.raises(UserError, match="include_patterns: chooses layers of a LoRA"):
         tiny_config(include_patterns=[".*"], method="motion_inversion")
+
+
+def test_a_note_on_an_included_pattern_names_a_layer_that_is_new(unet):
+    """The preset has Query already: what the pattern adds is Value."""
+    _, (told,) = choose_layers(unet, "tap", [r".*to_[qv]"], None)
+    assert "of them new, such as " in told and told.endswith("to_v")
