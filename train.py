@@ -189,7 +189,7 @@ def _train_and_record(training: Training, folder: Path, start: int) -> int:
     """The `loop` of the first process, which also writes everything that the run folder holds."""
     cfg, method, clips, say = training.cfg, training.method, training.clips, training.processes.say
     with atomic_path(folder / "config.yaml") as unfinished:
-        unfinished.write_text(to_yaml(cfg))
+        unfinished.write_text(to_yaml(cfg), encoding="utf-8")
     cache.export_clips(clips, folder)
     if method.heads:
         say(f"heads: {write_heads(method.heads, folder)}")

@@ -27,7 +27,7 @@ EXPONENT = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+")  # 1
 
 
 def read_text(path: Path, origin: str | None = None, most: int = MOST_BYTES) -> str:
-    """The UTF-8 text of a regular file of at most `most` bytes; a byte order mark is dropped."""
+    """The UTF-8 text of a regular file of at most `most` bytes, without a byte order mark, its lines ending in \\n."""
     origin = origin or printable(str(path))
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
@@ -42,7 +42,7 @@ def read_text(path: Path, origin: str | None = None, most: int = MOST_BYTES) -> 
         size = max(len(content), os.path.getsize(path))
         raise UserError(f"{origin}: has {size:,} bytes, more than the {most:,} that are read; give a smaller file")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise UserError(f"{origin}: not a text file in UTF-8; save it as UTF-8 text") from None
 

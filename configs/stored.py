@@ -43,6 +43,13 @@ def stored_config(source: Any, origin: str) -> dict[str, Any]:
     return found
 
 
+def value_of(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key in a configuration of nested sections, None where it has none."""
+    section, _, name = key.rpartition(".")
+    inside = (config.get(section) or {}) if section else config
+    return inside.get(name)
+
+
 def _leaves(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Dotted key -> value, sections opened."""
     found = {}

@@ -245,4 +245,4 @@ def _is_hidden(path: Path, below: Path) -> bool:
 
 def _lines(path: Path) -> list[str]:
     """Lines of a text file without blanks at their ends; none where there is no file."""
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()] if path.is_file() else []

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil, inf
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -29,6 +29,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
 UNREADABLE += (Image.DecompressionBombError,)
 MOST_REPEATED = 2**31  # bytes of a gif's frames, and of those that it only shows again (small: SMALL_FRAME each)
 SMALL_FRAME = 4096
+AT_ONCE = 8  # frames that are resized together
 
 
 class TooShort(UserError):
@@ -73,7 +74,7 @@ def pick_frames(path: Path, count: int, native_fps: float, cut: Cut) -> tuple[li
 
     Raises TooShort where the file has fewer frames than that, and UserError where it has none or no frame rate.
     """
-    if count < 1 or not isfinite(native_fps):
+    if count < 1 or not 0 < native_fps < inf:
         raise UserError(
             f"{path}: {count} frames at {native_fps:g} fps are nothing to train on; re-encode it, for example with"
             " `ffmpeg -i IN -r 24 OUT.mp4`"
@@ -125,11 +126,18 @@ def bucket(width: int, height: int, cut: Cut) -> tuple[int, int]:
 
 
 def resize(frames: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """uint8 [f c h w] to the given size in pixels: antialiased bilinear, rounded."""
+    """uint8 [f c h w] to the given size in pixels: antialiased bilinear, rounded.
+
+    A few frames at a time, because 81 of a 4K clip would take 8 GB in fp32.
+    """
     if frames.shape[-2:] == (height, width):
         return frames
-    resized = F.interpolate(frames.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+
+    def resized(part: torch.Tensor) -> torch.Tensor:
+        found = F.interpolate(part.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        return found.round().clamp(0, 255).to(torch.uint8)
+
+    return torch.cat([resized(part) for part in frames.split(AT_ONCE)])
 
 
 def read_video(path: str | Path, cut: Cut, prompt: str) -> Clip:

@@ -42,7 +42,7 @@ class Line:
 def read_prompt_file(path: str) -> list[Line]:
     """The lines of the file `path` that hold prompts. Raises UserError, naming file and line, for any other option."""
     origin = f"--prompt_file: {printable(path)}"
-    lines = [line.strip() for line in read_text(Path(path), origin).splitlines()]
+    lines = [line.strip() for line in read_text(Path(path), origin).split("\n")]
     found = [
         _read(line, f"{origin}, line {number}")
         for number, line in enumerate(lines, 1)

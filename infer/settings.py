@@ -17,6 +17,7 @@ from configs.checks import checked, of_type
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
 from configs.plain import read_json
+from configs.stored import value_of
 from infer.choices import CONFIG_KEYS, GUIDE_CHECKS, LEAST, check_of
 from infer.guidance import SHARE, GuidanceSettings
 from infer.options import RELEASE, RELEASE_FREEU
@@ -98,7 +99,7 @@ def resolve(
     """
     chosen, native, settings = config.get(CHOSEN), read_native(model), Settings()
     for name, key in CONFIG_KEYS.items():
-        trained = stored(config, key)
+        trained = value_of(config, key)
         trained = None if name == "fps" and not trained else trained  # 0 is every frame of a clip, and no rate
         settings.choose(
             name,
@@ -120,25 +121,18 @@ def of_training(cfg) -> Settings:
     """The choices of the previews in a training with configuration `cfg`: its own values, whoever chose them."""
     settings = Settings()
     for name, key in CONFIG_KEYS.items():
-        settings.choose(name, ("configuration", stored(cfg, key)))
+        settings.choose(name, ("configuration", value_of(cfg, key)))
     settings.choose("noise_prior", ("configuration", settings.noise_prior), ("previews' default", PREVIEW_PRIOR))
     if not settings.fps:
         settings.replace("fps", RELEASE["fps"], "release's default")
     return settings
 
 
-def stored(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key in a configuration of nested sections, None where it has none."""
-    section, _, name = key.rpartition(".")
-    inside = (config.get(section) or {}) if section else config
-    return inside.get(name)
-
-
 def _choose_highway(
     args: argparse.Namespace, config: Mapping[str, Any], settings: Settings, published: bool, has_motion: bool
 ) -> None:
     """Scope, beta and scales. MotionDirector's files and the base model have no highway, the release's have its own."""
-    use, scope, beta = (stored(config, f"appearance_highway.{name}") for name in ("use", "scope", "beta"))
+    use, scope, beta = (value_of(config, f"appearance_highway.{name}") for name in ("use", "scope", "beta"))
     settings.choose(
         "highway",
         ("flag", args.highway or ("release" if args.freeu else None)),

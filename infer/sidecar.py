@@ -55,7 +55,7 @@ def write(folder: Path, prompt: str, seed: int, frames: torch.Tensor, record: di
                 break
             number += 1
         with held(), atomic_path(notes) as unfinished:  # its name comes after the video's, with no signal in between
-            unfinished.write_text(json.dumps({"video": path.name, **sidecar, **cost}, indent=2))
+            unfinished.write_text(json.dumps({"video": path.name, **sidecar, **cost}, indent=2), encoding="utf-8")
             write_video(path, frames, fps=record["settings"]["fps"], quality=record["file"]["quality"])
     return path
 

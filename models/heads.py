@@ -172,7 +172,7 @@ def write_heads(heads: Heads, folder: Path) -> Path:
 
     values = {"log2_temporal_over_spatial": [[round(v, 4) for v in row] for row in heads.ratio.tolist()]}
     with atomic_path(folder / "heads.json") as part:
-        part.write_text(json.dumps(heads.info() | values, indent=2) + "\n")
+        part.write_text(json.dumps(heads.info() | values, indent=2) + "\n", encoding="utf-8")
     figure = Figure(figsize=(1.5 + 0.4 * heads.ratio.shape[1], 1.5 + 0.3 * heads.ratio.shape[0]), layout="constrained")
     axes, limit = figure.subplots(), heads.ratio.abs().max().item()
     image = axes.imshow(heads.ratio, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")

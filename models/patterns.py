@@ -30,22 +30,24 @@ def choose_layers(
     """(names of the layers to adapt, a line for each pattern with what it matched).
 
     The layers of `preset` that no pattern of `exclude` matches come first, in the preset's order. Then come the linear
-    layers, in the blocks that learn motion, that a pattern of `include` matches. To choose layers freely, exclude
-    everything and include what is wanted. Raises UserError for a pattern that matches nothing, naming the nearest
-    layers, and where no layer is left.
+    layers, in the blocks of `block_range` that learn motion, that a pattern of `include` matches. To choose layers
+    freely, exclude everything and include what is wanted. Raises UserError for a pattern that matches nothing, naming
+    the nearest layers, and where no layer is left.
     """
-    chosen, notes, block = targets(network, preset, block_range), [], kind_of(network).MOTION_BLOCK
+    chosen, notes, kind = targets(network, preset, block_range), [], kind_of(network)
     for pattern in exclude or ():
         matched = set(_matched("exclude_patterns", pattern, chosen))
         chosen = [name for name in chosen if name not in matched]
         notes.append(f"exclude     {shown(pattern)}: {len(matched)} layers, such as {min(matched)}")
-    if include and preset in kind_of(network).HEAD_PRESETS:
+    if include and preset in kind.HEAD_PRESETS:
         raise UserError(
             f"include_patterns: {preset} learns in the temporal heads of the self-attention alone, and an included "
             "layer would learn nothing; leave it out, or use the preset tap"
         )
     if include:
-        linear = [name for name, module in network.named_modules() if _is_adaptable(name, module, block)]
+        linear = [name for name, module in network.named_modules() if _is_adaptable(name, module, kind.MOTION_BLOCK)]
+        if block_range is not None:
+            linear = [name for name in linear if kind.in_range(network, name, block_range)]
         for pattern in include:
             matched = _matched("include_patterns", pattern, linear)
             added = [name for name in matched if name not in chosen]

@@ -60,7 +60,7 @@ def _allowed() -> int | None:
     Neither torch nor os.cpu_count knows it: a container that may use 1.5 cores of 64 is scheduled on all 64.
     """
     try:
-        quota, period = QUOTA.read_text().split()  # microseconds of CPU time in so many microseconds
+        quota, period = QUOTA.read_text(encoding="utf-8").split()  # microseconds of CPU time in so many microseconds
         return max(1, int(quota) // int(period))
     except (OSError, ValueError, ZeroDivisionError):  # no such file; "max" for no limit
         return None

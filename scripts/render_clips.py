@@ -36,7 +36,7 @@ def write_toy(path: Path, motion: str, seed: int | None = None) -> None:
     toy = reference_clip(motion, seed)
     frames = toy.frames.permute(0, 2, 3, 1).numpy()  # [f c h w] -> [f h w c]
     with held(), atomic_path(path.with_suffix(".txt")) as caption:
-        caption.write_text(toy.prompt + "\n")
+        caption.write_text(toy.prompt + "\n", encoding="utf-8")
         # at 64 pixels, colour at half resolution would be off by tens of grey levels along every edge
         write_clip(path, frames, POCKET_FPS, quality=10, pixelformat="yuv444p")
 

@@ -112,6 +112,21 @@ def test_a_wrong_flag_of_a_subcommand_names_the_nearest():
     assert "did you mean --model?" in told and told.count("\n") == 1
 
 
+def test_every_text_is_written_and_read_as_utf_8():
+    """Whatever the machine's locale: prompts, captions and file names are in any language."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+            opens = name == "open" and any(
+                isinstance(a, ast.Constant) and a.value in ("a", "w", "r") for a in node.args
+            )
+            text = isinstance(node.func, ast.Attribute) and name in ("read_text", "write_text")
+            if opens or text:
+                assert "encoding" in {k.arg for k in node.keywords}, f"{path}: {ast.unparse(node)}"
+
+
 def test_no_file_executes_what_it_loads():
     """Every torch.load says weights_only=True; nothing unpickles by itself."""
     for path in FILES:

@@ -61,7 +61,7 @@ def test_too_few_frames_is_an_error_with_the_count(video):
         pick_frames(video, 3, 8.0, Cut(64, 64, 1, start=7))
 
 
-@pytest.mark.parametrize(("count", "fps"), [(0, 8.0), (20, float("inf")), (20, float("nan"))])
+@pytest.mark.parametrize(("count", "fps"), [(0, 8.0), (20, 0.0), (20, float("inf")), (20, float("nan"))])
 def test_a_video_without_frames_or_rate_is_an_error(count, fps, tmp_path):
     with pytest.raises(UserError, match=f"{count} frames at"):
         pick_frames(tmp_path, count, fps, Cut(64, 64, 4, fps=8))
@@ -90,6 +90,8 @@ def test_resizing_is_the_antialiased_triangle_filter():
     inner = sum(weights[i] * weights[j] * frames[0, 0, 1 + i, 1 + j] for i in range(4) for j in range(4))
     assert resize(frames, 4, 4)[0, 0, 1, 1] == inner.round()
     assert resize(frames, 8, 8) is frames
+    many = torch.randint(0, 256, (19, 3, 9, 7), generator=generator, dtype=torch.uint8)
+    assert torch.equal(resize(many, 5, 6), torch.cat([resize(frame[None], 5, 6) for frame in many]))
 
 
 def test_without_bucketing_the_clip_is_stretched(video):

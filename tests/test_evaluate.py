@@ -331,6 +331,14 @@ def test_what_one_video_lacks_is_not_said_of_the_next(folder):
     assert not scorer.skipped
 
 
+def test_the_toy_worlds_words_for_a_wide_video_are_measured_by_the_metrics():
+    seen = []
+    wide = torch.zeros(3, 3, 32, 64, dtype=torch.uint8)
+    for reference in (None, REFERENCE_OF_WORLD):
+        measure_video(wide, REFERENCE.prompt, reference, lambda *given: seen.append(given) or {})
+    assert len(seen) == 2 and all(frames is wide for frames, *_ in seen)
+
+
 def test_a_table_over_a_folder_is_refused_and_the_folder_kept(folder, capsys):
     with pytest.raises(SystemExit):
         command.main([str(folder), "--csv", str(folder)])

@@ -53,6 +53,11 @@ def test_nothing_is_included_beside_temporal_heads(tiny_wan):
     assert choose_layers(network, "tap", [r".*ffn.*"], None)[0]
 
 
+def test_nothing_is_included_outside_the_range_of_blocks(tiny_wan):
+    names, _ = choose_layers(skeleton(tiny_wan), "tap", [r".*attn1\.to_v"], None, block_range=[0, 0.5])
+    assert "blocks.0.attn1.to_v" in names and {name.split(".")[1] for name in names} == {"0"}
+
+
 def test_a_pattern_that_matches_nothing_names_the_nearest_layers(unet):
     with pytest.raises(UserError, match=r"include_patterns: .* matches none .* are .*attn1\.to_q"):
         choose_layers(unet, "tap", [r"down_blocks\.0\.temp_attentions\.0\.transformer_blocks\.0\.attn1\.to_qq"], None)

@@ -33,6 +33,17 @@ def test_plain_lines_and_lines_with_options(lines):
     assert set(OPTIONS.values()) <= vars(options.parse([])).keys()
 
 
+def test_only_the_end_of_a_line_ends_a_prompt(lines, tmp_path):
+    """Pasted text holds other signs that Python counts as ends of lines."""
+    assert [line.prompt for line in lines("a red car\u2028drives away\x85\na boat")] == [
+        "a red car\u2028drives away",
+        "a boat",
+    ]
+    (tmp_path / "windows.txt").write_bytes(b"a car\r\na boat\ra bicycle\r\n")
+    found = read_prompt_file(str(tmp_path / "windows.txt"))
+    assert [line.prompt for line in found] == ["a car", "a boat", "a bicycle"]
+
+
 def test_a_prompt_may_hold_the_signs_of_an_option(lines):
     assert lines(r"a sign that says \--w 64 --d 3") == [Line("a sign that says --w 64", {"seed": 3})]
     assert lines(r"a --n a \--d b") == [Line("a", {"negative_prompt": "a --d b"})]

@@ -53,6 +53,14 @@ def test_a_changed_key_is_refused_told_or_passed_over_by_what_it_shapes(name):
     assert other_differences(cfg, trained) == (f"{name} before → {now}" if shapes == "steps" else "")
 
 
+def test_a_caption_is_compared_as_it_is_written():
+    """Nothing in a stored text is looked up, or even read as a reference that could be."""
+    cfg = from_dict({"train_data": {"single_video_path": "a.mp4", "single_video_prompt": "a ${ sign"}})
+    trained = {"seed": "${oc.env:HOME}", "train_data": {"single_video_prompt": "a ${ sign"}}
+    assert shaping_differences(cfg, trained).startswith("method None (asked for: lora), ")
+    assert "seed ${oc.env:HOME} (asked for: " in shaping_differences(cfg, trained)
+
+
 def test_a_checkpoint_without_a_configuration_differs_in_nothing():
     cfg = from_dict({"train_data": {"single_video_path": "a.mp4"}})
     assert shaping_differences(cfg, {}) == other_differences(cfg, {}) == ""

@@ -60,6 +60,14 @@ def test_runs_of_one_moment_get_folders_of_their_own(tiny_config, monkeypatch):
     assert folders == ["train_now", "train_now-2"]
 
 
+def test_a_last_checkpoint_named_from_inside_its_run_goes_on_there(tiny_config, monkeypatch):
+    quick = dict(checkpointing_steps=1, validation_data={"sample_preview": False})
+    folder = train.run(tiny_config(**quick, max_train_steps=1))
+    monkeypatch.chdir(folder)
+    again = train.run(tiny_config(**quick, max_train_steps=2, resume_from_checkpoint="checkpoint-1"))
+    assert again == folder.resolve() and list(list_checkpoints(folder)) == [1, 2]
+
+
 def test_what_a_killed_run_left_half_written_is_cleared_away(tiny_config):
     quick = dict(validation_data={"sample_preview": False})
     folder = train.run(tiny_config(**quick, max_train_steps=1))
@@ -78,7 +86,7 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tiny_config):
 def test_a_disk_that_is_full_from_the_start_leaves_no_cut_configuration(tiny_config, monkeypatch):
     real = files.Path.write_text
 
-    def half(path, text, *how):
+    def half(path, text, *how, **named):
         real(path, text[: len(text) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 

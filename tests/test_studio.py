@@ -8,18 +8,19 @@ from omegaconf import OmegaConf
 
 import train
 from configs.errors import UserError
+from configs.files import atomic_path
 from configs.schema import load, locate
 from data.clips import Cut, read_video
 from infer.video import write_video
 from scripts.artefacts.testbed import prompt_list
-from scripts.studio import library, markup, uploads
+from scripts.studio import gallery, library, markup, uploads
 from scripts.studio.excerpt import Length, choose, measure
 from scripts.studio.places import ROUTE, Places, short
 from scripts.studio.recipe import METHODS, Recipe, configuration, is_small, preset
-from scripts.studio.runs import find_run, find_runs
+from scripts.studio.runs import Run, find_run, find_runs
 from scripts.studio.sampling import dials_of_model
 from scripts.studio.server import allowed
-from scripts.studio.takeaway import keep_command, line, train_words
+from scripts.studio.takeaway import VIDEOS, keep_command, line, prepare, train_words
 
 from conftest import ROOT
 from scenes import square
@@ -272,6 +273,29 @@ def test_every_example_has_a_caption_and_prompts(places):
     assert library.prompts(found[0], MODEL) == list(prompt_list("pocket.txt")[2:4])
     with pytest.raises(UserError, match="no longer there"):
         library.offer("../../../etc/passwd", places)
+
+
+def test_what_is_still_being_written_is_not_shown(places):
+    """A clip that is uploaded, a video with its note: hidden until they are whole (configs/files.py)."""
+    run = Run(places.train / "train_1", places.train)
+    samples = places.infer / run.name / "customized"
+    samples.mkdir(parents=True)
+    with (
+        atomic_path(places.uploads / "clip ab12cd34.mp4") as upload,
+        atomic_path(samples / "a.mp4") as video,
+        atomic_path(samples / "a.json") as note,
+    ):
+        for path, content in (
+            (upload, "half"),
+            (video, "half"),
+            (note, '{"video": "a.mp4", "prompt": "a", "seed": 1}'),
+        ):
+            path.write_text(content)
+        assert upload.parent not in {each.path.parent for each in library.offers(places)}
+        assert gallery.newest(places) == gallery.gallery([])
+        with pytest.raises(UserError, match="none was sampled"):
+            prepare(VIDEOS, run, 1, places)
+    assert upload.parent in {each.path.parent for each in library.offers(places)}
 
 
 # runs

@@ -22,7 +22,7 @@ from data.sources import plan_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer
 from infer.measure.statistics import FEWEST, Estimate, share_or_mean
 from infer.measure.world_definitions import WORLD_DEFINITIONS
-from infer.measure.world_scores import ReferenceClips, speaks_world, world_scores
+from infer.measure.world_scores import ReferenceClips, is_of_world, world_scores
 from infer.video import read_frames
 from models.outline import snap_of
 
@@ -131,12 +131,12 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
 
 
 def measure_video(frames: torch.Tensor, prompt: str, reference: ReferenceClips | None, scorer: VideoScorer) -> dict:
-    """The toy world's scores where prompt and reference are of that world, else the metrics of `scorer`.
+    """The toy world's scores where video, prompt and reference are of that world, else the metrics of `scorer`.
 
     Metrics compare with the representative one of several reference clips, the first of the longest (data/cache.py).
     """
     scorer.skipped = []
-    if speaks_world(prompt) and (reference is None or reference.is_world):
+    if is_of_world(frames, prompt, reference):
         return world_scores(frames, prompt, reference)
     if reference is None:
         return scorer(frames, prompt, None, None)

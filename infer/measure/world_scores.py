@@ -49,8 +49,7 @@ class ReferenceClips:
     @property
     def is_world(self) -> bool:
         """Are the clips square and captioned in the toy world's words, so that its detectors can read them?"""
-        square = all(frames.shape[2] == frames.shape[3] for frames in self.frames)
-        return square and all(speaks_world(caption) for caption in self.captions)
+        return all(is_square(frames) for frames in self.frames) and all(map(speaks_world, self.captions))
 
 
 def world_scores(frames: torch.Tensor, prompt: str, reference: ReferenceClips | None) -> dict[str, bool | float]:
@@ -103,6 +102,15 @@ def _strongest_pull(pulls: list[dict[str, float | None]]) -> dict[str, float]:
 def _frame_consistency(frames: torch.Tensor) -> float:
     shown = [(seen.shape, seen.colour, seen.background) for seen in (read_clip(frame[None]) for frame in frames)]
     return float(np.mean([one == following and None not in one for one, following in zip(shown, shown[1:])]))
+
+
+def is_of_world(frames: torch.Tensor, prompt: str, reference: ReferenceClips | None) -> bool:
+    """Can `world_scores` measure this video of [f c h w]? Its detectors read square frames of the toy world alone."""
+    return is_square(frames) and speaks_world(prompt) and (reference is None or reference.is_world)
+
+
+def is_square(frames: torch.Tensor) -> bool:
+    return frames.shape[-2] == frames.shape[-1]
 
 
 def speaks_world(text: str) -> bool:

@@ -24,7 +24,7 @@ def write_adapter(folder: Path, state: State, header: Mapping[str, str]) -> None
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors({PEFT_PREFIX + name: tensor for name, tensor in state.items()}, folder / ADAPTER_FILE, header)
     config = peft_config(state, int(header["rank"]), float(header["alpha"]))
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def peft_config(state: State, rank: int, alpha: float) -> dict[str, Any]:

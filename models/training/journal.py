@@ -38,7 +38,7 @@ def mean_losses(found: list[dict[str, float]]) -> dict[str, float]:
 def read_log(file: Path) -> list[dict]:
     """The records of a log.jsonl; a line that a crash cut short is left out."""
     records = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -52,7 +52,7 @@ class Journal:
     def __init__(self, folder: Path, start: int, total: int, device: torch.device, tracker: Tracker | None = None):
         self.file, self.device = folder / "log.jsonl", device
         self._forget_after(start)
-        self._stream = self.file.open("a")
+        self._stream = self.file.open("a", encoding="utf-8")
         self.tracker = tracker
         self.bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self.skipped = 0
@@ -139,7 +139,7 @@ class Journal:
         if self.file.exists():
             kept = [json.dumps(record) + "\n" for record in read_log(self.file) if record["step"] <= start]
             with atomic_path(self.file) as temporary:
-                temporary.write_text("".join(kept))
+                temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def loss_plot(path: Path, records: list[dict]) -> Path:

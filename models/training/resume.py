@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from configs.errors import UserError
 from configs.fields import KEYS
 from configs.files import fresh_folder, sweep
+from configs.stored import value_of
 from models.files.checkpoint import list_checkpoints, load_checkpoint
 from models.files.training_state import load_training_state
 from models.training.processes import Processes
@@ -75,8 +76,9 @@ def open_run(cfg, processes: Processes, checkpoint: Path | None) -> Path:
     folder = None
     if processes.is_main:
         run = checkpoint and checkpoint.parent
-        if run and checkpoint == list(list_checkpoints(run).values())[-1]:
-            folder = run
+        last = run and list(list_checkpoints(run).values())[-1]
+        if run and checkpoint.resolve() == last.resolve():
+            folder = last.parent
         else:
             folder = fresh_folder(Path(cfg.output_dir) / time.strftime("train_%Y-%m-%dT%H-%M-%S"))
             if run and (run / "log.jsonl").exists():
@@ -111,9 +113,8 @@ def other_differences(cfg, trained: dict) -> str:
 
 def _differences(cfg, trained: dict, shapes: str, wording: str) -> str:
     """The keys that shape this and have another value than in the configuration `trained`, each in the `wording`."""
-    before = OmegaConf.create(trained)
     names = [name for name, entry in KEYS.items() if entry.metadata["shapes"] == shapes]
-    if cfg.method == "lora" == before.get("method", "lora"):
+    if cfg.method == "lora" == trained.get("method", "lora"):
         names = [name for name in names if not name.startswith("embeddings.")]  # of Motion Inversion
-    wanted = [(name, OmegaConf.select(before, name), OmegaConf.select(cfg, name)) for name in names]
+    wanted = [(name, value_of(trained, name), OmegaConf.select(cfg, name)) for name in names]
     return ", ".join(wording.format(name=n, old=old, new=new) for n, old, new in wanted if trained and old != new)

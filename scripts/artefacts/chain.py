@@ -55,12 +55,12 @@ class Chain:
 
     def write(self, path: Path) -> Path:
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2))
+            temporary.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
         return path
 
     @classmethod
     def read(cls, path: Path) -> "Chain":
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**values | {"samples": [Samples(**s) for s in values["samples"]]})
 
 

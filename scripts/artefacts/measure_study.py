@@ -94,7 +94,7 @@ def make(folder: Path, results: Path, *, model: Path, smoke: bool, provenance: s
     text = body(found, smoke, provenance)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "table.md") as temporary:
-        temporary.write_text(f"# {TITLE}\n\n{text}")
+        temporary.write_text(f"# {TITLE}\n\n{text}", encoding="utf-8")
     put_section(results, (NAME, "world"), TITLE, text)
     return folder / "table.md"
 

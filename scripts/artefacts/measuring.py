@@ -99,7 +99,8 @@ def make_result(
     first = {cell.task.name: cell for cell in reversed(cells)}  # the first clip of every motion
     for cell in first.values() if ARTEFACTS[name].world else ():
         clip = cell.task.clip
-        reference = ReferenceClips((read_frames(clip),), (clip.with_suffix(".txt").read_text().strip(),))
+        caption = clip.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        reference = ReferenceClips((read_frames(clip),), (caption,))
         for variant, folder in plan.testbed.rendered(cell.task.name, cell.samples.prompts).items():
             measured(cell, cell.run, variant, folder, reference)
     result = Result(

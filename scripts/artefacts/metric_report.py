@@ -171,7 +171,7 @@ def write(rows: list[dict], folder: Path, parts: list[Part]) -> Path:
     """table.md, pairs.csv, the plot and page.html in `folder`; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "table.md") as temporary:
-        temporary.write_text(f"# {TITLE}\n\n{said(parts)}")
+        temporary.write_text(f"# {TITLE}\n\n{said(parts)}", encoding="utf-8")
     facts = ("motion", "reference", "relation", "path_error", "progress_error")
     write_table(folder / "pairs.csv", [{**{name: row[name] for name in facts}, **row["scores"]} for row in rows])
     html = TEMPLATES.get_template("metrics.html").render(title=TITLE, parts=parts, plot=embedded(plot(rows, folder)[1]))

@@ -178,9 +178,9 @@ def collect(folder: Path, smoke: bool, clip_path: str | None, device: str, say: 
             found = [measure(pair, clip) for pair in pairs(motion, seed)]
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(found))
+                temporary.write_text(json.dumps(found), encoding="utf-8")
             say(f"[{number}/{len(wanted)}] {motion}, appearance {seed}: {len(found)} pairs measured")
-        rows += json.loads(path.read_text())
+        rows += json.loads(path.read_text(encoding="utf-8"))
     return rows
 
 

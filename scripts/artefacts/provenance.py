@@ -28,7 +28,7 @@ def commit() -> str:
 def note_commit(folder: Path) -> None:
     """Write into `folder` which commit is about to make something there."""
     path, now = folder / COMMITS, commit()
-    known = path.read_text().splitlines() if path.exists() else []
+    known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if now not in known:
         with atomic_path(path) as unfinished:
-            unfinished.write_text("\n".join([*known, now]) + "\n")
+            unfinished.write_text("\n".join([*known, now]) + "\n", encoding="utf-8")

@@ -123,7 +123,7 @@ def run_benchmark(args: argparse.Namespace, words: list[str], say: Callable[[str
     table = output / name / "table.md"
     table.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(table) as temporary:
-        temporary.write_text(_text(benchmark.name, args, found, clips, list(dict.fromkeys(problems))))
+        temporary.write_text(_text(benchmark.name, args, found, clips, list(dict.fromkeys(problems))), encoding="utf-8")
     return table, failed
 
 

@@ -18,7 +18,7 @@ def write_files(result: Result, folder: Path) -> None:
     """Write table.md, table.csv, videos.csv and videos/ into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "table.md") as temporary:
-        temporary.write_text(f"# {markdown(result.title)}\n\n{body(result)}\n{_methods(result)}")
+        temporary.write_text(f"# {markdown(result.title)}\n\n{body(result)}\n{_methods(result)}", encoding="utf-8")
     table = [
         {
             "group": group,

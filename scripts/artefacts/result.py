@@ -258,7 +258,7 @@ def made_at(cells: list[Cell]) -> list[str]:
     """The commits at which the runs and videos of an artefact were made, as far as they were noted."""
     folders = {path for cell in cells for path in (cell.chain.run, cell.samples.folder)}
     notes = [Path(folder) / COMMITS for folder in folders]
-    return sorted({line for path in notes if path.exists() for line in path.read_text().splitlines()})
+    return sorted({line for path in notes if path.exists() for line in path.read_text(encoding="utf-8").splitlines()})
 
 
 def _duration(seconds: float) -> str:

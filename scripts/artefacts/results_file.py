@@ -74,7 +74,8 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 def read_sections(path: Path) -> dict[Key, str]:
     """Sections of `path` by key, markers included; empty when there is no such file."""
-    return {(found[1], found[2]): found[0] for found in SECTION.finditer(path.read_text())} if path.exists() else {}
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return {(found[1], found[2]): found[0] for found in SECTION.finditer(text)}
 
 
 def check_results(path: Path) -> None:
@@ -83,7 +84,7 @@ def check_results(path: Path) -> None:
         return
     if path.is_dir():
         raise UserError(f"--results: {path} is a folder; name a file such as {path / 'RESULTS.md'}")
-    text = path.read_text(errors="replace")
+    text = path.read_text(errors="replace", encoding="utf-8")
     if text.strip() and not SECTION.search(text):
         raise UserError(f"--results: {path} is no file of results, and would be written anew; name another file")
 
@@ -103,13 +104,13 @@ def write_sections(path: Path, sections: dict[Key, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         parts = [
-            OPENING.read_text(),
+            OPENING.read_text(encoding="utf-8"),
             _older(sections, order),
             _claims(sections, order),
             *(sections[k] for k in order),
-            TRIED.read_text(),
+            TRIED.read_text(encoding="utf-8"),
         ]
-        temporary.write_text("\n".join(part for part in parts if part))
+        temporary.write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 
 def _place(key: Key) -> tuple:

@@ -42,7 +42,7 @@ class ChainProcesses:
         log = self.folder / f"{chain.name}.log"
         start = log.stat().st_size if log.exists() else 0
         words = command_of(chain, self.folder)
-        with log.open("a") as stream:
+        with log.open("a", encoding="utf-8") as stream:
             with self._starting:  # so that `stop` finds every process that was started
                 if self._stopped:
                     return "stopped before it began"

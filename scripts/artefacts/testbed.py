@@ -168,11 +168,13 @@ class Testbed:
         for seed, clip in zip(seeds, clips):
             path = folder / f"{motion}_{seed}.mp4"
             caption = path.with_suffix(".txt")
-            if not (_holds(path, clip.frames) and caption.exists() and caption.read_text() == clip.prompt):
+            if not (
+                _holds(path, clip.frames) and caption.exists() and caption.read_text(encoding="utf-8") == clip.prompt
+            ):
                 self._before |= {file: file.read_bytes() if file.exists() else None for file in (path, caption)}
                 write_video(path, clip.frames, fps=8, quality=10)  # lossless: a reference is exactly what was rendered
                 with atomic_path(caption) as unfinished:
-                    unfinished.write_text(clip.prompt)
+                    unfinished.write_text(clip.prompt, encoding="utf-8")
             paths.append(path)
         group, prompts = ("path", "pocket_paths.txt") if motion in PATHS else ("re-timing", "pocket.txt")
         listed = prompt_list(prompts)
@@ -215,10 +217,10 @@ class Testbed:
                 drawn = hashlib.sha256(frames.numpy().tobytes()).hexdigest()  # by the world as it is now
                 notes = {"video": path.name, "prompt": prompt, "seed": seed, "config": None, "drawn": drawn}
                 sidecar, text = path.with_suffix(".json"), json.dumps(notes)
-                if not sidecar.exists() or sidecar.read_text() != text:
+                if not sidecar.exists() or sidecar.read_text(encoding="utf-8") != text:
                     write_video(path, frames, fps=8)  # as infer.py writes samples
                     with atomic_path(sidecar) as unfinished:
-                        unfinished.write_text(text)
+                        unfinished.write_text(text, encoding="utf-8")
         return folders
 
     def _real(self) -> list[MotionTask]:

@@ -53,7 +53,7 @@ class ReferenceFile:
         path = self.path.with_name(f"{stem or self.stem}.json")
         if not path.is_file():
             raise UserError(f"{path}: missing; it belongs to {self.path.name}")
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def has_settings(self, stem: str) -> bool:
         return self.path.with_name(f"{stem}.json").is_file()
@@ -79,7 +79,7 @@ class ReferenceFile:
             for place in self.places
             for c in sorted([*place.glob("unet/config.json"), *place.glob("*/unet/config.json")])
         ]
-        found = {config.parents[1]: json.loads(config.read_text()) for config in configs}
+        found = {config.parents[1]: json.loads(config.read_text(encoding="utf-8")) for config in configs}
         width = next((self.data[key].shape[-1] for key in ("text", "prompt_embeds") if key in self.data), None)
         if "unet_config" in self.metadata:
             width, fits = json.loads(self.metadata["unet_config"])["cross_attention_dim"], None  # brings its own U-Net
@@ -99,13 +99,13 @@ class ReferenceFile:
         folder = (folder or self.pipeline()) / "unet"
         if _has_weights(folder):
             return UNet3DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
-        return build_unet((folder / "config.json").read_text())
+        return build_unet((folder / "config.json").read_text(encoding="utf-8"))
 
     def vae(self, folder: Path) -> AutoencoderKL:
         """The VAE, fp32, in eval mode."""
         if _has_weights(folder):
             return AutoencoderKL.from_pretrained(folder).eval()
-        return build_vae((folder / "config.json").read_text())
+        return build_vae((folder / "config.json").read_text(encoding="utf-8"))
 
     def unet_for(self, checkpoint: Path) -> UNet3DConditionModel:
         """The U-Net that the checkpoint folder `checkpoint` was trained on."""

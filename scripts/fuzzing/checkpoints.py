@@ -65,7 +65,7 @@ def _sample(ground: Ground) -> None:
     checkpoint, settings = request.sources[0].checkpoint, request.settings
     assert finite(checkpoint.motion, *checkpoint.appearance) and 0 < checkpoint.scale < 1e9
     assert 0 < settings.width <= 65_536 and 1 <= settings.num_steps <= 999 and 0 <= settings.guidance_scale <= 1000
-    (ground.out / "sidecar.json").write_text(json.dumps([settings.values, checkpoint.config]))
+    (ground.out / "sidecar.json").write_text(json.dumps([settings.values, checkpoint.config]), encoding="utf-8")
 
 
 def embeddings_header(ground: Ground, case: dict[str, str]) -> None:

@@ -30,8 +30,8 @@ conversion_cases = st.tuples(adapter, st.sampled_from(["ours", "peft", "diffuser
 def conversion(ground: Ground, case: tuple[dict[str, Any], str]) -> None:
     change, kind = case
     folder = ground.copy("peft")
-    config = json.loads((folder / "adapter_config.json").read_text()) | change
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")) | change
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     print("\n".join(inspect(folder, None)))
     made = convert(kind, folder, ground.out / "made", None, ground.model, None)
     back = read(made, None, ground.model, "tap" if kind == "release" else None)
@@ -43,8 +43,8 @@ def model_folder(ground: Ground, case: tuple[str, Any]) -> None:
     folder = ground.copy("model")
     file = folder / name
     try:
-        content = json.loads(file.read_text()) | json.loads(change)
-        file.write_text(json.dumps(content))
+        content = json.loads(file.read_text(encoding="utf-8")) | json.loads(change)
+        file.write_text(json.dumps(content), encoding="utf-8")
     except (ValueError, TypeError, RecursionError):
         file.write_bytes(change.encode("utf-8", "surrogatepass"))
     check_pipeline(folder)

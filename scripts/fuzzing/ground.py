@@ -136,7 +136,7 @@ class Ground:
         generator = torch.Generator().manual_seed(0)
         model = self.whole / "model"
         shutil.copytree(POCKET, model, ignore=shutil.ignore_patterns("*.safetensors", "*.png", "*.md"))
-        (model / "unet" / "config.json").write_text(json.dumps(TINY))
+        (model / "unet" / "config.json").write_text(json.dumps(TINY), encoding="utf-8")
         unet = skeleton(model)
 
         def state(preset: str) -> dict[str, torch.Tensor]:

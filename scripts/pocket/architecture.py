@@ -33,18 +33,22 @@ def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-        (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]))
+        (Path(folder) / "vocab.json").write_text(
+            json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8"
+        )
+        (Path(folder) / "merges.txt").write_text(
+            "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]), encoding="utf-8"
+        )
         return CLIPTokenizer.from_pretrained(folder, model_max_length=TEXT_LENGTH, pad_token="<|endoftext|>")
 
 
 def write_slow_tokenizer(folder: Path) -> None:
     """Beside the tokenizer.json in `folder`, write vocab.json and merges.txt: what the folders of 2023 hold."""
-    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = stored["model"]["vocab"] | {token["content"]: token["id"] for token in stored["added_tokens"]}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text(
-        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in stored["model"]["merges"]), ""])
+        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in stored["model"]["merges"]), ""]), encoding="utf-8"
     )
 
 

@@ -132,7 +132,7 @@ def write_pipeline(parts: dict, folder: Path) -> None:
     pipe = TextToVideoSDPipeline(**{key: copy.deepcopy(part) for key, part in parts.items()}).to(dtype=torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
     write_slow_tokenizer(folder / "tokenizer")
-    (folder / "sampling.json").write_text(json.dumps(NATIVE, indent=2) + "\n")
+    (folder / "sampling.json").write_text(json.dumps(NATIVE, indent=2) + "\n", encoding="utf-8")
 
 
 def pretrain(args) -> bool:

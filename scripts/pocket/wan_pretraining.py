@@ -59,7 +59,7 @@ def export(parts: dict, folder: Path) -> None:
     """Write the pipeline folder, fp16 safetensors, and the model's native sampling. The parts in memory stay."""
     pipe = WanPipeline(**{key: copy.deepcopy(part) for key, part in parts.items()}).to(dtype=torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
-    (folder / "sampling.json").write_text(json.dumps(NATIVE, indent=2) + "\n")
+    (folder / "sampling.json").write_text(json.dumps(NATIVE, indent=2) + "\n", encoding="utf-8")
 
 
 def pretrain(args: Namespace) -> bool:

@@ -33,7 +33,7 @@ def reference(run: Run, places: Places) -> str | None:
 
 def newest(places: Places) -> str:
     """The newest sampled videos with their prompts."""
-    notes = sorted(places.infer.glob("**/*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    notes = sorted(places.infer.glob("**/[!.]*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     figures: list[str] = []
     for path in notes[:MOST_SHOWN]:
         try:

@@ -33,7 +33,7 @@ class Offer:
 
 def offers(places: Places) -> list[Offer]:
     """The uploads, the newest first, then the examples, the newcomer's first."""
-    uploads = [path for path in places.uploads.glob("*") if path.suffix in VIDEO_SUFFIXES]
+    uploads = [path for path in places.uploads.glob("[!.]*") if path.suffix in VIDEO_SUFFIXES]
     uploads.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     known = _known_captions()
     examples = sorted(EXAMPLES.glob("*.mp4"), key=lambda path: (path.stem != FIRST, not _is_pocket(path), path.name))

@@ -140,13 +140,14 @@ class Sampler:
 
     def measure(self, run: Run, prompt: str, video: Path) -> dict[str, Any]:
         """The toy world's exact measures of a video; {} where prompt or reference clip are of another world."""
-        from infer.measure.world_scores import speaks_world, world_scores
+        from infer.measure.world_scores import is_of_world, world_scores
         from infer.video import read_frames
 
         reference = reference_of_run(run)
-        if not speaks_world(prompt) or reference is None or not reference.is_world:
+        frames = read_frames(video)
+        if reference is None or not is_of_world(frames, prompt, reference):
             return {}
-        return world_scores(read_frames(video), prompt, reference)
+        return world_scores(frames, prompt, reference)
 
 
 def reference_of_run(run: Run):

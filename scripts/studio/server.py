@@ -136,8 +136,8 @@ def serve(root: str, model: str, host: str, port: int | None, browser: bool) -> 
             ssr_mode=False,
             prevent_thread_lock=True,
             theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=(here / "page.css").read_text(),
-            head=f"<script>{(here / 'page.js').read_text()}</script>",
+            css=(here / "page.css").read_text(encoding="utf-8"),
+            head=f"<script>{(here / 'page.js').read_text(encoding='utf-8')}</script>",
             app_kwargs={
                 "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard, places=places)]
             },

@@ -49,7 +49,7 @@ def _lora(kind: str, run: Run, index: int, places: Places) -> Path:
 
 def _videos(run: Run, places: Places) -> Path:
     folder = places.infer / run.name
-    found = sorted(path for path in folder.rglob("*") if path.suffix in (".mp4", ".gif", ".json", ".png"))
+    found = sorted(path for path in folder.rglob("[!.]*") if path.suffix in (".mp4", ".gif", ".json", ".png"))
     if not any(path.suffix in (".mp4", ".gif") for path in found):
         raise UserError("videos: none was sampled from this run yet; press Sample first")
     return _zipped(places.files / f"{_plain(run)}_videos.zip", folder, found)
@@ -84,7 +84,7 @@ def train_words(run: Run) -> list[str]:
     """The command that made the run: as the page wrote it down, else from the configuration that the run keeps."""
     kept = run.path.parent / COMMAND
     if kept.is_file():
-        return shlex.split(kept.read_text())[1:]
+        return shlex.split(kept.read_text(encoding="utf-8"))[1:]
     return [script("train.py"), "--config", short(run.path / "config.yaml")]
 
 
@@ -94,7 +94,7 @@ COMMAND = "command.txt"  # beside the run folder, written when the page starts a
 def keep_command(folder: Path, words: list[str]) -> None:
     """Write down the command that trains into `folder`."""
     with atomic_path(folder / COMMAND) as part:
-        part.write_text(line(words) + "\n")
+        part.write_text(line(words) + "\n", encoding="utf-8")
 
 
 def line(words: list[str]) -> str:

@@ -194,7 +194,7 @@ def _held(path: Path, unwanted: Callable[[], bool], files: ExitStack) -> int | N
     if fcntl is None:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = files.enter_context(open(path, "a"))
+    file = files.enter_context(open(path, "a", encoding="utf-8"))
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

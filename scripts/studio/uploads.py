@@ -71,7 +71,7 @@ def caption(text: str, what: str = "caption") -> str:
 
 def prompts(text: str) -> list[str]:
     """One prompt a line. Raises UserError for none, for too many and for one that `caption` would refuse."""
-    lines = [line for line in (text or "").splitlines() if line.strip()]
+    lines = [line for line in (text or "").split("\n") if line.strip()]
     if not lines:
         raise UserError("prompts: none was given; write one a line")
     if len(lines) > MOST_PROMPTS:
