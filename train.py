@@ -54,7 +54,7 @@ from infer.training.preview import Previews
 from infer.training.references import prepare_clips
 from models import backbones, methods
 from models.backbone import Backbone, Predictor, allow_tf32, choose_dtype
-from models.compiled import attach_quicker, check_compiling
+from models.compiled import WAIT, attach_quicker, check_compiling
 from models.files.card import write_card
 from models.heads import find_heads, write_heads
 from models.hooks import training_mode
@@ -169,6 +169,8 @@ def prepare(cfg: DictConfig, processes: Processes) -> Training:
     method = methods.attach(backbone.network, cfg, clips=len(clips), latent_size=latent_size, heads=heads)
     processes.say("\n".join(method.describe()))
     learned = [*method.motion_parameters, *method.appearance_parameters]
+    if cfg.compile != "off":
+        processes.say(WAIT)
     attach_quicker(backbone.network, cfg.compile, device, training=True, learned=learned)
     if cfg.gradient_checkpointing:
         checkpoint_activations(backbone.network)

@@ -109,6 +109,9 @@ def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str
             words.append(word.removeprefix("--"))
         else:
             close = difflib.get_close_matches(word[:80], ["--config", "--dry-run", "--help"], 1, 0.5)
+            named = word.removeprefix("--").replace("-", "_")
+            if named in KEYS:  # a flag of infer/infer.py, such as --threads 2
+                close = [f"{named}={rest.pop(0) if rest and not rest[0].startswith('--') else 'VALUE'}"]
             errors.append(f"{brief(word)}: not understood{did_you_mean(close)}; give --config FILE or key=value")
     if errors:
         raise UserError(_together(errors))

@@ -33,7 +33,7 @@ from infer.sampler import make_solver
 from infer.settings import Settings
 from infer.sidecar import shared_record, write
 from models.backbone import Backbone, choose_device, choose_dtype
-from models.compiled import attach_quicker, check_compiling
+from models.compiled import WAIT, attach_quicker, check_compiling
 from models.hooks import Patch
 from models.outline import scheduler_of
 from models.threads import use_threads
@@ -70,6 +70,8 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
             check_batch(min(args.batch_size, len(part.jobs)), each.settings, backbone.kind.sequences(*size[1:]))
         towards.append(guide_latents(each, backbone, args.clip))
     request.report()
+    if args.compile != "off":
+        print(WAIT, file=sys.stderr)
     records = [shared_record(part.args, each, backbone) for part, each in zip(parts, requests)]
     rows: list[tuple[str, Image.Image]] = []
     total = sum(len(part.jobs) * each.settings.num_steps for part, each in zip(parts, requests))

@@ -19,7 +19,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from configs.checks import no_interval
 from configs.errors import UserError
 from models.backbone import Predictor
 from models.schedule import FLOW, is_flow, shift_of
@@ -60,7 +59,7 @@ def classifier_free_guidance(
 def within(interval: Sequence[float], guided: Denoiser, plain: Denoiser) -> Denoiser:
     """Guidance at timesteps low <= t <= high alone; elsewhere `plain`, which costs one forward in place of two.
 
-    Limited-interval guidance (Kynkäänniemi et al. 2024). `check_interval` has passed the interval.
+    Limited-interval guidance (Kynkäänniemi et al. 2024). The interval is one (configs/checks.py: no_interval).
     """
     return lambda latents, timestep: (guided if is_inside(interval, timestep) else plain)(latents, timestep)
 
@@ -68,12 +67,6 @@ def within(interval: Sequence[float], guided: Denoiser, plain: Denoiser) -> Deno
 def is_inside(interval: Sequence[float] | None, timestep: torch.Tensor) -> bool:
     """Whether guidance acts at `timestep` []; without an interval it always does."""
     return interval is None or bool(interval[0] <= timestep <= interval[1])
-
-
-def check_interval(interval: Sequence[float]) -> None:
-    """Raise UserError for a guidance interval that is none (configs/checks.py)."""
-    if reason := no_interval(interval):
-        raise UserError(f"guidance_interval: {reason}")
 
 
 def rescale_guidance(guided: torch.Tensor, conditional: torch.Tensor, share: float) -> torch.Tensor:

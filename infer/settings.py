@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from configs.checks import checked, of_type
+from configs.checks import checked, no_interval, of_type
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
 from configs.plain import read_json
@@ -21,7 +21,7 @@ from configs.stored import value_of
 from infer.choices import CONFIG_KEYS, GUIDE_CHECKS, LEAST, check_of
 from infer.guidance import SHARE, GuidanceSettings
 from infer.options import RELEASE, RELEASE_FREEU
-from infer.sampler import check_interval, check_solver
+from infer.sampler import check_solver
 from models import backbones
 from models.highway import HighwaySettings
 
@@ -110,8 +110,8 @@ def resolve(
             ("release's default", RELEASE.get(name)),
         )
     check_solver(settings.solver, settings.num_steps)
-    if settings.guidance_interval is not None:
-        check_interval(settings.guidance_interval)
+    if settings.guidance_interval is not None and (reason := no_interval(settings.guidance_interval)):
+        raise UserError(f"guidance_interval: {reason}")
     _choose_highway(args, config, settings, published, has_motion)
     _choose_guidance(args, native, settings)
     return settings
@@ -182,6 +182,8 @@ def read_native(model: Path) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(schema)}"
         raise UserError(f"{file}: {shown(unknown[0])} is no sampling value; {hint}")
     found = checked(values, schema, str(file), advice=advice)
+    if (interval := found.get("guidance_interval")) is not None and (reason := no_interval(interval)):
+        raise UserError(f"{file}: guidance_interval: {reason}")
     return native | {name: value for name, value in found.items() if value is not None}  # null: nobody's choice
 
 

@@ -21,12 +21,15 @@ from collections.abc import Callable, Hashable, Iterable
 import torch
 from torch import nn
 
-from configs.errors import UserError
-from configs.plain import shown_error
+from configs.errors import UserError, printable
 from models.backbones import kind_of, leaves
 from models.hooks import Patch, know_dtype, wrap_forward
 from models.lean import attach_lean
 
+WAIT = (  # for whoever looks at a bar that stands still
+    "compile: each kind of layer is compiled when it is first called, which can take minutes before the first step; on"
+    " a CPU it can take longer than a short training"
+)
 MOST_GRAPHS = 32  # for each layer of a kind; beyond, torch runs it uncompiled and says so
 
 
@@ -145,7 +148,8 @@ def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler shows as whatever the backend happens to raise
+        first, _, _ = str(error).strip().partition("\n")  # then comes how to debug PyTorch
         raise UserError(
-            f"compile: nothing can be compiled here ({shown_error(error)}); install a C++ compiler such as g++ (and "
-            "for CUDA Triton, which PyTorch brings along on Linux), or use compile=off"
+            f"compile: nothing can be compiled here ({printable(first)[:160]}); install a C++ compiler such as g++ "
+            "(and for CUDA Triton, which PyTorch brings along on Linux), or use compile=off"
         ) from error

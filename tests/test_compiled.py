@@ -269,7 +269,7 @@ def test_a_real_compiler_gives_the_same_numbers_and_the_same_masks(monkeypatch):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_the_key_and_the_flag_reach_the_compiler(tiny_config, trained, tmp_path, monkeypatch):
+def test_the_key_and_the_flag_reach_the_compiler(tiny_config, trained, tmp_path, monkeypatch, capsys):
     asked = []
 
     def told(_unet, mode, device, *, training, learned):
@@ -285,12 +285,16 @@ def test_the_key_and_the_flag_reach_the_compiler(tiny_config, trained, tmp_path,
     words = ["-cf", str(run), "--prompt", "a car", "-s", "1", "-o", str(tmp_path), "--device", "cpu"]
     list(generate.generate(options.parse([*words, "--compile", "blocks"])))
     assert ("blocks", "cpu", True) in asked and asked[-1] == ("blocks", "cpu", False)
+    assert capsys.readouterr().err.count(compiled.WAIT) == 2, "both say why their first step takes so long"
 
 
 def test_a_missing_compiler_is_one_sentence():
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
-        with pytest.raises(UserError, match=r"compile: nothing can be compiled here .*install a C\+\+ compiler"):
+        with pytest.raises(
+            UserError, match=r"compile: nothing can be compiled here .*install a C\+\+ compiler"
+        ) as told:
             compile_layers(build_unet(ONE_LEVEL), "blocks", CPU, training=True)
+    assert "TORCHDYNAMO" not in str(told.value), "how to debug PyTorch is no help here"
 
 
 def test_graphs_of_the_device_need_cuda():

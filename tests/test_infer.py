@@ -392,6 +392,7 @@ def test_damaged_native_values_and_a_strength_that_is_no_number_are_one_sentence
         ('{"width": "wide"}', "width is 'wide', no whole number"),
         ('{"num_steps": -3}', "num_steps is -3, no whole number from 1"),
         ('{"guidance_scale": 1e999}', "guidance_scale is inf, no finite number"),
+        ('{"guidance_interval": [800, 200]}', "sampling.json: guidance_interval: [800.0, 200.0] is not a range"),
         ('{"solver": "heun"}', "solver is 'heun', none of ddim, euler, unipc, dpm"),
     ):
         (tmp_path / "sampling.json").write_text(text)

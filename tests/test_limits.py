@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import schema
+from configs.checks import no_interval
 from configs.errors import UserError
 from configs.fields import KEYS
 from configs.key import default_of, type_words
 from configs.plain import read_yaml
 from configs.stored import stored_config
-from infer.sampler import check_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = "train_data.single_video_path=a"
@@ -274,6 +274,13 @@ def test_what_an_older_version_chose_is_read_by_todays_names():
         stored_config({"chosen": ["nonsense"]}, "a file")
 
 
+@pytest.mark.parametrize("words", [("--threads", "2"), ("--learning-rate", "2"), ("--seed", "--config", "a.yaml")])
+def test_a_flag_of_another_command_is_told_as_the_key_that_it_is(words):
+    key, value = words[0][2:].replace("-", "_"), "VALUE" if words[1] == "--config" else words[1]
+    told = refusal(*words)
+    assert f"{words[0]}: not understood; did you mean {key}={value}?" in told and told.count("not understood") == 1
+
+
 def test_an_interval_of_one_timestep_is_taken_by_training_as_by_sampling():
     cfg = schema.from_dict({**DATA, "validation_data": {"guidance_interval": [500, 500]}})
-    check_interval(cfg.validation_data.guidance_interval)
+    assert no_interval(cfg.validation_data.guidance_interval) is None
