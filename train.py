@@ -34,7 +34,7 @@ def main() -> None:
         print(result)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # what follows takes seconds to import; `main` imports this file again, as `train`
     main()
     sys.exit()
 
@@ -53,12 +53,12 @@ from infer.training.plan import check, plan
 from infer.training.preview import Previews
 from infer.training.references import prepare_clips
 from models import backbones, methods
+from models.activation_checkpointing import checkpoint_activations
 from models.backbone import Backbone, Predictor, allow_tf32, choose_dtype
 from models.compiled import WAIT, attach_quicker, check_compiling
 from models.files.card import write_card
 from models.heads import find_heads, write_heads
 from models.hooks import training_mode
-from models.recomputed import checkpoint_activations
 from models.schedule import noised
 from models.seeds import seed_of
 from models.threads import use_threads

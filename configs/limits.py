@@ -16,7 +16,7 @@ SOURCE_KEYS = {"single_video": "single_video_path", "folder": "path", "json": "j
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")  # as SPDX and the hub write them
 SIDES = ("down", "mid", "up")
 LEAST_MULTIPLE = 0.1  # of the rate that Prodigy finds; less is a rate that was meant for AdamW
-LONGEST = {False: 4096, True: 100_000}  # letters in a path or a name, and in a caption or a prompt
+MOST_LETTERS_OF_A_NAME, MOST_LETTERS_OF_A_PROMPT = 4096, 100_000  # paths are names, captions are prompts
 
 
 def unfit(entry: Any, value: Any) -> str | None:
@@ -43,8 +43,8 @@ def _unfit_text(text: str, prompt: bool) -> str | None:
         return "holds ${...}, and nothing is looked up in a configuration; write the value itself"
     if "\0" in text:
         return "holds a NUL character, which no path and no text may; remove it"
-    if len(text) > LONGEST[prompt]:
-        return f"has {len(text)} characters; at most {LONGEST[prompt]} are read"
+    if len(text) > (most := MOST_LETTERS_OF_A_PROMPT if prompt else MOST_LETTERS_OF_A_NAME):
+        return f"has {len(text)} characters; at most {most} are read"
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -125,13 +125,6 @@ def _mtbench(folder: Path) -> tuple[list[Case | str], list[str]]:
     return [_mtbench_case(path, group) for path, group in cases], notes
 
 
-def _is_plain(tensor) -> bool:
-    """Are these real numbers in memory, each with its own bytes, neither sparse nor quantized nor without content?"""
-    if str(tensor.layout) != "torch.strided" or tensor.is_complex() or tensor.is_quantized or tensor.is_meta:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()  # else numbers are repeated
-
-
 def _mtbench_case(path: Path, group: str) -> Case | str:
     name, clip = path.name, path / "videos" / f"{path.name}.mp4"
     mask, tracks = path / "masks" / name / "00000.png", path / "trajectories" / f"{name}.pth"

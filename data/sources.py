@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError, printable, shown
+from configs.errors import UserError, shown
 from configs.plain import read_csv, read_json, read_text
-from configs.runtime import note
 from configs.schema import locate
 from data.clips import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip, Cut, read_image, read_video
 
@@ -21,12 +20,16 @@ TEXT_KEYS = ("prompt", "text", "caption")
 
 @dataclass(frozen=True)
 class Planned:
-    """A clip that was not read yet: its file, what to cut from it, its caption, and what reads it."""
+    """A clip that was not read yet: its file, what to cut from it, its caption, and what reads such a file."""
 
     path: Path
     cut: Cut
     prompt: str
-    read: Callable[[Path, Cut, str], Clip] = read_video
+    reader: Callable[[Path, Cut, str], Clip] = read_video
+
+    def read(self) -> Clip:
+        """The clip. Raises UserError for a file that cannot be used."""
+        return self.reader(self.path, self.cut, self.prompt)
 
 
 def plan_clips(cfg: Any, snap: int) -> list[Planned]:
@@ -50,14 +53,8 @@ def plan_clips(cfg: Any, snap: int) -> list[Planned]:
 
 
 def load_clips(cfg: Any, snap: int) -> list[Clip]:
-    """The clips of `plan_clips`, read; what was cut from where goes to stderr.
-
-    Raises UserError as that function does, and for a file that cannot be used.
-    """
-    clips = [planned.read(planned.path, planned.cut, planned.prompt) for planned in plan_clips(cfg, snap)]
-    for number, clip in enumerate(clips):
-        note(printable(f'clip {number}: {clip.source}, "{clip.prompt}"'))
-    return clips
+    """The clips of `plan_clips`, read. Raises UserError as that function does, and for a file that cannot be used."""
+    return [planned.read() for planned in plan_clips(cfg, snap)]
 
 
 def _single_video(data: Any, cut: Cut) -> Iterator[Planned]:

@@ -28,6 +28,12 @@ CONFIG_KEYS = {  # choice -> where a checkpoint's configuration keeps it
     "embedding_sampling": "embeddings.sampling",
     "precision": "mixed_precision",
 }
+# what the release's infer.py assumes where nobody chose; a training's sizes and noise prior follow its clips
+RELEASE = {name: KEYS[key].default for name, key in CONFIG_KEYS.items()}
+RELEASE |= {"width": 384, "height": 384, "num_frames": 16, "noise_prior": 0.2}
+RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
+# motion guidance (infer/guidance.py) unless flags or the model's sampling.json say otherwise: FlowMotion's values
+GUIDANCE = {"updates": 3, "rate": 0.003, "weights": (20.0, 5.0), "across": 0.1, "target": "predicted"}
 FLAG_KEYS = CONFIG_KEYS | {  # flag -> key of the same meaning; these are of one command, or are resolved by themselves
     "highway": "appearance_highway.scope",
     "beta": "appearance_highway.beta",

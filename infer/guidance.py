@@ -16,7 +16,7 @@ from itertools import zip_longest
 
 import torch
 
-from infer.options import GUIDANCE
+from infer.choices import GUIDANCE
 from infer.sampler import Denoiser
 from models.schedule import FLOW, prediction_type
 from models.seeds import seed_of

@@ -1,7 +1,7 @@
 """The flags of infer/infer.py: the release's with their short forms, then ours. Imports nothing slow.
 
 A flag that is left out takes its value from what was chosen in the checkpoint's configuration, else from the model
-folder's sampling.json, else it is the release's default (`RELEASE`). `infer/settings.py` resolves this and prints it.
+folder's sampling.json, else it is the release's default. `infer/settings.py` resolves this and prints it.
 """
 
 import argparse
@@ -11,16 +11,9 @@ from collections.abc import Iterable
 from configs.checks import Check, no_interval, real, whole, written
 from configs.commandline import Parser
 from configs.errors import shown
-from configs.fields import KEYS
-from infer.choices import CONFIG_KEYS, GUIDE_CHECKS, GUIDE_WEIGHT, STRENGTH, TARGETS, check_of, words_of
+from infer.choices import GUIDANCE, GUIDE_CHECKS, GUIDE_WEIGHT, RELEASE, STRENGTH, TARGETS, check_of, words_of
 from infer.prompt_file import OPTIONS
 
-# what the release's infer.py assumes where nobody chose; a training's sizes and noise prior follow its clips
-RELEASE = {name: KEYS[key].default for name, key in CONFIG_KEYS.items()}
-RELEASE |= {"width": 384, "height": 384, "num_frames": 16, "noise_prior": 0.2}
-RELEASE_FREEU = [1.1, 1.0, 1.0, 1.0]
-# motion guidance (infer/guidance.py) unless flags or the model's sampling.json say otherwise: FlowMotion's values
-GUIDANCE = {"updates": 3, "rate": 0.003, "weights": (20.0, 5.0), "across": 0.1, "target": "predicted"}
 BELONGING = {  # flags that mean nothing alone -> those of which one must be given
     ("checkpoint_index", "temporal_preset", "lora_rank"): ("checkpoint_folder", "temporal_path_folder"),
     ("spatial_path_scale", "spatial_path_clip"): ("spatial_path_folder",),

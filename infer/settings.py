@@ -18,9 +18,8 @@ from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS
 from configs.plain import read_json
 from configs.stored import value_of
-from infer.choices import CONFIG_KEYS, GUIDE_CHECKS, LEAST, check_of
+from infer.choices import CONFIG_KEYS, GUIDE_CHECKS, LEAST, RELEASE, RELEASE_FREEU, check_of
 from infer.guidance import SHARE, GuidanceSettings
-from infer.options import RELEASE, RELEASE_FREEU
 from infer.sampler import check_solver
 from models import backbones
 from models.highway import HighwaySettings

@@ -41,7 +41,7 @@ def attach_quicker(
         patch = attach_lean(network)
     else:
         patch = compile_layers(network, mode, device, training=training, learned=learned)
-    patch.undo(know_dtype(network).remove)
+    patch.on_remove(know_dtype(network).remove)
     return patch
 
 

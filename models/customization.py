@@ -51,9 +51,10 @@ def customize(
     with ExitStack() as patches:
         if acting and highway is not None:
             check_highway(network, highway.scope, motion=acting[0][0].kind)
-        if acting:
-            put = {"lora": _put_loras, "embeddings": _put_embeddings}[acting[0][0].kind]
-            notes += put(patches, network, acting, sampling, latent_size)
+        if acting and acting[0][0].kind == "embeddings":
+            notes += _put_embeddings(patches, network, acting, sampling, latent_size)
+        elif acting:
+            notes += [_put_lora(patches, network, f"motion LoRA {c.shape}", c.motion, c, s) for c, s in acting]
         for checkpoint, clip, strength in appearances:
             notes.append(
                 _put_lora(patches, network, "appearance LoRA", checkpoint.appearance[clip], checkpoint, strength)
@@ -68,13 +69,6 @@ def _put_lora(patches: ExitStack, network, name: str, state: State, checkpoint: 
     patches.enter_context(lora.attach_state(network, preset, state, strength, checkpoint.scale, normed))
     how = "merged" if merge.is_merged(network, state) else "added"
     return f"{name}: {len(state) // 2} layers, {how} at {strength:g}"
-
-
-def _put_loras(patches: ExitStack, network, motions: Motions, _sampling, _latent_size) -> list[str]:
-    return [
-        _put_lora(patches, network, f"motion LoRA {checkpoint.shape}", checkpoint.motion, checkpoint, strength)
-        for checkpoint, strength in motions
-    ]
 
 
 def _put_embeddings(patches: ExitStack, network, motions: Motions, sampling, latent_size) -> list[str]:

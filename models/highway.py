@@ -35,8 +35,9 @@ class Skip(NamedTuple):
 
     up: int
     layer: int
+    # both numbers of channels are read by name, from the authors' wiring table (scripts/authors/cases.py)
     hidden_channels: int
-    skip_channels: int  # both are read by name, from the authors' wiring table (scripts/authors/cases.py)
+    skip_channels: int
     source: str
     moved: bool
     factor: float

@@ -25,8 +25,8 @@ class Patch:
     def __init__(self, undo: Iterable[Callable[[], None]] = ()):
         self._undo = list(undo)
 
-    def undo(self, function: Callable[[], None]) -> None:
-        """Have one more thing undone when the patch is removed."""
+    def on_remove(self, function: Callable[[], None]) -> None:
+        """Call `function` when the patch is removed, before what undoes the changes made so far."""
         self._undo.append(function)
 
     def remove(self) -> None:

@@ -225,7 +225,7 @@ def add_adapter(
             layer.lora_B[name].dropout = dropout
     adapter = LoraAdapter(network, name, preset, rank, alpha, layers, block_range)
     if has_pure_norm(network, preset):
-        adapter.undo(backbones.kind_of(network).pure_norm(network, layers).remove)
+        adapter.on_remove(backbones.kind_of(network).pure_norm(network, layers).remove)
     return adapter
 
 

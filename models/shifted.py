@@ -37,11 +37,11 @@ class Shifts(Protocol):
 def shift_temporal(unet: nn.Module, shifts: Shifts) -> None:
     """Shift the inputs of the temporal attention of a U-Net."""
     for name in dict.fromkeys(block.name.rpartition(".transformer_blocks.")[0] for block in shifts.blocks):
-        shifts.undo(wrap_forward(unet.get_submodule(name), _tell_grid))
+        shifts.on_remove(wrap_forward(unet.get_submodule(name), _tell_grid))
     for block in shifts.blocks:
         for kind in block.attentions:
             attention = unet.get_submodule(f"{block.name}.{kind}")
-            shifts.undo(wrap_forward(attention, _temporal(shifts, weakref.ref(attention), block, kind)))
+            shifts.on_remove(wrap_forward(attention, _temporal(shifts, weakref.ref(attention), block, kind)))
 
 
 def _tell_grid(forward, hidden_states: torch.Tensor, *args, cross_attention_kwargs: dict | None = None, **kwargs):

@@ -7,7 +7,7 @@ weight is fetched by being read; so the forward pass, its recomputation in the b
 leaves out need no hooks of their own.
 
 What autograd saved of a weight is gone when the next layer is read. Training therefore recomputes activations leaf by
-leaf (models/recomputed.py), which reads each weight again before its gradient is needed.
+leaf (models/activation_checkpointing.py), which reads each weight again before its gradient is needed.
 """
 
 from collections.abc import Sequence

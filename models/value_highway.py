@@ -6,6 +6,7 @@ LoRAs, and the second run takes the first's Values in every block that a LoRA ad
 mixed and never what is mixed. It costs a second forward. Without LoRAs it is the identity, bit for bit.
 """
 
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -45,7 +46,10 @@ def attach_value_highway(network: nn.Module) -> ValueHighway:
         finally:
             state["run"] = None
 
+    reference = weakref.ref(network)  # which holds the wrapper: a strong reference would keep a dropped model
+
     def twice(forward, *args, **kwargs):
+        network = reference()
         layers = adapted(network)
         touched = {block.name for block in blocks if any(name.startswith(f"{block.name}.") for name in layers)}
         if not touched:

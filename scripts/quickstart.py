@@ -27,14 +27,14 @@ def main(argv: list[str] | None = None) -> None:
     cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *words], description=__doc__)
     with slow_imports():
         import train
-        from infer.training.preview import PLAYING
+        from models.files.card import PICTURE
 
     if dry_run:
         print(train.dry_run(cfg))
         return
     run = train.run(cfg)
     videos = sorted((run / "previews" / f"step-{cfg.max_train_steps}").glob("*.mp4"))
-    named = {"video": videos[:1], "side by side": [run / PLAYING], "loss plot": [run / "loss.png"]}
+    named = {"video": videos[:1], "side by side": [run / PICTURE], "loss plot": [run / "loss.png"]}
     for what, paths in named.items():
         for path in filter(Path.is_file, paths):
             print(f"{what}: {path}")

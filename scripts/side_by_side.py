@@ -27,13 +27,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the noise that both models start from (default 1)")
     parser.add_argument("--output", type=Path, help="the .webp to write (default RUN/side_by_side.webp)")
     args = parser.parse_args(argv)
-    output = args.output or args.run / "side_by_side.webp"
-    if output.suffix != ".webp":
-        raise UserError(f"--output: found {output.name}; give a name that ends in .webp")
+    if args.output and args.output.suffix != ".webp":
+        raise UserError(f"--output: found {args.output.name}; give a name that ends in .webp")
     if args.prompt and len(args.prompt) > MOST_ROWS:
         raise UserError(f"--prompt: found {len(args.prompt)} prompts; give at most {MOST_ROWS}, one row each")
     with slow_imports():
         from infer.side_by_side import write_side_by_side
+        from models.files.card import PICTURE
         from scripts.showcase.samples import clip_of, config_of, sample_run
 
     cfg = config_of(args.run)
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     rows = [(prompt, base, customized) for prompt, (_, base), (_, customized) in zip(prompts, *made)]
     reference = clip_of(cfg)
+    output = args.output or args.run / PICTURE
     print(write_side_by_side(output, rows, reference, fps=reference.fps))
 
 

@@ -19,6 +19,7 @@ from configs.archives import check_pickle
 from configs.errors import UserError, ending
 from configs.files import NoSpace, atomic_path
 from models import outline
+from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import list_checkpoints, load_checkpoint, prune, save_checkpoint
 from models.files.tensors import read_tensors, write_tensors
@@ -65,7 +66,7 @@ def save(unet, run, step=5, rank=4, clips=2, **changes):
         "appearance": [lora_state(unet, "appearance", rank, seed=clip + 1) for clip in range(clips)],
         "kind": "lora",
         "config_yaml": "seed: 3\ntrain_data:\n  fps: 8\n",
-        "info": {"preset": "tap", "rank": rank, "architecture": release.architecture(unet), "method": "lora"},
+        "info": {"preset": "tap", "rank": rank, "architecture": architecture(unet), "method": "lora"},
         "training_state": training_state(step),
     }
     return save_checkpoint(run, step, **arguments | changes)

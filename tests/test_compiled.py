@@ -19,13 +19,13 @@ from configs.errors import UserError
 from infer import generate, options
 from infer.sampler import classifier_free_guidance
 from models import compiled, methods
+from models.activation_checkpointing import checkpoint_activations
 from models.backbone import predictor
 from models.backbones import leaves, unet3d
 from models.compiled import compile_layers
 from models.highway import attach_highway
 from models.hooks import Patch, bypass_single_frames
 from models.merge import attach_lora
-from models.recomputed import checkpoint_activations
 from models.training import objective
 from scripts.authors.weights import build_unet, fill
 

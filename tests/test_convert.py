@@ -22,6 +22,7 @@ from configs.errors import UserError
 from configs.signals import Terminated
 from data.cache import CachedClip, export_clips, read_cached
 from models import lora
+from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, read_peft
@@ -72,7 +73,7 @@ def run(unet, tmp_path_factory):
         appearance=[lora_state(unet, "appearance", seed=clip) for clip in (1, 2)],
         kind="lora",
         config_yaml="seed: 3\n",
-        info={"preset": "tap", "rank": 4, "architecture": release.architecture(unet)},
+        info={"preset": "tap", "rank": 4, "architecture": architecture(unet)},
     )
     clip = CachedClip(torch.randn(1, 4, 2, 8, 8), torch.randn(1, 24, 64), torch.randn(1, 4, 2, 8, 8), "a cat", "clip")
     export_clips([clip], folder)

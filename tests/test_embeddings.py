@@ -7,10 +7,10 @@ import torch
 from diffusers import UNet3DConditionModel
 
 from configs.errors import UserError
+from models.activation_checkpointing import checkpoint_activations
 from models.blocks import temporal_blocks
 from models.embeddings import attach_embeddings, mix
 from models.hooks import bypass_single_frames, wrap_forward
-from models.recomputed import checkpoint_activations
 
 DEEPEST_UP = "up_blocks.1.temp_attentions.0.transformer_blocks.0"
 

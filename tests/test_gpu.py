@@ -26,13 +26,13 @@ from infer.guidance import GuidanceSettings, MotionGuidance
 from infer.sampler import classifier_free_guidance, sample
 from infer.video import read_frames
 from models import methods
+from models.activation_checkpointing import checkpoint_activations
 from models.backbone import Backbone, predictor
 from models.backbones.unet3d import PRESETS, ZEROSCOPE
 from models.compiled import compile_layers
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames
 from models.placement import parameter_bytes
-from models.recomputed import checkpoint_activations
 from models.training import objective
 from models.training.memory import PeakBytes
 from scripts.authors.weights import build_unet, fill

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from models.activation_checkpointing import checkpoint_activations
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames
 from models.outline import skeleton
-from models.recomputed import checkpoint_activations
 from scripts.authors.weights import build_unet
 
 from conftest import UNET, outcome

@@ -6,14 +6,14 @@ import torch
 from diffusers.models import modeling_utils
 from torch.utils.checkpoint import checkpoint
 
-from models import hooks, recomputed
+from models import activation_checkpointing, hooks
+from models.activation_checkpointing import checkpoint_activations
 from models.backbones import leaves
 from models.embeddings import attach_embeddings
 from models.highway import attach_highway
 from models.hooks import bypass_single_frames, know_dtype, training_mode, wrap_forward
 from models.lora import active, add_adapter
 from models.merge import merge
-from models.recomputed import checkpoint_activations
 from scripts.authors.weights import build_unet
 
 from conftest import UNET
@@ -130,7 +130,7 @@ def test_every_checkpointed_call_gets_a_positional_tensor(unet, frames, monkeypa
         calls.append(any(isinstance(x, torch.Tensor) for x in args))
         return checkpoint(forward, *args, **kwargs)
 
-    monkeypatch.setattr(recomputed, "checkpoint", spy)
+    monkeypatch.setattr(activation_checkpointing, "checkpoint", spy)
     layers = len(leaves(unet))
     with checkpoint_activations(unet), attach_highway(unet):
         _ = unet(*inputs(frames)).sample

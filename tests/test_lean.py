@@ -12,11 +12,11 @@ import train
 from configs import schema
 from infer import generate, options
 from models import compiled, lora, methods
+from models.activation_checkpointing import checkpoint_activations
 from models.backbone import predictor
 from models.hooks import bypass_single_frames
 from models.lean import PARTS, attach_lean
 from models.merge import attach_lora
-from models.recomputed import checkpoint_activations
 from models.training import objective
 from scripts.authors.weights import build_unet
 from train import training_step

@@ -11,6 +11,7 @@ from configs.errors import UserError
 from infer import generate, options
 from infer.sampler import classifier_free_guidance
 from models import methods
+from models.activation_checkpointing import checkpoint_activations
 from models.backbone import Backbone, predictor
 from models.backbones.unet3d import ZEROSCOPE
 from models.files.checkpoint import load_checkpoint
@@ -19,7 +20,6 @@ from models.lean import attach_lean
 from models.merge import attach_lora, is_merged
 from models.placement import is_plain, parameter_bytes, place
 from models.quantized import EightBits
-from models.recomputed import checkpoint_activations
 from models.training import objective
 from scripts.authors.weights import build_unet, fill
 from scripts.benchmark import steps

@@ -14,7 +14,7 @@ import torch
 from configs.errors import UserError
 from configs.fields import KEYS
 from data.cache import CachedClip
-from infer import batch, options, request
+from infer import batch, choices, options, request
 from infer import generate as generating
 from infer.choices import CONFIG_KEYS, FLAG_KEYS, LEAST, words_of
 from infer.jobs import read_jobs
@@ -236,7 +236,7 @@ def test_no_checkpoint_decides_what_is_fetched(tiny_pipeline):
 def test_the_flags_choices_are_those_that_exist():
     assert set(words_of("solver")) == SOLVERS.keys() | FLOW_SOLVERS.keys()
     assert words_of("noise_strategy") == tuple(STRATEGIES)
-    assert options.RELEASE.keys() == CONFIG_KEYS.keys()
+    assert choices.RELEASE.keys() == CONFIG_KEYS.keys()
 
 
 NUMBERS = [flag for flag, key in FLAG_KEYS.items() if "high" in KEYS[key].metadata]
@@ -306,7 +306,7 @@ def test_help_states_the_defaults_that_act(capsys):
         options.parse(["--help"])
     told = " ".join(capsys.readouterr().out.split())
     for name in ("num_steps", "guidance_scale", "width", "fps", "solver", "noise_strategy"):
-        value = options.RELEASE[name]
+        value = choices.RELEASE[name]
         last = f"{value:g}" if isinstance(value, float) else value
         assert f"(default: as chosen for the training, else the model's own, else {last})" in told, name
     assert "else 0.2 with one reference clip; 0 with several" in told

@@ -116,8 +116,7 @@ def test_reading_a_reference_clip_takes_stderr_from_nobody(monkeypatch, capsys):
         return SimpleNamespace(frames=torch.zeros(2, 3, 8, 8), prompt=prompt, source=path)
 
     planned = sources.Planned(ROOT, None, "a car", read)
-    for module in (sources, evaluation):
-        monkeypatch.setattr(module, "plan_clips", lambda *_, **__: [planned])
+    monkeypatch.setattr(sources, "plan_clips", lambda *_, **__: [planned])
     config = {
         "pretrained_model_path": MODEL,
         "train_data": {"single_video_path": "clip.mp4", "single_video_prompt": "a car"},

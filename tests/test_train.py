@@ -112,6 +112,13 @@ def test_ten_steps_are_five_steps_and_five_more_in_a_new_process(tiny_config, tm
     )
 
 
+def test_a_caption_reaches_the_terminal_without_its_control_characters(tiny_config, capsys):
+    quick = dict(max_train_steps=1, validation_data={"sample_preview": False})
+    train.run(tiny_config(**quick, train_data={"single_video_prompt": "a\x1b[31m ramp"}))
+    told = capsys.readouterr().err
+    assert "clip 0: " in told and "frames 0.." in told and "[31m ramp" in told and "\x1b[31m" not in told
+
+
 def test_latest_finds_the_last_run_and_the_same_command_goes_on(tiny_config, tmp_path):
     first = train.run(tiny_config(checkpointing_steps=1, max_train_steps=1))
     second = train.run(tiny_config(checkpointing_steps=1, max_train_steps=3, resume_from_checkpoint="latest"))

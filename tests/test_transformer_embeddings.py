@@ -12,6 +12,7 @@ from configs.schema import load
 from infer import options
 from infer.generate import generate
 from models import methods
+from models.activation_checkpointing import checkpoint_activations
 from models.backbone import Backbone
 from models.customization import customize
 from models.embeddings import attach_embeddings
@@ -19,7 +20,6 @@ from models.files.checkpoint import load_checkpoint
 from models.highway import HighwaySettings
 from models.hooks import wrap_forward
 from models.outline import skeleton
-from models.recomputed import checkpoint_activations
 from scripts.conversion.writing import convert
 
 from conftest import config_of

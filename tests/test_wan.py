@@ -29,6 +29,7 @@ from infer.sampler import classifier_free_guidance, make_solver, sample
 from infer.training.plan import check_sizes
 from infer.video import read_frames
 from models import backbones
+from models.activation_checkpointing import checkpoint_activations
 from models.backbone import Backbone, predictor
 from models.backbones import index, unet3d, wan
 from models.files.checkpoint import load_checkpoint
@@ -36,7 +37,6 @@ from models.hooks import Patch, wrap_forward
 from models.lora import add_adapter, targets
 from models.outline import latent_size_of, scheduler_of, skeleton
 from models.placement import visit_by_layers
-from models.recomputed import checkpoint_activations
 from models.schedule import draw_timesteps, noised
 from models.training.objective import draw_step
 from scripts.pocket import wan_parts

@@ -18,7 +18,7 @@ from configs.errors import UserError, shown
 from configs.plain import read_json, read_text
 from configs.schema import from_dict, locate
 from configs.stored import stored_config
-from data.sources import plan_clips
+from data.sources import load_clips, plan_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer
 from infer.measure.statistics import FEWEST, Estimate, share_or_mean
 from infer.measure.world_definitions import WORLD_DEFINITIONS
@@ -196,8 +196,7 @@ def reference_of(config: dict | None) -> ReferenceClips | None:
                 "here; give --reference CLIP and --caption TEXT"
             )
         snap = snap_of(locate(cfg.pretrained_model_path))
-    # `load_clips` would print how they are cut, which training has done
-    clips = [planned.read(planned.path, planned.cut, planned.prompt) for planned in plan_clips(cfg, snap)]
+    clips = load_clips(cfg, snap)
     return ReferenceClips(tuple(clip.frames for clip in clips), tuple(clip.prompt for clip in clips))
 
 

@@ -10,13 +10,13 @@ from configs.errors import printable
 from configs.schema import to_yaml
 from infer.training.plan import check, latent_size_of_clips, plan
 from models import backbones, methods
+from models.activation_checkpointing import checkpoint_activations
 from models.backbone import choose_device, choose_dtype, predictor
 from models.compiled import check_compiling
 from models.highway import attach_highway
 from models.hooks import training_mode
 from models.outline import skeleton
 from models.placement import place
-from models.recomputed import checkpoint_activations
 from models.training import beside, memory, objective
 from models.training.optimizer_kinds import bytes_of_state
 

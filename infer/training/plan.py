@@ -13,7 +13,7 @@ from data.clips import read_image
 from data.inspection import inspect_video
 from data.sources import plan_clips
 from infer.batch import check_sequences, check_sides
-from infer.options import RELEASE
+from infer.choices import RELEASE
 from infer.settings import read_native
 from infer.training.preview import check_solver_of_previews
 from models import backbones, methods
@@ -62,7 +62,7 @@ def plan(cfg) -> list[str]:
     made_for = (native["width"], native["height"]) if {"width", "height"} <= native.keys() else None
     clips = plan_clips(cfg, snap_of(cfg.pretrained_model_path))
     for clip in clips[:MOST_CLIPS]:
-        if clip.read is read_image:
+        if clip.reader is read_image:
             lines.append(printable(f"plan: {clip.path}: an image, for the appearance alone"))
         else:
             lines += inspect_video(clip.path, clip.cut, playing_rate(cfg, native), made_for).lines()

@@ -21,12 +21,12 @@ from infer.settings import of_training
 from infer.side_by_side import write_side_by_side
 from infer.video import read_frames, safe_name, write_video
 from models.backbone import Backbone
+from models.files.card import PICTURE
 from models.hooks import Patch, training_mode
 from models.methods import Method
 from models.outline import scheduler_of
 
-BASE, ROWS = "step-0", 2  # the base model's folder; rows of the picture
-SHEET, PLAYING = "sheet.png", "side_by_side.webp"
+SHEET, ROWS = "sheet.png", 2  # of each step; rows of the picture side by side
 
 
 class Previews:
@@ -68,7 +68,7 @@ class Previews:
             rows = [(p, read_frames(base[p]), read_frames(customized[p])) for p in customized if p in base][:ROWS]
             if not rows:
                 return None
-            path = write_side_by_side(self.run / PLAYING, rows, reference, fps=of_training(self.cfg).fps)
+            path = write_side_by_side(self.run / PICTURE, rows, reference, fps=of_training(self.cfg).fps)
             self.say(f"side by side: {path.with_suffix('.mp4')} and, for a README, {path.name}")
             return path
         return None
@@ -117,8 +117,7 @@ class Previews:
         if self.cfg.cached_latent_dir:
             frames = backbone.decode_video(clips[number].latents.to(backbone.device))
             return Clip(frames, clips[number].prompt, clips[number].name, of_training(self.cfg).fps)
-        planned = plan_clips(self.cfg, backbone.snap)[number]
-        return planned.read(planned.path, planned.cut, planned.prompt)
+        return plan_clips(self.cfg, backbone.snap)[number].read()
 
 
 def check_solver_of_previews(cfg) -> None:

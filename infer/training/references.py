@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from configs.errors import printable
+from configs.runtime import note
 from data import cache
 from data.sources import load_clips
 from infer.inversion import ddim_invert
@@ -19,7 +21,7 @@ from models.backbone import Backbone
 def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
     """Latents, text embeddings and inversions of the reference clips, from the cache where it has them.
 
-    Raises UserError as the clips' readers do.
+    What was cut from where goes to stderr. Raises UserError as the clips' readers do.
     """
     if cfg.cached_latent_dir:
         clips = [
@@ -29,6 +31,8 @@ def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
         cache.check_clips_fit(clips, backbone.network.config.in_channels, backbone.text_width)
         return clips
     clips = load_clips(cfg, backbone.snap)
+    for number, clip in enumerate(clips):
+        note(printable(f'clip {number}: {clip.source}, "{clip.prompt}"'))
     unconditional = once(lambda: backbone.encode_text([""]).to(backbone.device))  # where a clip is not cached yet
 
     def invert(latents: torch.Tensor) -> torch.Tensor | None:
@@ -47,7 +51,7 @@ def prepare_clips(cfg, backbone: Backbone) -> list[cache.CachedClip]:
             "inversion": cfg.inversion_steps,
         },
         encode_video=lambda frames: backbone.encode_video(frames).cpu(),
-        encode_stills=lambda frames: backbone.encode_stills(frames),
+        encode_stills=backbone.encode_stills,
         encode_text=lambda prompt: backbone.encode_text([prompt]),
         invert=invert,
     )

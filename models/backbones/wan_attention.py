@@ -93,11 +93,11 @@ def shift_tokens(network: nn.Module, shifts: Shifts) -> None:
         running["grid"] = tuple(size // step for size, step in zip(hidden_states.shape[2:], patch, strict=True))
         return forward(hidden_states, *args, **kwargs)
 
-    shifts.undo(wrap_forward(network, tell))
+    shifts.on_remove(wrap_forward(network, tell))
     for block in shifts.blocks:
         for kind in block.attentions:
             attention = network.get_submodule(f"{block.name}.{kind}")
-            shifts.undo(wrap_forward(attention, _joint(shifts, weakref.ref(attention), block, kind, running)))
+            shifts.on_remove(wrap_forward(attention, _joint(shifts, weakref.ref(attention), block, kind, running)))
 
 
 def _joint(shifts: Shifts, attention: weakref.ref, block: Block, kind: str, running: dict):

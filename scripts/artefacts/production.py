@@ -1,8 +1,6 @@
 """Making artefacts: plan, train and sample what is missing, measure all videos, write the pages and RESULTS.md."""
 
 import argparse
-import contextlib
-import io
 import shlex
 import sys
 import time
@@ -152,8 +150,7 @@ def write_artefact(result: Result, folder: Path, cells: list[Cell]) -> Path:
             continue
         try:
             cfg = load(cell.chain.train, description="")[0]
-            with contextlib.redirect_stderr(io.StringIO()):  # training has printed how the clip is cut
-                clip = load_clips(cfg, snap_of(cfg.pretrained_model_path))[0]
+            clip = load_clips(cfg, snap_of(cfg.pretrained_model_path))[0]
         except UserError as error:
             result.problems.append(f"the clip of {name}: {error}")
             result.clips[name] = Path("missing")

@@ -25,8 +25,8 @@ class Point:
     """A variant at its cost in CPU seconds, with its means over videos.
 
     Motion success, appearance accuracy and leakage are shares of videos (0 to 1), appearance match is 1 for what the
-    prompt names; less leakage is better. Success is over
-    the kinds of motions that are learned at all (scripts/artefacts/result.py: learned).
+    prompt names; less leakage is better. Success is over the kinds of motions that are learned at all
+    (scripts/artefacts/result.py: learned).
     """
 
     name: str

@@ -18,13 +18,13 @@ from configs import schema
 from infer.inversion import ddim_invert
 from infer.sampler import Denoiser, classifier_free_guidance, sample
 from models import lora, methods
+from models.activation_checkpointing import checkpoint_activations
 from models.backbone import Backbone, predictor
 from models.backbones.unet3d import ZEROSCOPE
 from models.compiled import compile_layers
 from models.hooks import bypass_single_frames, know_dtype
 from models.lean import attach_lean
 from models.placement import place
-from models.recomputed import checkpoint_activations
 from models.training import memory, objective
 from models.training.optimizer import DualPathOptimizer
 from train import training_step

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from configs.errors import UserError, printable, shown
+from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from models.files.dialects import FILE as DIALECT_FILE
@@ -29,7 +30,7 @@ def _facts(path: Path, model: str | None) -> list[str]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if (path / "model_index.json").is_file():
-        return ["pipeline folder", release.architecture(skeleton(path))]
+        return ["pipeline folder", architecture(skeleton(path))]
     if path.suffix == ".pt" and path.name != release.EMBEDDINGS_FILE:
         return _inspect_pickle(path, model)
     if path.is_file() or any((path / name).is_file() for name in (ADAPTER_FILE, DIFFUSERS_FILE, DIALECT_FILE)):
@@ -56,9 +57,9 @@ def _inspect_pickle(path: Path, model: str | None) -> list[str]:
     ranks = sorted({down.shape[0] for down in tensors[1::2]})
     fits = [f"{name}" + (f" ({n} clips)" if n > 1 else "") for name, n in release.identify(tensors, unet).items()]
     known = (
-        f"fits {' or '.join(fits)} on {release.architecture(unet)}"
+        f"fits {' or '.join(fits)} on {architecture(unet)}"
         if fits
-        else (f"fits no preset on {release.architecture(unet)}" + ("" if model else "; name its model with --model"))
+        else (f"fits no preset on {architecture(unet)}" + ("" if model else "; name its model with --model"))
     )
     return [
         f"positional list of the release or MotionDirector, {len(tensors) // 2} layers, rank"

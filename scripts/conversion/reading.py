@@ -4,6 +4,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from models import lora
+from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint
 from models.files.dialects import FILE as DIALECT_FILE
@@ -44,7 +45,7 @@ def _read_pickle(path: Path, model: str | None, preset: str | None) -> Checkpoin
     asked = preset
     preset, _ = release.choose_preset(path, tensors, unet, asked)
     (motion,) = release.name_tensors(tensors, lora.targets(unet, preset))
-    info = {"architecture": release.architecture(unet)}
+    info = {"architecture": architecture(unet)}
     if asked is None and preset == release.ASSUMED:
         info["assumed"] = f"{path} names no layers"
     step, rank = path.name.split("_")[0], max(down.shape[0] for down in tensors[1::2])

@@ -27,6 +27,7 @@ from configs.errors import ending
 from configs.layers import POCKET
 from data.cache import CachedClip, export_clips
 from infer.video import write_video
+from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import save_checkpoint
 from models.files.diffusers import write_diffusers, write_peft
@@ -148,7 +149,7 @@ class Ground:
 
         latents = torch.randn(1, 4, 4, 8, 8, generator=generator)
         clip = CachedClip(latents, torch.randn(1, 24, 8, generator=generator), -latents, "a cat runs", "clip", (64, 64))
-        info = {"preset": "tap", "rank": 2, "architecture": release.architecture(unet)}
+        info = {"preset": "tap", "rank": 2, "architecture": architecture(unet)}
         config = "seed: 3\nvalidation_data:\n  num_frames: 4\n"
         motion, appearance = state("tap"), state("appearance")
         save_checkpoint(

@@ -1,7 +1,5 @@
 """Videos of a run: the clip that it learned from, and samples of the base and the customized model from one seed."""
 
-import contextlib
-import io
 from pathlib import Path
 
 import torch
@@ -27,8 +25,7 @@ def config_of(run: Path) -> DictConfig:
 
 def clip_of(cfg: DictConfig) -> Clip:
     """The first reference clip of a configuration, cut as it is for training."""
-    with contextlib.redirect_stderr(io.StringIO()):  # training has printed how the clip is cut
-        return load_clips(cfg, snap_of(cfg.pretrained_model_path))[0]
+    return load_clips(cfg, snap_of(cfg.pretrained_model_path))[0]
 
 
 def sample_run(

@@ -15,6 +15,7 @@ from typing import Any
 from configs.errors import UserError, sentence_in
 from configs.schema import locate
 from infer import options
+from infer.choices import RELEASE
 from infer.settings import read_native
 from scripts.studio.places import Places, script, short
 from scripts.studio.runs import Run
@@ -35,7 +36,7 @@ _ALONE = threading.Lock()  # stderr is the whole process's: two threads that red
 
 def dials_of_model(model: str) -> dict[str, Any]:
     """Solver, steps and guidance scale of a model folder itself, which the page shows until a run is chosen."""
-    own = options.RELEASE | read_native(locate(model))
+    own = RELEASE | read_native(locate(model))
     return {name: own[name] for name in OF_THE_MODEL}
 
 
