@@ -3,26 +3,28 @@
 import argparse
 import difflib
 from itertools import chain
+from typing import NoReturn
 
-from configs.errors import printable
+from configs.errors import UserError, printable
 
 MOST_LETTERS = 300  # of a refused flag's message
 
 
 class Parser(argparse.ArgumentParser):
-    """A wrong flag ends the command with exit code 2 and one line that names the nearest flag there is.
+    """Raises UserError for a wrong flag, with one sentence that names the nearest flag there is.
 
-    argparse itself would print every flag first. Flags cannot be abbreviated. The description keeps its line breaks, so
-    that a command's docstring can be one.
+    argparse itself would print every flag and exit; this way the caller decides, and `configs.errors.command` ends with
+    one line. `--help` prints and exits. Flags cannot be abbreviated. The description keeps its line breaks, so that a
+    command's docstring can be one.
     """
 
     def __init__(self, *args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs):
         super().__init__(*args, formatter_class=formatter_class, allow_abbrev=allow_abbrev, **kwargs)
 
-    def error(self, message: str):
-        """Print `message` on one line with what to do, and exit with code 2."""
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError: `message` on one line, with what to do. argparse comes here with all that it refuses."""
         shown = printable(message if len(message) <= MOST_LETTERS else f"{message[:MOST_LETTERS]}...")
-        self.exit(2, f"error: {shown}; {self._advice(message)}\n")
+        raise UserError(f"{shown}; {self._advice(message)}")
 
     def _advice(self, message: str) -> str:
         if "not allowed with" in message:

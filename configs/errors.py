@@ -154,8 +154,8 @@ def ending(error: BaseException) -> tuple[str, int] | None:
 def sentence_in(printed: str) -> str | None:
     """What a command that printed this ended with, in one sentence; None where no line says so.
 
-    The last line that begins with "error:", by `ending` or by the parser of flags, with the indented lines that belong
-    to it. A progress bar ends its line with a carriage return.
+    The last line that begins with "error:", by `ending`, with the indented lines that belong to it. A progress bar ends
+    its line with a carriage return.
     """
     lines = "\n".join(printed.splitlines())
     found = re.findall(r"^error: (.+(?:\n[ \t]+.+)*)", lines, re.MULTILINE)

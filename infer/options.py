@@ -29,7 +29,7 @@ def _ends() -> str:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The flags as given, None where left out. Wrong ones exit with code 2 and one line."""
+    """The flags as given, None where left out. Raises UserError for wrong ones; --help prints and exits."""
     parser = Parser("infer.py", description=DESCRIPTION)
     add = parser.add_argument
     attention, motion, strength, skips = (parser.add_mutually_exclusive_group().add_argument for _ in range(4))

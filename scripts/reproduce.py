@@ -21,6 +21,7 @@ REAL = 4, 8  # for --list: reference clips and prompts of each, with a real mode
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags and what they act on. Raises UserError for wrong ones; --help prints and exits."""
     parser = Parser("reproduce.py", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add(

@@ -1,8 +1,6 @@
-"""The page's sampler: which request loads a model, and what several threads at once do to the process's stderr."""
+"""The page's sampler: which request loads a model, what it refuses, and that it leaves the process's stderr alone."""
 
 import sys
-import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 
 from configs.errors import UserError
 from data import sources
-from infer import generate, options
+from infer import generate
 from infer.measure import evaluation
 from infer.request import read_request
 from models import backbone
@@ -18,7 +16,7 @@ from scripts.conversion import writing
 from scripts.studio import takeaway
 from scripts.studio.places import Places
 from scripts.studio.runs import Run
-from scripts.studio.sampling import Sampler, parse
+from scripts.studio.sampling import Sampler
 
 from conftest import ROOT
 
@@ -68,43 +66,12 @@ def test_a_model_that_sampling_would_refuse_is_loaded_again(places, monkeypatch)
     assert used[0] is used[1] and len({id(held) for held in used}) == 4
 
 
-def test_two_threads_that_read_flags_at_once_leave_stderr_as_it_was(monkeypatch):
-    inside, told = threading.Event(), {}
-
-    def refuse(words):
-        inside.set()
-        time.sleep(0.2)
-        print(f"error: {words[0]} is wrong", file=sys.stderr)
-        raise SystemExit(2)
-
-    def ask(name):
-        with pytest.raises(UserError) as error:
-            parse(["infer/infer.py", name])
-        told[name] = str(error.value)
-
-    monkeypatch.setattr(options, "parse", refuse)
-    before = sys.stderr
-    monkeypatch.setattr(sys, "stderr", before)  # so that a failure here spoils no other test
-    threads = [threading.Thread(target=ask, args=(name,)) for name in "ab"]
-    threads[0].start()
-    assert inside.wait(10)
-    time.sleep(0.1)  # in the middle of the first, the second begins
-    threads[1].start()
-    for thread in threads:
-        thread.join(10)
-    assert sys.stderr is before and told == {"a": "a is wrong", "b": "b is wrong"}
-
-
-def test_a_refused_flag_is_the_sentence_alone(monkeypatch):
-    """What another thread printed meanwhile is no part of it."""
-
-    def refuse(words):
-        print("sample: 10%|#\nerror: argument --beta: 7 is wrong; --help lists the flags", file=sys.stderr)
-        raise SystemExit(2)
-
-    monkeypatch.setattr(options, "parse", refuse)
-    with pytest.raises(UserError, match="^argument --beta: 7 is wrong; --help lists the flags$"):
-        parse(["infer/infer.py"])
+def test_a_refused_flag_is_the_sentence_alone(places, capsys):
+    words = ["infer/infer.py", "--model", MODEL, "--prompt", "a", "--beta", "wide"]
+    refused = "^argument --beta: 'wide' is no finite number above 0 to 100; --help lists the flags$"
+    with pytest.raises(UserError, match=refused):
+        list(Sampler(places)._videos(words))
+    assert "".join(capsys.readouterr()) == ""
 
 
 def test_reading_a_reference_clip_takes_stderr_from_nobody(monkeypatch, capsys):

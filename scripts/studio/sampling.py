@@ -4,15 +4,13 @@ Both are requests to `infer/infer.py`, made in this process with a model that st
 where it differs from what the checkpoint says, so the commands that are shown stay as short as people write them.
 """
 
-import contextlib
-import io
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError, sentence_in
+from configs.errors import UserError
 from configs.schema import locate
 from infer import options
 from infer.choices import RELEASE
@@ -31,7 +29,6 @@ FLAGS = {  # dial -> flag of infer/infer.py, in the order in which commands give
 }
 OF_THE_MODEL = ("solver", "num_steps", "guidance_scale")  # dials that act on the base model as well
 WITHOUT_HIGHWAY = "off"
-_ALONE = threading.Lock()  # stderr is the whole process's: two threads that redirect it at once would lose it for good
 
 
 def dials_of_model(model: str) -> dict[str, Any]:
@@ -133,7 +130,7 @@ class Sampler:
     def _videos(self, words: list[str]) -> Iterator[Path]:
         from infer.generate import generate, load_backbone
 
-        args = parse(words)
+        args = options.parse(words[1:])
         if self._backbone is None or not _same_model(self._backbone, args):
             self._backbone = None  # two large models would not fit beside each other
             self._backbone = load_backbone(args)
@@ -162,20 +159,10 @@ def reference_of_run(run: Run):
         return None
 
 
-def parse(words: list[str]):
-    """The flags of a command of `infer/infer.py`; what argparse refuses becomes a UserError."""
-    told = io.StringIO()
-    try:
-        with _ALONE, contextlib.redirect_stderr(told):
-            return options.parse(words[1:])
-    except SystemExit:  # another thread may have printed between
-        raise UserError(sentence_in(told.getvalue()) or "sampling: wrong flags") from None
-
-
 def _request(words: list[str]):
     from infer.request import read_request
 
-    return read_request(parse(words))
+    return read_request(options.parse(words[1:]))
 
 
 def _same_model(backbone, args) -> bool:
