@@ -89,6 +89,10 @@ def crash(ground, _):
     raise KeyError("x")
 
 
+def leave(ground, _):
+    raise SystemExit(2)
+
+
 def colour(ground, _):
     print("\x1b[31m")
 
@@ -101,7 +105,7 @@ def spin(ground, _):
 
 @pytest.mark.parametrize(
     "attempt",
-    [leak, write_secret, write_outside, write_and_refuse, leave_half, crash, colour, spin],
+    [leak, write_secret, write_outside, write_and_refuse, leave_half, crash, leave, colour, spin],
     ids=lambda f: f.__name__,
 )
 def test_the_judge_sees_each_breach(attempt, ground, monkeypatch):

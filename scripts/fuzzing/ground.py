@@ -77,11 +77,7 @@ class Ground:
         try:
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                 attempt(self, case)
-        except SystemExit as error:
-            accepted = False
-            if error.code != 2:
-                raise Broken(f"exit code {error.code}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             accepted = False
             if isinstance(error, Broken):
                 raise
