@@ -23,6 +23,8 @@ from models.files.modelspec import HASH, SPEC, THUMBNAIL, date_of, model_spec
 from scripts.conversion.inspection import inspect
 from scripts.conversion.writing import convert
 
+from conftest import config_of
+
 INFO = {"preset": "tap", "rank": 4, "alpha": 4, "architecture": "channels 320/640/1280/1280, 2 layers a block"}
 
 
@@ -105,6 +107,16 @@ def test_every_kind_of_file_carries_the_spec_with_a_hash_of_its_own(run, tmp_pat
         assert texts[SPEC] == "1.0.1" and texts[HASH] == "0x" + hashlib.sha256(content).hexdigest()
         inner, _ = parsed(tmp_path / kind / "spatial" / "0" / name)
         assert SPEC not in inner["__metadata__"]
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "comfyui", "musubi"])
+def test_a_transformers_file_for_another_program_carries_the_spec(kind, tiny_wan, clip_file, tmp_path):
+    """Two of these programs store alpha as a number beside its matrices."""
+    quick = {"max_train_steps": 1, "validation_data": {"sample_preview": False}, "train_data": {"n_sample_frames": 5}}
+    run = train.run(config_of(tiny_wan, clip_file, tmp_path, quick))
+    (file,) = convert(kind, run, tmp_path / kind, None, None, None).glob("*.safetensors")
+    header, content = parsed(file)
+    assert header["__metadata__"][SPEC] and header["__metadata__"][HASH] == "0x" + hashlib.sha256(content).hexdigest()
 
 
 def test_the_same_training_writes_the_same_bytes(tiny_config, monkeypatch):

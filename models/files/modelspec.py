@@ -99,7 +99,7 @@ def with_hash(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) ->
         return header
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(tensors[name].view(torch.uint8).numpy())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())  # an alpha has no dimension
     return header | {HASH: f"0x{digest.hexdigest()}"}
 
 
