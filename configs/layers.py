@@ -14,10 +14,9 @@ from typing import Any
 from configs.errors import UserError, printable, shown
 from configs.fields import SECTIONS
 from configs.limits import did_you_mean
+from configs.paths import ROOT, download_of, exists, is_hub_id, locate
 from configs.plain import read_yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-POCKET = ROOT / "models" / "pocketscope"  # the model that is part of this repository
 MODEL, BASE, FALLBACK = "pretrained_model_path", "base", "fallback"
 MOST_BASES = 16
 
@@ -30,17 +29,6 @@ class Layer:
     path: Path
     values: dict[str, Any] = field(default_factory=dict)
     chain: int = 0
-
-
-def locate(path: str | Path) -> Path:
-    """A path as given when it exists from the working directory, else under the repository's root when it is there."""
-    path = Path(os.path.expanduser(path))  # an unknown ~name stays as it is, and is then reported as missing
-    return ROOT / path if not _exists(path) and _exists(ROOT / path) else path
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether `model` reads as owner/name on the Hugging Face hub and as no path of this machine."""
-    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not locate(Path(model).parent).is_dir()
 
 
 def brief(name: str) -> str:
@@ -91,9 +79,11 @@ def with_fallback(layers: list[Layer], errors: list[str], default_model: str) ->
         Layer(layer.origin, layer.path, {k: v for k, v in layer.values.items() if k != MODEL}, layer.chain)
         for layer in layers[number + 1 :]
     ]
+    command = download_of(given)
     warning = (
         f"warning: no model folder at {brief(given)}; falling back to {brief(fallback)}: a toy model, which exercises "
-        "the whole pipeline; its results say nothing about real clips (README: The real ZeroScope)"
+        "the whole pipeline; its results say nothing about real clips"
+        + (f" (`{command}` gets the real model)" if command else "")
     )
     return [*layers[: number + 1], *small, *later], warning
 
@@ -103,7 +93,7 @@ def _read(
 ) -> list[Layer]:
     """A file's layer over those of its base; `above` are the files whose base it is, `asked_by` opens a sentence."""
     try:
-        if not _exists(path):
+        if not exists(path):
             raise UserError(_missing(name))
         values = read_yaml(path, brief(name))
         if not isinstance(values, dict | type(None)):  # None: nothing but comments
@@ -125,17 +115,10 @@ def _read(
     return [*_read(base, below, errors, chain, above, f"{asked_by}{brief(name)}: {BASE}: "), layer]
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long for any file
-        return False
-
-
 def _beside(file: Path, name: str) -> Path:
     """The file `name` in the folder of the file that names it, else from the working directory or the repository."""
     beside = file.parent / os.path.expanduser(name)
-    return beside if _exists(beside) else locate(name)
+    return beside if exists(beside) else locate(name)
 
 
 def _missing(name: str) -> str:

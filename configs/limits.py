@@ -86,7 +86,8 @@ def contradictions(cfg: DictConfig) -> list[str]:
             wrong.append(f"dataset_types: {shown(kind)} is unknown{did_you_mean(close)}")
         elif cfg.train_data[SOURCE_KEYS[kind]] is None and cfg.cached_latent_dir is None:
             wrong.append(
-                f"train_data.{SOURCE_KEYS[kind]}: not set, and dataset_types asks for {kind}; point it at your data"
+                f"train_data.{SOURCE_KEYS[kind]}: not set, and dataset_types asks for {kind}; point it at your data, "
+                "or give --config FILE, such as configs/car.yaml"
             )
     if not cfg.embeddings.blocks:
         wrong.append(f"embeddings.blocks: empty; name one or more of {', '.join(SIDES)}")

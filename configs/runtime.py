@@ -39,9 +39,11 @@ def is_first() -> bool:
 
 
 def note(text: str) -> None:
-    """Print to stderr, once for all processes."""
+    """Print to stderr, once for all processes and on a line of its own, whatever bar is running."""
+    from tqdm import tqdm  # not needed by --help
+
     if is_first():
-        print(text, file=sys.stderr)
+        tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager

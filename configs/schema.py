@@ -18,14 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.errors import UserError, shown
 from configs.fields import CHOSEN, KEYS, SECTIONS, Config
 from configs.key import default_of, type_words
-from configs.layers import BASE, FALLBACK, MODEL, ROOT, brief, is_hub_id, leaves, locate, read_chains, with_fallback
+from configs.layers import BASE, FALLBACK, MODEL, brief, leaves, read_chains, with_fallback
 from configs.legacy_keys import BATCH_SIZE, batch_size, modernise
 from configs.limits import beyond, contradictions, did_you_mean, unfit, without_effect
+from configs.paths import locate
 from configs.plain import dump_yaml, read_yaml
 from configs.runtime import note
 from configs.tables import help_text, markdown_tables
 
-__all__ = ["KEYS", "ROOT", "from_dict", "help_text", "is_hub_id", "load", "locate", "parse_cli", "to_yaml"]
+__all__ = ["KEYS", "from_dict", "help_text", "load", "parse_cli", "to_yaml"]
 
 INPUT_PATHS = (
     MODEL,
@@ -36,6 +37,7 @@ INPUT_PATHS = (
     "train_data.json_path",
     "train_data.image_dir",
 )
+CLIP, CAPTION = "train_data.single_video_path", "train_data.single_video_prompt"
 OUTPUT_PATHS = ("output_dir", "cache_dir")
 # YAML reads no/off as false
 YAML_BOOLEANS = {"mixed_precision": "no", "appearance_highway.use": "off", "report_to": "none", "compile": "off"}
@@ -58,7 +60,8 @@ def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
     files, words, dry_run = parse_cli(argv, description=description)
     merge = _Merge()
     asked = merge.words(words)
-    layers = read_chains(files, merge.errors)
+    layers = read_chains(files, unread := [])
+    merge.errors += unread
     if MODEL not in asked and not (FALLBACK in asked and asked[FALLBACK] is None):
         layers, warning = with_fallback(layers, merge.errors, default_of(KEYS[MODEL]))
         if warning:
@@ -66,7 +69,7 @@ def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
     for layer in layers:
         merge.add(layer.values, layer.origin)
     merge.add(asked, "command line")
-    return merge.finish(asked=True), dry_run
+    return merge.finish(asked=True, whole=not unread), dry_run
 
 
 def from_dict(values: dict[str, Any]) -> DictConfig:
@@ -108,10 +111,11 @@ def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str
         elif "=" in word:
             words.append(word.removeprefix("--"))
         else:
-            close = difflib.get_close_matches(word[:80], ["--config", "--dry-run", "--help"], 1, 0.5)
-            named = word.removeprefix("--").replace("-", "_")
-            if named in KEYS:  # a flag of infer/infer.py, such as --threads 2
-                close = [f"{named}={rest.pop(0) if rest and not rest[0].startswith('--') else 'VALUE'}"]
+            close = difflib.get_close_matches(word[:80], ["--config", "--dry-run", "--help"], 1, 0.7)
+            named = word[:80].removeprefix("--").replace("-", "_")
+            near = [named] if named in KEYS else _nearest(named)
+            if word.startswith("--") and near and not close:  # --threads 2, as for infer/infer.py
+                close = [f"{near[0]}={rest.pop(0) if rest and not rest[0].startswith('--') else 'VALUE'}"]
             errors.append(f"{brief(word)}: not understood{did_you_mean(close)}; give --config FILE or key=value")
     if errors:
         raise UserError(_together(errors))
@@ -179,8 +183,21 @@ class _Merge:
             if reason:
                 self.notes.append(f"note: {path} ({origin}): {reason}")
         now |= replacements  # after the rest: an old key may refine what today's key says
+        self._leave_out_caption(now, origin)
         written = {path for path, value in now.items() if self._set(path, value, origin)}
         self.chosen = (self.chosen - now.keys()) | (written if listed is None else written & set(listed))
+
+    def _leave_out_caption(self, now: dict[str, Any], origin: str) -> None:
+        """Forget the caption of an earlier origin's clip where this one names another clip and no caption for it."""
+        data, clip = self.cfg.train_data, now.get(CLIP)
+        if CAPTION in now or not data.single_video_prompt or clip in (None, "", data.single_video_path):
+            return
+        if data.single_video_path:
+            self.notes.append(
+                f"note: {origin} names another clip, so the caption {shown(data.single_video_prompt)} is left out"
+            )
+            data.single_video_prompt = ""
+            self.chosen.discard(CAPTION)
 
     def _set(self, path: str, value: Any, origin: str) -> bool:
         """Whether the key now has that value, and not its default or an error."""
@@ -218,10 +235,11 @@ class _Merge:
             return False
         return given
 
-    def finish(self, asked: bool = False) -> DictConfig:
+    def finish(self, asked: bool = False, whole: bool = True) -> DictConfig:
         """Fill in what follows from other keys, check limits, and raise every error together.
 
-        A key without effect is an error only in what a person has `asked` for now.
+        A key without effect is an error only in what a person has `asked` for now, and keys that contradict each other
+        only in a `whole` configuration: where a file could not be read, what it says is missing.
         """
         cfg, chosen = self.cfg, self.chosen
         for text in self.notes:
@@ -248,7 +266,8 @@ class _Merge:
         for path, entry in KEYS.items():
             if path not in followed:
                 self.errors += beyond(path, OmegaConf.select(cfg, path), entry.metadata)
-        self.errors += contradictions(cfg) + (without_effect(cfg) if asked else [])
+        if whole:
+            self.errors += contradictions(cfg) + (without_effect(cfg) if asked else [])
         if self.errors:
             raise UserError(_together(self.errors))
         cfg[CHOSEN] = [path for path in KEYS if path in chosen]

@@ -244,8 +244,10 @@ def _present(path: Path) -> Path:
     if not str(path).isprintable():  # decoders print the names of what they cannot open, as they are
         raise UserError(f"{path}: holds a character that acts on a terminal; rename the file or its folder")
     if not path.is_file():
+        frames = "; of numbered frames `ffmpeg -framerate 8 -i FOLDER/%04d.png clip.mp4` makes one"
         raise UserError(
             f"{path}: {'a folder where a file is needed' if path.is_dir() else 'no such file'}; point it at a clip"
+            + (frames if path.is_dir() and any(path.glob("*.png")) else "")
         )
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes); copy or download it again")

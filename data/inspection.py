@@ -169,11 +169,12 @@ def _measured(plan: Inspection, cut: Cut, native: tuple[int, int] | None) -> Ite
             f"set train_data.fps={plan.plays_at:.0f}, or play what is sampled at --fps {max(1, round(plan.rate))}",
         )
     stretch = _ratio(width / height, wide / high)
-    if cut.snap is None and stretch > FARTHEST_STRETCH:
+    if stretch > FARTHEST_STRETCH:
+        nearer = "set train_data.use_bucketing=true, or a width and height of the clip's shape"
         yield Finding(
             "stretched",
             f"{_sides(plan.size)} is stretched to {_sides(plan.trained)}",
-            "set train_data.use_bucketing=true, or a width and height of the clip's shape",
+            nearer if cut.snap is None else f"crop the clip to the shape of {_sides(plan.trained)} around what moves",
         )
     if (zoom := max(wide / width, high / height)) > FARTHEST_ZOOM:
         yield Finding(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError, shown
+from configs.paths import locate
 from configs.plain import read_csv, read_json, read_text
-from configs.schema import locate
 from data.clips import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip, Cut, read_image, read_video
 
 FILE_KEYS = ("video_path", "clip_path", "video", "path", "file_name")

@@ -64,7 +64,7 @@ def sample_videos(
             steer=steer,
             progress=progress,
         )
-    return [backbone.decode_video(video[None]) for video in latents]
+    return backbone.decode_videos(latents)
 
 
 def _denoiser(

@@ -69,7 +69,7 @@ def generate(args: argparse.Namespace, backbone: Backbone | None = None) -> Iter
         if device.type == "cuda":
             check_batch(min(args.batch_size, len(part.jobs)), each.settings, backbone.kind.sequences(*size[1:]))
         towards.append(guide_latents(each, backbone, args.clip))
-    request.report()
+    request.report(device)
     if args.compile != "off":
         print(WAIT, file=sys.stderr)
     records = [shared_record(part.args, each, backbone) for part, each in zip(parts, requests)]

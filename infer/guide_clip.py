@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from configs.errors import UserError
-from configs.schema import locate
+from configs.paths import locate
 from data.clips import Cut, TooShort, bucket, read_video, resize
 from infer.request import Request, choose_reference, reference_clips
 from infer.settings import RUN_REFERENCE

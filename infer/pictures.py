@@ -7,6 +7,7 @@ sheet is a PNG file with a caption above each strip.
 import base64
 import io
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, Image.Image]], more: int
     width = max(row.width for _, row in drawn) + 2 * MARGIN
     height = MARGIN + sum(row.height + TEXT_HEIGHT + MARGIN for _, row in drawn) + (TEXT_HEIGHT if left else 0)
     sheet = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    draw, font = ImageDraw.Draw(sheet), font_of(12)
     y = MARGIN
     for caption, row in drawn:
         draw.text((MARGIN, y), fitted(draw, caption, font, width - 2 * MARGIN), fill="black", font=font)
@@ -67,6 +68,12 @@ def thumbnail(frames: torch.Tensor, side: int = 256, most: int = 24 << 10) -> st
         if content.tell() <= most:
             return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
     return None
+
+
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which Matplotlib brings along, for captions in Latin, Greek and Cyrillic; Pillow's has ASCII."""
+    (folder,) = find_spec("matplotlib").submodule_search_locations  # without importing it
+    return ImageFont.truetype(Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def fitted(draw: ImageDraw.ImageDraw, caption: str, font, width: int) -> str:

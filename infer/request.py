@@ -5,9 +5,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from configs.checks import written
 from configs.errors import UserError, shown
-from configs.schema import locate
+from configs.paths import locate
 from data.cache import CachedClip, primary, read_folder
 from infer.choices import STRENGTH
 from infer.settings import UNCHOSEN, Settings, resolve
@@ -63,7 +65,7 @@ class Request:
         settings = self.settings
         return customize(network, motions, appearances, settings.highway(), settings.embedding_sampling, latent_size)
 
-    def report(self) -> None:
+    def report(self, device: torch.device) -> None:
         """Print on stderr what will be used, grouped by origin, and every override."""
         lines = [f"model: {self.model}"]
         trained_on = _trained_on(self.sources) or self.model
@@ -75,7 +77,10 @@ class Request:
             )
             if assumed := source.checkpoint.info.get("assumed"):
                 lines.append(f"note: {assumed}; --temporal_preset says otherwise")
-        print(*lines, *self.settings.lines(), sep="\n", file=sys.stderr)
+        lines += self.settings.lines()
+        if device.type == "cpu" and self.settings.precision != "no":
+            lines.append(f"note: a CPU computes in fp32, so precision {self.settings.precision} does nothing here")
+        print(*lines, sep="\n", file=sys.stderr)
 
 
 def read_request(args: argparse.Namespace, sources: list[Source] | None = None) -> Request:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from configs.errors import UserError
 from configs.files import atomic_path
 from data.clips import Clip
+from infer.pictures import font_of
 from infer.video import write_video
 
 COLUMNS = ("reference clip", "base model", "customized")
@@ -59,7 +60,7 @@ def _frame(rows, reference: Clip, number: int, count: int) -> Image.Image:
     width, height = (max(side) for side in zip(*sizes))
     row_height = height + LINES * LINE + GAP
     image = Image.new("RGB", (GAP + 3 * (width + GAP), GAP + LINE + len(rows) * row_height), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=FONT_SIZE)
+    draw, font = ImageDraw.Draw(image), font_of(FONT_SIZE)
     lefts = [GAP + column * (width + GAP) for column in range(len(COLUMNS))]
     for left, title in zip(lefts, COLUMNS):
         draw.text((left, GAP // 2), title, fill="black", font=font)

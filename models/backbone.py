@@ -21,12 +21,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from configs.errors import UserError
+from configs.errors import UserError, shown
 from configs.runtime import note
 from models import backbones
 from models.files.parts import load_part, quiet
 from models.files.pipeline import check_folder, check_pipeline
 from models.placement import copied_to, parameter_bytes, place, visit_by_layers
+from models.vocabulary import unknown_words
 
 ROOM = 12e9  # bytes free beside all parts of the model, twice what training and sampling need: then no part is moved
 
@@ -208,9 +209,12 @@ class Backbone:
 
     def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents [1 c f h w] -> uint8 [f c 8h 8w] on the CPU: the integer part of 255 * clamp(x/2 + 1/2)."""
+        return self.decode_videos(latents)[0]
+
+    def decode_videos(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """The videos of `latents` [b c f h w], each as from `decode_video`, in one visit of the VAE."""
         with _visiting(self.vae, self.device):
-            decoded = self.kind.decode_video(self.vae, latents, self.device)
-        return (decoded / 2 + 0.5).clamp(0, 1).mul(255).to(torch.uint8).cpu()
+            return [_pixels(self.kind.decode_video(self.vae, one, self.device)) for one in latents.split(1)]
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> torch.Tensor:
@@ -226,6 +230,8 @@ class Backbone:
         found = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         for prompt in prompts:
             self._report_cut(prompt, length)
+        if unknown := unknown_words(self.tokenizer, prompts):
+            note(f"note: this small model does not know {', '.join(map(shown, unknown))}; its card lists its words")
         rows = list(zip(found.input_ids.to(self.device).split(1), found.attention_mask.to(self.device).split(1)))
         with nullcontext() if self.text_by_layers else _visiting(self.text_encoder, self.device):
             return torch.cat([self.kind.encode_text(self.text_encoder, *row).cpu() for row in rows])
@@ -251,6 +257,10 @@ class Backbone:
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(sampled.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _pixels(decoded: torch.Tensor) -> torch.Tensor:
+    return (decoded / 2 + 0.5).clamp(0, 1).mul(255).to(torch.uint8).cpu()
 
 
 def _named(part: nn.Module) -> list[tuple[str, torch.Tensor]]:

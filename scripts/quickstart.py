@@ -21,7 +21,8 @@ AIM = "45 s and 80 CPU seconds on two quiet cores"
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    from configs.schema import ROOT, load
+    from configs.paths import ROOT
+    from configs.schema import load
 
     words = sys.argv[1:] if argv is None else argv
     cfg, dry_run = load(["--config", str(ROOT / "configs/quickstart.yaml"), *words], description=__doc__)

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         from scripts.showcase.samples import clip_of, config_of, sample_run
 
     cfg = config_of(args.run)
-    prompts = args.prompt or list(cfg.validation_data.prompt)[:2]
+    prompts, reference = args.prompt or list(cfg.validation_data.prompt)[:2], clip_of(cfg)
     if not prompts:
         raise UserError(f"{args.run}: its configuration has no validation prompt; give --prompt")
     made = [
@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> None:
         for name, strength in (("base", 0.0), ("customized", 1.0))
     ]
     rows = [(prompt, base, customized) for prompt, (_, base), (_, customized) in zip(prompts, *made)]
-    reference = clip_of(cfg)
     output = args.output or args.run / PICTURE
     print(write_side_by_side(output, rows, reference, fps=reference.fps))
 

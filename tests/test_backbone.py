@@ -26,6 +26,8 @@ def test_frames_and_latents_keep_their_layout(backbone):
     latents = backbone.encode_video(frames)
     assert latents.shape == (1, 4, 5, 8, 16) and latents.dtype == torch.float32
     decoded = backbone.decode_video(latents)
+    both = backbone.decode_videos(torch.cat([latents, latents.flip(0)]))
+    assert torch.equal(both[0], decoded) and len(both) == 2
     assert decoded.shape == frames.shape and decoded.dtype == torch.uint8
     one_by_one = torch.cat([backbone.encode_video(frame[None]) for frame in frames], dim=2)
     assert torch.allclose(latents, one_by_one, atol=1e-5), "frames are encoded independently, in order"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from scipy.stats import t
 
-from configs.layers import POCKET, ROOT
+from configs.paths import POCKET, ROOT
 from infer.measure.paired import clips_needed
 from scripts import reproduce as command
 from scripts.artefacts import budget, production, public_benchmark

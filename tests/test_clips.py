@@ -94,6 +94,15 @@ def test_resizing_is_the_antialiased_triangle_filter():
     assert torch.equal(resize(many, 5, 6), torch.cat([resize(frame[None], 5, 6) for frame in many]))
 
 
+def test_a_folder_of_frames_comes_with_the_command_that_makes_it_a_clip(tmp_path):
+    with pytest.raises(UserError) as told:
+        read_video(tmp_path, Cut(64, 64, 4), "x")
+    assert "ffmpeg" not in str(told.value)
+    Image.new("RGB", (8, 8)).save(tmp_path / "0001.png")
+    with pytest.raises(UserError, match=r"a folder where a file is needed; .*`ffmpeg -framerate 8 -i FOLDER/%04d.png"):
+        read_video(tmp_path, Cut(64, 64, 4), "x")
+
+
 def test_without_bucketing_the_clip_is_stretched(video):
     clip = read_video(video, Cut(64, 64, 4, snap=None), "x")
     assert clip.frames.shape == (4, 3, 64, 64)

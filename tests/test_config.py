@@ -12,6 +12,7 @@ import yaml
 
 from configs import schema
 from configs.errors import UserError
+from configs.paths import locate
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = {"train_data": {"single_video_path": "a.mp4"}}
@@ -284,10 +285,10 @@ def test_quoted_text_lists_and_null_are_still_yaml():
 
 def test_paths_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert schema.locate("configs/schema.py") == ROOT / "configs/schema.py"
+    assert locate("configs/schema.py") == ROOT / "configs/schema.py"
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/schema.py").touch()
-    assert schema.locate("configs/schema.py") == Path("configs/schema.py")
+    assert locate("configs/schema.py") == Path("configs/schema.py")
 
 
 def test_help_names_every_key_within_half_a_second_without_torch():

@@ -89,6 +89,17 @@ def change(kind, source, out, model=None, preset=None, index=None):
     return convert(kind, source, out, index, model, preset)
 
 
+@pytest.mark.parametrize("kind", ["peft", "diffusers"])
+def test_a_file_for_another_program_is_told_from_a_checkpoint(run, tmp_path, kind):
+    there = convert(kind, run, tmp_path / "there", None, None, None)
+    for path in (there, next(there.glob("*.safetensors"))):
+        with pytest.raises(UserError) as told:
+            load_checkpoint(path)
+        command = f"`python scripts/convert.py ours {path} OUT` makes it a checkpoint"
+        assert str(told.value).endswith(command)
+    assert load_checkpoint(convert("ours", there, tmp_path / "back", None, None, None).parent)
+
+
 @pytest.mark.parametrize("kind", ["peft", "diffusers", "release"])
 def test_there_and_back_every_bit_survives(run, model, tmp_path, kind):
     preset = "tap" if kind == "release" else None

@@ -459,16 +459,16 @@ def test_all_prompts_are_encoded_in_one_visit_and_only_small_strips_are_kept(
     trained, backbone, tmp_path, monkeypatch, capsys
 ):
     visits, held, texts = [], weakref.WeakSet(), []
-    encode, decode, draw = backbone.encode_text, backbone.decode_video, ImageDraw.ImageDraw.text
+    encode, decode, draw = backbone.encode_text, backbone.decode_videos, ImageDraw.ImageDraw.text
 
     def decoded(latents):
-        frames = decode(latents)
-        held.add(frames)
+        videos = decode(latents)
+        held.update(videos)
         assert len(held) <= 2, "frames of earlier videos are kept"
-        return frames
+        return videos
 
     monkeypatch.setattr(backbone, "encode_text", lambda prompts: visits.append(prompts) or encode(prompts))
-    monkeypatch.setattr(backbone, "decode_video", decoded)
+    monkeypatch.setattr(backbone, "decode_videos", decoded)
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: texts.append(a[2]) or draw(*a, **k))
     for module in (sampling, pictures):
         monkeypatch.setattr(module, "MOST_ROWS", 3)
@@ -538,7 +538,7 @@ def test_an_interrupt_while_writing_leaves_nothing_behind(trained, backbone, tmp
         list(generate(asked(trained, tmp_path / "out", "-p", "a horse", "-r", "1", "--format", kind), backbone))
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(backbone, "decode_video", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(backbone, "decode_videos", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         list(generate(asked(trained, tmp_path / "out", "-p", "a horse", "-r", "1"), backbone))
     assert not (tmp_path / "out").exists()

@@ -133,6 +133,8 @@ def test_shapes_and_sizes_far_from_the_models(inspected):
 
     assert found(64, 64, Cut(128, 128, 8, 8)) == ["small"] and found(96, 96, Cut(128, 128, 8, 8)) == []
     assert found(128, 64, Cut(64, 64, 8, 8, snap=None)) == ["stretched"]
+    assert "stretched" in found(64, 128, Cut(64, 64, 8, 8, snap=64)), "there is one multiple of 64 in 64"
+    assert "stretched" not in found(64, 128, Cut(64, 64, 8, 8, snap=8))
     assert found(72, 64, Cut(64, 64, 8, 8, snap=None)) == []
     assert found(160, 64, Cut(160, 160, 8, 8)) == ["shape"] and found(128, 72, Cut(128, 128, 8, 8)) == []
     assert found(128, 128, Cut(128, 128, 8, 8), (64, 64)) == ["size"]

@@ -6,6 +6,7 @@ import pytest
 
 from configs import schema
 from configs.errors import UserError
+from configs.paths import download_of, is_hub_id
 from models.backbone import check_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +113,34 @@ def test_the_pocket_recipe_stands_in_one_place():
 # ---- fallback ----
 
 
+def test_a_missing_published_model_comes_with_the_command_that_gets_it(tmp_path, capsys):
+    small = write(tmp_path, "small.yaml", "pretrained_model_path: tiny")
+    here = tmp_path / "zeroscope_v2_576w"
+    load(write(tmp_path, "big.yaml", f"pretrained_model_path: {here}/\nfallback: {small}"))
+    assert f"`hf download {HUB} --local-dir {here}` gets the real model" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"`hf download {HUB} --local-dir .*` downloads this one"):
+        check_folder(str(here))
+    assert download_of("models/another") is None
+
+
+def test_a_clip_of_ones_own_does_not_get_the_caption_of_the_files_clip(tmp_path, capsys):
+    car = write(tmp_path, "car.yaml", "train_data: {single_video_path: car.mp4, single_video_prompt: a car}")
+    clip, caption = "train_data.single_video_path=mine.mp4", "train_data.single_video_prompt=a boat"
+    assert load(car, words=(clip,)).train_data.single_video_prompt == ""
+    assert "command line names another clip, so the caption 'a car' is left out" in capsys.readouterr().err
+    assert load(car, words=(clip, caption)).train_data.single_video_prompt == "a boat"
+    assert load(car, words=("train_data.single_video_path=car.mp4",)).train_data.single_video_prompt == "a car"
+    assert load(car, words=(caption,)).train_data.single_video_path == "car.mp4"
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_file_that_is_missing_would_have_said_is_not_asked_for(tmp_path):
+    with pytest.raises(UserError) as told:
+        load(str(tmp_path / "car.yml"), words=("sed=1",))
+    assert "no such configuration file" in str(told.value) and "sed: unknown key" in str(told.value)
+    assert "single_video_path" not in str(told.value)
+
+
 def test_a_fallback_stands_in_for_the_missing_model_of_its_own_file(tmp_path, big, capsys):
     cfg = load(big)
     assert (cfg.pretrained_model_path, cfg.lora_rank) == ("tiny", 2)
@@ -147,7 +176,7 @@ def test_a_hub_id_is_what_the_backbone_takes_for_one(model, monkeypatch):
         accepted = True
     except UserError:
         accepted = False
-    assert schema.is_hub_id(model) == accepted
+    assert is_hub_id(model) == accepted
 
 
 def test_a_model_on_the_command_line_is_never_replaced(big):

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.errors import UserError
-from configs.layers import POCKET
+from configs.paths import POCKET
 from data.world import parse_prompt
 from infer.measure.world_definitions import GRADED
 from scripts.artefacts.measure_study import REPEATS, TITLE, body, make, measure, scenes

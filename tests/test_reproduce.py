@@ -22,7 +22,7 @@ from diffusers import TextToVideoSDPipeline
 
 import train
 from configs.errors import UserError
-from configs.layers import POCKET
+from configs.paths import POCKET
 from configs.signals import Terminated
 from data.world import BACKGROUNDS, COLOURS, SHAPES, Scene, parse_prompt, trajectory_of, vocabulary
 from infer import generate as generating

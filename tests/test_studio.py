@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 import train
 from configs.errors import UserError
 from configs.files import atomic_path
-from configs.schema import load, locate
+from configs.paths import locate
+from configs.schema import load
 from data.clips import Cut, read_video
 from infer.video import write_video
 from scripts.artefacts.testbed import prompt_list

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs.schema import ROOT, load
+from configs.paths import ROOT
+from configs.schema import load
 from scripts.artefacts import plots
 from scripts.artefacts.catalogue import ARTEFACTS
 from scripts.artefacts.costs import VariantCost

@@ -20,7 +20,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 import train
 from configs.errors import UserError
-from configs.schema import ROOT, load
+from configs.paths import ROOT
+from configs.schema import load
 from data.cache import read_folder
 from infer import guidance, options
 from infer.generate import _quicker, generate

@@ -15,8 +15,9 @@ import torch
 
 from configs.checks import checked, maybe, text, whole
 from configs.errors import UserError, shown
+from configs.paths import locate
 from configs.plain import read_json, read_text
-from configs.schema import from_dict, locate
+from configs.schema import from_dict
 from configs.stored import stored_config
 from data.sources import load_clips, plan_clips
 from infer.measure.metrics import DEFINITIONS, VideoScorer

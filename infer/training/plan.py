@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from configs.errors import UserError, printable
 from configs.files import check_writable
 from configs.limits import contradictions
-from configs.schema import locate
+from configs.paths import locate
 from data.cache import primary, read_folder
 from data.clips import read_image
 from data.inspection import inspect_video

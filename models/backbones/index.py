@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from configs.layers import is_hub_id
+from configs.paths import is_hub_id
 from configs.plain import read_json
 
 PATIENCE = 60.0  # seconds in which an index is not asked for again after it failed: without a network that takes 23 s

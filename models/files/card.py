@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from configs.files import atomic_path
-from configs.layers import is_hub_id
+from configs.paths import is_hub_id
 from configs.schema import to_yaml
 from models.files.modelspec import run_name
 

@@ -33,6 +33,7 @@ from models.files.training_state import TRAINING_STATE
 from models.lora import APPEARANCE
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
+OF_ANOTHER = "a LoRA in the format of another program; `python scripts/convert.py ours {} OUT` makes it a checkpoint"
 MARGIN = 64 * 1024 + LARGEST_THUMBNAIL  # bytes for headers and folders beside the tensors of a checkpoint
 
 
@@ -133,6 +134,8 @@ def list_checkpoints(folder: str | Path) -> dict[int, Path]:
     if folder.name in ("", ".."):  # "." is its own parent, and a checkpoint's run is its folder's parent
         folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
+        if folder.suffix == ".safetensors" and folder.is_file():
+            raise UserError(f"{folder}: {OF_ANOTHER.format(folder)}")
         raise UserError(f"{folder}: no such checkpoint folder{_runs_near(folder.parent)}")
     found = {}
     if any((folder / part).exists() for part in ("temporal", "spatial", EMBEDDINGS_FILE, release.EMBEDDINGS_FILE)):
@@ -166,6 +169,8 @@ def load_checkpoint(
     preset is "appearance". Raises UserError for anything missing, damaged or not fitting.
     """
     found = list_checkpoints(folder)
+    if not found and any(Path(folder).glob("*.safetensors")):
+        raise UserError(f"{folder}: {OF_ANOTHER.format(folder)}")
     if not found:
         raise UserError(
             f"{folder}: holds no checkpoint-N folder"
@@ -212,6 +217,8 @@ def _read(path: Path, index: int, preset: str | None, network: nn.Module | None,
         header = read_header(read_tensors(file)[1], file)
         _check_ours(path, header, states[0])
         return from_header(path, index, "lora", {}, states, header)
+    if any(path.glob("*.safetensors")):
+        raise UserError(f"{path}: {OF_ANOTHER.format(path)}")
     held = ", ".join(shown(entry.name) for entry in sorted(path.iterdir())[:8]) or "nothing"
     raise UserError(f"{path}: no motion weights there (found {held}); the checkpoint is incomplete, use another")
 

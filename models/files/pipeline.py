@@ -13,7 +13,7 @@ from typing import Any
 
 from configs.checks import checked
 from configs.errors import UserError
-from configs.layers import is_hub_id
+from configs.paths import download_of, is_hub_id
 from configs.plain import read_json
 from models import backbones
 from models.files.parts import reason
@@ -52,9 +52,11 @@ def check_folder(path: str) -> None:
                 f"(found {', '.join(found) or 'nothing'}); download the whole folder again"
             )
     elif not is_hub_id(path):
+        command = download_of(path)
         raise UserError(
             f"model: no folder {path}; point pretrained_model_path (or --model) at a ZeroScope, ModelScope or Wan "
             "folder, or use models/pocketscope, which is in this repository"
+            + (f"; `{command}` downloads this one" if command else "")
         )
 
 

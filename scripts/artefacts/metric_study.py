@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.files import atomic_path
-from configs.schema import ROOT
+from configs.paths import ROOT
 from infer.measure.agreement import displacement_agreement
 from infer.measure.clip_scores import MetricUnavailable, load_clip, temporal_consistency
 from infer.measure.motion_fidelity import lucas_kanade, motion_fidelity

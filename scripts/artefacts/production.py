@@ -10,8 +10,8 @@ import torch
 
 from configs.errors import UserError
 from configs.files import check_writable, sweep
-from configs.layers import POCKET
-from configs.schema import ROOT, load
+from configs.paths import POCKET, ROOT
+from configs.schema import load
 from data.sources import load_clips
 from infer.measure.metrics import VideoScorer
 from infer.video import safe_name, write_video

@@ -4,8 +4,8 @@ import subprocess
 from pathlib import Path
 
 from configs.files import atomic_path
+from configs.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMITS = "commit.txt"  # in the folder of a run and of its samples
 
 

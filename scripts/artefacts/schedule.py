@@ -19,7 +19,7 @@ from threading import Lock
 import torch
 
 from configs.errors import UserError, sentence_in, why_ended
-from configs.schema import ROOT
+from configs.paths import ROOT
 from models.threads import SHARE, cores
 from scripts.artefacts.chain import Chain
 

@@ -16,7 +16,7 @@ import torch
 
 from configs.errors import UserError
 from configs.files import atomic_path
-from configs.schema import ROOT
+from configs.paths import ROOT
 from data.clips import VIDEO_SUFFIXES
 from data.world import PATHS, REFERENCE_SEEDS, Scene, parse_prompt, reference_clip, render
 from infer.video import read_frames, safe_name, write_video

@@ -12,7 +12,7 @@ and Key leak less than all layers that move equally well is asked by transformer
 
 from itertools import chain, zip_longest
 
-from configs.layers import ROOT
+from configs.paths import ROOT
 from configs.plain import read_yaml
 from data.world import PATHS, RETIMINGS
 from scripts.artefacts.artefact import Artefact, Beside, Bound, Claim, Variant

@@ -11,7 +11,7 @@ Where both move, neither may have begun to leak. So the two are compared once mo
 that: at the end of the longest at the highest rate, where both move well and what leaks more has had the time to.
 """
 
-from configs.layers import ROOT
+from configs.paths import ROOT
 from configs.plain import read_yaml
 from scripts.artefacts.artefact import EQUAL_MOTION, Artefact, Claim, Variant
 from scripts.artefacts.transformer import MOTIONS, NO_APPEARANCE

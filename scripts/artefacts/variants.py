@@ -5,7 +5,7 @@ Reported numbers are a secondary reading of the paper's tables ("[S]"), not chec
 
 from collections.abc import Iterable
 
-from configs.layers import ROOT
+from configs.paths import ROOT
 from configs.plain import read_yaml
 from scripts.artefacts.artefact import Place, Variant
 

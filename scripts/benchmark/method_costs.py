@@ -8,12 +8,13 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from configs import schema
+from configs.paths import ROOT
 from configs.plain import read_json
 from models import methods
 from scripts.benchmark.clock import timed
 from scripts.benchmark.steps import MODELS, Step, count_bytes
 
-FOLDER = schema.ROOT / "configs" / "methods"
+FOLDER = ROOT / "configs" / "methods"
 WHEN = {
     "tap": "the default: the appearance of the prompt with the motion of the clip",
     "tap_key": "half of tap's parameters, as the paper's figure draws it",
@@ -42,7 +43,7 @@ TRANSFORMER_WHEN = {
 WAN = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}  # Wan 2.1 of 1.3 B
 TRANSFORMERS = {  # (settings of the network, latent frames, height and width)
     "Wan 1.3 B": (WAN, (9, 34, 60)),
-    "PocketScope-DiT": (read_json(schema.ROOT / "models/pocketscope_dit/transformer/config.json"), (8, 8, 8)),
+    "PocketScope-DiT": (read_json(ROOT / "models/pocketscope_dit/transformer/config.json"), (8, 8, 8)),
 }
 HEADER = [
     "method",

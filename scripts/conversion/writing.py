@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from configs.archives import check_safetensors
 from configs.errors import UserError, printable
 from configs.files import atomic_path, check_writable, sweep
-from configs.layers import locate
+from configs.paths import locate
 from configs.plain import dump_yaml, shown_error
 from data.cache import read_cached
 from models.backbone import Backbone

@@ -61,7 +61,7 @@ def _sample(ground: Ground) -> None:
     run = ground.work / "inputs" / "run"
     args = options.parse(["--checkpoint_folder", str(run), "--prompt", "x", "--model", ground.model])
     request = read_request(args)
-    request.report()
+    request.report(torch.device("cpu"))
     checkpoint, settings = request.sources[0].checkpoint, request.settings
     assert finite(checkpoint.motion, *checkpoint.appearance) and 0 < checkpoint.scale < 1e9
     assert 0 < settings.width <= 65_536 and 1 <= settings.num_steps <= 999 and 0 <= settings.guidance_scale <= 1000

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from configs.errors import ending
-from configs.layers import POCKET
+from configs.paths import POCKET
 from data.cache import CachedClip, export_clips
 from infer.video import write_video
 from models.backbones import architecture

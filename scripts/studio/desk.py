@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.errors import UserError, ending, printable
 from configs.files import check_writable, fresh_folder
-from configs.schema import locate
+from configs.paths import locate
 from scripts.studio import gallery, library, markup, takeaway, uploads
 from scripts.studio.excerpt import Excerpt, choose, default_seconds, measure
 from scripts.studio.places import Places

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import UserError
+from configs.paths import ROOT
 from configs.plain import read_text, read_yaml
-from configs.schema import ROOT
 from data.clips import VIDEO_SUFFIXES
 from infer.prompt_file import read_prompt_file
 from scripts.studio.places import Places

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from configs.errors import UserError
 from configs.files import atomic_path
-from configs.schema import ROOT
+from configs.paths import ROOT
 
 PLAYABLE = (".mp4", ".gif", ".png", ".webp")
 LONG_AGO = 24 * 3600  # seconds; no tab still shows what is so old

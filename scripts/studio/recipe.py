@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.layers import POCKET
+from configs.paths import POCKET, ROOT, locate
 from configs.plain import read_json
-from configs.schema import ROOT, load, locate
+from configs.schema import load
 from models.backbones import kind_of_model
 from scripts.studio.excerpt import Excerpt
 from scripts.studio.places import script, short

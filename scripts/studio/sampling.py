@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.schema import locate
+from configs.paths import locate
 from infer import options
 from infer.choices import RELEASE
 from infer.settings import read_native
