@@ -39,5 +39,5 @@ def test_a_request_tells_of_them(tmp_path, capsys):
     words = ["--model", str(ROOT / "models/pocketscope"), "--prompt", "an astronaut", "--num-steps", "1"]
     list(generate(options.parse([*words, "--output_dir", str(tmp_path), "--device", "cpu"])))
     told = capsys.readouterr().err
-    assert "\nnote: this small model does not know 'astronaut'; its card lists its words\n" in told
+    assert "note: this small model does not know 'astronaut'; its card lists its words\n" in told
     assert "a CPU computes in fp32, so precision fp16 does nothing here" in told
