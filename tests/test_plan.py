@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import imageio.v3 as iio
 import numpy as np
@@ -84,6 +85,17 @@ def test_a_models_default_that_contradicts_what_was_chosen_is_refused(tiny_confi
     for call in (train.run, train.dry_run):
         with pytest.raises(UserError, match="^min_timestep: 875 is above max_timestep 500"):
             call(tiny_config(max_timestep=500))
+
+
+def test_a_dry_run_on_a_cpu_says_what_a_gpu_would_need(tiny_config):
+    """It is often made on a laptop, for the card of tomorrow; a GPU holds the frozen model in half of the bytes."""
+    counted = {}
+    for precision in ("no", "fp16"):
+        told = train.dry_run(tiny_config(mixed_precision=precision, device="cpu"))
+        counted[precision] = re.findall(r"^(memory     |on a GPU   ) (\d+\.\d+ GB .*)$", told, re.MULTILINE)
+    assert [place for place, _ in counted["no"]] == ["memory     "], "a GPU would need the same"
+    (_, here), (place, there) = counted["fp16"]
+    assert here == counted["no"][0][1] and place == "on a GPU   " and there.endswith(", in fp16") and here not in there
 
 
 def test_a_dry_run_counts_single_frames_for_images_and_the_state_of_the_optimizer(tiny_config, tmp_path, monkeypatch):

@@ -29,10 +29,26 @@ def rehearsed(cfg: DictConfig, training_step: Callable) -> str:
     """
     cfg = backbones.settled(cfg, cfg.pretrained_model_path)
     check(cfg)
-    planned = plan(cfg)
-    network, device = skeleton(cfg.pretrained_model_path), choose_device(cfg.device)
+    planned, device = plan(cfg), choose_device(cfg.device)
     check_compiling(cfg.compile, device)
     dtype = choose_dtype(cfg.mixed_precision, device)
+    method, needed = _attached(cfg, dtype, training_step)
+    lines = method.describe() + [beside.LINE] * beside.fits(cfg, method, device, latent_size_of_clips(cfg)[0])
+    if method.highway:
+        with attach_highway(method.network, *method.highway) as highway:
+            lines += [f"  {skip}" for skip in highway.skips]
+    lines.append(f"memory      {needed}")
+    on_card = choose_dtype(cfg.mixed_precision, torch.device("cuda"))
+    if device.type == "cpu" and dtype != on_card:  # somebody plans for another machine
+        lines.append(f"on a GPU    {_attached(cfg, on_card, training_step)[1]}, in {cfg.mixed_precision}")
+    return "\n".join(map(printable, [*to_yaml(cfg).split("\n"), *planned, *lines]))
+
+
+def _attached(
+    cfg: DictConfig, dtype: torch.dtype, training_step: Callable
+) -> tuple[methods.Method, memory.TrainingBytes]:
+    """The method on a network without weights, and the memory that a step needs in this precision."""
+    network = skeleton(cfg.pretrained_model_path)
     torch.nn.Module.to(network, dtype).requires_grad_(False)  # diffusers' own `to` warns for no reason
     kind = backbones.kind_of(network)
     # the second of two experts, which are alike, takes room on the device only where it is streamed
@@ -47,14 +63,9 @@ def rehearsed(cfg: DictConfig, training_step: Callable) -> str:
     text = torch.empty(n, kind.text_length(), kind.text_width(network), device="meta")
     draw = objective.Draw(latents, torch.empty(n, dtype=torch.long, device="meta"), 0, 0, True)
     given = predictor(training_mode(network, cfg.frozen_dropout)), DDIMScheduler(), method, latents, text, draw
-    needed = memory.training_bytes(
+    return method, memory.training_bytes(
         model_bytes,
         [*method.motion_parameters, *method.appearance_parameters],
         lambda: training_step(*given, learn_motion=cfg.train_temporal_lora),
         bytes_of_state(cfg),
     )
-    lines = method.describe() + [beside.LINE] * beside.fits(cfg, method, device, size[0])
-    if method.highway:
-        with attach_highway(network, *method.highway) as highway:
-            lines += [f"  {skip}" for skip in highway.skips]
-    return "\n".join(map(printable, [*to_yaml(cfg).split("\n"), *planned, *lines, f"memory      {needed}"]))
