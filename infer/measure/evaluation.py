@@ -123,8 +123,8 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
         )
     if samples and not any(references.values()):
         result.problems.append(
-            f"{folder}: no sidecar names a reference clip, so motion and leakage were not measured; give "
-            "--reference CLIP and --caption TEXT"
+            f"{folder}: no sidecar names a reference clip, so leakage was not measured, and motion success is that of "
+            "the prompt's own words; give --reference CLIP and --caption TEXT"
         )
     result.problems += scorer.unavailable.values()
     result.problems = list(dict.fromkeys(result.problems))

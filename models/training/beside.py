@@ -2,7 +2,7 @@
 
 Both passes of a step compute gradients at the weights from before it, and the optimizers step after both
 (train.py: training_step), so neither pass waits for the other. On one core a step of PocketScope with four timesteps
-takes 0.39 s, of which the motion pass alone takes 0.30 s. Sharing out the timesteps instead, two to each process, costs
+takes 0.33 s, of which the motion pass alone takes 0.28 s. Sharing out the timesteps instead, two to each process, costs
 1.47 times the CPU seconds and adds the sums in another order; the passes, each as it is, give results equal to the bit.
 
 The second process is a copy of the first, forked before the first step. Appearance adapters and their gradients lie in
