@@ -1,14 +1,11 @@
-"""LoRA adapters on a network's transformers: which layers a preset adapts, injection, switching on and off.
+"""LoRA adapters on a network's transformers: injection, switching on and off.
 
-Temporal attention purification (TAP, paper section on motion LoRA) is a choice of layers: adapting only what makes
-the attention *weights* of the temporal transformers recombines the pretrained Value embeddings into a new motion.
 y = W x + scale * up(down(x)), scale = alpha / rank, down ~ N(0, std 1/rank), up = 0. A state is a dict of
 "<module>.lora_A.weight" (down, [rank, in]) and "<module>.lora_B.weight" (up, [out, rank]), always fp32: the masters,
 their gradients and the optimizer's moments are fp32, while the two matrix products run in the frozen base's precision.
 """
 
 import contextlib
-import difflib
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,36 +21,7 @@ from configs.errors import UserError
 from models import backbones, merge
 from models.dropout import drop
 from models.hooks import Patch
-
-APPEARANCE = "appearance"  # the preset of the appearance adapters
-
-
-def targets(network: nn.Module, preset: str, block_range: Sequence[float] | None = None) -> list[str]:
-    """Names of the Linear layers that `preset` adapts, in the release's file order.
-
-    That order is transformer_in, down_blocks, up_blocks, mid_block (a transformer's blocks are in their own order), and
-    inside a block as written in the kind's `PRESETS`. With `block_range` [first, last] only layers between those shares
-    of a transformer's depth. Works on a plain network and on one that already carries adapters. Raises UserError for a
-    preset that this kind of network does not have, and for a network without the layers, listing the nearest names.
-    """
-    kind = backbones.kind_of(network)
-    if preset not in kind.PRESETS:
-        near = difflib.get_close_matches(preset, kind.PRESETS, n=1)
-        hint = f"did you mean {near[0]}" if near else f"choose one of {', '.join(kind.PRESETS)}"
-        raise UserError(f"temporal_preset: no preset of a {kind.NAME} is called {preset!r}: {hint}")
-    block = kind.APPEARANCE_BLOCK if preset == APPEARANCE else kind.MOTION_BLOCK
-    modules = dict(network.named_modules())
-    names = [f"{name}.{part}" for name in modules if block.fullmatch(name) for part in kind.PRESETS[preset]]
-    missing = [name for name in names if name not in modules] or ([] if names else [kind.EXPECTED])
-    if missing:
-        near = difflib.get_close_matches(missing[0], modules, n=3, cutoff=0.3)
-        raise UserError(
-            f"{preset}: {type(network).__name__} has no layer {missing[0]} to adapt; its nearest names are"
-            f" {', '.join(near) or 'none'}: use {kind.WORDS}"
-        )
-    if block_range is not None:
-        names = [name for name in names if kind.in_range(network, name, block_range)]
-    return names
+from models.targets import APPEARANCE, targets
 
 
 class Matrix(nn.Linear):
@@ -187,7 +155,7 @@ def add_adapter(
     `alpha` defaults to `rank`; a layer narrower than `rank` gets the rank it can have at the same scale alpha / rank.
     `placement` of the dropout: "release" after up, "peft" before down. `generator` (CPU) draws the down matrices;
     without one they come from torch's global generator. `names` are the layers to adapt where patterns changed the
-    preset's (models/patterns.py). Raises UserError when the network lacks the preset's layers.
+    preset's (models/targets.py). Raises UserError when the network lacks the preset's layers.
     Source: release and MotionDirector LoRA code (scale 1, down std 1/rank, up 0).
     """
     names = targets(network, preset, block_range) if names is None else names

@@ -19,7 +19,7 @@ from models.embeddings import MotionEmbeddings, attach_embeddings
 from models.heads import Heads, restrict
 from models.highway import HighwaySettings, attach_highway, check_highway
 from models.hooks import Patch
-from models.patterns import choose_layers
+from models.targets import choose_layers
 
 State = dict[str, torch.Tensor]
 

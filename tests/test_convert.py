@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from configs.errors import UserError
 from configs.signals import Terminated
 from data.cache import CachedClip, export_clips, read_cached
-from models import lora
 from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.files.diffusers import DIFFUSERS_FILE, read_peft
 from models.merge import merge
 from models.outline import skeleton
+from models.targets import targets
 from scripts.conversion import writing
 from scripts.conversion.inspection import inspect
 from scripts.conversion.reading import read
@@ -116,7 +116,7 @@ def test_the_authors_layout_is_written_whole(run, model, tmp_path, capsys):
     assert "would put the tap layers of this file elsewhere" in capsys.readouterr().err
     temporal = torch.load(tmp_path / "checkpoint-7/temporal/lora/7_unet.pt", weights_only=True)
     spatial = torch.load(tmp_path / "checkpoint-7/spatial/lora/7_unet.pt", weights_only=True)
-    assert len(spatial) == 2 * 2 * len(lora.targets(skeleton(model), "appearance"))
+    assert len(spatial) == 2 * 2 * len(targets(skeleton(model), "appearance"))
     assert all(isinstance(tensor, torch.nn.Parameter) for tensor in temporal + spatial)
     cached = torch.load(tmp_path / "cached_latents/cached_0.pt", weights_only=True)
     ours = read_cached(run / "cached_latents/cached_0.safetensors")
@@ -171,7 +171,7 @@ def test_a_merged_folder_is_a_plain_pipeline_with_the_motion_in_it(run, model, t
 def test_somebody_elses_peft_folder_keeps_its_effect(unet, model, tmp_path):
     state = lora_state(unet, "motiondirector")
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True}
-    layer = lora.targets(unet, "motiondirector")[0]
+    layer = targets(unet, "motiondirector")[0]
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {layer: 16}}))
     save_file({f"base_model.model.{n}": t for n, t in state.items()}, tmp_path / "adapter_model.safetensors")
     checkpoint = read_peft(tmp_path)
@@ -264,7 +264,7 @@ def test_inspect_says_what_a_file_is(run, unet, model, tmp_path):
     assert "fits no preset" in "\n".join(inspect(tmp_path / "theirs/checkpoint-7/temporal/lora/7_unet.pt", None))
     assert "text_prompt: 'a cat'" in inspect(tmp_path / "theirs/cached_latents/cached_0.pt", None)
     full = skeleton()
-    names = lora.targets(full, "tap_key")
+    names = targets(full, "tap_key")
     torch.save(release.list_tensors([lora_state(full, "tap_key", rank=1)], names), tmp_path / "1_unet.pt")
     assert (
         "fits tap_key or query or value or out on U-Net of channels 320/640/1280/1280"

@@ -15,9 +15,10 @@ from models import methods
 from models.backbone import Backbone
 from models.files.checkpoint import load_checkpoint
 from models.highway import attach_highway
-from models.lora import add_adapter, targets
+from models.lora import add_adapter
 from models.merge import adapted, attach_lora, without_loras
 from models.outline import skeleton
+from models.targets import targets
 
 from conftest import config_of
 

@@ -9,9 +9,10 @@ import torch
 
 from configs.errors import UserError
 from models.backbones.unet3d import PRESETS
-from models.lora import active, add_adapter, targets
+from models.lora import active, add_adapter
 from models.merge import attach_lora, merge
 from models.outline import skeleton
+from models.targets import targets
 from models.training import memory
 from scripts.authors.weights import build_unet
 

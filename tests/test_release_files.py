@@ -11,8 +11,8 @@ import torch
 from configs.errors import UserError
 from models.backbones.unet3d import PRESETS
 from models.files import release
-from models.lora import targets
 from models.outline import skeleton
+from models.targets import targets
 
 GOLDEN = Path(__file__).parent / "golden" / "lora_train" / "checkpoint-200"
 TINY = {

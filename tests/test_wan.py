@@ -35,10 +35,11 @@ from models.backbone import Backbone, predictor
 from models.backbones import index, unet3d, wan
 from models.files.checkpoint import load_checkpoint
 from models.hooks import Patch, wrap_forward
-from models.lora import add_adapter, targets
+from models.lora import add_adapter
 from models.outline import latent_size_of, scheduler_of, skeleton
 from models.placement import visit_by_layers
 from models.schedule import draw_timesteps, noised
+from models.targets import targets
 from models.training.objective import draw_step
 from scripts.pocket import wan_parts
 

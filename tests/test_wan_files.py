@@ -10,9 +10,10 @@ from models.backbone import Backbone
 from models.backbones import architecture
 from models.files.checkpoint import load_checkpoint, save_checkpoint
 from models.files.header import read_header
-from models.lora import add_adapter, targets
+from models.lora import add_adapter
 from models.merge import attach_lora
 from models.outline import skeleton
+from models.targets import targets
 from scripts.conversion.inspection import inspect
 from scripts.conversion.reading import read
 from scripts.conversion.writing import convert

@@ -30,7 +30,7 @@ from models.files.modelspec import LARGEST_THUMBNAIL, without_spec
 from models.files.peft import ADAPTER_FILE, read_adapter, write_adapter
 from models.files.tensors import State, read_tensors, write_tensors
 from models.files.training_state import TRAINING_STATE
-from models.lora import APPEARANCE
+from models.targets import APPEARANCE
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 OF_ANOTHER = "a LoRA in the format of another program; `python scripts/convert.py ours {} OUT` makes it a checkpoint"

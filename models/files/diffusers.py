@@ -29,7 +29,7 @@ from models.files.checkpoint import Checkpoint, appearance_parts, appearance_sta
 from models.files.header import LAYOUT, MOST_RANK, Header, read_header
 from models.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, check_pairs, peft_config, read_adapter, write_adapter
 from models.files.tensors import State, read_tensors, write_tensors
-from models.lora import APPEARANCE
+from models.targets import APPEARANCE
 
 # of an adapter configuration; no other key of PEFT's changes the effect of a plain LoRA
 ADAPTER = {

@@ -10,7 +10,7 @@ from torch import nn
 from configs.errors import UserError
 from models.backbones import architecture, kind_of
 from models.files.tensors import State
-from models.lora import APPEARANCE, targets
+from models.targets import APPEARANCE, targets
 
 if TYPE_CHECKING:  # that file imports this one
     from models.files.checkpoint import Checkpoint

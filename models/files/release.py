@@ -2,7 +2,7 @@
 
 The first two store `{temporal,spatial}/lora/{index}_unet.pt`: a pickled list [up, down, up, down, ...] in module order,
 without names, rank or targets (as its training code writes them). up is [out, r], down is [r, in]. Names come from
-`models.lora.targets` on the U-Net the file belongs to, which may live on the meta device (`skeleton`). With several
+`models.targets.targets` on the U-Net the file belongs to, which may live on the meta device (`skeleton`). With several
 reference clips the release nests its appearance adapters, clip 0 outermost; walking the modules then meets, layer by
 layer, clip 0, clip 1, ...: such files are interleaved per layer, and their number of tensors is a multiple of the
 one-clip number.
@@ -20,8 +20,8 @@ from torch import nn
 from configs.errors import UserError, shown
 from models.backbones import architecture, kind_of
 from models.files.tensors import State, check_real, read_pickle
-from models.lora import APPEARANCE, targets
 from models.outline import skeleton
+from models.targets import APPEARANCE, targets
 
 EMBEDDINGS_FILE = "motion_embed.pt"
 EMBEDDING_NAMES = {"pos_embed": "query_key", "vSpatial": "value"}  # Motion Inversion's and ours

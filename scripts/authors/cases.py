@@ -24,8 +24,9 @@ from models.customization import customize
 from models.files.checkpoint import load_checkpoint
 from models.highway import HighwaySettings, attach_highway
 from models.hooks import bypass_single_frames
-from models.lora import active, add_adapter, targets
+from models.lora import active, add_adapter
 from models.merge import merge
+from models.targets import targets
 from scripts.authors.reference import ReferenceFile, Row
 
 LATENTS = 2e-5  # relative to the largest value, after many passes

@@ -16,7 +16,8 @@ from models.backbone import predictor
 from models.backbones.unet3d import PRESETS
 from models.files.checkpoint import load_checkpoint
 from models.hooks import bypass_single_frames
-from models.lora import add_adapter, targets
+from models.lora import add_adapter
+from models.targets import targets
 from models.training.objective import Draw
 from models.training.optimizer import DualPathOptimizer
 from scripts.authors.cases import UNGUARDED, adapt

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from configs.errors import UserError
-from models import lora
 from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint
@@ -12,6 +11,7 @@ from models.files.dialects import read_dialect
 from models.files.diffusers import DIFFUSERS_FILE, is_diffusers, read_diffusers, read_peft
 from models.files.peft import ADAPTER_FILE
 from models.outline import skeleton
+from models.targets import targets
 
 
 def read(source: Path, index: int | None = None, model: str | None = None, preset: str | None = None) -> Checkpoint:
@@ -44,7 +44,7 @@ def _read_pickle(path: Path, model: str | None, preset: str | None) -> Checkpoin
     tensors, unet = release.read_list(path), skeleton(model)
     asked = preset
     preset, _ = release.choose_preset(path, tensors, unet, asked)
-    (motion,) = release.name_tensors(tensors, lora.targets(unet, preset))
+    (motion,) = release.name_tensors(tensors, targets(unet, preset))
     info = {"architecture": architecture(unet)}
     if asked is None and preset == release.ASSUMED:
         info["assumed"] = f"{path} names no layers"

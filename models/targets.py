@@ -1,5 +1,7 @@
-"""Regular expressions that add layers to a preset of the motion LoRA or take some away.
+"""Which layers a LoRA adapts: those of a preset, and regular expressions that add some or take some away.
 
+Temporal attention purification (TAP, paper section on motion LoRA) is a choice of layers: adapting only what makes
+the attention *weights* of the temporal transformers recombines the pretrained Value embeddings into a new motion.
 A pattern has to match a layer's whole name, as PEFT's `target_modules` does. Patterns come from files, so they are
 held to a length and a time, and may not count repetitions, which can need any amount of memory.
 """
@@ -14,10 +16,38 @@ from torch import nn
 
 from configs.errors import UserError, shown
 from models.backbones import kind_of
-from models.lora import targets
 
+APPEARANCE = "appearance"  # the preset of the appearance adapters
 MOST_LETTERS, MOST_SECONDS = 300, 1.0  # of this process, however busy the machine is
 COUNTED = re.compile(r"\{\s*[\d,]")
+
+
+def targets(network: nn.Module, preset: str, block_range: Sequence[float] | None = None) -> list[str]:
+    """Names of the Linear layers that `preset` adapts, in the release's file order.
+
+    That order is transformer_in, down_blocks, up_blocks, mid_block (a transformer's blocks are in their own order), and
+    inside a block as written in the kind's `PRESETS`. With `block_range` [first, last] only layers between those shares
+    of a transformer's depth. Works on a plain network and on one that already carries adapters. Raises UserError for a
+    preset that this kind of network does not have, and for a network without the layers, listing the nearest names.
+    """
+    kind = kind_of(network)
+    if preset not in kind.PRESETS:
+        near = difflib.get_close_matches(preset, kind.PRESETS, n=1)
+        hint = f"did you mean {near[0]}" if near else f"choose one of {', '.join(kind.PRESETS)}"
+        raise UserError(f"temporal_preset: no preset of a {kind.NAME} is called {preset!r}: {hint}")
+    block = kind.APPEARANCE_BLOCK if preset == APPEARANCE else kind.MOTION_BLOCK
+    modules = dict(network.named_modules())
+    names = [f"{name}.{part}" for name in modules if block.fullmatch(name) for part in kind.PRESETS[preset]]
+    missing = [name for name in names if name not in modules] or ([] if names else [kind.EXPECTED])
+    if missing:
+        near = difflib.get_close_matches(missing[0], modules, n=3, cutoff=0.3)
+        raise UserError(
+            f"{preset}: {type(network).__name__} has no layer {missing[0]} to adapt; its nearest names are"
+            f" {', '.join(near) or 'none'}: use {kind.WORDS}"
+        )
+    if block_range is not None:
+        names = [name for name in names if kind.in_range(network, name, block_range)]
+    return names
 
 
 def choose_layers(

@@ -7,9 +7,8 @@ import pytest
 import train
 from configs.errors import UserError
 from models.files.checkpoint import load_checkpoint
-from models.lora import targets
 from models.outline import skeleton
-from models.patterns import choose_layers
+from models.targets import choose_layers, targets
 from scripts.authors.weights import build_unet
 
 from conftest import UNET
@@ -92,7 +91,7 @@ def test_no_pattern_hangs_or_breaks_anything(unet, pattern):
 
 
 def test_a_pattern_that_takes_too_long_is_stopped(unet, monkeypatch):
-    monkeypatch.setattr("models.patterns.MOST_SECONDS", 0.2)
+    monkeypatch.setattr("models.targets.MOST_SECONDS", 0.2)
     began = time.process_time()
     with pytest.raises(UserError, match="takes too long"):
         choose_layers(unet, "tap", [r"(.*?)(.*?)(.*?)(.*?)(.*?)(.*?)\d\d\d(.*?)"], None)
