@@ -41,9 +41,10 @@ def guide_latents(request: Request, backbone: Backbone, number: int | None) -> t
     wanted = backbone.latent_size(settings.num_frames, settings.height, settings.width)
     has = tuple(latents.shape[2:])
     if has != wanted:
+        flags = "" if has[1:] == wanted[1:] else f" (--width {has[2] * factor} --height {has[1] * factor})"
         raise UserError(
             f"--guide: the run's reference clip has {_words(has, factor)}, and the videos have "
-            f"{_words(wanted, factor)}; sample at its size, or give a --guide CLIP"
+            f"{_words(wanted, factor)}; sample at its size{flags}, or give a --guide CLIP"
         )
     return latents
 
@@ -62,11 +63,11 @@ def _frames(name: str, settings, snap: int) -> torch.Tensor:
     except UserError as error:
         raise UserError(f"--guide: {error}") from None
     high, wide = frames.shape[-2:]
-    is_cut_so = bucket(wide, high, replace(cut, snap=snap)) == (width, height)
-    if abs(wide * height / (high * width) - 1) > SAME_SHAPE and not is_cut_so:
+    trained = bucket(wide, high, replace(cut, snap=snap))  # what a training would make of it
+    if abs(wide * height / (high * width) - 1) > SAME_SHAPE and trained != (width, height):
         raise UserError(
             f"--guide: {name} fits the videos' {width} x {height} as {wide} x {high} pixels, so its shape is another; "
-            "crop it, or give its shape with --width and --height"
+            f"crop it, or sample in its shape: --width {trained[0]} --height {trained[1]}"
         )
     return resize(frames, width, height)
 

@@ -1,5 +1,6 @@
 """The page of scripts/app.py without Gradio: what is accepted, what is cut, which command that is, what is served."""
 
+import re
 import shutil
 
 import pytest
@@ -21,7 +22,7 @@ from scripts.studio.recipe import METHODS, Recipe, configuration, is_small, pres
 from scripts.studio.runs import Run, find_run, find_runs
 from scripts.studio.sampling import dials_of_model
 from scripts.studio.server import allowed
-from scripts.studio.takeaway import VIDEOS, keep_command, line, prepare, train_words
+from scripts.studio.takeaway import VIDEOS, commands, keep_command, line, prepare, train_words
 
 from conftest import ROOT
 from scenes import square
@@ -297,6 +298,16 @@ def test_what_is_still_being_written_is_not_shown(places):
         with pytest.raises(UserError, match="none was sampled"):
             prepare(VIDEOS, run, 1, places)
     assert upload.parent in {each.path.parent for each in library.offers(places)}
+
+
+@pytest.mark.parametrize(("model", "kinds"), [(MODEL, {"release"}), (TRANSFORMER, {"comfyui", "musubi"})])
+def test_commands_write_the_files_that_a_network_can_have(places, model, kinds):
+    run = places.train / "train_1"
+    run.mkdir(parents=True)
+    data = "train_data: {single_video_path: clip.mp4, single_video_prompt: a clip}"
+    (run / "config.yaml").write_text(f"pretrained_model_path: {model}\n{data}\n")
+    told = commands(Run(run, places.train), [], 7, places)
+    assert set(re.findall(r"convert\.py (\w+)", told)) == kinds | {"ours", "diffusers"}
 
 
 # runs

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.files import atomic_path
+from configs.paths import locate
+from models.backbones import kind_of_model
 from scripts.studio.places import Places, script, short
 from scripts.studio.recipe import go_on
 from scripts.studio.runs import Run
@@ -14,8 +16,11 @@ from scripts.studio.runs import Run
 LORAS = {  # kind of scripts/convert.py -> what it is for
     "ours": "LoRA, ours (PEFT folder, loads here)",
     "diffusers": "LoRA for diffusers",
-    "release": "LoRA as the authors' list",
+    "comfyui": "LoRA for ComfyUI (Wan)",
+    "musubi": "LoRA for musubi-tuner (Wan)",
+    "release": "LoRA as the authors' list (3-D U-Net)",
 }
+OF_ONE_NETWORK = {"comfyui": "transformer", "musubi": "transformer", "release": "unet"}  # its folder
 VIDEOS, CONFIG = "videos", "config"
 KINDS = {**LORAS, VIDEOS: "the sampled videos", CONFIG: "the configuration (YAML)"}
 
@@ -110,5 +115,7 @@ def commands(run: Run, sampled: list[list[str]], index: int | None, places: Plac
         folder = sampled[-1][sampled[-1].index("--output_dir") + 1]
         parts.append(("measure", [[script("scripts/evaluate.py"), folder]]))
     if index is not None:
-        parts.append(("take the LoRA elsewhere", [lora_words(kind, run, index, places) for kind in LORAS]))
+        network = kind_of_model(locate(run.config().pretrained_model_path)).FOLDER
+        kinds = [kind for kind in LORAS if OF_ONE_NETWORK.get(kind, network) == network]
+        parts.append(("take the LoRA elsewhere", [lora_words(kind, run, index, places) for kind in kinds]))
     return "\n\n".join("\n".join([f"# {title}", *map(line, lines)]) for title, lines in parts)
