@@ -68,6 +68,8 @@ def plan(cfg) -> list[str]:
             lines += inspect_video(clip.path, clip.cut, playing_rate(cfg, native), made_for).lines()
     if (more := len(clips) - MOST_CLIPS) > 0:
         lines.append(f"plan: and {more} more, which were not looked at")
+    if all(clip.reader is read_image for clip in clips):
+        lines.append("warning: images have no motion, so none is learned; use the run with --spatial_path_folder")
     return lines
 
 
