@@ -24,7 +24,7 @@ from data.cache import CachedClip, export_clips, read_cached
 from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.files.diffusers import DIFFUSERS_FILE, read_peft
+from models.files.diffusers_lora import DIFFUSERS_FILE, read_peft
 from models.merge import merge
 from models.outline import skeleton
 from models.targets import targets

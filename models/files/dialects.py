@@ -17,7 +17,7 @@ import torch
 
 from configs.errors import UserError, shown
 from models.files.checkpoint import Checkpoint, appearance_parts
-from models.files.diffusers import checkpoint_of_peft, clips_beside, header_of
+from models.files.diffusers_lora import checkpoint_of_peft, clips_beside, header_of
 from models.files.header import read_header
 from models.files.peft import check_pairs
 from models.files.tensors import State, read_tensors, write_tensors

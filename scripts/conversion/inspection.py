@@ -9,7 +9,7 @@ from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from models.files.dialects import FILE as DIALECT_FILE
-from models.files.diffusers import DIFFUSERS_FILE
+from models.files.diffusers_lora import DIFFUSERS_FILE
 from models.files.modelspec import PREFIXES, THUMBNAIL
 from models.files.peft import ADAPTER_FILE
 from models.files.tensors import read_pickle

@@ -8,7 +8,7 @@ from models.files import release
 from models.files.checkpoint import Checkpoint, load_checkpoint
 from models.files.dialects import FILE as DIALECT_FILE
 from models.files.dialects import read_dialect
-from models.files.diffusers import DIFFUSERS_FILE, is_diffusers, read_diffusers, read_peft
+from models.files.diffusers_lora import DIFFUSERS_FILE, is_diffusers, read_diffusers, read_peft
 from models.files.peft import ADAPTER_FILE
 from models.outline import skeleton
 from models.targets import targets

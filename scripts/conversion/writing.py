@@ -20,7 +20,7 @@ from models.backbones import kind_of_model
 from models.files import release
 from models.files.checkpoint import Checkpoint, save_checkpoint
 from models.files.dialects import DIALECTS, write_dialect
-from models.files.diffusers import header_of, write_diffusers, write_peft
+from models.files.diffusers_lora import header_of, write_diffusers, write_peft
 from models.files.header import CUSTOM
 from models.files.parts import UNLOADABLE
 from models.files.pipeline import check_pipeline

@@ -30,7 +30,7 @@ from infer.video import write_video
 from models.backbones import architecture
 from models.files import release
 from models.files.checkpoint import save_checkpoint
-from models.files.diffusers import write_diffusers, write_peft
+from models.files.diffusers_lora import write_diffusers, write_peft
 from models.outline import skeleton
 from scripts.conversion.reading import read
 from scripts.fuzzing.values import SECRET

@@ -7,7 +7,6 @@ the same weights as a run in one.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from configs.errors import UserError
+from configs.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,6 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Save as safetensors under a temporary name, then rename."""
-    temporary = path.with_suffix(".part")
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
+    """Save as safetensors, whole or not at all."""
+    with atomic_path(path) as part:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part, metadata)
