@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from configs.paths import ROOT
 from configs.schema import load
@@ -193,7 +194,11 @@ def test_an_artefact_of_costs_draws_its_points_and_says_what_they_mean(tmp_path,
         "untouched model",
         *(point.curve for point in result.points[1:]),
     }
-    assert figure.get_supxlabel() == f"CPU seconds of {form}"
+    FigureCanvasAgg(figure).draw()
+    labels = [axes.xaxis.label for axes in figure.axes[2:]]
+    assert [label.get_text() for label in labels] == 2 * [f"CPU seconds of {form}"]
+    legend = figure.legends[0].get_window_extent()
+    assert not any(legend.overlaps(label.get_window_extent()) for label in labels)
     assert f"The default on the toy world is {ARTEFACTS[name].target.one}" in result.tradeoff[-2]
     result.rows.append({**result.rows[1], "reference": "another", "run": "another", "motion_success": 0.0})
     drawn = plots._costs(result).axes[0].containers

@@ -120,7 +120,8 @@ def _costs(result: Result) -> Figure:
     names = dict.fromkeys(point.curve for point in shortcuts)
     curves = {name: colormaps["tab20"](number) for number, name in enumerate(names)}
     qualities = dict(zip(("success", "appearance", "match", "leakage"), QUALITIES))
-    for axes, (quality, metric) in zip(figure.subplots(2, 2, sharex=True).flat, qualities.items()):
+    panels = figure.subplots(2, 2, sharex=True)
+    for axes, (quality, metric) in zip(panels.flat, qualities.items()):
         for level in (point for point in points if not point.curve):
             axes.axhline(getattr(level, quality), color="grey", linestyle="--", label=level.name)
         for curve, colour in curves.items():
@@ -132,7 +133,8 @@ def _costs(result: Result) -> Figure:
         kinds = f" ({' and '.join(result.learned)})" if quality == "success" and result.learned != result.groups else ""
         axes.set_title(ALL_DEFINITIONS[metric].heading + kinds, fontsize=9)
         axes.grid(alpha=0.3)
-    figure.supxlabel(f"CPU seconds of {result.artefact.form}", fontsize=10)
+    for axes in panels[1]:  # a label of the whole figure would lie on the legend
+        axes.set_xlabel(f"CPU seconds of {result.artefact.form}", fontsize=9)
     best = front(shortcuts)
     axes = figure.axes[0]
     axes.plot([p.cost for p in best], [p.success for p in best], "o", color="black", fillstyle="none", markersize=11)
