@@ -155,7 +155,10 @@ class Config:
         "steps",
     )
     compile: Literal["off", "blocks", "step"] = key(
-        "off", "torch.compile for the network's layers: blocks; step also replays them as CUDA graphs", "steps"
+        "off",
+        "torch.compile for the network's layers: blocks; step also replays them as CUDA graphs; the first step takes "
+        "minutes then",
+        "steps",
     )
     device: str = key("auto", "auto (CUDA, else MPS, else CPU) or a device name such as cuda:1", "steps")
     threads: int | None = key(

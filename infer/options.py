@@ -89,7 +89,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--compile",
         choices=words_of("compile"),
         default="off",
-        help="torch.compile for the network's layers; step also replays them as CUDA graphs (default: %(default)s)",
+        help="torch.compile for the network's layers; step also replays them as CUDA graphs; the first step takes "
+        "minutes then (default: %(default)s)",
     )
     add("--precision", choices=words_of("precision"), help=f"a CPU always computes in fp32 ({_release('precision')})")
     attention("--xformers", "-x", action="store_true", help="attention through xformers, which must be installed")
