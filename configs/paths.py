@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "models" / "pocketscope"  # the model that is part of this repository
@@ -36,4 +37,4 @@ def exists(path: Path) -> bool:
 def download_of(model: str) -> str | None:
     """The command that puts a published model into the folder `model`, known by its name; None for any other."""
     name = Path(model).name
-    return f"hf download {HUB[name]} --local-dir {Path(model)}" if name in HUB else None
+    return f"hf download {HUB[name]} --local-dir {quote(str(Path(model)))}" if name in HUB else None

@@ -61,14 +61,14 @@ def load(argv: list[str], *, description: str) -> tuple[DictConfig, bool]:
     merge = _Merge()
     asked = merge.words(words)
     layers = read_chains(files, unread := [])
-    merge.errors += unread
     if MODEL not in asked and not (FALLBACK in asked and asked[FALLBACK] is None):
-        layers, warning = with_fallback(layers, merge.errors, default_of(KEYS[MODEL]))
+        layers, warning = with_fallback(layers, unread, default_of(KEYS[MODEL]))
         if warning:
             note(warning)
     for layer in layers:
         merge.add(layer.values, layer.origin)
     merge.add(asked, "command line")
+    merge.errors[:0] = unread
     return merge.finish(asked=True, whole=not unread), dry_run
 
 
@@ -115,7 +115,7 @@ def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str
             named = word[:80].removeprefix("--").replace("-", "_")
             near = [named] if named in KEYS else _nearest(named)
             if word.startswith("--") and near and not close:  # --threads 2, as for infer/infer.py
-                close = [f"{near[0]}={rest.pop(0) if rest and not rest[0].startswith('--') else 'VALUE'}"]
+                close = [f"{near[0]}={rest.pop(0) if rest and not re.match('--|.*=', rest[0]) else 'VALUE'}"]
             errors.append(f"{brief(word)}: not understood{did_you_mean(close)}; give --config FILE or key=value")
     if errors:
         raise UserError(_together(errors))
@@ -190,11 +190,12 @@ class _Merge:
     def _leave_out_caption(self, now: dict[str, Any], origin: str) -> None:
         """Forget the caption of an earlier origin's clip where this one names another clip and no caption for it."""
         data, clip = self.cfg.train_data, now.get(CLIP)
-        if CAPTION in now or not data.single_video_prompt or clip in (None, "", data.single_video_path):
+        if CAPTION in now or not (data.single_video_prompt and data.single_video_path and isinstance(clip, str)):
             return
-        if data.single_video_path:
+        if locate(clip).resolve() != locate(data.single_video_path).resolve():
             self.notes.append(
-                f"note: {origin} names another clip, so the caption {shown(data.single_video_prompt)} is left out"
+                f"note: {origin} names another clip, so the caption {shown(data.single_video_prompt)} is left out; "
+                f"give {CAPTION}, or write a .txt beside the clip"
             )
             data.single_video_prompt = ""
             self.chosen.discard(CAPTION)

@@ -18,6 +18,7 @@ from configs.files import atomic_path
 
 MARGIN = 6
 TEXT_HEIGHT = 16
+DEJAVU = "mpl-data/fonts/ttf/DejaVuSans.ttf"
 MOST_ROWS = 64  # of one sheet; at the usual height 10,000 pixels
 
 
@@ -71,9 +72,15 @@ def thumbnail(frames: torch.Tensor, side: int = 256, most: int = 24 << 10) -> st
 
 
 def font_of(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which Matplotlib brings along, for captions in Latin, Greek and Cyrillic; Pillow's has ASCII."""
+    """DejaVu Sans, which Matplotlib brings along, for captions in Latin, Greek and Cyrillic letters.
+
+    Where Matplotlib's data lie elsewhere, as in some distributions, it is Pillow's own font, which has ASCII alone.
+    """
     (folder,) = find_spec("matplotlib").submodule_search_locations  # without importing it
-    return ImageFont.truetype(Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    try:
+        return ImageFont.truetype(Path(folder) / DEJAVU, size)
+    except OSError:
+        return ImageFont.load_default(size)
 
 
 def fitted(draw: ImageDraw.ImageDraw, caption: str, font, width: int) -> str:

@@ -149,7 +149,8 @@ def _check_compiler(device: torch.device) -> None:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler shows as whatever the backend happens to raise
         first, _, _ = str(error).strip().partition("\n")  # then comes how to debug PyTorch
+        found = printable(first)[:160] or type(error).__name__
         raise UserError(
-            f"compile: nothing can be compiled here ({printable(first)[:160]}); install a C++ compiler such as g++ "
-            "(and for CUDA Triton, which PyTorch brings along on Linux), or use compile=off"
+            f"compile: nothing can be compiled here ({found}); install a C++ compiler such as g++ (and for CUDA "
+            "Triton, which PyTorch brings along on Linux), or use compile=off"
         ) from error

@@ -26,7 +26,7 @@ class Patch:
         self._undo = list(undo)
 
     def on_remove(self, function: Callable[[], None]) -> None:
-        """Call `function` when the patch is removed, before what undoes the changes made so far."""
+        """Call `function` when the patch is removed; of several the last one given is called first."""
         self._undo.append(function)
 
     def remove(self) -> None:

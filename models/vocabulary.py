@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from transformers import PreTrainedTokenizerBase
 
 SMALL = 1000  # tokens; PocketScope has 380, its transformer 69, CLIP 49,408
-WORD = re.compile(r"[^\W\d_]+")
+WORD = re.compile(r"(?<![\w'’])[^\W\d_]+(?!\w)")  # whole ones: neither the d of "3d" nor the s of "circle's"
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str]) -> list[str]:

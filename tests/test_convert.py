@@ -92,12 +92,23 @@ def change(kind, source, out, model=None, preset=None, index=None):
 @pytest.mark.parametrize("kind", ["peft", "diffusers"])
 def test_a_file_for_another_program_is_told_from_a_checkpoint(run, tmp_path, kind):
     there = convert(kind, run, tmp_path / "there", None, None, None)
-    for path in (there, next(there.glob("*.safetensors"))):
+    (tmp_path / "elsewhere").mkdir()
+    file = shutil.copy(next(there.glob("*.safetensors")), tmp_path / "elsewhere" / "what people call it.safetensors")
+    for path, named in ((there, next(there.glob("*.safetensors"))), (file.parent, file), (file, file)):
         with pytest.raises(UserError) as told:
             load_checkpoint(path)
-        command = f"`python scripts/convert.py ours {path} OUT` makes it a checkpoint"
-        assert str(told.value).endswith(command)
-    assert load_checkpoint(convert("ours", there, tmp_path / "back", None, None, None).parent)
+        assert str(told.value).endswith(f"`python scripts/convert.py ours {named} OUT` makes it a checkpoint")
+    assert load_checkpoint(
+        convert("ours", next(there.glob("*.safetensors")), tmp_path / "back", None, None, None).parent
+    )
+
+
+def test_other_tensors_are_no_file_for_another_program(run, model):
+    unet = Path(model) / "unet"
+    for path in (run / "cached_latents", unet, next(unet.glob("*.safetensors"))):
+        with pytest.raises(UserError) as told:
+            load_checkpoint(path)
+        assert "convert.py" not in str(told.value)
 
 
 @pytest.mark.parametrize("kind", ["peft", "diffusers", "release"])

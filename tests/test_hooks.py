@@ -14,6 +14,7 @@ from models.highway import attach_highway
 from models.hooks import bypass_single_frames, know_dtype, training_mode, wrap_forward
 from models.lora import active, add_adapter
 from models.merge import merge
+from models.value_highway import attach_value_highway
 from scripts.authors.weights import build_unet
 
 from conftest import UNET
@@ -187,7 +188,7 @@ def test_a_model_is_freed_with_its_last_name(removed):
         unet.train()
         with active(adapters, on=adapters, trainable=adapters):
             unet(*inputs(3)).sample.square().mean().backward()
-        patches.append(merge(unet, adapters[0].state_dict()))
+        patches += [merge(unet, adapters[0].state_dict()), attach_value_highway(unet)]
         if removed:
             while patches or adapters:
                 (patches or adapters).pop().remove()

@@ -126,10 +126,15 @@ def test_a_missing_published_model_comes_with_the_command_that_gets_it(tmp_path,
 def test_a_clip_of_ones_own_does_not_get_the_caption_of_the_files_clip(tmp_path, capsys):
     car = write(tmp_path, "car.yaml", "train_data: {single_video_path: car.mp4, single_video_prompt: a car}")
     clip, caption = "train_data.single_video_path=mine.mp4", "train_data.single_video_prompt=a boat"
-    assert load(car, words=(clip,)).train_data.single_video_prompt == ""
+    cfg = load(car, words=(clip,))
+    assert cfg.train_data.single_video_prompt == "" and "train_data.single_video_prompt" not in cfg.chosen
     assert "command line names another clip, so the caption 'a car' is left out" in capsys.readouterr().err
     assert load(car, words=(clip, caption)).train_data.single_video_prompt == "a boat"
-    assert load(car, words=("train_data.single_video_path=car.mp4",)).train_data.single_video_prompt == "a car"
+    for same in ("car.mp4", "./car.mp4", str(Path("car.mp4").absolute())):
+        assert load(car, words=(f"train_data.single_video_path={same}",)).train_data.single_video_prompt == "a car"
+    words = write(tmp_path, "words.yaml", "train_data: {single_video_prompt: a train}")
+    later = write(tmp_path, "clip.yaml", "train_data: {single_video_path: mine.mp4}")
+    assert load(words, later, words=()).train_data.single_video_prompt == "a train", "it was of no other clip"
     assert load(car, words=(caption,)).train_data.single_video_path == "car.mp4"
     assert capsys.readouterr().err == ""
 

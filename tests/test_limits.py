@@ -274,9 +274,11 @@ def test_what_an_older_version_chose_is_read_by_todays_names():
         stored_config({"chosen": ["nonsense"]}, "a file")
 
 
-@pytest.mark.parametrize("words", [("--threads", "2"), ("--learning-rate", "2"), ("--seed", "--config", "a.yaml")])
+@pytest.mark.parametrize(
+    "words", [("--threads", "2"), ("--learning-rate", "2"), ("--seed", "--config", "a.yaml"), ("--seed", "rank=3")]
+)
 def test_a_flag_of_another_command_is_told_as_the_key_that_it_is(words):
-    key, value = words[0][2:].replace("-", "_"), "VALUE" if words[1] == "--config" else words[1]
+    key, value = words[0][2:].replace("-", "_"), words[1] if words[1] == "2" else "VALUE"
     told = refusal(*words)
     assert f"{words[0]}: not understood; did you mean {key}={value}?" in told and told.count("not understood") == 1
 

@@ -56,9 +56,9 @@ def test_images_cached_clips_and_many_clips(tiny_config, tmp_path, monkeypatch):
     )
     told = plan(cfg)
     assert [line.split(": ")[-1] for line in told][1] == "an image, for the appearance alone"
-    assert not any("warning: images" in line for line in told)
+    assert not any("images alone" in line for line in told)
     alone = tiny_config(dataset_types=["image"], train_data=dict(cfg.train_data) | {"single_video_path": None})
-    assert plan(alone)[-1].startswith("warning: images have no motion, so none is learned; use the run with --spatial")
+    assert plan(alone)[-1].startswith("warning: images alone teach no motion")
     monkeypatch.setattr("infer.training.plan.MOST_CLIPS", 1)
     assert plan(cfg)[1] == "plan: and 1 more, which were not looked at"
     assert "cached in" in plan(tiny_config(cached_latent_dir="somewhere"))[0]

@@ -15,7 +15,7 @@ from configs.schema import load
 from data.clips import Cut, read_video
 from infer.video import write_video
 from scripts.artefacts.testbed import prompt_list
-from scripts.studio import gallery, library, markup, uploads
+from scripts.studio import gallery, library, markup, takeaway, uploads
 from scripts.studio.excerpt import Length, choose, measure
 from scripts.studio.places import ROUTE, Places, short
 from scripts.studio.recipe import METHODS, Recipe, configuration, is_small, preset
@@ -308,6 +308,15 @@ def test_commands_write_the_files_that_a_network_can_have(places, model, kinds):
     (run / "config.yaml").write_text(f"pretrained_model_path: {model}\n{data}\n")
     told = commands(Run(run, places.train), [], 7, places)
     assert set(re.findall(r"convert\.py (\w+)", told)) == kinds | {"ours", "diffusers"}
+
+
+@pytest.mark.parametrize("config", ["pretrained_model_path: somebody/elses", "no_such_key: 1"])
+def test_commands_ask_no_hub_and_survive_a_damaged_configuration(places, config, monkeypatch):
+    run = places.train / "train_1"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(f"{config}\ntrain_data: {{single_video_path: a.mp4, single_video_prompt: a}}\n")
+    monkeypatch.setattr(takeaway, "kind_of_model", lambda model: pytest.fail(f"it asked for {model}"))
+    assert takeaway._loras_of(Run(run, places.train)) == [*takeaway.LORAS]
 
 
 # runs

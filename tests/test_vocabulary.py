@@ -18,7 +18,7 @@ def tokenizer(request):
 
 
 def test_words_that_no_clip_of_the_toy_world_has_are_named_once(tokenizer):
-    prompts = ["An astronaut rides a blue horse.", "a grüner circle, 2 horses and a horse"]
+    prompts = ["An astronaut rides a blue horse.", "a grüner circle, 2 horses and a horse", "a circle's 3d"]
     assert unknown_words(tokenizer, prompts) == ["astronaut", "rides", "horse", "grüner", "horses"]
 
 

@@ -122,9 +122,11 @@ def evaluate(folder: Path, scorer: VideoScorer, reference: ReferenceClips | None
             }
         )
     if samples and not any(references.values()):
+        by_words = any("motion_success" in row for row in result.rows)
+        motion = "motion success is that of the prompt's own words" if by_words else "motion was not measured"
         result.problems.append(
-            f"{folder}: no sidecar names a reference clip, so leakage was not measured, and motion success is that of "
-            "the prompt's own words; give --reference CLIP and --caption TEXT"
+            f"{folder}: no sidecar names a reference clip, so leakage was not measured and {motion}; give --reference "
+            "CLIP and --caption TEXT"
         )
     result.problems += scorer.unavailable.values()
     result.problems = list(dict.fromkeys(result.problems))

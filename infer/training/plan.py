@@ -69,7 +69,7 @@ def plan(cfg) -> list[str]:
     if (more := len(clips) - MOST_CLIPS) > 0:
         lines.append(f"plan: and {more} more, which were not looked at")
     if all(clip.reader is read_image for clip in clips):
-        lines.append("warning: images have no motion, so none is learned; use the run with --spatial_path_folder")
+        lines.append("warning: images alone teach no motion, only appearance, for --spatial_path_folder; add a clip")
     return lines
 
 

@@ -13,18 +13,13 @@ from typing import Any
 import yaml
 
 from configs.files import atomic_path
-from configs.paths import is_hub_id
+from configs.paths import HUB, is_hub_id
 from configs.schema import to_yaml
 from models.files.modelspec import run_name
 
 CARD = "README.md"
 PICTURE, VIDEO = "side_by_side.webp", "side_by_side.mp4"
 UNKNOWN = "unknown"  # the hub's word for a license that nobody named
-ON_THE_HUB = {  # folders as their README names them
-    "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
-    "text-to-video-ms-1.7b": "damo-vilab/text-to-video-ms-1.7b",
-    "Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-}
 PAPER = "https://arxiv.org/abs/2501.16714"
 
 
@@ -82,7 +77,7 @@ def _facts(cfg: Any, info: Mapping[str, Any], caption: str) -> dict[str, Any]:
 def _base(cfg: Any) -> str | None:
     """The base model's id on the hub, where it has one that can be known."""
     model = cfg.pretrained_model_path
-    return model if is_hub_id(model) else ON_THE_HUB.get(Path(model).name)
+    return model if is_hub_id(model) else HUB.get(Path(model).name)
 
 
 def _shown(run: Path) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from configs.errors import UserError, shown
@@ -33,7 +34,6 @@ from models.files.training_state import TRAINING_STATE
 from models.targets import APPEARANCE
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
-OF_ANOTHER = "a LoRA in the format of another program; `python scripts/convert.py ours {} OUT` makes it a checkpoint"
 MARGIN = 64 * 1024 + LARGEST_THUMBNAIL  # bytes for headers and folders beside the tensors of a checkpoint
 
 
@@ -128,14 +128,28 @@ def _runs_near(folder: Path) -> str:
     return f"; there is {', '.join(runs[-3:])} in {folder}, the last is the newest" if runs else ""
 
 
+def _refuse_foreign(path: Path) -> None:
+    """Raise UserError where `path` is, or holds, a LoRA in the format of another program, with the command for it."""
+    for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                names = list(tensors.keys())
+        except (OSError, SafetensorError):  # no such file, or a damaged one
+            continue
+        if any("lora" in name for name in names):
+            raise UserError(
+                f"{path}: a LoRA in the format of another program; `python scripts/convert.py ours {file} OUT` makes it"
+                " a checkpoint"
+            )
+
+
 def list_checkpoints(folder: str | Path) -> dict[int, Path]:
     """Checkpoint folders by step, ascending: those in the run `folder`, and `folder` itself where it is one."""
     folder = Path(folder)
     if folder.name in ("", ".."):  # "." is its own parent, and a checkpoint's run is its folder's parent
         folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
-        if folder.suffix == ".safetensors" and folder.is_file():
-            raise UserError(f"{folder}: {OF_ANOTHER.format(folder)}")
+        _refuse_foreign(folder)
         raise UserError(f"{folder}: no such checkpoint folder{_runs_near(folder.parent)}")
     found = {}
     if any((folder / part).exists() for part in ("temporal", "spatial", EMBEDDINGS_FILE, release.EMBEDDINGS_FILE)):
@@ -169,9 +183,8 @@ def load_checkpoint(
     preset is "appearance". Raises UserError for anything missing, damaged or not fitting.
     """
     found = list_checkpoints(folder)
-    if not found and any(Path(folder).glob("*.safetensors")):
-        raise UserError(f"{folder}: {OF_ANOTHER.format(folder)}")
     if not found:
+        _refuse_foreign(Path(folder))
         raise UserError(
             f"{folder}: holds no checkpoint-N folder"
             f"{_runs_near(Path(folder)) or '; give the folder that train.py named'}"
@@ -217,8 +230,7 @@ def _read(path: Path, index: int, preset: str | None, network: nn.Module | None,
         header = read_header(read_tensors(file)[1], file)
         _check_ours(path, header, states[0])
         return from_header(path, index, "lora", {}, states, header)
-    if any(path.glob("*.safetensors")):
-        raise UserError(f"{path}: {OF_ANOTHER.format(path)}")
+    _refuse_foreign(path)
     held = ", ".join(shown(entry.name) for entry in sorted(path.iterdir())[:8]) or "nothing"
     raise UserError(f"{path}: no motion weights there (found {held}); the checkpoint is incomplete, use another")
 

@@ -42,6 +42,16 @@ def prepare(kind: str, run: Run, index: int, places: Places) -> Path:
     raise UserError(f"download: there is no {kind!r}; choose one of {', '.join(KINDS)}")
 
 
+def _loras_of(run: Run) -> list[str]:
+    """The kinds of files that the run's network can have; every kind where its model is no folder here."""
+    try:
+        model = locate(run.config().pretrained_model_path)
+    except UserError:  # a damaged configuration, which is told elsewhere
+        return [*LORAS]
+    network = kind_of_model(model).FOLDER if model.is_dir() else None
+    return [kind for kind in LORAS if network is None or OF_ONE_NETWORK.get(kind, network) == network]
+
+
 def _lora(kind: str, run: Run, index: int, places: Places) -> Path:
     from scripts.conversion.writing import convert
 
@@ -115,7 +125,5 @@ def commands(run: Run, sampled: list[list[str]], index: int | None, places: Plac
         folder = sampled[-1][sampled[-1].index("--output_dir") + 1]
         parts.append(("measure", [[script("scripts/evaluate.py"), folder]]))
     if index is not None:
-        network = kind_of_model(locate(run.config().pretrained_model_path)).FOLDER
-        kinds = [kind for kind in LORAS if OF_ONE_NETWORK.get(kind, network) == network]
-        parts.append(("take the LoRA elsewhere", [lora_words(kind, run, index, places) for kind in kinds]))
+        parts.append(("take the LoRA elsewhere", [lora_words(kind, run, index, places) for kind in _loras_of(run)]))
     return "\n\n".join("\n".join([f"# {title}", *map(line, lines)]) for title, lines in parts)
