@@ -5,10 +5,8 @@ them. Every error is collected and reported at once. Imports neither torch nor d
 `python -m configs.schema` prints the tables of configs/README.md.
 """
 
-import difflib
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +23,7 @@ from configs.paths import locate
 from configs.plain import dump_yaml, read_yaml
 from configs.runtime import note
 from configs.tables import help_text, markdown_tables
+from configs.words import nearest_keys, parse_cli, together
 
 __all__ = ["KEYS", "from_dict", "help_text", "load", "parse_cli", "to_yaml"]
 
@@ -46,7 +45,6 @@ FOLLOWS = {
     for name, source in (("num_frames", "n_sample_frames"), ("width", "width"), ("height", "height"))
 }
 LISTS = ("list[str]", "list[str] or null")
-MOST_ERRORS = 20
 NO_TRAINING = "guidance needs no training; sample with `python infer/infer.py --guide CLIP --prompt ...`"
 
 
@@ -89,37 +87,6 @@ def from_dict(values: dict[str, Any]) -> DictConfig:
 def to_yaml(cfg: DictConfig) -> str:
     """Every key with its value, ready to be stored and read back by `from_dict(read_yaml(...))`."""
     return dump_yaml(OmegaConf.to_container(cfg, resolve=True))  # resolved is only how `${` is written inside OmegaConf
-
-
-def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str], bool]:
-    """Split words into config files, key=value words and the dry-run switch; --help prints and exits."""
-    files, words, errors, dry_run = [], [], [], False
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        if word in ("-h", "--help"):
-            print(f"{description}\n\n{help_text()}")
-            sys.exit(0)
-        elif word == "--dry-run":
-            dry_run = True
-        elif word == "--config" and rest:
-            files.append(rest.pop(0))
-        elif word.startswith("--config="):
-            files.append(word.removeprefix("--config="))
-        elif word == "--config":
-            errors.append("--config: no file after it; give a YAML file such as configs/car.yaml")
-        elif "=" in word:
-            words.append(word.removeprefix("--"))
-        else:
-            close = difflib.get_close_matches(word[:80], ["--config", "--dry-run", "--help"], 1, 0.7)
-            named = word[:80].removeprefix("--").replace("-", "_")
-            near = [named] if named in KEYS else _nearest(named)
-            if word.startswith("--") and near and not close:  # --threads 2, as for infer/infer.py
-                close = [f"{near[0]}={rest.pop(0) if rest and not re.match('--|.*=', rest[0]) else 'VALUE'}"]
-            errors.append(f"{brief(word)}: not understood{did_you_mean(close)}; give --config FILE or key=value")
-    if errors:
-        raise UserError(_together(errors))
-    return files, words, dry_run
 
 
 class _Merge:
@@ -207,7 +174,7 @@ class _Merge:
                 self.errors.append(f"{origin}: {path}: {shown(value)} in place of the section's own keys")
             return False
         if path not in KEYS:
-            near = did_you_mean(_nearest(path[:80])) or "; --help lists the keys"
+            near = did_you_mean(nearest_keys(path[:80])) or "; --help lists the keys"
             self.errors.append(f"{origin}: {brief(path)}: unknown key{near}")
             return False
         if path == BASE and value is not None:
@@ -270,7 +237,7 @@ class _Merge:
         if whole:
             self.errors += contradictions(cfg) + (without_effect(cfg) if asked else [])
         if self.errors:
-            raise UserError(_together(self.errors))
+            raise UserError(together(self.errors))
         cfg[CHOSEN] = [path for path in KEYS if path in chosen]
         return cfg
 
@@ -294,21 +261,6 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, str) and "${" in value:
         return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", value)
     return value
-
-
-def _nearest(path: str) -> list[str]:
-    last = path.split(".")[-1]
-    return (
-        [name for name in KEYS if name.split(".")[-1] == last][:2]
-        or difflib.get_close_matches(path, KEYS, 1, 0.7)
-        or [name for name in KEYS if difflib.get_close_matches(last, [name.split(".")[-1]], 1, 0.75)][:1]
-    )
-
-
-def _together(errors: list[str]) -> str:
-    rest = [f"and {len(errors) - MOST_ERRORS} more"] if len(errors) > MOST_ERRORS else []
-    lines = [f"{len(errors)} things are wrong:", *errors[:MOST_ERRORS], *rest]
-    return errors[0] if len(errors) == 1 else "\n  ".join(lines)
 
 
 if __name__ == "__main__":
