@@ -14,7 +14,7 @@ stdout is one JSON document:
     train_step_s       seconds of one step: both passes, both optimizers
     train_step_cpu_s   of this process's CPU, which other programs do not stretch; likewise sample_cpu_s
     train_host_s       seconds until the host has queued both passes; near train_step_s, the device waits for the host
-    train_device_s     seconds in which the device's kernels run; CUDA only
+    train_device_s     seconds in which the device's kernels run; CUDA only; likewise sample_host_s, sample_device_s
     compile_s          seconds that compiling added to the first step; with --compile only
     train_step_fp16_s  the same step with the frozen model in fp16; not on a CPU, which emulates it
     sample_s           seconds of one guided sampling step (conditional and unconditional), adapters merged

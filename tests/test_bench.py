@@ -135,12 +135,13 @@ def test_the_frozen_model_counts_the_same_whatever_learns(method, monkeypatch):
 
 KEYS = {
     "model", "device", "dtype", "threads", "compile", "train_step_s", "train_step_cpu_s", "compile_s",
-    "train_host_s", "train_device_s", "train_step_fp16_s", "sample_s", "sample_cpu_s", "inversion_step_s",
+    "train_host_s", "train_device_s", "train_step_fp16_s", "sample_s", "sample_cpu_s",
+    "sample_host_s", "sample_device_s", "inversion_step_s",
     "text_encoder_s", "vae_encode_s", "vae_decode_s", "video_s", "video_steps", "peak_bytes", "baseline",
     "baseline_ratio", "sample_ratio", "customized_ratio", "train_flop", "train_flop_by_dtype", "sample_flop",
     "matmul_flop_s", "train_share", "sample_share", "targets", "memory", "checkpointing",
 }  # fmt: skip
-NOT_HERE = {"train_device_s", "train_step_fp16_s", "compile_s"}  # only on a GPU, or compiled
+NOT_HERE = {"train_device_s", "sample_device_s", "train_step_fp16_s", "compile_s"}  # only on a GPU, or compiled
 
 
 def test_the_last_line_is_one_json_document_of_documented_keys(monkeypatch, capsys, tmp_path):
@@ -152,11 +153,12 @@ def test_the_last_line_is_one_json_document_of_documented_keys(monkeypatch, caps
     assert all(key in bench.__doc__ or key in ("model", "device", "dtype", "baseline") for key in KEYS)
     assert {key for key, value in timed.items() if value is None} == NOT_HERE
     seconds = {key: value for key, value in timed.items() if key.endswith("_s") and isinstance(value, float)}
-    assert len(seconds) == 10 and min(seconds.values()) > 0
+    assert len(seconds) == 11 and min(seconds.values()) > 0
     assert timed["sample_share"] == pytest.approx(
         timed["sample_flop"] / timed["matmul_flop_s"]["float32"] / timed["sample_cpu_s"]
     )
     assert min(timed[key] for key in ("train_share", "baseline_ratio", "sample_ratio", "customized_ratio")) > 0
+    assert 0 < timed["sample_host_s"] <= timed["sample_s"]
     assert timed["train_host_s"] <= timed["train_step_s"] and timed["video_s"] > timed["vae_decode_s"]
     ((_, device),) = read_sections(tmp_path / "R.md")
     assert (

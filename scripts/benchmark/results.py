@@ -30,6 +30,8 @@ COLUMNS = {  # heading -> (key of the JSON document, how it is written)
     "peak": ("peak_bytes", GB),
     "sampling step": ("sample_s", MS),
     "sampling's CPU time": ("sample_cpu_s", MS),
+    "its host": ("sample_host_s", MS),
+    "its device busy": ("sample_device_s", MS),
     "its share of matmul rate": ("sample_share", SHARE),
     "the baseline's / ours": ("sample_ratio", RATIO),
     "ours / the plain model's": ("customized_ratio", RATIO),

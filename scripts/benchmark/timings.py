@@ -140,9 +140,13 @@ def _sampling_steps(ours: Step, baseline: Step | None, device: torch.device, rep
     }
     beside = Numbered(lambda _: baseline.sample(), baseline.sampling) if baseline else None
     times, step, baseline_ratio = _in_turn(works, beside, device, repeats)
+    with ours.sampling():
+        busy = device_seconds(ours.sample, device)
     return {
         "sample_s": step.wall,
         "sample_cpu_s": step.cpu,
+        "sample_host_s": step.host,
+        "sample_device_s": busy,
         "customized_ratio": ratio(times["sampling step"], times["the plain model's"], device),
         "sample_ratio": baseline_ratio,
     }
