@@ -33,15 +33,25 @@ def parse_cli(argv: list[str], *, description: str) -> tuple[list[str], list[str
         elif "=" in word:
             words.append(word.removeprefix("--"))
         else:
-            close = difflib.get_close_matches(word[:80], ["--config", "--dry-run", "--help"], 1, 0.7)
-            named = word[:80].removeprefix("--").replace("-", "_")
-            near = [named] if named in KEYS else nearest_keys(named)
-            if word.startswith("--") and near and not close:  # --threads 2, as for infer/infer.py
-                close = [f"{near[0]}={rest.pop(0) if rest and not re.match('--|.*=', rest[0]) else 'VALUE'}"]
-            errors.append(f"{brief(word)}: not understood{did_you_mean(close)}; give --config FILE or key=value")
+            hint = did_you_mean(_meant(word, rest))
+            errors.append(f"{brief(word)}: not understood{hint}; give --config FILE or key=value")
     if errors:
         raise UserError(together(errors))
     return files, words, dry_run
+
+
+def _meant(word: str, rest: list[str]) -> list[str]:
+    """What somebody may have meant by `word`: a flag, or, as in `--threads 2`, a key with the value behind it.
+
+    That value is taken off `rest`, the words that follow.
+    """
+    if close := difflib.get_close_matches(word[:80], ["--config", "--dry-run", "--help"], 1, 0.7):
+        return close
+    named = word[:80].removeprefix("--").replace("-", "_")
+    near = [named] if named in KEYS else nearest_keys(named)
+    if not near or not word.startswith("--"):
+        return []
+    return [f"{near[0]}={rest.pop(0) if rest and not re.match('--|.*=', rest[0]) else 'VALUE'}"]
 
 
 def nearest_keys(path: str) -> list[str]:
