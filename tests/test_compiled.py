@@ -4,6 +4,7 @@ Graphs are counted with a backend that runs them as they are; one test compiles 
 """
 
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -288,12 +289,15 @@ def test_the_key_and_the_flag_reach_the_compiler(tiny_config, trained, tmp_path,
     assert capsys.readouterr().err.count(compiled.WAIT) == 2, "both say why their first step takes so long"
 
 
-def test_a_missing_compiler_is_one_sentence():
+def test_a_missing_compiler_is_one_sentence(monkeypatch):
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         with pytest.raises(
             UserError, match=r"compile: nothing can be compiled here .*install a C\+\+ compiler"
         ) as told:
             compile_layers(build_unet(ONE_LEVEL), "blocks", CPU, training=True)
+    with monkeypatch.context() as broken, pytest.raises(UserError, match=r"compiled here \(RuntimeError\); install"):
+        broken.setattr(torch, "compile", Mock(side_effect=RuntimeError()))
+        compiled._check_compiler(CPU)
     assert "TORCHDYNAMO" not in str(told.value), "how to debug PyTorch is no help here"
 
 

@@ -331,6 +331,21 @@ def test_what_one_video_lacks_is_not_said_of_the_next(folder):
     assert not scorer.skipped
 
 
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [(SCENE.caption, "motion success is that of the prompt's own words"), ("a cat", "motion was not measured")],
+)
+def test_without_a_reference_it_says_what_was_not_measured(folder, prompt, told):
+    for notes in folder.glob("*.json"):
+        sidecar = json.loads(notes.read_text()) | {"prompt": prompt}
+        sidecar.pop("config")
+        notes.write_text(json.dumps(sidecar))
+    problems = evaluate(folder, VideoScorer()).problems
+    assert any(
+        f"no sidecar names a reference clip, so leakage was not measured and {told}; give" in p for p in problems
+    )
+
+
 def test_the_toy_worlds_words_for_a_wide_video_are_measured_by_the_metrics():
     seen = []
     wide = torch.zeros(3, 3, 32, 64, dtype=torch.uint8)

@@ -113,6 +113,13 @@ def test_the_pocket_recipe_stands_in_one_place():
 # ---- fallback ----
 
 
+def test_a_fallback_that_cannot_be_read_is_told_alone(tmp_path):
+    with pytest.raises(UserError) as told:
+        load(write(tmp_path, "big.yaml", "pretrained_model_path: ./big/\nfallback: nowhere.yaml"), words=())
+    assert "nowhere.yaml: no such configuration file" in str(told.value)
+    assert "single_video_path" not in str(told.value)
+
+
 def test_a_missing_published_model_comes_with_the_command_that_gets_it(tmp_path, capsys):
     small = write(tmp_path, "small.yaml", "pretrained_model_path: tiny")
     here = tmp_path / "zeroscope_v2_576w"

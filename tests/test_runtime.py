@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
-from configs.runtime import slow_imports
+from configs.runtime import note, slow_imports
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (ROOT / "train.py", ROOT / "infer/infer.py", *(ROOT / "scripts").glob("*.py"))
@@ -73,3 +74,9 @@ def test_every_command_imports_what_is_slow_in_its_block(path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert inside and not {"torch", "diffusers", "transformers"} & set(done.stdout.split())
+
+
+def test_a_note_stands_on_a_line_of_its_own_whatever_bar_is_running(capsys):
+    with tqdm(total=2, ncols=40):
+        note("a note")
+    assert "\ra note\n" in capsys.readouterr().err

@@ -282,6 +282,7 @@ def test_what_is_still_being_written_is_not_shown(places):
     run = Run(places.train / "train_1", places.train)
     samples = places.infer / run.name / "customized"
     samples.mkdir(parents=True)
+    (samples / "whole.mp4").write_bytes(b"whole")
     with (
         atomic_path(places.uploads / "clip ab12cd34.mp4") as upload,
         atomic_path(samples / "a.mp4") as video,
@@ -290,11 +291,12 @@ def test_what_is_still_being_written_is_not_shown(places):
         for path, content in (
             (upload, "half"),
             (video, "half"),
-            (note, '{"video": "a.mp4", "prompt": "a", "seed": 1}'),
+            (note, '{"video": "whole.mp4", "prompt": "a", "seed": 1}'),
         ):
             path.write_text(content)
         assert upload.parent not in {each.path.parent for each in library.offers(places)}
         assert gallery.newest(places) == gallery.gallery([])
+        (samples / "whole.mp4").unlink()
         with pytest.raises(UserError, match="none was sampled"):
             prepare(VIDEOS, run, 1, places)
     assert upload.parent in {each.path.parent for each in library.offers(places)}

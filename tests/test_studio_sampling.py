@@ -8,12 +8,15 @@ import torch
 
 from configs.errors import UserError
 from data import sources
+from data.world import reference_clip
 from infer import generate
 from infer.measure import evaluation
+from infer.measure.world_scores import ReferenceClips
 from infer.request import read_request
+from infer.video import write_video
 from models import backbone
 from scripts.conversion import writing
-from scripts.studio import takeaway
+from scripts.studio import sampling, takeaway
 from scripts.studio.places import Places
 from scripts.studio.runs import Run
 from scripts.studio.sampling import Sampler
@@ -64,6 +67,16 @@ def test_a_model_that_sampling_would_refuse_is_loaded_again(places, monkeypatch)
     ):
         list(sampler._videos(["infer/infer.py", "--model", MODEL, "--prompt", "a", *more]))
     assert used[0] is used[1] and len({id(held) for held in used}) == 4
+
+
+def test_a_wide_video_has_no_measures_of_the_toy_world(places, monkeypatch, tmp_path):
+    clip = reference_clip("there_and_back", 3)
+    monkeypatch.setattr(sampling, "reference_of_run", lambda run: ReferenceClips((clip.frames,), (clip.prompt,)))
+    run = Run(places.train / "train_1", places.train)
+    for width, measured in ((64, True), (96, False)):
+        frames = torch.nn.functional.pad(clip.frames, (0, width - 64))
+        video = write_video(tmp_path / f"{width}.mp4", frames, fps=8)
+        assert bool(Sampler(places).measure(run, clip.prompt, video)) == measured
 
 
 def test_a_refused_flag_is_the_sentence_alone(places, capsys):
