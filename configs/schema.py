@@ -159,7 +159,7 @@ class _Merge:
         data, clip = self.cfg.train_data, now.get(CLIP)
         if CAPTION in now or not (data.single_video_prompt and data.single_video_path and isinstance(clip, str)):
             return
-        if locate(clip).resolve() != locate(data.single_video_path).resolve():
+        if os.path.realpath(locate(clip)) != os.path.realpath(locate(data.single_video_path)):
             self.notes.append(
                 f"note: {origin} names another clip, so the caption {shown(data.single_video_prompt)} is left out; "
                 f"give {CAPTION}, or write a .txt beside the clip"
