@@ -103,9 +103,11 @@ def test_a_file_for_another_program_is_told_from_a_checkpoint(run, tmp_path, kin
     )
 
 
-def test_other_tensors_are_no_file_for_another_program(run, model):
+def test_other_tensors_are_no_file_for_another_program(run, model, tmp_path):
     unet = Path(model) / "unet"
-    for path in (run / "cached_latents", unet, next(unet.glob("*.safetensors"))):
+    (tmp_path / "damaged.safetensors").write_bytes(b"lora")
+    os.mkfifo(tmp_path / "pipe.safetensors")  # to open it would wait for ever
+    for path in (run / "cached_latents", unet, next(unet.glob("*.safetensors")), tmp_path):
         with pytest.raises(UserError) as told:
             load_checkpoint(path)
         assert "convert.py" not in str(told.value)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from configs.errors import UserError, shown
@@ -29,7 +28,7 @@ from models.files.fit import check_fit
 from models.files.header import CUSTOM, LAYOUT, Header, check_embeddings, check_rank, read_header
 from models.files.modelspec import LARGEST_THUMBNAIL, without_spec
 from models.files.peft import ADAPTER_FILE, read_adapter, write_adapter
-from models.files.tensors import State, read_tensors, write_tensors
+from models.files.tensors import State, names_in, read_tensors, write_tensors
 from models.files.training_state import TRAINING_STATE
 from models.targets import APPEARANCE
 
@@ -131,12 +130,7 @@ def _runs_near(folder: Path) -> str:
 def _refuse_foreign(path: Path) -> None:
     """Raise UserError where `path` is, or holds, a LoRA in the format of another program, with the command for it."""
     for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as tensors:
-                names = list(tensors.keys())
-        except (OSError, SafetensorError):  # no such file, or a damaged one
-            continue
-        if any("lora" in name for name in names):
+        if any("lora" in name for name in names_in(file)):
             raise UserError(
                 f"{path}: a LoRA in the format of another program; `python scripts/convert.py ours {file} OUT` makes it"
                 " a checkpoint"

@@ -68,6 +68,16 @@ def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
     return tensors, header
 
 
+def names_in(path: Path) -> list[str]:
+    """The names of a safetensors file, whose tensors are not read; none where it is no such file."""
+    try:
+        check_safetensors(path)
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (UserError, SafetensorError, OSError):
+        return []
+
+
 def read_pickle(path: Path) -> Any:
     """What `path` pickles, tensors on the CPU. Nothing in the file is executed.
 
