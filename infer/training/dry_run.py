@@ -32,7 +32,7 @@ def rehearsed(cfg: DictConfig, training_step: Callable) -> str:
     planned, device = plan(cfg), choose_device(cfg.device)
     check_compiling(cfg.compile, device)
     dtype = choose_dtype(cfg.mixed_precision, device)
-    method, needed = _attached(cfg, dtype, training_step)
+    method, needed = _counted(cfg, dtype, training_step)
     lines = method.describe() + [beside.LINE] * beside.fits(cfg, method, device, latent_size_of_clips(cfg)[0])
     if method.highway:
         with attach_highway(method.network, *method.highway) as highway:
@@ -40,11 +40,11 @@ def rehearsed(cfg: DictConfig, training_step: Callable) -> str:
     lines.append(f"memory      {needed}")
     on_card = choose_dtype(cfg.mixed_precision, torch.device("cuda"))
     if device.type == "cpu" and dtype != on_card:  # somebody plans for another machine
-        lines.append(f"on a GPU    {_attached(cfg, on_card, training_step)[1]}, in {cfg.mixed_precision}")
+        lines.append(f"on a GPU    {_counted(cfg, on_card, training_step)[1]}, in {cfg.mixed_precision}")
     return "\n".join(map(printable, [*to_yaml(cfg).split("\n"), *planned, *lines]))
 
 
-def _attached(
+def _counted(
     cfg: DictConfig, dtype: torch.dtype, training_step: Callable
 ) -> tuple[methods.Method, memory.TrainingBytes]:
     """The method on a network without weights, and the memory that a step needs in this precision."""

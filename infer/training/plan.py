@@ -69,7 +69,7 @@ def plan(cfg) -> list[str]:
     if (more := len(clips) - MOST_CLIPS) > 0:
         lines.append(f"plan: and {more} more, which were not looked at")
     if all(clip.reader is read_image for clip in clips):
-        lines.append("warning: images alone teach no motion, only appearance, for --spatial_path_folder; add a clip")
+        lines.append("warning: images alone teach no motion; add a clip, or use the run as a --spatial_path_folder")
     return lines
 
 
