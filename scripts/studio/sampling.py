@@ -138,14 +138,14 @@ class Sampler:
 
     def measure(self, run: Run, prompt: str, video: Path) -> dict[str, Any]:
         """The toy world's exact measures of a video; {} where prompt or reference clip are of another world."""
-        from infer.measure.world_scores import is_of_world, speaks_world, world_scores
+        from infer.measure.world_scores import is_of_world, world_scores
         from infer.video import read_frames
 
         reference = reference_of_run(run)
-        if reference is None or not speaks_world(prompt):  # before a video is decoded
-            return {}
         frames = read_frames(video)
-        return world_scores(frames, prompt, reference) if is_of_world(frames, prompt, reference) else {}
+        if reference is None or not is_of_world(frames, prompt, reference):
+            return {}
+        return world_scores(frames, prompt, reference)
 
 
 def reference_of_run(run: Run):
