@@ -22,7 +22,7 @@ from configs.errors import UserError
 from configs.signals import Terminated
 from data.cache import CachedClip, export_clips, read_cached
 from models.backbones import architecture
-from models.files import release
+from models.files import release, tensors
 from models.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.files.diffusers_lora import DIFFUSERS_FILE, read_peft
 from models.merge import merge
@@ -103,10 +103,15 @@ def test_a_file_for_another_program_is_told_from_a_checkpoint(run, tmp_path, kin
     )
 
 
-def test_other_tensors_are_no_file_for_another_program(run, model, tmp_path):
+def test_other_tensors_are_no_file_for_another_program(run, model, tmp_path, monkeypatch):
+    def opened(path, **given):
+        assert path.is_file(), "to open a pipe would wait for ever"
+        return safe_open(path, **given)
+
+    monkeypatch.setattr(tensors, "safe_open", opened)
     unet = Path(model) / "unet"
     (tmp_path / "damaged.safetensors").write_bytes(b"lora")
-    os.mkfifo(tmp_path / "pipe.safetensors")  # to open it would wait for ever
+    os.mkfifo(tmp_path / "pipe.safetensors")
     for path in (run / "cached_latents", unet, next(unet.glob("*.safetensors")), tmp_path):
         with pytest.raises(UserError) as told:
             load_checkpoint(path)
